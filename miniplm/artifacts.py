@@ -1,0 +1,216 @@
+"""What one stage hands to the next: small records of what lies at the storage root, never the data itself."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+Split = Literal["candidate", "reference", "heldout"]
+
+
+class Record(BaseModel):
+    """An immutable record, stored as JSON in manifests and passed between tasks."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def as_json(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+
+class ShardEntry(Record):
+    """One file of sequences of a corpus. Its `sequence_id`s are `first_sequence_id`, +1, +2, ... in row order.
+
+    `corpus_id` is the corpus in which the shard was made: its file and its scores lie there.
+    """
+
+    corpus_id: str
+    split: Split
+    shard_index: int
+    digest: str
+    num_bytes: int
+    num_sequences: int
+    num_tokens: int
+    first_sequence_id: int
+
+
+class SourceEntry(Record):
+    """One source file. Its records are documents `first_document_id` ... + `num_records` - 1, rejected ones included."""
+
+    path: str
+    digest: str
+    num_bytes: int
+    num_records: int
+    first_document_id: int
+
+
+class DomainCounts(Record):
+    """What one domain has in one split. `num_bytes` counts the UTF-8 bytes of the documents' texts."""
+
+    num_documents: int = 0
+    num_bytes: int = 0
+    num_tokens: int = 0
+    num_sequences: int = 0
+
+
+class TokenizerEntry(Record):
+    """The tokenizer of a corpus. `digest` is of its vocabulary: every token with its id."""
+
+    name: str
+    digest: str
+    vocab_size: int
+    eos_token: str
+    eos_token_id: int
+
+
+class CorpusManifest(Record):
+    """A prepared corpus; it is complete when this is at the storage root.
+
+    num_records == sum of documents over splits and domains + sum of `rejected`.
+    num_tokens of a split's shards == sum of its domains' num_tokens.
+    """
+
+    corpus_id: str
+    parent: str | None = None
+    tokenizer: TokenizerEntry
+    sequence_length: int
+    sources: tuple[SourceEntry, ...]
+    num_records: int
+    rejected: dict[str, int]
+    domains: dict[Split, dict[str, DomainCounts]]
+    shards: tuple[ShardEntry, ...]
+    versions: dict[str, str]
+
+    def split_shards(self, split: Split) -> tuple[ShardEntry, ...]:
+        """The shards of one split in the order of their index."""
+        return tuple(sorted((shard for shard in self.shards if shard.split == split), key=lambda shard: shard.shard_index))
+
+    def split_counts(self, split: Split) -> DomainCounts:
+        """Documents, bytes, tokens and sequences of a split over all domains."""
+        counts = self.domains.get(split, {}).values()
+        return DomainCounts(
+            num_documents=sum(count.num_documents for count in counts),
+            num_bytes=sum(count.num_bytes for count in counts),
+            num_tokens=sum(count.num_tokens for count in counts),
+            num_sequences=sum(count.num_sequences for count in counts),
+        )
+
+
+class ScoreShardManifest(Record):
+    """A shard's scores under one model; the shard is scored when this and the file's digest agree.
+
+    `shard_digest` is of the sequences that were scored, so scores of another file of the same name do not count.
+    """
+
+    corpus_id: str
+    model_id: str
+    shard_index: int
+    shard_digest: str
+    digest: str
+    num_bytes: int
+    num_sequences: int
+    num_tokens: int
+    num_scored_tokens: int
+    nll_sum: float
+    seconds: float
+    device: str
+    dtype: str
+    versions: dict[str, str]
+
+
+class ModelEntry(Record):
+    """A model as it scores: `model_id` is made of weights, configuration and dtype; `path` is where it is read from."""
+
+    model_id: str
+    path: str
+    dtype: str
+    weights_digest: str
+    num_parameters: int
+
+
+class SelectionShardEntry(Record):
+    """The kept sequences of one candidate shard."""
+
+    shard_index: int
+    corpus_id: str
+    digest: str
+    num_bytes: int
+    num_sequences: int
+    num_tokens: int
+
+
+class DomainSelection(Record):
+    """What was kept of one domain, and quantiles of its difference scores (at 0, .1, .25, .5, .75, .9, 1), nats a token."""
+
+    num_candidates: int
+    num_selected: int
+    num_candidate_tokens: int
+    num_selected_tokens: int
+    mean_teacher_nll: float
+    mean_reference_nll: float
+    difference_score_quantiles: tuple[float, ...]
+
+
+class SelectionManifest(Record):
+    """A selection; the same inputs give the same bytes. `threshold` is the lowest difference score that was kept."""
+
+    selection_id: str
+    corpus_id: str
+    teacher_id: str
+    reference_id: str
+    ratio: float
+    score: Literal["mean", "sum"]
+    num_candidates: int
+    num_selected: int
+    num_selected_tokens: int
+    num_negative: int
+    threshold: float | None
+    domains: dict[str, DomainSelection]
+    shards: tuple[SelectionShardEntry, ...]
+
+
+class CheckpointMetrics(Record):
+    """One optimizer step: loss in nats a scored token over the global batch, gradient norm before clipping."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    num_tokens: int
+    seconds: float
+
+
+class TrainingManifest(Record):
+    """A finished training. `weights_digest` is of the final weights; `checkpoint` is its folder below the root."""
+
+    training_id: str
+    recipe: dict[str, Any]
+    checkpoint: str
+    weights_digest: str
+    num_parameters: int
+    num_steps: int
+    num_tokens: int
+    num_sequences: int
+    final_loss: float
+    seconds: float
+    device: str
+    versions: dict[str, str]
+
+
+class DomainLoss(Record):
+    """Held-out loss: nats a scored token, and bits a UTF-8 byte of text (independent of the tokenizer)."""
+
+    nats_per_token: float
+    bits_per_byte: float
+    num_scored_tokens: int
+    num_sequences: int
+
+
+class Evaluation(Record):
+    """A model measured on the held-out split of a corpus."""
+
+    corpus_id: str
+    weights_digest: str
+    overall: DomainLoss
+    domains: dict[str, DomainLoss]
+    seconds: float

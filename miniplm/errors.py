@@ -1,0 +1,63 @@
+"""Every error that a user can mend, in two families.
+
+`ConfigError` (a `ValueError`) is about what the user wrote; the subclasses of `MiniplmError` are about the
+state of artifacts: sources, models, shards, scores, storage. Both are reported as one message (what failed,
+where, the value got, what is allowed, the next step) and end the command with exit code 2. Anything else is
+a failed run: exit code 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run: the field, the rule and the value got."""
+
+
+class MiniplmError(Exception):
+    """An artifact is not in the state that a step needs."""
+
+
+class SourceError(MiniplmError):
+    """A source file cannot be read as the configuration says."""
+
+
+class TokenizerError(MiniplmError):
+    """A tokenizer is missing, has no end-of-document token, or does not match another one."""
+
+
+class ModelError(MiniplmError):
+    """A model folder is missing, truncated, unsafe, or holds weights that are not finite."""
+
+
+class CorpusError(MiniplmError):
+    """A prepared corpus is missing, incomplete or damaged."""
+
+
+class ScoreError(MiniplmError):
+    """A shard could not be scored for a reason of its own, such as a non-finite score."""
+
+
+class ScoreJoinError(MiniplmError):
+    """Candidate sequences and the scores of the two models do not match one to one."""
+
+
+class TrainingError(MiniplmError):
+    """A model cannot be trained: no data, or a loss that is not finite."""
+
+
+class StorageError(MiniplmError):
+    """The storage root cannot be read or written."""
+
+
+class BusyError(MiniplmError):
+    """Another process works on the same artifact."""
+
+
+def list_offenders(offenders: Iterable[object], total: int | None = None, most: int = 10) -> str:
+    """The first `most` offenders and the total, for an error message: `"3, 5, 8, ... (12 in all)"`."""
+    items = [str(offender) for offender in offenders]
+    total = len(items) if total is None else total
+    shown = ", ".join(items[:most])
+    return shown if total <= min(most, len(items)) else f"{shown}, ... ({total} in all)"

@@ -1,0 +1,110 @@
+"""Where every artifact lies below the storage root: a public contract, and this file its only source.
+
+All functions return paths relative to the root, with `/`.
+"""
+
+from __future__ import annotations
+
+SPLITS = ("candidate", "reference", "heldout")
+
+
+def shard_name(shard_index: int) -> str:
+    """`shard-00042`, the name of a shard everywhere: files, task runs, messages."""
+    return f"shard-{shard_index:05d}"
+
+
+def corpus_folder(corpus_id: str) -> str:
+    return f"corpora/{corpus_id}"
+
+
+def corpus_manifest(corpus_id: str) -> str:
+    return f"{corpus_folder(corpus_id)}/manifest.json"
+
+
+def corpus_shard(corpus_id: str, split: str, shard_index: int) -> str:
+    return f"{corpus_folder(corpus_id)}/{split}/{shard_name(shard_index)}.parquet"
+
+
+def corpus_tokenizer(corpus_id: str) -> str:
+    """A folder that `AutoTokenizer.from_pretrained` reads: the tokenizer the corpus was made with."""
+    return f"{corpus_folder(corpus_id)}/tokenizer"
+
+
+def corpus_preparation(corpus_id: str) -> str:
+    """What is needed to go on with an interrupted preparation; gone once the manifest is there."""
+    return f"{corpus_folder(corpus_id)}/preparation.json"
+
+
+def quarantine_folder(corpus_id: str) -> str:
+    return f"{corpus_folder(corpus_id)}/quarantine"
+
+
+def quarantine_file(corpus_id: str, part_index: int) -> str:
+    return f"{quarantine_folder(corpus_id)}/rejected-{part_index:05d}.jsonl"
+
+
+def source_digests() -> str:
+    """Digests of source files by their identity (path, size, time), so that none is read twice to name a corpus."""
+    return "corpora/source-digests.json"
+
+
+def model_folder(model_id: str) -> str:
+    return f"models/{model_id}"
+
+
+def scores_folder(corpus_id: str, model_id: str) -> str:
+    return f"scores/{corpus_id}/{model_id}"
+
+
+def score_shard(corpus_id: str, model_id: str, shard_index: int) -> str:
+    return f"{scores_folder(corpus_id, model_id)}/{shard_name(shard_index)}.parquet"
+
+
+def score_shard_manifest(corpus_id: str, model_id: str, shard_index: int) -> str:
+    return f"{scores_folder(corpus_id, model_id)}/{shard_name(shard_index)}.json"
+
+
+def selection_folder(selection_id: str) -> str:
+    return f"selections/{selection_id}"
+
+
+def selection_manifest(selection_id: str) -> str:
+    return f"{selection_folder(selection_id)}/manifest.json"
+
+
+def selection_shard(selection_id: str, shard_index: int) -> str:
+    return f"{selection_folder(selection_id)}/{shard_name(shard_index)}.parquet"
+
+
+def training_folder(training_id: str) -> str:
+    """The workspace of one training, named by everything that goes into it: checkpoints, metrics, manifest."""
+    return f"training/{training_id}"
+
+
+def training_manifest(training_id: str) -> str:
+    return f"{training_folder(training_id)}/manifest.json"
+
+
+def checkpoints_folder(training_id: str) -> str:
+    return f"{training_folder(training_id)}/checkpoints"
+
+
+def checkpoint_folder(training_id: str, step: int) -> str:
+    return f"{checkpoints_folder(training_id)}/step-{step:08d}"
+
+
+def run_folder(run_name: str) -> str:
+    return f"runs/{run_name}"
+
+
+def run_record(run_name: str) -> str:
+    return f"{run_folder(run_name)}/run.json"
+
+
+def run_report(run_name: str) -> str:
+    return f"{run_folder(run_name)}/report.html"
+
+
+def student_folder(run_name: str, student_name: str) -> str:
+    """A finished student: a transformers directory with its metrics and evaluation."""
+    return f"{run_folder(run_name)}/students/{student_name}"

@@ -1,0 +1,97 @@
+"""The negative log-likelihood of tokens: all of its arithmetic, for scoring, training and evaluation alike.
+
+    nll[t] = logsumexp_v(logits[t, v]) - logits[t, target[t]]        nats, float32
+
+The logits of a batch never exist whole: the head runs over blocks of tokens, and only one block's logits,
+`block_tokens` x V float32, are alive. Sums over a sequence are float64.
+
+Shapes: B sequences, T tokens of the longest, N tokens of any kind, H width of the hidden state, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+# Logits alive at a time: 2**25 float32 values, 128 MiB.
+_BLOCK_ELEMENTS = 1 << 25
+
+
+@dataclass(frozen=True)
+class Head:
+    """How a model makes logits of its last hidden state: `softcap * tanh(scale * (W h + b) / softcap)`.
+
+    `scale` and `softcap` are those of families that have them (Cohere, Granite, Gemma 2); None leaves the step out.
+    """
+
+    weight_VH: Tensor
+    bias_V: Tensor | None = None
+    scale: float | None = None
+    softcap: float | None = None
+
+    def logits(self, hidden_NH: Tensor) -> Tensor:
+        """Float32 logits (N, V) of hidden states of the weights' dtype."""
+        logits_NV = torch.nn.functional.linear(hidden_NH, self.weight_VH, self.bias_V).float()
+        if self.scale is not None:
+            logits_NV = logits_NV * self.scale
+        if self.softcap is not None:
+            logits_NV = torch.tanh(logits_NV / self.softcap) * self.softcap
+        return logits_NV
+
+    def default_block_tokens(self) -> int:
+        """Tokens whose float32 logits take about 128 MiB, at least one."""
+        return max(1, _BLOCK_ELEMENTS // self.weight_VH.shape[0])
+
+
+def mask_scored_targets(token_ids_BT: Tensor, num_tokens_B: Tensor, eos_token_id: int) -> Tensor:
+    """Which targets count, (B, T-1) bool: entry t is the target `token_ids[t + 1]`, predicted from inputs up to t.
+
+    A target counts unless its input token `token_ids[t]` is EOS (the first token of a document is not
+    predictable from the document before it) or the target is padding, at or beyond `num_tokens`.
+    Method: MiniPLM reference code, `LMDataset.collate`.
+    """
+    inputs = token_ids_BT[:, :-1]
+    positions = torch.arange(1, token_ids_BT.shape[1], device=token_ids_BT.device)
+    return (inputs != eos_token_id) & (positions[None, :] < num_tokens_B[:, None])
+
+
+def nll_of_logits(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    """NLL (N,) float32, in nats, of int64 targets under float32 logits."""
+    return torch.logsumexp(logits_NV, dim=-1) - logits_NV.gather(1, targets_N[:, None]).squeeze(1)
+
+
+def nll_of_hidden(head: Head, hidden_NH: Tensor, targets_N: Tensor, block_tokens: int | None = None) -> Tensor:
+    """NLL (N,) float32, in nats, one block of tokens at a time.
+
+    With gradients on, a block's logits are computed again in the backward pass instead of being kept, unless
+    there is only one block.
+    """
+    block_tokens = block_tokens or head.default_block_tokens()
+
+    def block_nll(hidden: Tensor, targets: Tensor) -> Tensor:
+        return nll_of_logits(head.logits(hidden), targets)
+
+    hidden_blocks = hidden_NH.split(block_tokens)
+    run: Callable[[Tensor, Tensor], Tensor] = block_nll
+    if torch.is_grad_enabled() and len(hidden_blocks) > 1:
+
+        def run(hidden: Tensor, targets: Tensor) -> Tensor:
+            result: Tensor = checkpoint(block_nll, hidden, targets, use_reentrant=False)
+            return result
+
+    blocks = [run(hidden, targets) for hidden, targets in zip(hidden_blocks, targets_N.split(block_tokens), strict=True)]
+    return torch.cat(blocks) if blocks else hidden_NH.new_zeros(0, dtype=torch.float32)
+
+
+def sum_nll_by_sequence(nll_N: Tensor, mask_BS: Tensor) -> tuple[Tensor, Tensor]:
+    """Float64 sums (B,) of the NLLs of the targets that `mask_BS` marks, and their number (B,) int64.
+
+    `nll_N` holds the marked targets only, in row order, N == mask_BS.sum(). A sequence without any has sum 0.
+    """
+    nll_BS = torch.zeros(mask_BS.shape, dtype=torch.float64, device=nll_N.device)
+    nll_BS[mask_BS] = nll_N.double()
+    return nll_BS.sum(dim=1), mask_BS.sum(dim=1)
