@@ -1,0 +1,70 @@
+"""The name of a model as it scores: made of its weights, its configuration and the precision it computes in."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+from miniplm.artifacts import ModelEntry
+from miniplm.models.files import list_weight_files, read_model_config
+from miniplm.storage import digest_content, digest_file
+
+# Raised when a change of the code changes the scores of an unchanged model.
+SCORING_VERSION = 1
+
+# What of a config.json says nothing of the numbers that the model computes.
+_VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "architectures")
+
+
+def identify_model(folder: Path, name: str, dtype: str) -> ModelEntry:
+    """The entry of a model in a folder: `name-dtype-<12 hex>`.
+
+    Reads all weights once, to digest them and to count the parameters. Raises `ModelError` as `list_weight_files`.
+    """
+    config = read_model_config(folder)
+    files = list_weight_files(folder)
+    weights_digest = digest_weights(files)
+    model_id = f"{slug(name)}-{dtype}-{digest_content([weights_digest, stable_config(config), dtype, SCORING_VERSION])}"
+    return ModelEntry(
+        model_id=model_id,
+        path=str(folder),
+        dtype=dtype,
+        weights_digest=weights_digest,
+        num_parameters=count_stored_parameters(files),
+    )
+
+
+def digest_weights(files: list[Path]) -> str:
+    """One digest over the digests of all weight files, in the order of their names."""
+    sha = hashlib.sha256()
+    for path in files:
+        sha.update(digest_file(path).encode())
+    return f"sha256:{sha.hexdigest()}"
+
+
+def stable_config(config: dict[str, Any]) -> dict[str, Any]:
+    """A model configuration without what changes nothing in its numbers."""
+    return {key: value for key, value in config.items() if key not in _VOLATILE}
+
+
+def count_stored_parameters(files: list[Path]) -> int:
+    """Parameters in the weight files; tied weights count once."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in files:
+        with safe_open(path, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - not a dict
+                size = 1
+                for dimension in tensors.get_slice(key).get_shape():
+                    size *= dimension
+                total += size
+    return total
+
+
+def slug(name: str) -> str:
+    """The last part of a hub id or path, in lower-case letters, digits, '.' and '-'."""
+    last = name.rstrip("/").rsplit("/", 1)[-1].lower()
+    return re.sub(r"[^a-z0-9.]+", "-", last).strip("-.")[:40] or "model"

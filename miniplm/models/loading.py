@@ -1,0 +1,134 @@
+"""Loads a model to score: body and head apart, so that logits are made a block at a time, and checked to be right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from miniplm.errors import ModelError, list_offenders
+from miniplm.models.devices import torch_dtype
+from miniplm.models.files import list_weight_files, read_model_config
+from miniplm.nll import Head
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to score: `body` gives hidden states (B, T, H), `head` makes logits (N, V) of them.
+
+    `max_positions` is the longest input in tokens, None where the family has no limit.
+    """
+
+    body: nn.Module
+    head: Head
+    device: torch.device
+    vocab_size: int
+    max_positions: int | None
+    name: str
+
+
+def load_model(folder: Path, dtype: str, device: torch.device, trust_remote_code: bool = False) -> LoadedModel:
+    """The model of a folder, in evaluation mode on `device`.
+
+    Raises `ModelError` where a file is missing, damaged or unsafe, weights are missing or not finite, the
+    family is not known, or body and head together do not give the model's own logits.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    read_model_config(folder)
+    list_weight_files(folder)
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype=torch_dtype(dtype),
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(f"model folder {folder} cannot be loaded as a causal language model: {reason[0]}") from error
+    _check_all_loaded(folder, info)
+    model = model.eval().requires_grad_(False).to(device)
+    _check_finite(folder, model)
+    body, head = split_head(model)
+    _check_head(folder, model, body, head)
+    return LoadedModel(
+        body=body,
+        head=head,
+        device=device,
+        vocab_size=head.weight_VH.shape[0],
+        max_positions=_max_positions(model.config),
+        name=folder.name,
+    )
+
+
+def split_head(model: Any) -> tuple[nn.Module, Head]:
+    """The body that gives `last_hidden_state`, and the head that makes its logits.
+
+    The head holds the model's live weights, so that it can be trained through.
+    Raises `ModelError` where the model has no linear output embedding.
+    """
+    body = model.base_model
+    output = model.get_output_embeddings()
+    if body is model or output is None or not isinstance(getattr(output, "weight", None), torch.Tensor):
+        raise ModelError(f"{type(model).__name__} has no body and linear head that could be run apart; it cannot be used here")
+    config = model.config
+    # Cohere multiplies its logits by `logit_scale`, Granite divides them by `logits_scaling`, Gemma 2 caps them.
+    scale = getattr(config, "logit_scale", None)
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:
+        scale = 1.0 / divisor
+    return body, Head(output.weight, getattr(output, "bias", None), scale, getattr(config, "final_logit_softcapping", None))
+
+
+def _max_positions(config: Any) -> int | None:
+    for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
+        value = getattr(config, key, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def _check_all_loaded(folder: Path, info: dict[str, Any]) -> None:
+    for key, meaning in (
+        ("missing_keys", "lacks weights"),
+        ("mismatched_keys", "has weights of another shape than its config.json says"),
+    ):
+        names = sorted(str(name) for name in info.get(key) or ())
+        if names:
+            raise ModelError(
+                f"model folder {folder} {meaning}: {list_offenders(names)}; they would be random. Copy the model again"
+            )
+
+
+def _check_finite(folder: Path, model: nn.Module) -> None:
+    broken = {
+        name: int((~torch.isfinite(tensor)).sum()) for name, tensor in model.named_parameters() if not torch.isfinite(tensor).all()
+    }
+    if broken:
+        offenders = [f"{name} ({count} values)" for name, count in broken.items()]
+        raise ModelError(
+            f"model folder {folder} has weights that are NaN or infinite: {list_offenders(offenders)}. Use another copy or checkpoint"
+        )
+
+
+@torch.inference_mode()
+def _check_head(folder: Path, model: Any, body: nn.Module, head: Head) -> None:
+    """Body and head must give the model's own logits; a family with a step of its own in between is refused, not scored wrong."""
+    vocab_size = head.weight_VH.shape[0]
+    device = head.weight_VH.device
+    token_ids_1T = (torch.arange(16, device=device) * 7919 % vocab_size)[None, :]
+    ours_TV = head.logits(body(input_ids=token_ids_1T, use_cache=False).last_hidden_state[0])
+    theirs_TV = model(input_ids=token_ids_1T, use_cache=False).logits[0].float()
+    tolerance = (1e-4 if head.weight_VH.dtype == torch.float32 else 3e-2) * max(1.0, theirs_TV.abs().max().item())
+    difference = (ours_TV - theirs_TV).abs().max().item()
+    if not difference <= tolerance:
+        raise ModelError(
+            f"model folder {folder} ({type(model).__name__}) makes its logits in a way that is not known here: body and head apart "
+            f"differ from the whole model by {difference:.3g}; it cannot be scored without storing all logits"
+        )
