@@ -1,0 +1,128 @@
+"""Scores one shard: sequences in, a score file and its manifest out; and says whether a shard is scored."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from miniplm import layout
+from miniplm.artifacts import CorpusManifest, ModelEntry, ScoreShardManifest, ShardEntry
+from miniplm.corpus.reader import read_shard, read_token_ids
+from miniplm.errors import ScoreError, StorageError, list_offenders
+from miniplm.models.loading import LoadedModel
+from miniplm.progress import Progress, ProgressCallback, ignore_progress
+from miniplm.scoring.engine import score_sequences
+from miniplm.storage import Storage, digest_file
+from miniplm.versions import list_versions
+
+SCORE_SCHEMA = pa.schema([("sequence_id", pa.int64()), ("num_scored_tokens", pa.int32()), ("nll_sum", pa.float64())])
+
+
+@dataclass(frozen=True)
+class ShardScoreState:
+    """Whether a shard is scored: `done` with its manifest, `missing`, or `broken` with the reason."""
+
+    shard_index: int
+    state: Literal["done", "missing", "broken"]
+    manifest: ScoreShardManifest | None = None
+    reason: str = ""
+
+
+def score_shard(
+    storage: Storage,
+    corpus: CorpusManifest,
+    shard: ShardEntry,
+    entry: ModelEntry,
+    model: LoadedModel,
+    tokens_per_batch: int,
+    on_progress: ProgressCallback = ignore_progress,
+) -> ScoreShardManifest:
+    """Scores a candidate shard and publishes `scores/CORPUS_ID/MODEL_ID/shard-N.parquet`, then its manifest.
+
+    Columns: `sequence_id` int64, `num_scored_tokens` int32, `nll_sum` float64 (nats), rows as in the shard.
+    Raises `ScoreError` naming the sequences where a score is not finite (nothing is published), `CorpusError`
+    where the shard is damaged, and what `score_sequences` raises.
+    """
+    started = time.perf_counter()
+    name = layout.shard_name(shard.shard_index)
+    table = read_shard(storage, shard, columns=["sequence_id", "token_ids"])
+    done_tokens = 0
+
+    def on_tokens(num_tokens: int) -> None:
+        nonlocal done_tokens
+        done_tokens += num_tokens
+        on_progress(Progress(f"score {entry.model_id} {name}", done_tokens, shard.num_tokens, "tokens"))
+
+    scores = score_sequences(model, read_token_ids(table), corpus.tokenizer.eos_token_id, tokens_per_batch, on_tokens)
+    sequence_ids = table["sequence_id"].to_numpy()
+    _check_finite(name, entry, sequence_ids, scores.nll_sum)
+    columns = [pa.array(sequence_ids), pa.array(scores.num_scored_tokens), pa.array(scores.nll_sum)]
+    relative = layout.score_shard(shard.corpus_id, entry.model_id, shard.shard_index)
+    # A manifest that spoke of an older file must be gone before a new file stands in its place.
+    storage.delete(layout.score_shard_manifest(shard.corpus_id, entry.model_id, shard.shard_index))
+    with storage.publish(relative) as path:
+        pq.write_table(pa.Table.from_arrays(columns, schema=SCORE_SCHEMA), path, compression="none", use_dictionary=False)
+        digest, num_bytes = digest_file(path), path.stat().st_size
+    manifest = ScoreShardManifest(
+        corpus_id=shard.corpus_id,
+        model_id=entry.model_id,
+        shard_index=shard.shard_index,
+        shard_digest=shard.digest,
+        digest=digest,
+        num_bytes=num_bytes,
+        num_sequences=len(sequence_ids),
+        num_tokens=shard.num_tokens,
+        num_scored_tokens=int(scores.num_scored_tokens.sum()),
+        nll_sum=float(scores.nll_sum.sum()),
+        seconds=time.perf_counter() - started,
+        device=str(model.device),
+        dtype=entry.dtype,
+        versions=list_versions(),
+    )
+    storage.write_json(layout.score_shard_manifest(shard.corpus_id, entry.model_id, shard.shard_index), manifest.as_json())
+    return manifest
+
+
+def check_score_shard(storage: Storage, shard: ShardEntry, model_id: str) -> ShardScoreState:
+    """Reads a shard's manifest and its file's digest, and says whether the shard is scored."""
+    index = shard.shard_index
+    relative = layout.score_shard(shard.corpus_id, model_id, index)
+    manifest_path = layout.score_shard_manifest(shard.corpus_id, model_id, index)
+    if not storage.exists(manifest_path):
+        return ShardScoreState(index, "missing")
+    try:
+        manifest = ScoreShardManifest.model_validate(storage.read_json(manifest_path))
+    except (ValidationError, StorageError) as error:
+        return ShardScoreState(index, "broken", reason=f"its manifest is damaged ({str(error).splitlines()[0]})")
+    if manifest.shard_digest != shard.digest:
+        return ShardScoreState(index, "broken", reason="its scores are of other sequences than the corpus holds")
+    if not storage.exists(relative):
+        return ShardScoreState(index, "broken", reason="its score file is gone")
+    num_bytes = storage.size_bytes(relative)
+    if num_bytes != manifest.num_bytes:
+        return ShardScoreState(
+            index, "broken", reason=f"its score file has {num_bytes:,} bytes, its manifest says {manifest.num_bytes:,}"
+        )
+    if storage.digest(relative) != manifest.digest:
+        return ShardScoreState(index, "broken", reason="its score file is not what its manifest says (digests differ)")
+    return ShardScoreState(index, "done", manifest)
+
+
+def check_score_shards(storage: Storage, corpus: CorpusManifest, model_id: str) -> list[ShardScoreState]:
+    """The state of every candidate shard of a corpus under one model, in the order of their index."""
+    return [check_score_shard(storage, shard, model_id) for shard in corpus.split_shards("candidate")]
+
+
+def _check_finite(name: str, entry: ModelEntry, sequence_ids: np.ndarray[Any, Any], nll_sum: np.ndarray[Any, Any]) -> None:
+    broken = sequence_ids[~np.isfinite(nll_sum)]
+    if len(broken):
+        raise ScoreError(
+            f"{name}: {len(broken)} of {len(sequence_ids)} sequences have a non-finite NLL under model {entry.model_id} "
+            f"(sequence ids {list_offenders(broken)}); nothing was published. Score with dtype float32, or look at them with `miniplm inspect RUN --id N`"
+        )

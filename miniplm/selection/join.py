@@ -1,0 +1,151 @@
+"""Joins the candidate sequences with the scores of both models in DuckDB, and refuses anything but a one-to-one match."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import duckdb
+
+from miniplm import layout
+from miniplm.artifacts import CorpusManifest, ShardEntry
+from miniplm.errors import ScoreJoinError, list_offenders
+from miniplm.scoring.shards import check_score_shards
+from miniplm.storage import Storage
+
+_ROLES = ("teacher", "reference")
+
+
+@contextmanager
+def connect(storage: Storage) -> Iterator[duckdb.DuckDBPyConnection]:
+    """An in-memory DuckDB that reads files at the storage root; what does not fit in memory spills to a temporary folder."""
+    with (
+        tempfile.TemporaryDirectory(prefix="miniplm-duckdb-") as spill,
+        duckdb.connect(config={"temp_directory": spill}) as connection,
+    ):
+        if not storage.is_local:
+            connection.register_filesystem(storage.filesystem)
+        yield connection
+
+
+def check_scores(storage: Storage, corpus: CorpusManifest, teacher_id: str, reference_id: str) -> None:
+    """Raises `ScoreJoinError` unless every candidate shard is scored by both models, its files being what their manifests say."""
+    problems: list[str] = []
+    shards: dict[str, list[int]] = {}
+    for role, model_id in zip(_ROLES, (teacher_id, reference_id), strict=True):
+        for state in check_score_shards(storage, corpus, model_id):
+            if state.state != "done":
+                problems.append(
+                    f"{layout.shard_name(state.shard_index)} has no {role} scores"
+                    if state.state == "missing"
+                    else f"{layout.shard_name(state.shard_index)} has broken {role} scores: {state.reason}"
+                )
+                shards.setdefault(role, []).append(state.shard_index)
+    if problems:
+        raise ScoreJoinError(f"{list_offenders(problems)}. {_repair(shards)}")
+
+
+def candidate_scores(
+    connection: duckdb.DuckDBPyConnection,
+    storage: Storage,
+    corpus: CorpusManifest,
+    teacher_id: str,
+    reference_id: str,
+    score: str = "mean",
+) -> None:
+    """Creates the table `candidate_scores`, one row a candidate sequence, NLLs in nats a scored token:
+
+        sequence_id, domain, num_tokens, num_scored_tokens, teacher_nll, reference_nll, difference_score
+
+        difference_score = reference_nll - teacher_nll                    score "mean" (MiniPLM, eq. for r(x))
+        difference_score = reference_nll_sum - teacher_nll_sum            score "sum"
+
+    A sequence without a scored target has NLL 0. Raises `ScoreJoinError` unless each candidate has exactly one
+    finite score from each model; it names the shards and the command that repairs them.
+    """
+    shards = corpus.split_shards("candidate")
+    for role, model_id in zip(_ROLES, (teacher_id, reference_id), strict=True):
+        files = [storage.url(layout.score_shard(shard.corpus_id, model_id, shard.shard_index)) for shard in shards]
+        connection.execute(f"CREATE OR REPLACE TEMP VIEW {role}_scores AS SELECT * FROM read_parquet({_sql_list(files)})")
+    files = [storage.url(layout.corpus_shard(shard.corpus_id, shard.split, shard.shard_index)) for shard in shards]
+    connection.execute(
+        f"CREATE OR REPLACE TEMP VIEW candidates AS SELECT sequence_id, domain::VARCHAR AS domain, num_tokens FROM read_parquet({_sql_list(files)})"
+    )
+    for role in _ROLES:
+        _check_role(connection, shards, role)
+    _check_same_targets(connection, shards)
+    difference = (
+        "reference.nll_sum - teacher.nll_sum"
+        if score == "sum"
+        else "reference.nll_sum / greatest(reference.num_scored_tokens, 1) - teacher.nll_sum / greatest(teacher.num_scored_tokens, 1)"
+    )
+    connection.execute(f"""
+        CREATE OR REPLACE TEMP TABLE candidate_scores AS
+        SELECT sequence_id, domain, num_tokens, teacher.num_scored_tokens,
+               teacher.nll_sum / greatest(teacher.num_scored_tokens, 1) AS teacher_nll,
+               reference.nll_sum / greatest(reference.num_scored_tokens, 1) AS reference_nll,
+               {difference} AS difference_score
+        FROM candidates JOIN teacher_scores teacher USING (sequence_id) JOIN reference_scores reference USING (sequence_id)
+    """)
+
+
+def _check_role(connection: duckdb.DuckDBPyConnection, shards: tuple[ShardEntry, ...], role: str) -> None:
+    checks = (
+        (f"have no {role} score", f"SELECT sequence_id FROM candidates ANTI JOIN {role}_scores USING (sequence_id)"),
+        (f"have more than one {role} score", f"SELECT sequence_id FROM {role}_scores GROUP BY sequence_id HAVING count(*) > 1"),
+        (
+            f"have a {role} score but are no candidates",
+            f"SELECT sequence_id FROM {role}_scores ANTI JOIN candidates USING (sequence_id)",
+        ),
+        (
+            f"have a {role} score that is NULL or not finite",
+            f"SELECT sequence_id FROM {role}_scores WHERE nll_sum IS NULL OR NOT isfinite(nll_sum) OR num_scored_tokens IS NULL OR num_scored_tokens < 0",
+        ),
+    )
+    for fault, query in checks:
+        _refuse(connection, shards, fault, query, (role,))
+
+
+def _check_same_targets(connection: duckdb.DuckDBPyConnection, shards: tuple[ShardEntry, ...]) -> None:
+    query = """SELECT sequence_id FROM teacher_scores t JOIN reference_scores r USING (sequence_id)
+               WHERE t.num_scored_tokens <> r.num_scored_tokens"""
+    _refuse(connection, shards, "have another number of scored tokens under the teacher than under the reference", query, _ROLES)
+
+
+def _refuse(
+    connection: duckdb.DuckDBPyConnection, shards: tuple[ShardEntry, ...], fault: str, query: str, roles: tuple[str, ...]
+) -> None:
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE offenders AS {query}")
+    total = int(connection.execute("SELECT count(*) FROM offenders").fetchall()[0][0])
+    if not total:
+        return
+    rows = connection.execute("SELECT DISTINCT sequence_id FROM offenders ORDER BY sequence_id LIMIT 10").fetchall()
+    first = [int(row[0]) for row in rows]
+    touched = [
+        shard
+        for shard in shards
+        if connection.execute(
+            "SELECT 1 FROM offenders WHERE sequence_id >= ? AND sequence_id < ? LIMIT 1",
+            [shard.first_sequence_id, shard.first_sequence_id + shard.num_sequences],
+        ).fetchall()
+    ]
+    names = list_offenders([layout.shard_name(shard.shard_index) for shard in touched]) or "no shard of this corpus"
+    num_sequences = sum(shard.num_sequences for shard in touched)
+    raise ScoreJoinError(
+        f"{names}: {total} of {num_sequences} sequences {fault} (first: {', '.join(map(str, first))}). "
+        + _repair({role: [shard.shard_index for shard in touched] for role in roles})
+    )
+
+
+def _repair(shards: dict[str, list[int]]) -> str:
+    commands = [f"`miniplm score CONFIG --model {role}{_shard_options(indices)}`" for role, indices in shards.items()]
+    return f"Run {' and '.join(commands)}"
+
+
+def _shard_options(indices: list[int]) -> str:
+    return "".join(f" --shard {index}" for index in indices) if len(indices) <= 10 else ""
+
+
+def _sql_list(files: list[str]) -> str:
+    return "[" + ", ".join("'" + file.replace("'", "''") + "'" for file in files) + "]"
