@@ -119,10 +119,16 @@ class ScoreShardManifest(Record):
 
 
 class ModelEntry(Record):
-    """A model as it scores: `model_id` is made of weights, configuration and dtype; `path` is where it is read from."""
+    """A model as it scores: `model_id` is made of weights, configuration and dtype.
+
+    It is read from `models/MODEL_ID` at the storage root where `stored`, else from the hub id or folder `source`.
+    """
 
     model_id: str
-    path: str
+    source: str
+    revision: str | None = None
+    stored: bool = False
+    trust_remote_code: bool = False
     dtype: str
     weights_digest: str
     num_parameters: int

@@ -93,6 +93,10 @@ def checkpoint_folder(training_id: str, step: int) -> str:
     return f"{checkpoints_folder(training_id)}/step-{step:08d}"
 
 
+def training_evaluation(training_id: str) -> str:
+    return f"{training_folder(training_id)}/evaluation.json"
+
+
 def run_folder(run_name: str) -> str:
     return f"runs/{run_name}"
 

@@ -18,8 +18,10 @@ SCORING_VERSION = 1
 _VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "architectures")
 
 
-def identify_model(folder: Path, name: str, dtype: str) -> ModelEntry:
-    """The entry of a model in a folder: `name-dtype-<12 hex>`.
+def identify_model(
+    folder: Path, name: str, dtype: str, revision: str | None = None, stored: bool = False, trust_remote_code: bool = False
+) -> ModelEntry:
+    """The entry of a model in a folder; its id is `name-dtype-<12 hex>`.
 
     Reads all weights once, to digest them and to count the parameters. Raises `ModelError` as `list_weight_files`.
     """
@@ -29,7 +31,10 @@ def identify_model(folder: Path, name: str, dtype: str) -> ModelEntry:
     model_id = f"{slug(name)}-{dtype}-{digest_content([weights_digest, stable_config(config), dtype, SCORING_VERSION])}"
     return ModelEntry(
         model_id=model_id,
-        path=str(folder),
+        source=name,
+        revision=revision,
+        stored=stored,
+        trust_remote_code=trust_remote_code,
         dtype=dtype,
         weights_digest=weights_digest,
         num_parameters=count_stored_parameters(files),

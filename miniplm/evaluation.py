@@ -1,0 +1,80 @@
+"""Measures a model on the held-out split: loss overall and by domain, with the same arithmetic that scores."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+
+from miniplm.artifacts import CorpusManifest, DomainCounts, DomainLoss, Evaluation
+from miniplm.corpus.reader import read_shard, read_token_ids
+from miniplm.errors import CorpusError, ScoreError
+from miniplm.models.loading import LoadedModel
+from miniplm.progress import Progress, ProgressCallback, ignore_progress
+from miniplm.scoring.engine import score_sequences
+from miniplm.storage import Storage
+
+
+def evaluate_heldout(
+    storage: Storage,
+    corpus: CorpusManifest,
+    model: LoadedModel,
+    weights_digest: str,
+    tokens_per_batch: int,
+    on_progress: ProgressCallback = ignore_progress,
+) -> Evaluation:
+    """Held-out loss in nats a scored token and in bits a byte, overall and by domain.
+
+        nats_per_token = sum of NLL / scored targets
+        bits_per_byte  = nats_per_token / ln 2 * tokens / UTF-8 bytes of the split's documents
+
+    Tokens include each document's EOS. Bits a byte do not depend on the tokenizer, so students of different
+    families compare by them. Raises `CorpusError` where the split is empty, `ScoreError` where a loss is not finite.
+    """
+    started = time.perf_counter()
+    shards = corpus.split_shards("heldout")
+    if not shards:
+        raise CorpusError(f"corpus {corpus.corpus_id} has no held-out sequences; give corpus.splits.heldout a larger share")
+    total = sum(shard.num_tokens for shard in shards)
+    nll_sums: dict[str, list[float]] = defaultdict(list)
+    num_scored: dict[str, int] = defaultdict(int)
+    num_sequences: dict[str, int] = defaultdict(int)
+    done = 0
+
+    def on_tokens(num_tokens: int) -> None:
+        nonlocal done
+        done += num_tokens
+        on_progress(Progress(f"evaluate {model.name}", done, total, "tokens"))
+
+    for shard in shards:
+        table = read_shard(storage, shard, columns=["domain", "token_ids"])
+        scores = score_sequences(model, read_token_ids(table), corpus.tokenizer.eos_token_id, tokens_per_batch, on_tokens)
+        for domain, nll_sum, num in zip(
+            table["domain"].to_pylist(), scores.nll_sum.tolist(), scores.num_scored_tokens.tolist(), strict=True
+        ):
+            nll_sums[domain].append(nll_sum)
+            num_scored[domain] += num
+            num_sequences[domain] += 1
+
+    def loss(domains: list[str], counts: DomainCounts) -> DomainLoss:
+        scored = sum(num_scored[domain] for domain in domains)
+        nats = math.fsum(value for domain in domains for value in nll_sums[domain]) / max(scored, 1)
+        if not math.isfinite(nats):
+            raise ScoreError(
+                f"model {model.name} has a held-out loss that is not finite ({', '.join(domains)}); its training went wrong"
+            )
+        return DomainLoss(
+            nats_per_token=nats,
+            bits_per_byte=nats / math.log(2) * counts.num_tokens / max(counts.num_bytes, 1),
+            num_scored_tokens=scored,
+            num_sequences=sum(num_sequences[domain] for domain in domains),
+        )
+
+    domains = sorted(num_sequences)
+    return Evaluation(
+        corpus_id=corpus.corpus_id,
+        weights_digest=weights_digest,
+        overall=loss(domains, corpus.split_counts("heldout")),
+        domains={domain: loss([domain], corpus.domains["heldout"][domain]) for domain in domains},
+        seconds=time.perf_counter() - started,
+    )

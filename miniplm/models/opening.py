@@ -1,0 +1,38 @@
+"""From a model's entry to its files on this machine, and to the model ready to score."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from miniplm import layout
+from miniplm.artifacts import ModelEntry
+from miniplm.errors import ModelError
+from miniplm.models.files import locate_model
+from miniplm.models.loading import LoadedModel, load_model
+from miniplm.storage import Storage
+
+
+def open_model(storage: Storage, entry: ModelEntry, device: torch.device) -> LoadedModel:
+    """The model of an entry on `device`. Raises `ModelError` as `locate_model` and `load_model`."""
+    with model_files(storage, entry) as folder:
+        return load_model(folder, entry.dtype, device, entry.trust_remote_code)
+
+
+@contextmanager
+def model_files(storage: Storage, entry: ModelEntry) -> Iterator[Path]:
+    """The local folder with an entry's files; copied for the time of the block where the storage root is remote."""
+    if not entry.stored:
+        yield locate_model(entry.source, entry.revision)
+        return
+    relative = layout.model_folder(entry.model_id)
+    if not storage.exists(f"{relative}/config.json"):
+        raise ModelError(
+            f"model {entry.model_id} is not at {storage.url(relative)}; train it with `miniplm train-reference CONFIG`"
+        )
+    with tempfile.TemporaryDirectory(prefix="miniplm-model-") as folder:
+        yield storage.download(relative, Path(folder) / entry.model_id)
