@@ -1,0 +1,42 @@
+# What a newcomer runs. Every target sets up what it needs and does nothing twice.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup assets demo test lint format clean clean-all test-packages
+
+BIN := .venv/bin
+PYTEST_ARGS ?=
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1|/' | column -t -s '|'
+
+setup:  ## make .venv with the pinned dependencies and .venv/bin/miniplm (about 2 minutes, once)
+	@scripts/setup.sh
+
+assets: setup  ## fetch the demo's teacher and assemble the sample corpus (about 1 minute, once)
+	@$(BIN)/python -m scripts.fetch_demo
+
+demo: assets  ## refine the sample corpus and train two students on it (about 5 minutes on 2 cores)
+	@$(BIN)/miniplm run deployments/configs/demo.yaml
+
+test-packages:
+	@scripts/install_test_packages.sh
+
+test: assets test-packages lint  ## lint, type check and all tests, with the real models
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: setup  ## ruff and strict mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup  ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove what runs and tests left behind: data/, caches, build output
+	rm -rf data build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+clean-all: clean  ## remove also .venv, the fetched models and text, and the download cache
+	rm -rf .venv models samples .cache
