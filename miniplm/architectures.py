@@ -1,0 +1,196 @@
+"""Model architectures by name, and models of them with fresh weights.
+
+The presets are the published ones (arXiv 2410.17215, table of model configurations): Qwen2, one key and value
+head a query head. The published names round generously: with the published widths and the vocabulary of 151,936,
+`qwen-300m` has 247 M parameters and `qwen-500m` has 464 M.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from miniplm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PretrainedConfig, PreTrainedModel
+
+_VOCAB_MULTIPLE = 64
+# The published sequence length in tokens; a preset takes at least these positions.
+_MIN_POSITIONS = 1025
+_POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A Qwen2 architecture. `tied`: the input and the output embedding are one matrix."""
+
+    description: str
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    tied: bool = True
+
+    def describe(self) -> dict[str, Any]:
+        """Everything but the sizes of vocabulary and context, as the content of a config.json."""
+        return {
+            "model_type": "qwen2",
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "num_key_value_heads": self.num_heads,
+            "tie_word_embeddings": self.tied,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+            "rms_norm_eps": 1e-6,
+            "initializer_range": 0.02,
+            "hidden_act": "silu",
+        }
+
+
+PRESETS: dict[str, Preset] = {
+    "qwen-tiny": Preset("for demos and tests; learns on two CPU cores", 128, 352, 4, 4),
+    "qwen-104m": Preset("the published reference model", 512, 1408, 8, 8),
+    "qwen-200m": Preset("published student", 768, 2112, 12, 12),
+    "qwen-300m": Preset("published student", 768, 2112, 18, 12),
+    "qwen-500m": Preset("published student", 1024, 2816, 24, 16),
+    "qwen-1.2b": Preset("published student; embeddings not tied", 1536, 4224, 24, 16, tied=False),
+}
+
+
+def resolve_vocab_size(given: int | None, tokenizer_vocab_size: int) -> int:
+    """Rows of the embedding: as given, or the tokenizer's size rounded up to a multiple of 64.
+
+    Raises `ConfigError` where the given size has no room for the tokenizer's ids.
+    """
+    if given is None:
+        return -(-tokenizer_vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+    if given < tokenizer_vocab_size:
+        raise ConfigError(f"vocab_size is {given}, but the tokenizer has {tokenizer_vocab_size} ids; give at least that, or null")
+    return given
+
+
+def describe_architecture(architecture: str) -> dict[str, Any]:
+    """What an architecture is, as the content of a config.json: of the preset, or of the folder's or hub's file.
+
+    Two names for the same architecture give the same content. Raises `ConfigError` where the name is neither.
+    """
+    if architecture in PRESETS:
+        return PRESETS[architecture].describe()
+    from miniplm.models.identity import stable_config
+
+    path = _locate_config(architecture)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"architecture {architecture!r}: {path} is not valid JSON ({error})") from error
+    if not isinstance(content, dict) or not isinstance(content.get("model_type"), str):
+        raise ConfigError(
+            f"architecture {architecture!r}: {path} names no model_type; is it the config.json of a transformers model?"
+        )
+    return stable_config(content)
+
+
+def build_model(
+    architecture: str, vocab_size: int, max_positions: int, seed: int, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A float32 model with fresh weights, a function of the arguments only, in training mode.
+
+    All dropout is off. `max_positions` is the longest input in tokens; the model may take more. The global random
+    state is neither used nor changed. Raises `ConfigError` where the architecture is unknown, or is no causal
+    language model with a head that can be run apart.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from miniplm.errors import ModelError
+    from miniplm.models.loading import split_head
+
+    config = _make_config(architecture, vocab_size, max_positions, trust_remote_code)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        try:
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+        except (ValueError, ImportError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ConfigError(f"architecture {architecture!r} cannot be built as a causal language model: {reason}") from error
+    try:
+        _, head = split_head(model)
+    except ModelError as error:
+        raise ConfigError(f"architecture {architecture!r}: {error}") from error
+    if head.weight_VH.shape[0] != vocab_size:
+        raise ConfigError(
+            f"architecture {architecture!r} keeps {head.weight_VH.shape[0]} rows in its embedding where {vocab_size} are wanted; "
+            "use a plain causal language model"
+        )
+    built: PreTrainedModel = model.train()
+    return built
+
+
+def build_empty_model(architecture: str, vocab_size: int, max_positions: int = _MIN_POSITIONS) -> PreTrainedModel:
+    """The model without memory for its weights (on the meta device), to count parameters with."""
+    import torch
+
+    with torch.device("meta"):
+        return build_model(architecture, vocab_size, max_positions, seed=0)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Parameters of a model; tied weights count once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _locate_config(architecture: str) -> Path:
+    folder = Path(architecture).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"architecture {architecture!r} is a folder without a config.json")
+        return folder / "config.json"
+    if architecture.count("/") != 1 or architecture.startswith((".", "/", "~")):
+        raise ConfigError(
+            f"there is no architecture {architecture!r}; give one of the presets ({', '.join(PRESETS)}), "
+            "or a folder or hub id with a config.json"
+        )
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(architecture, "config.json"))
+    except Exception as error:  # the hub client raises a family of errors; each means that the file cannot be had
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"architecture {architecture!r} is no preset ({', '.join(PRESETS)}), no folder, and its config.json "
+            f"could not be had from the hub ({type(error).__name__}: {reason})"
+        ) from error
+
+
+def _make_config(architecture: str, vocab_size: int, max_positions: int, trust_remote_code: bool) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    if architecture in PRESETS:
+        content = PRESETS[architecture].describe()
+        config = AutoConfig.for_model(content.pop("model_type"), **content)
+        config.max_position_embeddings = max(_MIN_POSITIONS, max_positions)
+    else:
+        source = _locate_config(architecture).parent
+        try:
+            config = AutoConfig.from_pretrained(str(source), trust_remote_code=trust_remote_code)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ConfigError(f"architecture {architecture!r}: its config.json cannot be used: {reason}") from error
+        for key in _POSITION_KEYS:
+            own = getattr(config, key, None)
+            if isinstance(own, int) and own < max_positions:
+                setattr(config, key, max_positions)
+    config.vocab_size = vocab_size
+    # Ids of another tokenizer mean nothing here; a padding id would also keep that token's embedding from learning.
+    config.bos_token_id = config.eos_token_id = config.pad_token_id = None
+    for key, value in config.to_dict().items():
+        if ("dropout" in key or "pdrop" in key or "layerdrop" in key) and isinstance(value, (int, float)) and value:
+            setattr(config, key, 0.0)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return config
