@@ -47,6 +47,10 @@ class TrainingError(MiniplmError):
     """A model cannot be trained: no data, or a loss that is not finite."""
 
 
+class RunError(MiniplmError):
+    """A run has no record, or one that cannot be read."""
+
+
 class StorageError(MiniplmError):
     """The storage root cannot be read or written."""
 

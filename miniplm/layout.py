@@ -97,8 +97,12 @@ def training_evaluation(training_id: str) -> str:
     return f"{training_folder(training_id)}/evaluation.json"
 
 
+def runs_folder() -> str:
+    return "runs"
+
+
 def run_folder(run_name: str) -> str:
-    return f"runs/{run_name}"
+    return f"{runs_folder()}/{run_name}"
 
 
 def run_record(run_name: str) -> str:
