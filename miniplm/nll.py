@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 # Logits alive at a time: 2**25 float32 values, 128 MiB.
 _BLOCK_ELEMENTS = 1 << 25
+# On a CPU, in training: 24 MiB, small enough for malloc to give the same memory again.
+_CPU_BLOCK_ELEMENTS = 3 << 21
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,63 @@ def nll_of_hidden(head: Head, hidden_NH: Tensor, targets_N: Tensor, block_tokens
 
     blocks = [run(hidden, targets) for hidden, targets in zip(hidden_blocks, targets_N.split(block_tokens), strict=True)]
     return torch.cat(blocks) if blocks else hidden_NH.new_zeros(0, dtype=torch.float32)
+
+
+def sum_nll_of_hidden(head: Head, hidden_NH: Tensor, targets_N: Tensor, block_tokens: int | None = None) -> Tensor:
+    """The sum over N of `nll_of_hidden`, scalar float32, for training: to be differentiated once, not twice.
+
+    The gradient of a plain linear head is made in the forward pass, while a block's logits are there:
+
+        d sum / d logits[t, v] = softmax(logits[t])[v] - [v == target[t]]
+
+    so that logits are made once and live in one buffer; under autocast in its dtype, with float32 sums.
+    """
+    if head.bias_V is not None or head.scale is not None or head.softcap is not None or not torch.is_grad_enabled():
+        return nll_of_hidden(head, hidden_NH, targets_N, block_tokens).sum()
+    if block_tokens is None:
+        # On a CPU a buffer that stays in the cache is worth more than larger products.
+        block_tokens = max(1, _CPU_BLOCK_ELEMENTS // head.weight_VH.shape[0]) if hidden_NH.is_cpu else head.default_block_tokens()
+    total: Tensor = _SumNll.apply(hidden_NH, head.weight_VH, targets_N, block_tokens)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _SumNll(torch.autograd.Function):
+    """Sum of NLL of `W h`, with the gradients for h and W made on the way."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, block_tokens: int) -> Tensor:
+        device_type = hidden_NH.device.type
+        dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden_NH.dtype
+        N = hidden_NH.shape[0]
+        input_NH, W_VH = hidden_NH.to(dtype), weight_VH.to(dtype)
+        hidden_gradient_NH = torch.empty_like(hidden_NH)
+        weight_gradient_VH = torch.zeros_like(weight_VH)
+        buffer_KV = input_NH.new_empty((min(block_tokens, N), W_VH.shape[0]))
+        nll_blocks = []
+        for start in range(0, N, block_tokens):
+            stop = min(start + block_tokens, N)
+            block_KH, targets_K1 = input_NH[start:stop], targets_N[start:stop, None]
+            values_KV = torch.mm(block_KH, W_VH.t(), out=buffer_KV[: stop - start]).float()  # logits
+            target_logits_K1 = values_KV.gather(1, targets_K1)
+            maxima_K1 = values_KV.amax(dim=1, keepdim=True)
+            values_KV.sub_(maxima_K1).exp_()
+            sums_K1 = values_KV.sum(dim=1, keepdim=True)
+            nll_blocks.append((sums_K1.log() + maxima_K1 - target_logits_K1).squeeze(1))
+            values_KV.div_(sums_K1)  # softmax
+            values_KV.scatter_add_(1, targets_K1, torch.full_like(target_logits_K1, -1.0))
+            gradient_KV = values_KV.to(dtype)
+            hidden_gradient_NH[start:stop] = gradient_KV @ W_VH
+            if dtype == weight_gradient_VH.dtype:
+                weight_gradient_VH.addmm_(gradient_KV.t(), block_KH)
+            else:
+                weight_gradient_VH += gradient_KV.t() @ block_KH
+        ctx.save_for_backward(hidden_gradient_NH, weight_gradient_VH)
+        return torch.cat(nll_blocks).sum() if nll_blocks else hidden_NH.new_zeros((), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        hidden_gradient_NH, weight_gradient_VH = ctx.saved_tensors
+        return hidden_gradient_NH * gradients[0], weight_gradient_VH * gradients[0], None, None
 
 
 def sum_nll_by_sequence(nll_N: Tensor, mask_BS: Tensor) -> tuple[Tensor, Tensor]:
