@@ -1,0 +1,81 @@
+"""How the sample corpus is cut, and what it is made of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import zstandard
+from tokenizers import Tokenizer
+
+from scripts.demo_corpus import (
+    DOMAINS,
+    MAX_CHARS,
+    MIN_CHARS,
+    TOKENS_PER_DOMAIN,
+    cut_text,
+    read_speeches,
+    split_text,
+    take_documents,
+)
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def test_a_text_is_cut_at_blank_lines_once_a_document_is_long_enough() -> None:
+    paragraphs = ["a" * 60, "b" * 60, "c" * 60, "d" * 60]
+    assert cut_text("\n\n".join(paragraphs), min_chars=100, max_chars=200) == [
+        f"{paragraphs[0]}\n\n{paragraphs[1]}",
+        f"{paragraphs[2]}\n\n{paragraphs[3]}",
+    ]
+
+
+def test_a_short_end_joins_the_document_before_it() -> None:
+    assert cut_text("a" * 100 + "\n\n" + "b" * 10, min_chars=100, max_chars=200) == ["a" * 100 + "\n\n" + "b" * 10]
+
+
+def test_a_text_shorter_than_half_a_document_gives_none() -> None:
+    assert cut_text("a" * 49, min_chars=100, max_chars=200) == []
+    assert cut_text("a" * 50, min_chars=100, max_chars=200) == ["a" * 50]
+
+
+def test_a_long_paragraph_is_cut_at_lines_and_then_at_sentences() -> None:
+    text = "One two. Three four. " + "x\n" + "\n\nnext"
+    pieces = split_text(text, 12, (r"(?<=\n\n)(?!\n)", r"(?<=\n)", r"(?<=[.;] )"))
+    assert pieces == ["One two. ", "Three four. ", "x\n", "\n", "\n", "next"]
+    assert "".join(pieces) == text
+
+
+def test_documents_are_taken_by_digest_until_there_are_enough_tokens_and_no_text_twice() -> None:
+    texts = [(f"source-{i}", letter * 600) for i, letter in enumerate("abcda")]
+    taken = take_documents(iter(texts), len, 1_500)
+    assert len(taken) == 3
+    assert len({text for _, text in taken}) == 3
+    assert taken == take_documents(iter(texts), len, 1_500)
+    assert {text for _, text in take_documents(iter(reversed(texts)), len, 1_500)} == {text for _, text in taken}
+
+
+def test_too_little_text_is_refused_with_the_counts() -> None:
+    with pytest.raises(ValueError, match=r"hold 600 tokens where 601 are wanted"):
+        take_documents(iter([("source", "a" * 600)]), len, 601)
+
+
+@pytest.mark.real
+def test_the_sample_corpus_has_its_domains_in_even_parts() -> None:
+    for domain in DOMAINS:
+        path = ROOT / "samples" / "demo" / f"{domain.name}.jsonl.zst"
+        documents = [json.loads(line) for line in zstandard.decompress(path.read_bytes()).decode().splitlines()]
+        assert 150 <= len(documents) <= 300
+        assert {document["meta"]["domain"] for document in documents} == {domain.name}
+        assert all(MIN_CHARS // 2 <= len(document["text"]) < 2 * MAX_CHARS for document in documents)
+        assert len({document["text"] for document in documents}) == len(documents)
+
+
+@pytest.mark.real
+def test_a_domain_is_assembled_to_the_same_bytes_again() -> None:
+    tokenizer = Tokenizer.from_file(str(ROOT / "models/smollm2-135m/tokenizer.json"))
+    texts = read_speeches(ROOT / ".cache" / "packages")
+    again = take_documents(texts, lambda text: len(tokenizer.encode(text).ids), TOKENS_PER_DOMAIN)
+    stored = zstandard.decompress((ROOT / "samples/demo/speeches.jsonl.zst").read_bytes()).decode().splitlines()
+    assert [text for _, text in again] == [json.loads(line)["text"] for line in stored]
