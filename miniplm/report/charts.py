@@ -1,0 +1,119 @@
+"""Charts as inline SVG: matplotlib draws the shapes, the page writes the words around them.
+
+So text keeps its size on a phone, any script or `$` in a name is harmless, and colours follow the page's theme: a
+figure is drawn in placeholder colours that become CSS variables. The same input gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from miniplm.report.content import LossCurve
+
+# CSS variables by the placeholder that matplotlib draws in; no two may differ only by rounding.
+_VARIABLES = (
+    "--ink",
+    "--muted",
+    "--grid",
+    "--noise",
+    "--threshold",
+    *(f"--d{i}" for i in range(8)),
+    *(f"--s{i}" for i in range(6)),
+)
+_PLACEHOLDERS = {name: f"#0a{index:02x}f1" for index, name in enumerate(_VARIABLES)}
+
+
+def choose_ticks(low: float, high: float, num_ticks: int = 6, scale: str = "linear") -> list[tuple[float, str]]:
+    """Round values within [low, high] with their labels, for an axis the page writes."""
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    locator: Any = LogLocator(base=10, subs=(1, 3)) if scale == "log" else MaxNLocator(num_ticks, steps=[1, 2, 2.5, 5, 10])
+    values = [float(value) for value in locator.tick_values(low, high) if low <= value <= high]
+    return [(value, _label_tick(value)) for value in values]
+
+
+def draw_distribution(
+    edges: np.ndarray[Any, Any], counts: np.ndarray[Any, Any], threshold: float | None, colour: str, label: str
+) -> str:
+    """One domain's histogram, scaled to its own height: what was kept in full colour, the rest faint, r < 0 shaded."""
+
+    def draw(axes: Any) -> None:
+        peak = max(1, int(counts.max()))
+        left, right = float(edges[0]), float(edges[-1])
+        if left < 0:
+            axes.axvspan(left, min(0.0, right), color=_PLACEHOLDERS["--noise"], linewidth=0)
+        for value, _ in choose_ticks(left, right):
+            axes.axvline(value, color=_PLACEHOLDERS["--grid"], linewidth=0.8)
+        # The threshold is an edge of a bin; half a bin of tolerance finds it whatever the rounding.
+        first_kept = 0 if threshold is None else int(np.searchsorted(edges, threshold - (edges[1] - edges[0]) / 2))
+        first_kept = len(counts) if threshold is None else first_kept
+        for part, alpha in ((slice(0, first_kept), 0.32), (slice(first_kept, None), 1.0)):
+            if counts[part].any():
+                part_edges = edges[: first_kept + 1] if part.stop is not None else edges[first_kept:]
+                axes.stairs(counts[part] / peak, part_edges, fill=True, color=_PLACEHOLDERS[colour], alpha=alpha, linewidth=0)
+        axes.axhline(0, color=_PLACEHOLDERS["--muted"], linewidth=1)
+        if threshold is not None:
+            axes.axvline(threshold, color=_PLACEHOLDERS["--threshold"], linewidth=1.5, linestyle=(0, (4, 3)))
+        axes.set_xlim(left, right)
+        axes.set_ylim(0, 1.06)
+
+    return _render(draw, (8, 0.7), label)
+
+
+def draw_loss_curves(curves: dict[str, LossCurve], bounds: tuple[float, float, float, float], scale: str, label: str) -> str:
+    """Training loss by step: the raw losses faint, their moving average over them; students differ in colour and dash."""
+    left, right, bottom, top = bounds
+
+    def draw(axes: Any) -> None:
+        axes.set_xscale(scale)
+        for value, _ in choose_ticks(left, right, scale=scale):
+            axes.axvline(value, color=_PLACEHOLDERS["--grid"], linewidth=0.8)
+        for value, _ in choose_ticks(bottom, top):
+            axes.axhline(value, color=_PLACEHOLDERS["--grid"], linewidth=0.8)
+        for index, curve in enumerate(curves.values()):
+            colour = _PLACEHOLDERS[f"--s{index % 6}"]
+            marker = "o" if len(curve.step) == 1 else None
+            axes.plot(curve.step, curve.loss, color=colour, linewidth=1, alpha=0.25)
+            axes.plot(
+                curve.step, curve.smooth_loss, color=colour, linewidth=2.2, linestyle=("-", (0, (5, 2)))[index % 2], marker=marker
+            )
+        axes.set_xlim(left, right)
+        axes.set_ylim(bottom, top)
+
+    return _render(draw, (8, 4), label)
+
+
+def _render(draw: Callable[[Any], None], size: tuple[float, float], label: str) -> str:
+    """An SVG that stretches to its place: no text, no size, no id or style of its own that could clash on the page."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "miniplm", "path.simplify": False}):
+        figure = Figure(figsize=size, facecolor="none")
+        axes = figure.add_axes((0, 0, 1, 1), facecolor="none")
+        draw(axes)
+        axes.set_axis_off()
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    svg = buffer.getvalue()
+    view_box = re.search(r'viewBox="([^"]+)"', svg)
+    assert view_box is not None
+    body = svg[svg.index(">", svg.index("<svg")) + 1 :]
+    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
+    # Ids of clip paths and markers are digests of what they name, so equal ids on a page mean equal things; the rest go.
+    body = re.sub(r' id="(?![pm][0-9a-f]{10}")[^"]*"', "", body)
+    for name, placeholder in _PLACEHOLDERS.items():
+        body = body.replace(placeholder, f"var({name})")
+    head = f'<svg class="chart" viewBox="{view_box.group(1)}" preserveAspectRatio="none" role="img" aria-label="{escape(label)}">'
+    return head + re.sub(r"\s*\n\s*", "\n", body).strip()
+
+
+def _label_tick(value: float) -> str:
+    label = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return label.replace("-", "−")

@@ -1,0 +1,177 @@
+"""Gathers what a report shows from the storage root; nothing here knows HTML.
+
+Memory is bounded by bins, domains and the 40 sequences shown, never by the number of sequences.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from miniplm.artifacts import CheckpointMetrics, CorpusManifest, SelectionManifest
+from miniplm.inspection import (
+    InspectedDomain,
+    InspectedSequence,
+    describe_domains,
+    describe_sequences,
+    load_run_corpus,
+    open_scores,
+    rank_sequences,
+)
+from miniplm.layout import student_folder
+from miniplm.run_record import RunRecord
+from miniplm.selection.ranking import load_selection
+from miniplm.storage import Storage
+
+NUM_SHOWN = 20
+_MAX_CURVE_POINTS = 800
+
+
+@dataclass(frozen=True)
+class ScoreHistogram:
+    """Difference scores counted by domain in bins shared by all: bin i is [edges[i], edges[i + 1]).
+
+    The selection threshold is an edge, so what was kept lies right of it. Scores outside the edges are counted in
+    `num_below` and `num_above`; only a few far outliers are.
+    """
+
+    edges: np.ndarray[Any, Any]
+    counts: dict[str, np.ndarray[Any, Any]]
+    num_below: int
+    num_above: int
+
+
+@dataclass(frozen=True)
+class LossCurve:
+    """Training loss of a student: `loss` and `smooth_loss`, nats a token, at `step`; long ones in means of equal stretches."""
+
+    step: np.ndarray[Any, Any]
+    loss: np.ndarray[Any, Any]
+    smooth_loss: np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """All that the page shows. What the run has not reached is None or empty."""
+
+    record: RunRecord
+    corpus: CorpusManifest | None
+    domains: list[InspectedDomain]
+    selection: SelectionManifest | None
+    histogram: ScoreHistogram | None
+    most_wanted: list[InspectedSequence]
+    least_wanted: list[InspectedSequence]
+    curves: dict[str, LossCurve]
+
+
+def gather_content(storage: Storage, record: RunRecord) -> ReportContent:
+    """Reads what a run has at the storage root. Raises as the inspection does where it is damaged."""
+    corpus = load_run_corpus(storage, record) if record.corpus_id is not None else None
+    selection = load_selection(storage, record.selection_id) if record.selection_id is not None else None
+    histogram = None
+    most_wanted: list[InspectedSequence] = []
+    least_wanted: list[InspectedSequence] = []
+    if corpus is not None and selection is not None:
+        with open_scores(storage, record, corpus) as connection:
+            histogram = count_scores(connection, selection)
+            top = rank_sequences(connection, "top", limit=NUM_SHOWN)
+            bottom = rank_sequences(connection, "bottom", limit=NUM_SHOWN)
+        most_wanted = describe_sequences(storage, record, corpus, top)
+        least_wanted = describe_sequences(storage, record, corpus, bottom)
+    return ReportContent(
+        record=record,
+        corpus=corpus,
+        domains=describe_domains(corpus, selection) if corpus is not None else [],
+        selection=selection,
+        histogram=histogram,
+        most_wanted=most_wanted,
+        least_wanted=least_wanted,
+        curves=dict(_read_curves(storage, record)),
+    )
+
+
+def count_scores(connection: Any, selection: SelectionManifest) -> ScoreHistogram:
+    """Histogram of the table `candidate_scores` by domain, counted in DuckDB: first coarse, to find where the bulk lies."""
+    quantiles = [domain.difference_score_quantiles for domain in selection.domains.values() if domain.num_candidates]
+    minimum, maximum = min(values[0] for values in quantiles), max(values[-1] for values in quantiles)
+    low, high = minimum, maximum
+    coarse_width = (high - low) / 1000
+    if coarse_width > 0:
+        low, high = _find_bulk(_count_bins(connection, low, coarse_width), low, coarse_width)
+    anchor = selection.threshold if selection.threshold is not None else 0.0
+    # The threshold is shown wherever it lies, and with it all that a very small ratio keeps.
+    low, high = min(low, anchor), (high if anchor < high else max(maximum, anchor))
+    num_bins = min(120, max(24, math.ceil(4 * selection.num_candidates ** (1 / 3))))
+    # Scores of one value only have no width of their own; a thousandth of a nat shows them as one bar.
+    width = (high - low) / num_bins or 1e-3
+    first = math.floor((low - anchor) / width)
+    last = math.floor((high - anchor) / width)
+    edges = anchor + width * np.arange(first, last + 2)
+    counts = {domain: np.zeros(last - first + 1, dtype=np.int64) for domain in sorted(selection.domains)}
+    num_below = num_above = 0
+    for domain, index, count in _count_bins(connection, anchor, width):
+        if index < first:
+            num_below += count
+        elif index > last:
+            num_above += count
+        else:
+            counts[domain][index - first] = count
+    return ScoreHistogram(edges, counts, num_below, num_above)
+
+
+def _count_bins(connection: Any, anchor: float, width: float) -> list[tuple[str, int, int]]:
+    """Rows (domain, bin index, count); bin i is [anchor + i * width, anchor + (i + 1) * width)."""
+    query = (
+        "SELECT domain, floor((difference_score - ?) / ?)::BIGINT AS bin, count(*) FROM candidate_scores GROUP BY ALL ORDER BY ALL"
+    )
+    rows: list[tuple[str, int, int]] = connection.execute(query, [anchor, width]).fetchall()
+    return rows
+
+
+def _find_bulk(rows: list[tuple[str, int, int]], low: float, width: float) -> tuple[float, float]:
+    """The range that leaves out at most a thousandth of the sequences at each end, to the coarse bin."""
+    totals: dict[int, int] = {}
+    for _, index, count in rows:
+        totals[index] = totals.get(index, 0) + count
+    bins = sorted(totals)
+    cumulative = np.cumsum([totals[index] for index in bins])
+    left = bins[int(np.searchsorted(cumulative, cumulative[-1] * 0.001, side="right"))]
+    right = bins[int(np.searchsorted(cumulative, cumulative[-1] * 0.999, side="left"))]
+    return low + left * width, low + (right + 1) * width
+
+
+def _read_curves(storage: Storage, record: RunRecord) -> Iterator[tuple[str, LossCurve]]:
+    for name in record.students:
+        path = f"{student_folder(record.run_name, name)}/metrics.jsonl"
+        if not storage.exists(path):
+            continue
+        # A resumed training may have written a step twice; the later row is the one that counts.
+        losses: dict[int, float] = {}
+        with storage.open(path) as file:
+            for line in file:
+                if line.strip():
+                    metrics = CheckpointMetrics.model_validate(json.loads(line))
+                    losses[metrics.step] = metrics.loss
+        if losses:
+            steps = sorted(losses)
+            yield name, make_loss_curve(np.array(steps), np.array([losses[step] for step in steps]))
+
+
+def make_loss_curve(step: np.ndarray[Any, Any], loss: np.ndarray[Any, Any]) -> LossCurve:
+    """A curve of at most 800 points; `smooth_loss` at step s is the mean over the steps from 0.85 s to 1.15 s.
+
+    Such a window grows with the step, so it follows the steep start and still calms the long end.
+    """
+    if len(step) > _MAX_CURVE_POINTS:
+        stretches = np.array_split(np.arange(len(step)), _MAX_CURVE_POINTS)
+        step = np.array([step[stretch].mean() for stretch in stretches])
+        loss = np.array([loss[stretch].mean() for stretch in stretches])
+    first = np.searchsorted(step, 0.85 * step, side="left")
+    last = np.searchsorted(step, 1.15 * step, side="right")
+    sums = np.concatenate([[0.0], np.cumsum(loss, dtype=np.float64)])
+    return LossCurve(step, loss, (sums[last] - sums[first]) / (last - first))

@@ -1,0 +1,314 @@
+"""A finished run on a storage root, made without models: real text of this Python, made-up scores, no network."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import pydoc
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from miniplm import layout
+from miniplm.artifacts import (
+    CorpusManifest,
+    DomainCounts,
+    DomainLoss,
+    Evaluation,
+    ModelEntry,
+    ScoreShardManifest,
+    SelectionManifest,
+    ShardEntry,
+    SourceEntry,
+    TokenizerEntry,
+)
+from miniplm.config import SelectionConfig
+from miniplm.run_record import RunRecord, StageRecord, StudentRecord, save_run
+from miniplm.selection.ranking import select_sequences
+from miniplm.storage import Storage, digest_file
+
+EOS = "<|endoftext|>"
+CORPUS_ID = "corpus-1"
+TEACHER = ModelEntry(
+    model_id="teacher-1", source="HuggingFaceTB/SmolLM2-135M", dtype="float32", weights_digest="sha256:t", num_parameters=134_515_008
+)
+REFERENCE = ModelEntry(
+    model_id="reference-1", source="qwen-tiny", stored=True, dtype="float32", weights_digest="sha256:r", num_parameters=9_440_000
+)
+VERSIONS = {"miniplm": "0.1.0", "torch": "2.13.0", "python": "3.11.7"}
+
+# (mean, spread) of the difference scores of a domain's sequences.
+Shape = tuple[float, float]
+
+
+@dataclass
+class RunPlan:
+    """What to make: texts by domain, how many sequences, and how each domain's scores lie."""
+
+    texts: dict[str, str] = field(default_factory=lambda: python_texts())
+    shapes: dict[str, Shape] = field(default_factory=dict)
+    num_sequences: int = 60
+    num_per_shard: int = 25
+    sequence_length: int = 32
+    ratio: float = 0.5
+    score: str = "mean"
+    students: tuple[str, ...] = ("miniplm", "pretrain")
+    evaluated: bool = True
+    rejected: dict[str, int] = field(default_factory=lambda: {"empty document": 3, "text is not a string": 1})
+    num_steps: int = 60
+    seed: int = 0
+
+
+def python_texts() -> dict[str, str]:
+    """Five kinds of text that every Python brings: code, reference prose, docstrings, a licence, tables of names."""
+    import argparse
+    import asyncio.base_events
+    import json.decoder
+    import statistics
+    import textwrap
+    import unicodedata
+    from pydoc_data.topics import topics
+
+    names = "\n".join(f"{i:04X};{unicodedata.name(chr(i))};{unicodedata.category(chr(i))}" for i in range(0x21, 0x7F))
+    greek = "\n".join(f"{i:04X};{unicodedata.name(chr(i), '-')};{chr(i)}" for i in range(0x391, 0x3CA))
+    documented = [statistics, textwrap, argparse.ArgumentParser, json.decoder, asyncio.base_events]
+    return {
+        "standard-library": inspect.getsource(textwrap) + inspect.getsource(json.decoder),
+        "language reference": "\n".join(topics[key] for key in sorted(topics)[:20]),
+        "documentation": "\n".join(pydoc.plain(pydoc.render_doc(thing)) for thing in documented)[:40_000],
+        "licence": _licence_text(),
+        "unicode tables": names + "\n" + greek,
+    }
+
+
+def _licence_text() -> str:
+    import site
+
+    printer: Any = site.builtins.license  # type: ignore[attr-defined]
+    printer._Printer__setup()
+    return "\n".join(printer._Printer__lines)
+
+
+def train_tokenizer(texts: dict[str, str], folder: Path) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1500, special_tokens=[EOS], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(texts.values(), trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS)
+    fast.save_pretrained(folder)
+    return fast
+
+
+def make_run(
+    root: Path, run_name: str = "demo", plan: RunPlan | None = None, nll: Callable[[str, random.Random], tuple[float, float]] | None = None
+) -> tuple[Storage, RunRecord]:
+    """Writes a whole run below `root`: corpus, scores, selection, students, record.
+
+    `nll` gives (teacher NLL, reference NLL) of a sequence of a domain; by default they are drawn after `plan.shapes`.
+    """
+    plan = plan or RunPlan()
+    storage = Storage(str(root))
+    draw = random.Random(plan.seed)
+    corpus = write_corpus(storage, plan, draw)
+    write_scores(storage, corpus, nll or (lambda domain, source: _draw_nll(plan, domain, source)), draw)
+    selection = select_sequences(
+        storage, corpus, TEACHER.model_id, REFERENCE.model_id, SelectionConfig(ratio=plan.ratio, score=plan.score)
+    )
+    record = RunRecord(
+        run_name=run_name,
+        config={
+            "name": run_name,
+            "corpus": {"seed": 7},
+            "selection": {"ratio": plan.ratio, "score": plan.score, "seed": 11},
+            "students": [{"name": name, "training": {"seed": 3, "learning_rate": 0.0006}} for name in plan.students],
+        },
+        corpus_id=corpus.corpus_id,
+        teacher=TEACHER,
+        reference=REFERENCE,
+        selection_id=selection.selection_id,
+        students={name: write_student(storage, run_name, name, plan, selection, index) for index, name in enumerate(plan.students)},
+        stages=(
+            StageRecord(name="prepare", seconds=1.4, reused=False, num_units=corpus.num_records, unit="documents"),
+            StageRecord(name="train reference", seconds=63.0, reused=True, num_units=9_600, unit="tokens"),
+            StageRecord(name="score teacher", seconds=201.3, reused=False, num_units=96_313, unit="tokens"),
+            StageRecord(name="score reference", seconds=12.2, reused=False, num_units=96_313, unit="tokens"),
+            StageRecord(name="select", seconds=0.2, reused=False, num_units=plan.num_sequences, unit="sequences"),
+            StageRecord(name="train students", seconds=75.0, reused=False, num_units=96_000, unit="tokens"),
+            StageRecord(name="evaluate", seconds=8.0, reused=False, num_units=2_100, unit="tokens"),
+        ),
+        versions=VERSIONS,
+        started_at="2026-11-02T09:00:00+00:00",
+        finished_at="2026-11-02T09:05:12+00:00",
+    )
+    save_run(storage, record)
+    return storage, record
+
+
+def write_corpus(storage: Storage, plan: RunPlan, draw: random.Random) -> CorpusManifest:
+    """Sequences of the three splits in shards; a tenth each is reference and heldout, dealt out evenly to the domains."""
+    folder = Path(storage.path(layout.corpus_tokenizer(CORPUS_ID)))
+    folder.mkdir(parents=True)
+    tokenizer = train_tokenizer(plan.texts, folder)
+    ids = {domain: tokenizer(text)["input_ids"] for domain, text in plan.texts.items()}
+    domains = list(plan.texts)
+    counts: dict[str, dict[str, DomainCounts]] = {}
+    shards: list[ShardEntry] = []
+    next_id = num_documents = 0
+    extra = max(1, plan.num_sequences // 10)
+    for split, num_sequences in (("candidate", plan.num_sequences), ("reference", extra), ("heldout", extra)):
+        rows: list[dict[str, Any]] = []
+        for _ in range(num_sequences):
+            domain = domains[next_id % len(domains)]
+            start = draw.randrange(max(1, len(ids[domain]) - plan.sequence_length))
+            token_ids = ids[domain][start : start + plan.sequence_length + 1 - draw.randrange(8)]
+            rows.append({"sequence_id": next_id, "domain": domain, "document_ids": [num_documents], "token_ids": token_ids})
+            old = counts.setdefault(split, {}).get(domain, DomainCounts())
+            counts[split][domain] = DomainCounts(
+                num_documents=old.num_documents + 1,
+                num_bytes=old.num_bytes + len(tokenizer.decode(token_ids).encode()),
+                num_tokens=old.num_tokens + len(token_ids),
+                num_sequences=old.num_sequences + 1,
+            )
+            next_id += 1
+            num_documents += 1
+        for index in range(math.ceil(len(rows) / plan.num_per_shard)):
+            shards.append(_write_shard(storage, split, index, rows[index * plan.num_per_shard : (index + 1) * plan.num_per_shard]))
+    num_records = num_documents + sum(plan.rejected.values())
+    first = num_records // 2
+    corpus = CorpusManifest(
+        corpus_id=CORPUS_ID,
+        tokenizer=TokenizerEntry(name="byte-level BPE", digest="sha256:v", vocab_size=1500, eos_token=EOS, eos_token_id=0),
+        sequence_length=plan.sequence_length,
+        sources=(
+            SourceEntry(path="samples/a.jsonl", digest="sha256:a", num_bytes=1, num_records=first, first_document_id=0),
+            SourceEntry(path="samples/b.parquet", digest="sha256:b", num_bytes=1, num_records=num_records - first, first_document_id=first),
+        ),
+        num_records=num_records,
+        rejected=plan.rejected,
+        domains=counts,
+        shards=tuple(shards),
+        versions=VERSIONS,
+    )
+    storage.write_json(layout.corpus_manifest(CORPUS_ID), corpus.as_json())
+    return corpus
+
+
+def _write_shard(storage: Storage, split: str, index: int, rows: list[dict[str, Any]]) -> ShardEntry:
+    table = pa.table(
+        {
+            "sequence_id": pa.array([row["sequence_id"] for row in rows], pa.int64()),
+            "domain": pa.array([row["domain"] for row in rows], pa.string()).dictionary_encode(),
+            "document_ids": pa.array([row["document_ids"] for row in rows], pa.list_(pa.int64())),
+            "num_tokens": pa.array([len(row["token_ids"]) for row in rows], pa.int32()),
+            "token_ids": pa.array([row["token_ids"] for row in rows], pa.list_(pa.uint16())),
+        }
+    )
+    with storage.publish(layout.corpus_shard(CORPUS_ID, split, index)) as path:
+        # Small row groups, so that reading one of several is what the tests see.
+        pq.write_table(table, path, row_group_size=10)
+        digest, num_bytes = digest_file(path), path.stat().st_size
+    return ShardEntry(
+        corpus_id=CORPUS_ID,
+        split=split,
+        shard_index=index,
+        digest=digest,
+        num_bytes=num_bytes,
+        num_sequences=len(rows),
+        num_tokens=sum(len(row["token_ids"]) for row in rows),
+        first_sequence_id=rows[0]["sequence_id"],
+    )
+
+
+def write_scores(
+    storage: Storage, corpus: CorpusManifest, nll: Callable[[str, random.Random], tuple[float, float]], draw: random.Random
+) -> None:
+    for shard in corpus.split_shards("candidate"):
+        rows = pq.read_table(storage.path(layout.corpus_shard(CORPUS_ID, "candidate", shard.shard_index))).to_pylist()
+        pairs = [nll(row["domain"], draw) for row in rows]
+        num_scored = [row["num_tokens"] - 1 for row in rows]
+        for position, model in enumerate((TEACHER, REFERENCE)):
+            sums = [pair[position] * number for pair, number in zip(pairs, num_scored, strict=True)]
+            table = pa.table(
+                {
+                    "sequence_id": pa.array([row["sequence_id"] for row in rows], pa.int64()),
+                    "num_scored_tokens": pa.array(num_scored, pa.int32()),
+                    "nll_sum": pa.array(sums, pa.float64()),
+                }
+            )
+            with storage.publish(layout.score_shard(CORPUS_ID, model.model_id, shard.shard_index)) as path:
+                pq.write_table(table, path)
+                digest, num_bytes = digest_file(path), path.stat().st_size
+            manifest = ScoreShardManifest(
+                corpus_id=CORPUS_ID,
+                model_id=model.model_id,
+                shard_index=shard.shard_index,
+                shard_digest=shard.digest,
+                digest=digest,
+                num_bytes=num_bytes,
+                num_sequences=len(rows),
+                num_tokens=shard.num_tokens,
+                num_scored_tokens=sum(num_scored),
+                nll_sum=float(sum(sums)),
+                seconds=1.0,
+                device="cpu",
+                dtype="float32",
+                versions=VERSIONS,
+            )
+            storage.write_json(layout.score_shard_manifest(CORPUS_ID, model.model_id, shard.shard_index), manifest.as_json())
+
+
+def _draw_nll(plan: RunPlan, domain: str, draw: random.Random) -> tuple[float, float]:
+    shapes = [(0.55, 0.25), (0.9, 0.4), (0.7, 0.3), (0.15, 0.2), (-0.05, 0.35), (0.4, 0.2)]
+    mean, spread = plan.shapes.get(domain, shapes[sorted(plan.texts).index(domain) % len(shapes)])
+    teacher = max(0.05, draw.gauss(3.2, 0.5))
+    return teacher, max(0.0, teacher + draw.gauss(mean, spread))
+
+
+def write_student(
+    storage: Storage, run_name: str, name: str, plan: RunPlan, selection: SelectionManifest, index: int
+) -> StudentRecord:
+    folder = layout.student_folder(run_name, name)
+    noise = np.random.default_rng(index)
+    steps = np.arange(1, plan.num_steps + 1)
+    losses = 4.6 + 2.7 * np.exp(-steps / (plan.num_steps / 5)) + 0.06 * index + noise.normal(0, 0.12, len(steps))
+    rows = [
+        {"step": int(step), "loss": float(loss), "learning_rate": 6e-4, "gradient_norm": 1.0, "num_tokens": 800, "seconds": 0.3}
+        for step, loss in zip(steps, losses, strict=True)
+    ]
+    storage.write_bytes(f"{folder}/metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
+    evaluation = None
+    if plan.evaluated:
+        domains = {
+            domain: DomainLoss(
+                nats_per_token=4.4 + 0.21 * position + (0.035 if position % 2 else -0.021) * (1 - index),
+                bits_per_byte=1.9 + 0.05 * position,
+                num_scored_tokens=400 + position,
+                num_sequences=2,
+            )
+            for position, domain in enumerate(sorted(plan.texts))
+        }
+        overall = DomainLoss(nats_per_token=4.812 + 0.034 * index, bits_per_byte=1.95, num_scored_tokens=2_000, num_sequences=10)
+        evaluation = Evaluation(corpus_id=CORPUS_ID, weights_digest="sha256:w", overall=overall, domains=domains, seconds=4.0)
+    return StudentRecord(
+        training_id=f"training-{index}",
+        method="pretrain" if name.startswith("pretrain") else "miniplm",
+        architecture="qwen-tiny",
+        num_parameters=6_300_000,
+        num_steps=plan.num_steps,
+        num_tokens=selection.num_selected_tokens,
+        final_loss=float(losses[-1]),
+        folder=folder,
+        evaluation=evaluation,
+    )
