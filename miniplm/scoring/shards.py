@@ -111,12 +111,28 @@ def check_score_shard(storage: Storage, shard: ShardEntry, model_id: str) -> Sha
         )
     if storage.digest(relative) != manifest.digest:
         return ShardScoreState(index, "broken", reason="its score file is not what its manifest says (digests differ)")
+    if fault := _find_fault(storage, relative, shard):
+        return ShardScoreState(index, "broken", reason=fault)
     return ShardScoreState(index, "done", manifest)
 
 
 def check_score_shards(storage: Storage, corpus: CorpusManifest, model_id: str) -> list[ShardScoreState]:
     """The state of every candidate shard of a corpus under one model, in the order of their index."""
     return [check_score_shard(storage, shard, model_id) for shard in corpus.split_shards("candidate")]
+
+
+def _find_fault(storage: Storage, relative: str, shard: ShardEntry) -> str:
+    """What is wrong with the content of a score file whose digest is right; empty where nothing is."""
+    with storage.open(relative) as file:
+        table = pq.read_table(file)
+    if table.schema != SCORE_SCHEMA:
+        return f"its columns are {', '.join(table.schema.names)} of other names or types than scores have"
+    sequence_ids = np.sort(table["sequence_id"].to_numpy())
+    wanted = np.arange(shard.first_sequence_id, shard.first_sequence_id + shard.num_sequences)
+    if not np.array_equal(sequence_ids, wanted):
+        return f"its {len(sequence_ids)} rows ({len(np.unique(sequence_ids))} distinct sequence ids) are not one for each of the shard's {len(wanted)} sequences"
+    num_broken = int((~np.isfinite(table["nll_sum"].to_numpy())).sum())
+    return f"{num_broken} of its NLLs are NULL, NaN or infinite" if num_broken else ""
 
 
 def _check_finite(name: str, entry: ModelEntry, sequence_ids: np.ndarray[Any, Any], nll_sum: np.ndarray[Any, Any]) -> None:

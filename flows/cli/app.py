@@ -1,0 +1,74 @@
+"""Assembles the commands, and turns every failure into a message and an exit code: 0, 1 (run failed), 2 (bad input)."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+import typer
+from rich.console import Console
+
+from flows.cli import facts, runs, stages
+from flows.cli.options import is_verbose
+from miniplm import __version__
+from miniplm.errors import ConfigError, MiniplmError
+
+app = typer.Typer(
+    name="miniplm",
+    help="Corpus refinement for pre-training small language models: a teacher and a small reference model score every "
+    "sequence of a corpus, the sequences that the teacher is surest of relative to the reference are kept, and students are "
+    "trained on them.\n\nStart with `miniplm demo`, or `miniplm plan CONFIG` for what a run will cost. "
+    "Every command takes a CONFIG (a YAML file) or the name of a run at --storage.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RUNNING, STAGES, FACTS = "Run", "One stage at a time", "Look"
+app.command("run", rich_help_panel=RUNNING)(runs.run)
+app.command("demo", rich_help_panel=RUNNING)(runs.demo)
+app.command("plan", rich_help_panel=RUNNING)(runs.plan)
+app.command("prepare", rich_help_panel=STAGES)(stages.prepare)
+app.command("train-reference", rich_help_panel=STAGES)(stages.train_reference)
+app.command("score", rich_help_panel=STAGES)(stages.score)
+app.command("select", rich_help_panel=STAGES)(stages.select)
+app.command("train", rich_help_panel=STAGES)(stages.train)
+app.command("evaluate", rich_help_panel=STAGES)(stages.evaluate)
+app.command("report", rich_help_panel=STAGES)(stages.report)
+app.command("status", rich_help_panel=FACTS)(facts.status)
+app.command("inspect", rich_help_panel=FACTS)(facts.inspect)
+app.command("config", rich_help_panel=FACTS)(facts.config)
+app.command("doctor", rich_help_panel=FACTS)(facts.doctor)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print(f"miniplm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version and stop.")) -> None:
+    pass
+
+
+def main() -> None:
+    """Runs the command line and exits with its code."""
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        app()
+    except (ConfigError, MiniplmError) as error:
+        errors.print(f"[bold red]{type(error).__name__}[/]: ", end="")
+        errors.print(str(error), markup=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("[yellow]Stopped.[/] What is finished is kept; the same command goes on from there.")
+        sys.exit(130)
+    except Exception as error:
+        if is_verbose():
+            errors.print(traceback.format_exc(), markup=False)
+        errors.print(f"[bold red]The run failed[/] with {type(error).__name__}: ", end="")
+        errors.print(str(error) or "(no message)", markup=False)
+        errors.print("What is finished is kept; the same command goes on from there. --verbose shows where it failed.")
+        sys.exit(1)

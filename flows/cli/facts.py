@@ -1,0 +1,137 @@
+"""`status`, `inspect`, `config` and `doctor`: they look, and change nothing."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from flows.cli.options import (
+    DEFAULT_STORAGE,
+    AsJson,
+    Overrides,
+    StorageRoot,
+    Target,
+    Verbose,
+    print_json,
+    resolve_config,
+    start_quietly,
+)
+
+
+def status(target: Target, overrides: Overrides = None, storage: StorageRoot = DEFAULT_STORAGE, as_json: AsJson = False, verbose: Verbose = False) -> None:
+    """How far a run has come: each stage and shard is done, missing or broken, judged by its files and digests."""
+    start_quietly(verbose)
+    from flows.cli.tables import print_status
+    from miniplm.run_status import check_run
+    from miniplm.storage import Storage
+
+    config = resolve_config(target, overrides, storage)
+    result = check_run(Storage(config.storage), config)
+    if as_json:
+        print_json(result.as_json())
+    else:
+        print_status(result)
+
+
+def inspect(
+    target: Target,
+    sequence_id: Annotated[int | None, typer.Option("--id", help="One sequence, whole, by its id.")] = None,
+    bottom: Annotated[bool, typer.Option("--bottom", help="The least wanted sequences first; default: the most wanted.")] = False,
+    domain: Annotated[str | None, typer.Option(help="Only this domain.")] = None,
+    by_domain: Annotated[bool, typer.Option("--by-domain", help="A summary of each domain instead of sequences.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="How many sequences.")] = 10,
+    storage: StorageRoot = DEFAULT_STORAGE,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Look at what a run kept and dropped: the most or least wanted sequences, decoded; one by id; or each domain."""
+    start_quietly(verbose)
+    from flows.cli.tables import make_table, print_sequences
+    from miniplm import inspection
+    from miniplm.run_record import load_run
+    from miniplm.storage import Storage
+
+    config = resolve_config(target, None, storage)
+    root = Storage(config.storage)
+    record = load_run(root, config.name)
+    if by_domain:
+        rows = inspection.inspect_domains(root, record)
+        if as_json:
+            print_json([row.as_json() for row in rows])
+            return
+        table = make_table(f"Domains of run {config.name}", *rows[0].as_json()) if rows else make_table("no domain")
+        for row in rows:
+            table.add_row(*[f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.as_json().values()])
+        Console(highlight=False).print(table)
+        return
+    if sequence_id is not None:
+        sequences = [inspection.inspect_sequence(root, record, sequence_id)]
+    else:
+        sequences = inspection.inspect_sequences(root, record, "bottom" if bottom else "top", domain, limit)
+    if as_json:
+        print_json([sequence.as_json() for sequence in sequences])
+    else:
+        print_sequences(sequences, whole=sequence_id is not None)
+
+
+def config(
+    target: Annotated[str | None, typer.Argument(metavar="[CONFIG|RUN]", help="Check this configuration and print it whole, with all defaults.")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print every field with its meaning, unit and default, as JSON Schema.")] = False,
+    architectures: Annotated[bool, typer.Option("--architectures", help="List the architecture presets.")] = False,
+    overrides: Overrides = None,
+    storage: StorageRoot = DEFAULT_STORAGE,
+    as_json: AsJson = False,
+) -> None:
+    """Check a configuration, or explain what one may hold."""
+    import yaml
+
+    from miniplm.config import RunConfig, config_as_dict
+
+    if schema:
+        print_json(RunConfig.model_json_schema())
+        return
+    if architectures:
+        _print_architectures(as_json)
+        return
+    if target is None:
+        raise typer.BadParameter("give a CONFIG to check, or --schema, or --architectures")
+    content = config_as_dict(resolve_config(target, overrides, storage))
+    if as_json:
+        print_json(content)
+    else:
+        print(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), end="")
+
+
+def _print_architectures(as_json: bool) -> None:
+    from flows.cli.tables import make_table
+    from miniplm.architectures import PRESETS
+
+    if as_json:
+        print_json({name: preset.description for name, preset in PRESETS.items()})
+        return
+    table = make_table("Architecture presets", "name", "description")
+    for name, preset in PRESETS.items():
+        table.add_row(name, preset.description)
+    Console(highlight=False).print(table)
+
+
+def doctor(
+    storage: Annotated[str, typer.Option("--storage", help="Storage root to check for reading and writing.")] = DEFAULT_STORAGE,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Check this machine: versions, devices, memory, the storage root, the Prefect API. Exit code 2 where there is a problem."""
+    start_quietly(verbose)
+    from flows.cli.prefect_api import check_prefect_api
+    from flows.cli.tables import print_findings
+    from miniplm.doctor import diagnose
+
+    findings = [*diagnose(storage), check_prefect_api()]
+    if as_json:
+        print_json([finding.as_json() for finding in findings])
+    else:
+        print_findings(findings)
+    if any(finding.state == "problem" for finding in findings):
+        raise typer.Exit(2)

@@ -1,0 +1,91 @@
+"""What the commands share: the run or configuration they act on, the flags, and the quiet start of Prefect."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from miniplm.config import RunConfig
+from miniplm.config_files import apply_override, check_config, load_config
+
+Target = Annotated[str, typer.Argument(metavar="CONFIG|RUN", help="YAML file of a run (path or URL), or the name of a run at --storage.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the configuration, e.g. selection.ratio=0.3; may be repeated.")
+]
+StorageRoot = Annotated[str, typer.Option("--storage", help="Where to look for a run that is given by name.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print facts as JSON, for machines.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show the log of Prefect and of the libraries.")]
+
+DEFAULT_STORAGE = "./data"
+
+_verbose = False
+
+
+def is_verbose() -> bool:
+    """Whether the command that runs was asked to tell all."""
+    return _verbose
+
+
+def resolve_config(target: str, overrides: Sequence[str] | None, storage: str = DEFAULT_STORAGE) -> RunConfig:
+    """The configuration of a YAML file, or the one that a run's record keeps; overrides apply to both.
+
+    Raises `ConfigError` or `RunError` where there is neither.
+    """
+    if target.endswith((".yaml", ".yml", ".json")) or "/" in target or Path(target).exists():
+        return load_config(target, overrides or ())
+    from miniplm.run_record import load_run
+    from miniplm.storage import Storage
+
+    content = load_run(Storage(storage), target).config
+    for override in overrides or ():
+        apply_override(content, override)
+    return check_config(content, f"run {target} at {storage}")
+
+
+def start_quietly(verbose: bool) -> None:
+    """Sets Prefect up before it is imported: quiet unless `verbose`; whatever the user has set in the environment stays."""
+    global _verbose
+    _verbose = verbose
+    defaults = {
+        "PREFECT_LOGGING_LEVEL": "INFO" if verbose else "CRITICAL",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "miniplm",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        # A temporary server on a busy machine takes up to half a minute; Prefect's own limit is too close.
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "TRANSFORMERS_VERBOSITY": "info" if verbose else "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "0" if verbose else "1",
+        "TOKENIZERS_PARALLELISM": "true",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+@contextmanager
+def watched_flow(verbose: bool, as_json: bool) -> Iterator[Console]:
+    """Live progress in the terminal while a flow runs; on stderr where stdout is for JSON."""
+    start_quietly(verbose)
+    console = Console(stderr=as_json, highlight=False)
+    if not verbose:
+        console.print("[dim]starting ...[/]", end="\r") if console.is_terminal else None
+    from transformers.utils import logging as transformers_logging
+
+    from flows.cli.progress import TerminalProgress
+    from tasks.progress import watch_progress
+
+    if not verbose:
+        transformers_logging.disable_progress_bar()
+    with TerminalProgress(console) as progress, watch_progress(progress):
+        yield console
+
+
+def print_json(content: Any) -> None:
+    """Prints facts for machines on stdout."""
+    print(json.dumps(content, indent=2, ensure_ascii=False, default=str))

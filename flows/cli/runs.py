@@ -1,0 +1,83 @@
+"""`run`, `demo` and `plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli.options import (
+    DEFAULT_STORAGE,
+    AsJson,
+    Overrides,
+    StorageRoot,
+    Target,
+    Verbose,
+    print_json,
+    resolve_config,
+    start_quietly,
+    watched_flow,
+)
+from miniplm.config import RunConfig
+from miniplm.errors import ConfigError
+
+DEMO_CONFIG = "deployments/configs/demo.yaml"
+
+
+def run(target: Target, overrides: Overrides = None, storage: StorageRoot = DEFAULT_STORAGE, as_json: AsJson = False, verbose: Verbose = False) -> None:
+    """Refine a corpus and train students: the whole road, or what is missing of it.
+
+    Whatever is finished at the storage root is found and not done again: a killed run goes on where it was, another
+    ratio or student costs no new scores.
+    """
+    start_quietly(verbose)
+    _run(resolve_config(target, overrides, storage), as_json, verbose)
+
+
+def demo(overrides: Overrides = None, as_json: AsJson = False, verbose: Verbose = False) -> None:
+    """Run the demo: a real teacher, five domains, about 100 k tokens, two students; a few minutes on two cores."""
+    start_quietly(verbose)
+    if not Path(DEMO_CONFIG).is_file():
+        raise ConfigError(f"there is no {DEMO_CONFIG} here; clone the repository and run `make demo` in it, which also fetches the demo's model and text")
+    _run(resolve_config(DEMO_CONFIG, overrides), as_json, verbose)
+
+
+def _run(config: RunConfig, as_json: bool, verbose: bool) -> None:
+    from flows.cli.tables import print_run
+    from miniplm.inputs import check_inputs
+    from miniplm.run_status import find_complete_run
+    from miniplm.storage import Storage
+
+    check_inputs(config)
+    storage = Storage(config.storage)
+    record = find_complete_run(storage, config)
+    if record is None:
+        with watched_flow(verbose, as_json):
+            from flows.run_miniplm import run_miniplm
+
+            record = run_miniplm(config)
+    if as_json:
+        print_json(record.as_json())
+    else:
+        print_run(storage, record)
+
+
+def plan(
+    target: Target,
+    overrides: Overrides = None,
+    storage: StorageRoot = DEFAULT_STORAGE,
+    usd_per_gpu_hour: Annotated[float | None, typer.Option(min=0, help="Price of a device hour; prints the cost.")] = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """What a run will cost: shards, tokens, hours and bytes, from counts and a short measured probe. Runs nothing else."""
+    start_quietly(verbose)
+    from flows.cli.tables import print_plan
+    from miniplm.plan import plan_run
+
+    result = plan_run(resolve_config(target, overrides, storage), usd_per_gpu_hour)
+    if as_json:
+        print_json(result.as_json())
+    else:
+        print_plan(result)

@@ -1,0 +1,219 @@
+"""The commands for one stage each: the same flows that `run` calls, with the ids that the storage root knows."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from flows.cli.options import (
+    DEFAULT_STORAGE,
+    AsJson,
+    Overrides,
+    StorageRoot,
+    Target,
+    Verbose,
+    print_json,
+    resolve_config,
+    start_quietly,
+    watched_flow,
+)
+from miniplm.config import RunConfig
+from miniplm.errors import ConfigError, list_offenders
+
+Role = Literal["teacher", "reference"]
+
+
+def prepare(target: Target, overrides: Overrides = None, storage: StorageRoot = DEFAULT_STORAGE, as_json: AsJson = False, verbose: Verbose = False) -> None:
+    """Cut the documents of the sources into sequences in shards; rejected records go to quarantine with their reason."""
+    config = _begin(target, overrides, storage, verbose)
+    with watched_flow(verbose, as_json) as console:
+        from flows.prepare_corpus import prepare_corpus
+        from miniplm.corpus.reader import load_corpus
+        from miniplm.storage import Storage
+
+        corpus_id, _ = prepare_corpus(config)
+    manifest = load_corpus(Storage(config.storage), corpus_id)
+    if as_json:
+        print_json(manifest.as_json())
+        return
+    from flows.cli.tables import print_corpus
+
+    print_corpus(console, Storage(config.storage), manifest)
+
+
+def train_reference(
+    target: Target, overrides: Overrides = None, storage: StorageRoot = DEFAULT_STORAGE, as_json: AsJson = False, verbose: Verbose = False
+) -> None:
+    """Train the reference model on the reference split (nothing to do where the configuration gives a model)."""
+    config = _begin(target, overrides, storage, verbose)
+    with watched_flow(verbose, as_json) as console:
+        from flows.train_reference import train_reference as flow
+
+        entry, _ = flow(config, _find_corpus_id(config))
+    _say(console, as_json, entry.as_json(), f"reference model {entry.model_id} ({entry.num_parameters:,} parameters)")
+
+
+def score(
+    target: Target,
+    model: Annotated[Role, typer.Option("--model", help="Which of the two models scores.")],
+    shard: Annotated[list[int] | None, typer.Option("--shard", min=0, help="Only this shard; may be repeated. Default: all that are missing or broken.")] = None,
+    overrides: Overrides = None,
+    storage: StorageRoot = DEFAULT_STORAGE,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Score the candidate shards by one model; shards with verified scores are not scored again."""
+    config = _begin(target, overrides, storage, verbose)
+    with watched_flow(verbose, as_json) as console:
+        from flows.score_corpus import score_corpus
+
+        corpus_id = _find_corpus_id(config)
+        entry = _find_scorer(config, corpus_id, model)
+        stage = score_corpus(config, corpus_id, entry, model, shard)
+    _say(
+        console,
+        as_json,
+        {"corpus_id": corpus_id, "model": entry.as_json(), "stage": stage.as_json()},
+        f"{stage.num_units:,} tokens of {corpus_id} are scored by {entry.model_id}" + (" (nothing was missing)" if stage.reused else ""),
+    )
+
+
+def select(
+    target: Target,
+    ratio: Annotated[float | None, typer.Option(help="Kept share of the candidates, in (0, 1]; the same as --set selection.ratio=...")] = None,
+    overrides: Overrides = None,
+    storage: StorageRoot = DEFAULT_STORAGE,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Keep the sequences with the largest difference score, from the scores that are there; another ratio costs no new scores."""
+    config = _begin(target, [*(overrides or []), *([] if ratio is None else [f"selection.ratio={ratio!r}"])], storage, verbose)
+    with watched_flow(verbose, as_json) as console:
+        from flows.select_sequences import select_sequences
+        from miniplm.selection.ranking import load_selection
+        from miniplm.storage import Storage
+
+        corpus_id = _find_corpus_id(config)
+        teacher, reference = _find_scorer(config, corpus_id, "teacher"), _find_scorer(config, corpus_id, "reference")
+        selection_id, _ = select_sequences(config, corpus_id, teacher, reference)
+    manifest = load_selection(Storage(config.storage), selection_id)
+    if as_json:
+        print_json(manifest.as_json())
+        return
+    from flows.cli.tables import print_selection
+
+    print_selection(console, Storage(config.storage), manifest)
+
+
+def train(
+    target: Target,
+    student: Annotated[list[str] | None, typer.Option(help="Only this student; may be repeated. Default: all of the configuration.")] = None,
+    overrides: Overrides = None,
+    storage: StorageRoot = DEFAULT_STORAGE,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train the students on the selection (or on the baseline's data), from their last checkpoints."""
+    config = _begin(target, overrides, storage, verbose)
+    names = _student_names(config, student)
+    with watched_flow(verbose, as_json) as console:
+        from flows.train_student import train_student
+
+        corpus_id, selection_id = _find_selection_id(config)
+        records = {name: train_student(config, corpus_id, selection_id, name)[0] for name in names}
+    lines = [f"{name}: {record.num_steps:,} steps, {record.num_tokens:,} tokens, final loss {record.final_loss:.3f} nats a token: {record.folder}" for name, record in records.items()]
+    _say(console, as_json, {name: record.as_json() for name, record in records.items()}, "\n".join(lines))
+
+
+def evaluate(
+    target: Target,
+    student: Annotated[list[str] | None, typer.Option(help="Only this student; may be repeated. Default: all of the configuration.")] = None,
+    overrides: Overrides = None,
+    storage: StorageRoot = DEFAULT_STORAGE,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Measure trained students on the held-out split, overall and by domain."""
+    config = _begin(target, overrides, storage, verbose)
+    names = _student_names(config, student)
+    with watched_flow(verbose, as_json) as console:
+        from flows.evaluate_student import evaluate_student
+        from miniplm.corpus.reader import load_corpus
+        from miniplm.selection.ranking import load_selection
+        from miniplm.storage import Storage
+        from miniplm.students import find_student
+
+        corpus_id, selection_id = _find_selection_id(config)
+        root = Storage(config.storage)
+        corpus, selection = load_corpus(root, corpus_id), load_selection(root, selection_id)
+        records = {name: evaluate_student(config, corpus_id, name, find_student(root, config, corpus, selection, name))[0] for name in names}
+    if as_json:
+        print_json({name: record.as_json() for name, record in records.items()})
+        return
+    from flows.cli.tables import print_losses
+
+    print_losses(console, records)
+
+
+def report(target: Target, overrides: Overrides = None, storage: StorageRoot = DEFAULT_STORAGE, as_json: AsJson = False, verbose: Verbose = False) -> None:
+    """Write the report of a run again, from what its record names."""
+    config = _begin(target, overrides, storage, verbose)
+    from miniplm.report import write_report
+    from miniplm.storage import Storage
+
+    url = write_report(Storage(config.storage), config.name)
+    _say(Console(highlight=False), as_json, {"report": url}, f"report: {url}")
+
+
+def _begin(target: str, overrides: list[str] | None, storage: str, verbose: bool) -> RunConfig:
+    start_quietly(verbose)
+    return resolve_config(target, overrides, storage)
+
+
+def _find_corpus_id(config: RunConfig) -> str:
+    from miniplm.corpus.identity import resolve_corpus_id
+    from miniplm.corpus.reader import load_corpus
+    from miniplm.storage import Storage
+
+    storage = Storage(config.storage)
+    return load_corpus(storage, resolve_corpus_id(storage, config.corpus)).corpus_id
+
+
+def _find_scorer(config: RunConfig, corpus_id: str, role: Role):  # type: ignore[no-untyped-def]
+    from miniplm.corpus.reader import load_corpus
+    from miniplm.scorers import find_reference, identify_teacher
+    from miniplm.storage import Storage
+
+    if role == "teacher":
+        return identify_teacher(config)
+    storage = Storage(config.storage)
+    return find_reference(storage, config, load_corpus(storage, corpus_id))
+
+
+def _find_selection_id(config: RunConfig) -> tuple[str, str]:
+    from miniplm.corpus.reader import load_corpus
+    from miniplm.selection.ranking import load_selection, resolve_selection_id
+    from miniplm.storage import Storage
+
+    storage = Storage(config.storage)
+    corpus = load_corpus(storage, _find_corpus_id(config))
+    teacher, reference = _find_scorer(config, corpus.corpus_id, "teacher"), _find_scorer(config, corpus.corpus_id, "reference")
+    selection_id = resolve_selection_id(storage, corpus, teacher.model_id, reference.model_id, config.selection)
+    return corpus.corpus_id, load_selection(storage, selection_id).selection_id
+
+
+def _student_names(config: RunConfig, wanted: list[str] | None) -> list[str]:
+    known = [student.name for student in config.students]
+    unknown = [name for name in wanted or [] if name not in known]
+    if unknown:
+        raise ConfigError(f"run {config.name} has no student {list_offenders(unknown)}; its students are {list_offenders(known) or 'none'}")
+    return wanted or known
+
+
+def _say(console: Console, as_json: bool, facts: object, line: str) -> None:
+    if as_json:
+        print_json(facts)
+    else:
+        console.print(line, markup=False, soft_wrap=True)

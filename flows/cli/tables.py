@@ -1,0 +1,157 @@
+"""Facts as tables for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from miniplm import layout
+from miniplm.artifacts import CorpusManifest, SelectionManifest
+from miniplm.run_record import RunRecord, StudentRecord
+from miniplm.run_status import RunStatus
+from miniplm.storage import Storage
+
+if TYPE_CHECKING:
+    from miniplm.doctor import Finding
+    from miniplm.inspection import InspectedSequence
+    from miniplm.plan import RunPlan
+
+_STATES = {"done": "[green]done[/]", "partial": "[yellow]partial[/]", "missing": "[yellow]missing[/]", "broken": "[red]broken[/]"}
+
+
+def make_table(title: str, *columns: str) -> Table:
+    """A plain table: the first column is text, the others are numbers."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    return table
+
+
+def print_run(storage: Storage, record: RunRecord) -> None:
+    """The end of a run: what was kept, how the students do, where the report is."""
+    from miniplm.selection.ranking import load_selection
+
+    console = Console(highlight=False)
+    stages = make_table(f"Run {record.run_name}", "stage", "amount", "time", "rate", "")
+    for stage in record.stages:
+        rate = f"{stage.num_units / stage.seconds:,.0f} {stage.unit}/s" if stage.seconds >= 0.1 else ""
+        stages.add_row(stage.name, f"{stage.num_units:,} {stage.unit}", f"{stage.seconds:.1f} s", rate, "[dim]was there[/]" if stage.reused else "")
+    console.print(stages)
+    if record.selection_id is not None:
+        print_selection(console, storage, load_selection(storage, record.selection_id))
+    print_losses(console, record.students)
+    console.print(f"report: {storage.url(layout.run_report(record.run_name))}", soft_wrap=True)
+
+
+def print_selection(console: Console, storage: Storage, manifest: SelectionManifest) -> None:
+    """What was kept, by domain."""
+    table = make_table(
+        f"Kept {manifest.num_selected:,} of {manifest.num_candidates:,} sequences ({manifest.num_selected_tokens:,} tokens)",
+        "domain", "candidates", "kept", "share", "teacher NLL", "reference NLL", "median difference",
+    )  # fmt: skip
+    for domain, counts in manifest.domains.items():
+        table.add_row(
+            domain,
+            f"{counts.num_candidates:,}",
+            f"{counts.num_selected:,}",
+            f"{counts.num_selected / counts.num_candidates:.1%}",
+            f"{counts.mean_teacher_nll:.3f}",
+            f"{counts.mean_reference_nll:.3f}",
+            f"{counts.difference_score_quantiles[3]:.3f}",
+        )
+    console.print(table)
+    console.print(f"[dim]NLL in nats a token; selection at {storage.url(layout.selection_folder(manifest.selection_id))}[/]", soft_wrap=True)
+
+
+def print_losses(console: Console, students: dict[str, StudentRecord]) -> None:
+    """Held-out loss of the students, overall and by domain."""
+    measured = {name: student.evaluation for name, student in students.items() if student.evaluation is not None}
+    if not measured:
+        return
+    table = make_table("Held-out loss, nats a token (bits a byte)", "domain", *measured)
+    domains = sorted({domain for evaluation in measured.values() for domain in evaluation.domains})
+    for domain in domains:
+        losses = [evaluation.domains.get(domain) for evaluation in measured.values()]
+        table.add_row(domain, *["" if loss is None else f"{loss.nats_per_token:.3f} ({loss.bits_per_byte:.3f})" for loss in losses])
+    table.add_section()
+    table.add_row("all", *[f"{evaluation.overall.nats_per_token:.3f} ({evaluation.overall.bits_per_byte:.3f})" for evaluation in measured.values()], style="bold")
+    console.print(table)
+
+
+def print_corpus(console: Console, storage: Storage, manifest: CorpusManifest) -> None:
+    """What a prepared corpus holds."""
+    table = make_table(f"Corpus {manifest.corpus_id}", "domain", "split", "documents", "tokens", "sequences")
+    for split in layout.SPLITS:
+        for domain, counts in sorted(manifest.domains.get(split, {}).items()):  # type: ignore[call-overload]
+            table.add_row(domain, split, f"{counts.num_documents:,}", f"{counts.num_tokens:,}", f"{counts.num_sequences:,}")
+    console.print(table)
+    rejected = sum(manifest.rejected.values())
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(manifest.rejected.items()))
+    console.print(f"{manifest.num_records:,} records read, {rejected:,} rejected" + (f" ({reasons})" if reasons else ""), soft_wrap=True)
+    if rejected:
+        console.print(f"rejected records: {storage.url(layout.quarantine_folder(manifest.corpus_id))}", soft_wrap=True)
+
+
+def print_status(status: RunStatus) -> None:
+    """Each stage, and the shards that are missing or broken."""
+    console = Console(highlight=False)
+    table = make_table(f"Run {status.run_name} at {status.storage}", "stage", "state", "done", "")
+    for stage in status.stages:
+        table.add_row(stage.name, _STATES[stage.state], f"{stage.num_done:,} of {stage.num_total:,} {stage.unit}", f"[dim]{stage.detail}[/]")
+    console.print(table)
+    for stage in status.stages:
+        for shard in stage.shards[:10]:
+            console.print(f"{stage.name} {layout.shard_name(shard.shard_index)}: {_STATES[shard.state]} {shard.reason}", soft_wrap=True)
+        if len(stage.shards) > 10:
+            console.print(f"{stage.name}: ... ({len(stage.shards)} shards in all; --json lists them)")
+
+
+def print_sequences(sequences: list[InspectedSequence], whole: bool) -> None:
+    """Sequences with their scores and text."""
+    console = Console(highlight=False)
+    for sequence in sequences:
+        scores = (
+            "not a candidate"
+            if sequence.difference_score is None
+            else f"difference {sequence.difference_score:+.3f}  teacher {sequence.teacher_nll:.3f}  reference {sequence.reference_nll:.3f}"
+        )
+        kept = {True: "  kept", False: "  not kept", None: ""}[sequence.selected]
+        console.print(f"sequence {sequence.sequence_id}  {sequence.domain}  {sequence.num_tokens} tokens  {scores}{kept}", style="bold", markup=False)
+        text = sequence.text if whole else " ".join(sequence.text.split())[:300]
+        console.print(text + "\n", markup=False, soft_wrap=whole)
+
+
+def print_findings(findings: list[Finding]) -> None:
+    """What the doctor found."""
+    console = Console(highlight=False)
+    marks = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "problem": "[red]problem[/]"}
+    for finding in findings:
+        console.print(f"{marks[finding.state]:<18} {finding.name}: ", end="")
+        console.print(finding.value, markup=False, soft_wrap=True)
+        if finding.advice:
+            console.print(f"{'':10}{finding.advice}", style="dim", markup=False, soft_wrap=True)
+
+
+def print_plan(plan: RunPlan) -> None:
+    """What a run will cost."""
+    console = Console(highlight=False)
+    table = make_table(f"Plan of run {plan.run_name}", "stage", "tokens", "shards", "rate", "time")
+    for stage in plan.stages:
+        table.add_row(
+            stage.name,
+            f"{stage.num_tokens:,}",
+            "" if stage.num_shards is None else f"{stage.num_shards:,}",
+            f"{stage.tokens_per_second:,.0f} tokens/s" if stage.tokens_per_second else "",
+            f"{stage.hours:.2f} h" if stage.hours >= 0.1 else f"{stage.hours * 3600:.0f} s",
+        )
+    table.add_section()
+    table.add_row("all", "", "", "", f"{plan.hours:.2f} h" if plan.hours >= 0.1 else f"{plan.hours * 3600:.0f} s", style="bold")
+    console.print(table)
+    console.print(f"measured on {plan.device}; storage {plan.storage_bytes / 1e9:.3f} GB at {plan.storage}", soft_wrap=True)
+    if plan.usd is not None:
+        console.print(f"about {plan.usd:,.2f} USD at {plan.usd_per_gpu_hour:g} USD a device hour")
+    for note in plan.notes:
+        console.print(f"[dim]{note}[/]", soft_wrap=True)

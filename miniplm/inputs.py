@@ -1,0 +1,79 @@
+"""Refuses, before anything is computed, what would otherwise fail only after hours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from miniplm.config import RunConfig
+from miniplm.errors import ConfigError, ModelError, TokenizerError
+from miniplm.models.devices import resolve_device
+from miniplm.models.files import list_weight_files, locate_model, read_model_config
+from miniplm.sources.files import list_source_files
+from miniplm.storage import Storage
+from miniplm.tokenization import CorpusTokenizer, load_tokenizer, vocabulary_digest
+
+_PROBE = ".tmp-miniplm-probe"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+def check_inputs(config: RunConfig) -> None:
+    """Raises a `ConfigError` or `MiniplmError` that names the field, unless the run can start.
+
+    Checks that the device exists, the storage root can be written, the sources' globs match files, the tokenizer
+    has an end-of-document token, and each given model is whole, has the corpus' tokenizer, room for its
+    vocabulary and positions for its sequences.
+    """
+    if config.execution.fan_out != "local":
+        raise ConfigError(f"execution.fan_out is {config.execution.fan_out!r}; this version scores in this process only, use local")
+    resolve_device(config.scoring.device)
+    check_storage(Storage(config.storage))
+    for source in config.corpus.sources:
+        list_source_files(source)
+    tokenizer = load_tokenizer(config.corpus.tokenizer, config.corpus.eos_token, config.corpus.trust_remote_code)
+    check_model("teacher", locate_model(config.teacher.model, config.teacher.revision), config, tokenizer)
+    if config.reference.model is not None:
+        check_model("reference", locate_model(config.reference.model, config.reference.revision), config, tokenizer)
+
+
+def check_storage(storage: Storage) -> None:
+    """Raises `StorageError` where the storage root cannot be written."""
+    storage.write_bytes(_PROBE, b"")
+    storage.delete(_PROBE)
+
+
+def check_model(role: str, folder: Path, config: RunConfig, tokenizer: CorpusTokenizer) -> None:
+    """Checks one given model's files against the corpus, reading no weights.
+
+    Raises `ModelError` for damaged files, too small a vocabulary or too few positions, `TokenizerError` where the
+    model comes with another tokenizer than the corpus.
+    """
+    model_config = read_model_config(folder)
+    list_weight_files(folder)
+    entry = tokenizer.entry
+    vocab_size = model_config.get("vocab_size")
+    if isinstance(vocab_size, int) and vocab_size < entry.vocab_size:
+        raise ModelError(
+            f"{role}: model {folder} has a vocabulary of {vocab_size} ids, the tokenizer {config.corpus.tokenizer!r} gives ids up to "
+            f"{entry.vocab_size - 1}; teacher and reference must share the tokenizer of the corpus"
+        )
+    positions = next((model_config[key] for key in ("max_position_embeddings", "n_positions") if isinstance(model_config.get(key), int)), None)
+    if positions is not None and positions < config.corpus.sequence_length:
+        raise ModelError(
+            f"{role}: model {folder} has {positions} positions, corpus.sequence_length is {config.corpus.sequence_length}; make that at most {positions}"
+        )
+    if any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        trust = config.teacher.trust_remote_code if role == "teacher" else config.reference.trust_remote_code
+        _check_tokenizer(role, folder, trust, config, tokenizer)
+
+
+def _check_tokenizer(role: str, folder: Path, trust_remote_code: bool, config: RunConfig, tokenizer: CorpusTokenizer) -> None:
+    # The model's own EOS does not matter here, only its vocabulary: documents are separated by the corpus' token.
+    own = load_tokenizer(str(folder), tokenizer.entry.eos_token, trust_remote_code)
+    if vocabulary_digest(own.tokenizer) == tokenizer.entry.digest:
+        return
+    ours, theirs = tokenizer.tokenizer.get_vocab(), own.tokenizer.get_vocab()
+    num_different = sum(theirs.get(token) != token_id for token, token_id in ours.items())
+    raise TokenizerError(
+        f"{role}: model {folder} has another tokenizer than the corpus ({config.corpus.tokenizer!r}): {num_different} of {len(ours)} tokens "
+        f"have another id. Teacher and reference score the same token ids, so both must share the tokenizer of the corpus; use models of one family"
+    )

@@ -1,0 +1,171 @@
+"""How far a run has come, judged by what verifies at the storage root and nothing else."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from miniplm import layout
+from miniplm.artifacts import CorpusManifest, ModelEntry, Record
+from miniplm.config import RunConfig, config_as_dict
+from miniplm.corpus.identity import resolve_corpus_id
+from miniplm.corpus.reader import find_corpus
+from miniplm.errors import ModelError, RunError, ScoreJoinError
+from miniplm.run_record import RunRecord, load_run
+from miniplm.scorers import find_reference, identify_teacher
+from miniplm.scoring.shards import check_score_shards
+from miniplm.selection.ranking import find_selection, resolve_selection_id
+from miniplm.storage import Storage
+from miniplm.students import find_student
+
+State = Literal["done", "partial", "missing", "broken"]
+
+
+class ShardStatus(Record):
+    """One shard that is not done: missing, or broken with the reason."""
+
+    shard_index: int
+    state: Literal["missing", "broken"]
+    reason: str
+
+
+class StageStatus(Record):
+    """One stage: `num_done` of `num_total` `unit` are there and verify; `shards` are those that do not."""
+
+    name: str
+    state: State
+    num_done: int
+    num_total: int
+    unit: str
+    detail: str = ""
+    shards: tuple[ShardStatus, ...] = ()
+
+
+class RunStatus(Record):
+    """All stages of a run in their order; `complete` when every one is done."""
+
+    run_name: str
+    storage: str
+    stages: tuple[StageStatus, ...]
+    complete: bool
+
+
+def check_run(storage: Storage, config: RunConfig) -> RunStatus:
+    """Verifies every artifact that the configuration names: files, digests and counts. Computes and writes nothing.
+
+    Raises what the resolution of ids raises: `SourceError`, `TokenizerError`, `ModelError` for a given model.
+    """
+    stages: list[StageStatus] = []
+    corpus = find_corpus(storage, resolve_corpus_id(storage, config.corpus))
+    stages.append(_corpus_stage(storage, corpus))
+    teacher = identify_teacher(config)
+    reference = _find_reference(storage, config, corpus)
+    stages.append(_scores_stage(storage, corpus, teacher, "teacher"))
+    stages.append(
+        StageStatus(
+            name="reference",
+            state="done" if reference else "missing",
+            num_done=int(reference is not None),
+            num_total=1,
+            unit="models",
+            detail=reference.model_id if reference else "",
+        )
+    )
+    stages.append(_scores_stage(storage, corpus, reference, "reference"))
+    stages += _later_stages(storage, config, corpus, teacher, reference)
+    return RunStatus(run_name=config.name, storage=storage.root, stages=tuple(stages), complete=all(stage.state == "done" for stage in stages))
+
+
+def find_complete_run(storage: Storage, config: RunConfig) -> RunRecord | None:
+    """The record of a run of exactly this configuration, where it is finished and everything it made still verifies."""
+    try:
+        record = load_run(storage, config.name)
+    except RunError:
+        return None
+    if record.config != config_as_dict(config) or record.finished_at is None or not storage.exists(layout.run_report(config.name)):
+        return None
+    return record if check_run(storage, config).complete else None
+
+
+def _corpus_stage(storage: Storage, corpus: CorpusManifest | None) -> StageStatus:
+    if corpus is None:
+        return StageStatus(name="prepare", state="missing", num_done=0, num_total=0, unit="shards")
+    broken = []
+    for shard in corpus.shards:
+        relative = layout.corpus_shard(shard.corpus_id, shard.split, shard.shard_index)
+        if not storage.exists(relative):
+            broken.append(ShardStatus(shard_index=shard.shard_index, state="missing", reason=f"{relative} is gone"))
+        elif storage.digest(relative) != shard.digest:
+            broken.append(ShardStatus(shard_index=shard.shard_index, state="broken", reason=f"{relative} is not what the manifest says"))
+    return StageStatus(
+        name="prepare",
+        state="broken" if broken else "done",
+        num_done=len(corpus.shards) - len(broken),
+        num_total=len(corpus.shards),
+        unit="shards",
+        detail=corpus.corpus_id,
+        shards=tuple(broken),
+    )
+
+
+def _scores_stage(storage: Storage, corpus: CorpusManifest | None, entry: ModelEntry | None, role: str) -> StageStatus:
+    name = f"score {role}"
+    if corpus is None or entry is None:
+        num_total = len(corpus.split_shards("candidate")) if corpus else 0
+        return StageStatus(name=name, state="missing", num_done=0, num_total=num_total, unit="shards")
+    states = check_score_shards(storage, corpus, entry.model_id)
+    left = [ShardStatus(shard_index=state.shard_index, state=state.state, reason=state.reason) for state in states if state.state != "done"]
+    state: State = "done" if not left else "broken" if any(shard.state == "broken" for shard in left) else "missing" if len(left) == len(states) else "partial"
+    return StageStatus(
+        name=name, state=state, num_done=len(states) - len(left), num_total=len(states), unit="shards", detail=entry.model_id, shards=tuple(left)
+    )
+
+
+def _find_reference(storage: Storage, config: RunConfig, corpus: CorpusManifest | None) -> ModelEntry | None:
+    if corpus is None:
+        return None
+    try:
+        return find_reference(storage, config, corpus)
+    except ModelError:
+        if config.reference.model is not None:
+            raise
+        return None
+
+
+def _later_stages(
+    storage: Storage, config: RunConfig, corpus: CorpusManifest | None, teacher: ModelEntry, reference: ModelEntry | None
+) -> list[StageStatus]:
+    selection = None
+    if corpus is not None and reference is not None:
+        try:
+            selection = find_selection(storage, resolve_selection_id(storage, corpus, teacher.model_id, reference.model_id, config.selection))
+        except ScoreJoinError:
+            selection = None
+    stages = [
+        StageStatus(
+            name="select",
+            state="done" if selection else "missing",
+            num_done=selection.num_selected if selection else 0,
+            num_total=selection.num_selected if selection else 0,
+            unit="sequences",
+            detail=selection.selection_id if selection else "",
+        )
+    ]
+    for student in config.students:
+        record = find_student(storage, config, corpus, selection, student.name) if corpus and selection else None
+        stages.append(
+            StageStatus(
+                name=f"train {student.name}",
+                state="done" if record else "missing",
+                num_done=record.num_steps if record else 0,
+                num_total=record.num_steps if record else student.training.steps or 0,
+                unit="steps",
+                detail=record.folder if record else "",
+            )
+        )
+        if config.evaluation.heldout:
+            evaluated = record is not None and record.evaluation is not None
+            stages.append(
+                StageStatus(name=f"evaluate {student.name}", state="done" if evaluated else "missing", num_done=int(evaluated), num_total=1, unit="evaluations")
+            )
+    return stages
+

@@ -1,0 +1,38 @@
+"""Selects sequences, and shows by domain what was kept."""
+
+from __future__ import annotations
+
+from prefect import task
+from prefect.artifacts import create_table_artifact
+
+from miniplm.artifacts import ModelEntry, SelectionManifest
+from miniplm.config import SelectionConfig
+from miniplm.corpus.reader import load_corpus
+from miniplm.selection import ranking
+from miniplm.storage import Storage
+from tasks.progress import report_progress
+from tasks.retries import TASK_OPTIONS
+
+
+@task(name="select-sequences", task_run_name="select {selection.ratio} of {corpus_id}", **TASK_OPTIONS)
+def select_sequences(
+    storage_url: str, corpus_id: str, teacher: ModelEntry, reference: ModelEntry, selection: SelectionConfig
+) -> tuple[SelectionManifest, bool]:
+    """Joins the scores of both models, keeps the sequences with the largest difference score; says whether that was done already."""
+    storage = Storage(storage_url)
+    corpus = load_corpus(storage, corpus_id)
+    selection_id = ranking.resolve_selection_id(storage, corpus, teacher.model_id, reference.model_id, selection)
+    reused = ranking.find_selection(storage, selection_id) is not None
+    manifest = ranking.select_sequences(storage, corpus, teacher.model_id, reference.model_id, selection, report_progress)
+    rows = [
+        {
+            "domain": domain,
+            "candidates": counts.num_candidates,
+            "kept": counts.num_selected,
+            "kept share": f"{counts.num_selected / counts.num_candidates:.1%}",
+            "median difference score": f"{counts.difference_score_quantiles[3]:.3f}",
+        }
+        for domain, counts in manifest.domains.items()
+    ]
+    create_table_artifact(rows, key="selection", description=f"{manifest.selection_id}: {manifest.num_selected:,} sequences kept")
+    return manifest, reused

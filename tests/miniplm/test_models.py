@@ -1,0 +1,146 @@
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from miniplm.errors import ConfigError, ModelError
+from miniplm.models.devices import is_out_of_memory, resolve_device, resolve_dtype
+from miniplm.models.files import list_weight_files, locate_model
+from miniplm.models.identity import identify_model, slug
+from miniplm.models.loading import load_model, split_head
+from tests.miniplm.made_models import make_gpt2, make_llama, make_qwen2, save_model
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save_model(make_llama(), tmp_path / "llama")
+
+
+def edit_weights(folder, edit):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    edit(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_id_follows_content_and_not_place(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "elsewhere" / "llama")
+    entry = identify_model(folder, "llama", "float32")
+    assert identify_model(tmp_path / "elsewhere" / "llama", "llama", "float32") == entry
+    assert entry.num_parameters == sum(p.numel() for p in make_llama().parameters())
+    assert entry.model_id.startswith("llama-float32-")
+
+
+def test_id_changes_with_weights_config_and_dtype(folder):
+    ids = {identify_model(folder, "llama", "float32").model_id, identify_model(folder, "llama", "bfloat16").model_id}
+    edit_weights(folder, lambda tensors: tensors["model.norm.weight"].mul_(2))
+    ids.add(identify_model(folder, "llama", "float32").model_id)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+    ids.add(identify_model(folder, "llama", "float32").model_id)
+    assert len(ids) == 4
+
+
+def test_slug():
+    assert slug("HuggingFaceTB/SmolLM2-135M") == "smollm2-135m"
+    assert slug("models/my model/") == "my-model"
+
+
+@pytest.mark.parametrize("make", [make_llama, make_qwen2, make_gpt2])
+def test_body_and_head_give_the_models_own_logits(make):
+    model = make()
+    body, head = split_head(model)
+    token_ids = torch.arange(20)[None, :]
+    with torch.no_grad():
+        ours = head.logits(body(input_ids=token_ids, use_cache=False).last_hidden_state[0])
+        torch.testing.assert_close(ours, model(input_ids=token_ids).logits[0], atol=1e-5, rtol=1e-5)
+
+
+def test_missing_folder_says_where_it_looked(tmp_path):
+    with pytest.raises(ModelError, match=r"there is no model folder '.*nothing' \(looked from .*\); give a folder or a hub id"):
+        locate_model(str(tmp_path / "nothing"))
+
+
+def test_folder_without_config(tmp_path):
+    (tmp_path / "m").mkdir()
+    with pytest.raises(ModelError, match=r"has no config\.json"):
+        load_model(tmp_path / "m", "float32", CPU)
+
+
+def test_truncated_weights(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ModelError, match="truncated or damaged"):
+        list_weight_files(folder)
+
+
+def test_weights_cut_in_the_header(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(ModelError, match="truncated"):
+        load_model(folder, "float32", CPU)
+
+
+def test_pickle_only_is_refused_with_how_to_convert(folder):
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"pickle only \(pytorch_model\.bin\).*Convert it once"):
+        list_weight_files(folder)
+
+
+def test_nan_weights_are_refused(folder):
+    edit_weights(folder, lambda tensors: tensors["model.norm.weight"][:3].fill_(float("nan")))
+    with pytest.raises(ModelError, match=r"NaN or infinite: model\.norm\.weight \(3 values\)"):
+        load_model(folder, "float32", CPU)
+
+
+def test_missing_tensor_is_refused_rather_than_random(folder):
+    edit_weights(folder, lambda tensors: tensors.pop("model.layers.0.mlp.up_proj.weight"))
+    with pytest.raises(ModelError, match=r"lacks weights: model\.layers\.0\.mlp\.up_proj\.weight"):
+        load_model(folder, "float32", CPU)
+
+
+def test_shard_that_the_index_names_is_missing(folder):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}}))
+    with pytest.raises(ModelError, match="lacks weight files that its index names"):
+        list_weight_files(folder)
+
+
+def test_unknown_family_is_an_error_not_remote_code(folder):
+    (folder / "config.json").write_text(json.dumps({"model_type": "nobody-knows", "auto_map": {"AutoModelForCausalLM": "evil.Model"}}))
+    with pytest.raises(ModelError, match="cannot be loaded as a causal language model"):
+        load_model(folder, "float32", CPU)
+
+
+def test_a_family_with_a_step_between_body_and_logits_is_refused(folder, monkeypatch):
+    from transformers import LlamaForCausalLM
+
+    forward = LlamaForCausalLM.forward
+
+    def doubled(self, *args, **kwargs):
+        output = forward(self, *args, **kwargs)
+        output.logits = output.logits * 2
+        return output
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", doubled)
+    with pytest.raises(ModelError, match="makes its logits in a way that is not known here"):
+        load_model(folder, "float32", CPU)
+
+
+def test_devices_and_dtypes():
+    assert resolve_dtype("auto", CPU) == "float32"
+    assert resolve_dtype("bfloat16", CPU) == "bfloat16"
+    assert resolve_dtype("auto", torch.device("cuda")) == "bfloat16"
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="this machine has 0 CUDA devices"):
+            resolve_device("cuda:3")
+
+
+def test_out_of_memory_is_told_from_other_errors():
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"))
+    assert not is_out_of_memory(RuntimeError("shape mismatch"))

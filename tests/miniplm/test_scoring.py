@@ -1,0 +1,216 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from miniplm import layout
+from miniplm.errors import CorpusError, ModelError, ScoreError
+from miniplm.models.identity import identify_model
+from miniplm.models.loading import load_model
+from miniplm.scoring import engine
+from miniplm.scoring.batches import plan_batches
+from miniplm.scoring.engine import score_sequences
+from miniplm.scoring.shards import check_score_shard, score_shard
+from miniplm.storage import Storage
+from tests.miniplm.made_corpora import make_corpus, write_scores
+from tests.miniplm.made_models import make_gpt2, make_llama, make_qwen2, save_model
+
+EOS = 0
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def llama_folder(tmp_path_factory):
+    return save_model(make_llama(), tmp_path_factory.mktemp("model") / "llama")
+
+
+@pytest.fixture(scope="module")
+def llama(llama_folder):
+    return load_model(llama_folder, "float32", CPU)
+
+
+def random_sequences(num, seed=0, longest=60):
+    rng = np.random.default_rng(seed)
+    # EOS about every tenth token, so that the mask matters
+    return [rng.choice(100, size=rng.integers(1, longest), p=[0.1] + [0.9 / 99] * 99).astype(np.uint16) for _ in range(num)]
+
+
+def oracle(model, sequence):
+    """Float64, one sequence, a plain loop over the targets."""
+    token_ids = torch.tensor(sequence.astype(np.int64))
+    if len(token_ids) < 2:
+        return 0.0, 0
+    with torch.no_grad():
+        log_probs = model.double()(input_ids=token_ids[None, :-1]).logits[0].log_softmax(-1)
+    scored = [t for t in range(len(token_ids) - 1) if token_ids[t] != EOS]
+    return -sum(log_probs[t, token_ids[t + 1]].item() for t in scored), len(scored)
+
+
+@pytest.mark.parametrize("make", [make_llama, make_qwen2, make_gpt2])
+def test_scores_agree_with_a_float64_loop(make, tmp_path):
+    model = make()
+    sequences = random_sequences(12)
+    scores = score_sequences(load_model(save_model(model, tmp_path / "m"), "float32", CPU), sequences, EOS, tokens_per_batch=128)
+    for row, sequence in enumerate(sequences):
+        nll_sum, num_scored = oracle(model, sequence)
+        assert scores.num_scored_tokens[row] == num_scored
+        assert scores.nll_sum[row] == pytest.approx(nll_sum, abs=1e-4 * max(1, num_scored))
+
+
+@pytest.mark.parametrize("tokens_per_batch", [1, 64, 100_000])
+def test_scores_do_not_depend_on_the_batch(llama, tokens_per_batch):
+    sequences = random_sequences(20, seed=3)
+    base = score_sequences(llama, sequences, EOS, tokens_per_batch=300)
+    other = score_sequences(llama, sequences, EOS, tokens_per_batch)
+    np.testing.assert_allclose(other.nll_sum, base.nll_sum, atol=1e-3, rtol=1e-6)
+    np.testing.assert_array_equal(other.num_scored_tokens, base.num_scored_tokens)
+
+
+def test_a_sequence_without_a_scored_target_scores_zero(llama):
+    scores = score_sequences(llama, [np.array([EOS]), np.array([EOS, 7]), np.array([7, EOS])], EOS, 64)
+    assert scores.num_scored_tokens.tolist() == [0, 0, 1]
+    assert scores.nll_sum[0] == scores.nll_sum[1] == 0
+    assert scores.nll_sum[2] > 0
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 1025), max_size=60), st.integers(1, 5000))
+def test_batches_hold_each_sequence_once_and_keep_the_budget(num_tokens, budget):
+    batches = plan_batches(num_tokens, budget)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(num_tokens)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(num_tokens[index] for index in batch) <= budget
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(llama, monkeypatch):
+    sequences = random_sequences(16, seed=5)
+    base = score_sequences(llama, sequences, EOS, 100_000)
+    sizes = []
+    real = engine._score_batch
+
+    def short_of_memory(model, batch, eos_token_id):
+        sizes.append(len(batch))
+        if len(batch) > 3:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return real(model, batch, eos_token_id)
+
+    monkeypatch.setattr(engine, "_score_batch", short_of_memory)
+    scores = score_sequences(llama, sequences, EOS, 100_000)
+    np.testing.assert_allclose(scores.nll_sum, base.nll_sum, atol=1e-3)
+    assert sizes[:3] == [16, 8, 4]
+    assert set(sizes[3:]) == {2}
+
+
+def test_one_sequence_that_does_not_fit_is_an_error(llama, monkeypatch):
+    def no_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(engine, "_score_batch", no_memory)
+    with pytest.raises(ScoreError, match=r"one sequence of 5 tokens does not fit in memory on cpu \(.* GiB free\)"):
+        score_sequences(llama, [np.arange(1, 6)] * 4, EOS, 64)
+
+
+def test_an_error_that_is_not_memory_is_not_swallowed(llama, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("shape mismatch")
+
+    monkeypatch.setattr(engine, "_score_batch", broken)
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        score_sequences(llama, [np.arange(1, 6)] * 4, EOS, 64)
+
+
+def test_token_id_beyond_the_vocabulary(llama):
+    with pytest.raises(ModelError, match=r"row 1: token id 100 is beyond the vocabulary .*\(100 ids\)"):
+        score_sequences(llama, [np.array([1, 2]), np.array([1, 100])], EOS, 64)
+
+
+def test_sequence_longer_than_the_positions(llama):
+    score_sequences(llama, [np.ones(129, dtype=np.int64)], EOS, 256)
+    with pytest.raises(ModelError, match="129 inputs are more than the 128 positions"):
+        score_sequences(llama, [np.ones(130, dtype=np.int64)], EOS, 256)
+
+
+def make_scored_shard(root, folder, model):
+    storage = Storage(str(root))
+    corpus = make_corpus(storage, {"candidate": [random_sequences(6, seed=8)]})
+    entry = identify_model(folder, "llama", "float32")
+    (shard,) = corpus.split_shards("candidate")
+    return storage, corpus, shard, entry, score_shard(storage, corpus, shard, entry, model, 256)
+
+
+def test_shard_is_scored_and_its_bytes_repeat(tmp_path, llama, llama_folder):
+    storage, corpus, shard, entry, manifest = make_scored_shard(tmp_path, llama_folder, llama)
+    assert check_score_shard(storage, shard, entry.model_id).state == "done"
+    assert manifest.num_sequences == 6
+    again = score_shard(storage, corpus, shard, entry, llama, 256)
+    assert again.digest == manifest.digest
+
+
+@pytest.mark.parametrize("fault", ["truncated", "flipped", "gone", "manifest"])
+def test_damaged_score_shard_is_broken_and_says_why(tmp_path, llama, llama_folder, fault):
+    storage, _, shard, entry, _ = make_scored_shard(tmp_path, llama_folder, llama)
+    path = tmp_path / layout.score_shard(shard.corpus_id, entry.model_id, 0)
+    content = path.read_bytes()
+    if fault == "truncated":
+        path.write_bytes(content[:-1])
+        reason = "bytes, its manifest says"
+    elif fault == "flipped":
+        path.write_bytes(content[:40] + bytes([content[40] ^ 1]) + content[41:])
+        reason = "digests differ"
+    elif fault == "gone":
+        path.unlink()
+        reason = "is gone"
+    else:
+        (tmp_path / layout.score_shard_manifest(shard.corpus_id, entry.model_id, 0)).write_text("{")
+        reason = "manifest is damaged"
+    state = check_score_shard(storage, shard, entry.model_id)
+    assert state.state == "broken"
+    assert reason in state.reason
+
+
+@pytest.mark.parametrize(
+    ("nll_sum", "ids", "reason"),
+    [([1, float("nan"), 1, 1, 1, 1], None, "1 of its NLLs"), ([1] * 6, [0, 0, 1, 2, 3, 4], "5 distinct sequence ids"), ([1] * 5, None, "5 rows")],
+)
+def test_wrong_content_under_a_right_digest_is_broken(tmp_path, nll_sum, ids, reason):
+    storage = Storage(str(tmp_path))
+    corpus = make_corpus(storage, {"candidate": [random_sequences(6)]})
+    (shard,) = corpus.split_shards("candidate")
+    write_scores(storage, shard, "m", nll_sum, [1] * len(nll_sum), ids)
+    state = check_score_shard(storage, shard, "m")
+    assert state.state == "broken"
+    assert reason in state.reason
+
+
+def test_file_without_a_manifest_is_missing(tmp_path, llama, llama_folder):
+    storage, _, shard, entry, _ = make_scored_shard(tmp_path, llama_folder, llama)
+    storage.delete(layout.score_shard_manifest(shard.corpus_id, entry.model_id, 0))
+    assert check_score_shard(storage, shard, entry.model_id).state == "missing"
+
+
+def test_non_finite_scores_publish_nothing_and_name_the_sequences(tmp_path, llama, llama_folder, monkeypatch):
+    from miniplm.scoring import shards as module
+
+    storage, corpus, shard, entry, _ = make_scored_shard(tmp_path, llama_folder, llama)
+    storage.delete(layout.scores_folder("made", entry.model_id))
+    real = module.score_sequences
+
+    def with_nan(*args, **kwargs):
+        scores = real(*args, **kwargs)
+        scores.nll_sum[[1, 4]] = [float("nan"), float("inf")]
+        return scores
+
+    monkeypatch.setattr(module, "score_sequences", with_nan)
+    with pytest.raises(ScoreError, match=r"shard-00000: 2 of 6 sequences have a non-finite NLL .*\(sequence ids 1, 4\)"):
+        score_shard(storage, corpus, shard, entry, llama, 256)
+    assert check_score_shard(storage, shard, entry.model_id).state == "missing"
+
+
+def test_damaged_corpus_shard_is_not_scored(tmp_path, llama, llama_folder):
+    storage, corpus, shard, entry, _ = make_scored_shard(tmp_path, llama_folder, llama)
+    path = tmp_path / layout.corpus_shard("made", "candidate", 0)
+    content = path.read_bytes()
+    path.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
+    with pytest.raises(CorpusError, match="shard-00000"):
+        score_shard(storage, corpus, shard, entry, llama, 256)
