@@ -10,6 +10,8 @@ from tasks import students
 
 
 @flow(name="evaluate-student", flow_run_name="evaluate {student_name} of {config.name}")
-def evaluate_student(config: RunConfig, corpus_id: str, student_name: str, student: StudentRecord) -> tuple[StudentRecord, StageRecord]:
+def evaluate_student(
+    config: RunConfig, corpus_id: str, student_name: str, student: StudentRecord
+) -> tuple[StudentRecord, StageRecord]:
     """Evaluates one student of a run."""
     return students.evaluate_student(config, corpus_id, student_name, student)

@@ -8,7 +8,6 @@ from prefect import flow
 
 from miniplm.config import RunConfig
 from miniplm.run_record import StageRecord
-from miniplm.storage import Storage
 from tasks import corpora
 
 

@@ -31,7 +31,11 @@ _SHARDS_AT_ONCE = 1000
     task_runner=ThreadPoolTaskRunner(max_workers=1),  # type: ignore[arg-type]
 )
 def score_corpus(
-    config: RunConfig, corpus_id: str, entry: ModelEntry, role: Literal["teacher", "reference"], shard_indices: Sequence[int] | None = None
+    config: RunConfig,
+    corpus_id: str,
+    entry: ModelEntry,
+    role: Literal["teacher", "reference"],
+    shard_indices: Sequence[int] | None = None,
 ) -> StageRecord:
     """Scores what is not scored yet of the given shards (default: all); neighbours of a shard that fails go on.
 
@@ -42,8 +46,14 @@ def score_corpus(
     shards = {shard.shard_index: shard for shard in corpus.split_shards("candidate")}
     unknown = sorted(set(shard_indices or ()) - set(shards))
     if unknown:
-        raise ConfigError(f"corpus {corpus_id} has no candidate shard {list_offenders(unknown)}; its shards are 0 to {len(shards) - 1}")
-    states = [state for state in check_score_shards(storage, corpus, entry.model_id) if shard_indices is None or state.shard_index in shard_indices]
+        raise ConfigError(
+            f"corpus {corpus_id} has no candidate shard {list_offenders(unknown)}; its shards are 0 to {len(shards) - 1}"
+        )
+    states = [
+        state
+        for state in check_score_shards(storage, corpus, entry.model_id)
+        if shard_indices is None or state.shard_index in shard_indices
+    ]
     for state in states:
         if state.state == "broken":
             get_run_logger().warning("%s of %s is scored again: %s", layout.shard_name(state.shard_index), role, state.reason)

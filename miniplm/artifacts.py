@@ -187,7 +187,11 @@ class CheckpointMetrics(Record):
 
 
 class TrainingManifest(Record):
-    """A finished training. `weights_digest` is of the final weights; `checkpoint` is its folder below the root."""
+    """A finished training. `weights_digest` is of the final weights; `checkpoint` is its folder below the root.
+
+    `num_tokens` and `num_sequences` count what the steps went over, epochs counted; `num_skipped_steps` of them
+    changed nothing, as their gradient was not finite. `files` are the digests of the exported files by name.
+    """
 
     training_id: str
     recipe: dict[str, Any]
@@ -197,9 +201,11 @@ class TrainingManifest(Record):
     num_steps: int
     num_tokens: int
     num_sequences: int
+    num_skipped_steps: int = 0
     final_loss: float
     seconds: float
     device: str
+    files: dict[str, str] = {}
     versions: dict[str, str]
 
 

@@ -8,7 +8,7 @@ from miniplm.config import RunConfig
 from miniplm.errors import ConfigError, ModelError, TokenizerError
 from miniplm.models.devices import resolve_device
 from miniplm.models.files import list_weight_files, locate_model, read_model_config
-from miniplm.sources.files import list_source_files
+from miniplm.sources.files import find_source_files
 from miniplm.storage import Storage
 from miniplm.tokenization import CorpusTokenizer, load_tokenizer, vocabulary_digest
 
@@ -28,7 +28,7 @@ def check_inputs(config: RunConfig) -> None:
     resolve_device(config.scoring.device)
     check_storage(Storage(config.storage))
     for source in config.corpus.sources:
-        list_source_files(source)
+        find_source_files(source)
     tokenizer = load_tokenizer(config.corpus.tokenizer, config.corpus.eos_token, config.corpus.trust_remote_code)
     check_model("teacher", locate_model(config.teacher.model, config.teacher.revision), config, tokenizer)
     if config.reference.model is not None:
@@ -56,7 +56,9 @@ def check_model(role: str, folder: Path, config: RunConfig, tokenizer: CorpusTok
             f"{role}: model {folder} has a vocabulary of {vocab_size} ids, the tokenizer {config.corpus.tokenizer!r} gives ids up to "
             f"{entry.vocab_size - 1}; teacher and reference must share the tokenizer of the corpus"
         )
-    positions = next((model_config[key] for key in ("max_position_embeddings", "n_positions") if isinstance(model_config.get(key), int)), None)
+    positions = next(
+        (model_config[key] for key in ("max_position_embeddings", "n_positions") if isinstance(model_config.get(key), int)), None
+    )
     if positions is not None and positions < config.corpus.sequence_length:
         raise ModelError(
             f"{role}: model {folder} has {positions} positions, corpus.sequence_length is {config.corpus.sequence_length}; make that at most {positions}"

@@ -89,6 +89,11 @@ def checkpoints_folder(training_id: str) -> str:
     return f"{training_folder(training_id)}/checkpoints"
 
 
+def unfinished_checkpoint(training_id: str) -> str:
+    """Files of a checkpoint before they are published; what lies there after a crash is thrown away."""
+    return f"{training_folder(training_id)}/unfinished"
+
+
 def checkpoint_folder(training_id: str, step: int) -> str:
     return f"{checkpoints_folder(training_id)}/step-{step:08d}"
 

@@ -23,7 +23,10 @@ class RunLog:
         self._storage = storage
         self._earlier = _load_earlier(storage, config.name)
         self.record = RunRecord(
-            run_name=config.name, config=config_as_dict(config), versions=list_versions(), started_at=datetime.now(UTC).isoformat(timespec="seconds")
+            run_name=config.name,
+            config=config_as_dict(config),
+            versions=list_versions(),
+            started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         save_run(storage, self.record)
 

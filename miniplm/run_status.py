@@ -9,7 +9,7 @@ from miniplm.artifacts import CorpusManifest, ModelEntry, Record
 from miniplm.config import RunConfig, config_as_dict
 from miniplm.corpus.identity import resolve_corpus_id
 from miniplm.corpus.reader import find_corpus
-from miniplm.errors import ModelError, RunError, ScoreJoinError
+from miniplm.errors import RunError, ScoreJoinError
 from miniplm.run_record import RunRecord, load_run
 from miniplm.scorers import find_reference, identify_teacher
 from miniplm.scoring.shards import check_score_shards
@@ -58,7 +58,7 @@ def check_run(storage: Storage, config: RunConfig) -> RunStatus:
     corpus = find_corpus(storage, resolve_corpus_id(storage, config.corpus))
     stages.append(_corpus_stage(storage, corpus))
     teacher = identify_teacher(config)
-    reference = _find_reference(storage, config, corpus)
+    reference = find_reference(storage, config, corpus) if corpus else None
     stages.append(_scores_stage(storage, corpus, teacher, "teacher"))
     stages.append(
         StageStatus(
@@ -72,7 +72,9 @@ def check_run(storage: Storage, config: RunConfig) -> RunStatus:
     )
     stages.append(_scores_stage(storage, corpus, reference, "reference"))
     stages += _later_stages(storage, config, corpus, teacher, reference)
-    return RunStatus(run_name=config.name, storage=storage.root, stages=tuple(stages), complete=all(stage.state == "done" for stage in stages))
+    return RunStatus(
+        run_name=config.name, storage=storage.root, stages=tuple(stages), complete=all(stage.state == "done" for stage in stages)
+    )
 
 
 def find_complete_run(storage: Storage, config: RunConfig) -> RunRecord | None:
@@ -95,7 +97,9 @@ def _corpus_stage(storage: Storage, corpus: CorpusManifest | None) -> StageStatu
         if not storage.exists(relative):
             broken.append(ShardStatus(shard_index=shard.shard_index, state="missing", reason=f"{relative} is gone"))
         elif storage.digest(relative) != shard.digest:
-            broken.append(ShardStatus(shard_index=shard.shard_index, state="broken", reason=f"{relative} is not what the manifest says"))
+            broken.append(
+                ShardStatus(shard_index=shard.shard_index, state="broken", reason=f"{relative} is not what the manifest says")
+            )
     return StageStatus(
         name="prepare",
         state="broken" if broken else "done",
@@ -113,22 +117,29 @@ def _scores_stage(storage: Storage, corpus: CorpusManifest | None, entry: ModelE
         num_total = len(corpus.split_shards("candidate")) if corpus else 0
         return StageStatus(name=name, state="missing", num_done=0, num_total=num_total, unit="shards")
     states = check_score_shards(storage, corpus, entry.model_id)
-    left = [ShardStatus(shard_index=state.shard_index, state=state.state, reason=state.reason) for state in states if state.state != "done"]
-    state: State = "done" if not left else "broken" if any(shard.state == "broken" for shard in left) else "missing" if len(left) == len(states) else "partial"
-    return StageStatus(
-        name=name, state=state, num_done=len(states) - len(left), num_total=len(states), unit="shards", detail=entry.model_id, shards=tuple(left)
+    left = [
+        ShardStatus(shard_index=state.shard_index, state=state.state, reason=state.reason)
+        for state in states
+        if state.state != "done"
+    ]
+    state: State = (
+        "done"
+        if not left
+        else "broken"
+        if any(shard.state == "broken" for shard in left)
+        else "missing"
+        if len(left) == len(states)
+        else "partial"
     )
-
-
-def _find_reference(storage: Storage, config: RunConfig, corpus: CorpusManifest | None) -> ModelEntry | None:
-    if corpus is None:
-        return None
-    try:
-        return find_reference(storage, config, corpus)
-    except ModelError:
-        if config.reference.model is not None:
-            raise
-        return None
+    return StageStatus(
+        name=name,
+        state=state,
+        num_done=len(states) - len(left),
+        num_total=len(states),
+        unit="shards",
+        detail=entry.model_id,
+        shards=tuple(left),
+    )
 
 
 def _later_stages(
@@ -137,7 +148,9 @@ def _later_stages(
     selection = None
     if corpus is not None and reference is not None:
         try:
-            selection = find_selection(storage, resolve_selection_id(storage, corpus, teacher.model_id, reference.model_id, config.selection))
+            selection = find_selection(
+                storage, resolve_selection_id(storage, corpus, teacher.model_id, reference.model_id, config.selection)
+            )
         except ScoreJoinError:
             selection = None
     stages = [
@@ -165,7 +178,12 @@ def _later_stages(
         if config.evaluation.heldout:
             evaluated = record is not None and record.evaluation is not None
             stages.append(
-                StageStatus(name=f"evaluate {student.name}", state="done" if evaluated else "missing", num_done=int(evaluated), num_total=1, unit="evaluations")
+                StageStatus(
+                    name=f"evaluate {student.name}",
+                    state="done" if evaluated else "missing",
+                    num_done=int(evaluated),
+                    num_total=1,
+                    unit="evaluations",
+                )
             )
     return stages
-

@@ -26,8 +26,17 @@ def identify_teacher(config: RunConfig) -> ModelEntry:
     return scorers.identify_teacher(config)
 
 
-@task(name="find-reference", task_run_name="train or find the reference of {corpus_id}", **TASK_OPTIONS)
+@task(name="provide-reference", task_run_name="train or find the reference of {corpus_id}", **TASK_OPTIONS)
 def provide_reference(config: RunConfig, corpus_id: str) -> tuple[ModelEntry, StageRecord]:
-    """Trains the reference model, or identifies the one that is given or trained already."""
+    """Trains the reference model where it is to be trained here and is not there yet; identifies it otherwise."""
     storage = Storage(config.storage)
-    return scorers.provide_reference(storage, config, load_corpus(storage, corpus_id), report_progress)
+    corpus = load_corpus(storage, corpus_id)
+    entry = scorers.find_reference(storage, config, corpus)
+    if config.reference.model is not None:
+        assert entry is not None
+        return entry, StageRecord(name="reference", seconds=0.0, reused=True, num_units=0, unit="tokens")
+    reused = entry is not None
+    entry, training = scorers.train_reference(storage, config, corpus, report_progress)
+    return entry, StageRecord(
+        name="train reference", seconds=training.seconds, reused=reused, num_units=training.num_tokens, unit="tokens"
+    )

@@ -52,7 +52,9 @@ class StageProgress:
         self._started = time.monotonic()
         self._updated = 0.0
         self._artifact = create_progress_artifact(
-            progress=self._percent(), key=re.sub(r"[^a-z0-9]+", "-", key.lower()).strip("-"), description=f"{key}: {total:,.0f} {unit}"
+            progress=self._percent(),
+            key=re.sub(r"[^a-z0-9]+", "-", key.lower()).strip("-"),
+            description=f"{key}: {total:,.0f} {unit}",
         )
         report_progress(Progress(key, done, total, unit))
 

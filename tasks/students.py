@@ -10,6 +10,7 @@ from miniplm.corpus.reader import load_corpus
 from miniplm.run_record import StageRecord, StudentRecord
 from miniplm.selection.ranking import load_selection
 from miniplm.storage import Storage
+from miniplm.training.loop import find_training
 from tasks.progress import report_progress
 from tasks.retries import TASK_OPTIONS
 
@@ -18,13 +19,35 @@ from tasks.retries import TASK_OPTIONS
 def train_student(config: RunConfig, corpus_id: str, selection_id: str, student_name: str) -> tuple[StudentRecord, StageRecord]:
     """Trains one student from scratch, from its last checkpoint where there is one."""
     storage = Storage(config.storage)
-    return students.train_student(
-        storage, config, load_corpus(storage, corpus_id), load_selection(storage, selection_id), student_name, report_progress
+    corpus, selection = load_corpus(storage, corpus_id), load_selection(storage, selection_id)
+    training_id = students.plan_student(config, corpus, selection, student_name).training_id
+    earlier = find_training(storage, training_id)
+    record = students.train_student(storage, config, corpus, selection, student_name, report_progress)
+    training = find_training(storage, training_id)
+    assert training is not None
+    return record, StageRecord(
+        name=f"train {student_name}",
+        seconds=training.seconds,
+        reused=earlier is not None,
+        num_units=training.num_tokens,
+        unit="tokens",
     )
 
 
 @task(name="evaluate-student", task_run_name="evaluate {student_name} on {corpus_id}", **TASK_OPTIONS)
-def evaluate_student(config: RunConfig, corpus_id: str, student_name: str, student: StudentRecord) -> tuple[StudentRecord, StageRecord]:
+def evaluate_student(
+    config: RunConfig, corpus_id: str, student_name: str, student: StudentRecord
+) -> tuple[StudentRecord, StageRecord]:
     """Measures a student on the held-out split and adds the result to its record."""
     storage = Storage(config.storage)
-    return students.evaluate_student(storage, config, load_corpus(storage, corpus_id), student_name, student, report_progress)
+    reused = student.evaluation is not None
+    record = students.evaluate_student(storage, config, load_corpus(storage, corpus_id), student_name, student, report_progress)
+    evaluation = record.evaluation
+    assert evaluation is not None
+    return record, StageRecord(
+        name=f"evaluate {student_name}",
+        seconds=evaluation.seconds,
+        reused=reused,
+        num_units=evaluation.overall.num_scored_tokens,
+        unit="tokens",
+    )

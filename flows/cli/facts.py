@@ -20,7 +20,13 @@ from flows.cli.options import (
 )
 
 
-def status(target: Target, overrides: Overrides = None, storage: StorageRoot = DEFAULT_STORAGE, as_json: AsJson = False, verbose: Verbose = False) -> None:
+def status(
+    target: Target,
+    overrides: Overrides = None,
+    storage: StorageRoot = DEFAULT_STORAGE,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
     """How far a run has come: each stage and shard is done, missing or broken, judged by its files and digests."""
     start_quietly(verbose)
     from flows.cli.tables import print_status
@@ -77,8 +83,12 @@ def inspect(
 
 
 def config(
-    target: Annotated[str | None, typer.Argument(metavar="[CONFIG|RUN]", help="Check this configuration and print it whole, with all defaults.")] = None,
-    schema: Annotated[bool, typer.Option("--schema", help="Print every field with its meaning, unit and default, as JSON Schema.")] = False,
+    target: Annotated[
+        str | None, typer.Argument(metavar="[CONFIG|RUN]", help="Check this configuration and print it whole, with all defaults.")
+    ] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print every field with its meaning, unit and default, as JSON Schema.")
+    ] = False,
     architectures: Annotated[bool, typer.Option("--architectures", help="List the architecture presets.")] = False,
     overrides: Overrides = None,
     storage: StorageRoot = DEFAULT_STORAGE,

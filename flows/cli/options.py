@@ -15,9 +15,14 @@ from rich.console import Console
 from miniplm.config import RunConfig
 from miniplm.config_files import apply_override, check_config, load_config
 
-Target = Annotated[str, typer.Argument(metavar="CONFIG|RUN", help="YAML file of a run (path or URL), or the name of a run at --storage.")]
+Target = Annotated[
+    str, typer.Argument(metavar="CONFIG|RUN", help="YAML file of a run (path or URL), or the name of a run at --storage.")
+]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the configuration, e.g. selection.ratio=0.3; may be repeated.")
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="FIELD=VALUE", help="Change a field of the configuration, e.g. selection.ratio=0.3; may be repeated."
+    ),
 ]
 StorageRoot = Annotated[str, typer.Option("--storage", help="Where to look for a run that is given by name.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print facts as JSON, for machines.")]

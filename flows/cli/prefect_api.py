@@ -13,11 +13,21 @@ def check_prefect_api() -> Finding:
 
     url = PREFECT_API_URL.value()
     if not url:
-        return Finding(name="Prefect API", state="ok", value=f"Prefect {prefect.__version__}, embedded: a run starts a temporary server itself", advice="")
+        return Finding(
+            name="Prefect API",
+            state="ok",
+            value=f"Prefect {prefect.__version__}, embedded: a run starts a temporary server itself",
+            advice="",
+        )
     with get_client(sync_client=True) as client:
         error = client.api_healthcheck()
         if error is None:
-            return Finding(name="Prefect API", state="ok", value=f"Prefect {prefect.__version__}, server {client.api_version()} at {url}", advice="")
+            return Finding(
+                name="Prefect API",
+                state="ok",
+                value=f"Prefect {prefect.__version__}, server {client.api_version()} at {url}",
+                advice="",
+            )
     return Finding(
         name="Prefect API",
         state="problem",

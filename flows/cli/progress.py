@@ -52,14 +52,28 @@ class TerminalProgress:
                 work = self._works[progress.key] = _Work(bar, progress.done)
             rate = work.rate(progress)
             finished = progress.total is not None and progress.done >= progress.total
-            left = "" if finished or not rate or progress.total is None else f"{_duration((progress.total - progress.done) / rate)} left"
+            left = (
+                ""
+                if finished or not rate or progress.total is None
+                else f"{_duration((progress.total - progress.done) / rate)} left"
+            )
             shown = f"{_amount(rate, progress.unit)}/s" if rate else ""
             if self._live:
                 self._bars.update(
-                    work.bar, description=progress.key, completed=progress.done, total=progress.total, rate=shown, left=left, detail=progress.detail
+                    work.bar,
+                    description=progress.key,
+                    completed=progress.done,
+                    total=progress.total,
+                    rate=shown,
+                    left=left,
+                    detail=progress.detail,
                 )
             elif work.is_due(finished):
-                share = "" if not progress.total else f" of {_amount(progress.total, progress.unit)} ({100 * progress.done / progress.total:.0f} %)"
+                share = (
+                    ""
+                    if not progress.total
+                    else f" of {_amount(progress.total, progress.unit)} ({100 * progress.done / progress.total:.0f} %)"
+                )
                 parts = [f"{progress.key}: {_amount(progress.done, progress.unit)}{share}", shown, left, progress.detail]
                 self._console.print("  ".join(part for part in parts if part), highlight=False, markup=False, soft_wrap=True)
 
@@ -88,7 +102,6 @@ class _Work:
         if due:
             self._printed, self._finished = now, finished
         return due
-
 
 
 def _amount(value: float, unit: str) -> str:

@@ -25,7 +25,13 @@ from miniplm.errors import ConfigError
 DEMO_CONFIG = "deployments/configs/demo.yaml"
 
 
-def run(target: Target, overrides: Overrides = None, storage: StorageRoot = DEFAULT_STORAGE, as_json: AsJson = False, verbose: Verbose = False) -> None:
+def run(
+    target: Target,
+    overrides: Overrides = None,
+    storage: StorageRoot = DEFAULT_STORAGE,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
     """Refine a corpus and train students: the whole road, or what is missing of it.
 
     Whatever is finished at the storage root is found and not done again: a killed run goes on where it was, another
@@ -39,7 +45,9 @@ def demo(overrides: Overrides = None, as_json: AsJson = False, verbose: Verbose 
     """Run the demo: a real teacher, five domains, about 100 k tokens, two students; a few minutes on two cores."""
     start_quietly(verbose)
     if not Path(DEMO_CONFIG).is_file():
-        raise ConfigError(f"there is no {DEMO_CONFIG} here; clone the repository and run `make demo` in it, which also fetches the demo's model and text")
+        raise ConfigError(
+            f"there is no {DEMO_CONFIG} here; clone the repository and run `make demo` in it, which also fetches the demo's model and text"
+        )
     _run(resolve_config(DEMO_CONFIG, overrides), as_json, verbose)
 
 

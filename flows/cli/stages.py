@@ -19,13 +19,20 @@ from flows.cli.options import (
     start_quietly,
     watched_flow,
 )
+from miniplm.artifacts import ModelEntry
 from miniplm.config import RunConfig
 from miniplm.errors import ConfigError, list_offenders
 
 Role = Literal["teacher", "reference"]
 
 
-def prepare(target: Target, overrides: Overrides = None, storage: StorageRoot = DEFAULT_STORAGE, as_json: AsJson = False, verbose: Verbose = False) -> None:
+def prepare(
+    target: Target,
+    overrides: Overrides = None,
+    storage: StorageRoot = DEFAULT_STORAGE,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
     """Cut the documents of the sources into sequences in shards; rejected records go to quarantine with their reason."""
     config = _begin(target, overrides, storage, verbose)
     with watched_flow(verbose, as_json) as console:
@@ -44,7 +51,11 @@ def prepare(target: Target, overrides: Overrides = None, storage: StorageRoot = 
 
 
 def train_reference(
-    target: Target, overrides: Overrides = None, storage: StorageRoot = DEFAULT_STORAGE, as_json: AsJson = False, verbose: Verbose = False
+    target: Target,
+    overrides: Overrides = None,
+    storage: StorageRoot = DEFAULT_STORAGE,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
 ) -> None:
     """Train the reference model on the reference split (nothing to do where the configuration gives a model)."""
     config = _begin(target, overrides, storage, verbose)
@@ -58,7 +69,10 @@ def train_reference(
 def score(
     target: Target,
     model: Annotated[Role, typer.Option("--model", help="Which of the two models scores.")],
-    shard: Annotated[list[int] | None, typer.Option("--shard", min=0, help="Only this shard; may be repeated. Default: all that are missing or broken.")] = None,
+    shard: Annotated[
+        list[int] | None,
+        typer.Option("--shard", min=0, help="Only this shard; may be repeated. Default: all that are missing or broken."),
+    ] = None,
     overrides: Overrides = None,
     storage: StorageRoot = DEFAULT_STORAGE,
     as_json: AsJson = False,
@@ -76,13 +90,16 @@ def score(
         console,
         as_json,
         {"corpus_id": corpus_id, "model": entry.as_json(), "stage": stage.as_json()},
-        f"{stage.num_units:,} tokens of {corpus_id} are scored by {entry.model_id}" + (" (nothing was missing)" if stage.reused else ""),
+        f"{stage.num_units:,} tokens of {corpus_id} are scored by {entry.model_id}"
+        + (" (nothing was missing)" if stage.reused else ""),
     )
 
 
 def select(
     target: Target,
-    ratio: Annotated[float | None, typer.Option(help="Kept share of the candidates, in (0, 1]; the same as --set selection.ratio=...")] = None,
+    ratio: Annotated[
+        float | None, typer.Option(help="Kept share of the candidates, in (0, 1]; the same as --set selection.ratio=...")
+    ] = None,
     overrides: Overrides = None,
     storage: StorageRoot = DEFAULT_STORAGE,
     as_json: AsJson = False,
@@ -109,7 +126,9 @@ def select(
 
 def train(
     target: Target,
-    student: Annotated[list[str] | None, typer.Option(help="Only this student; may be repeated. Default: all of the configuration.")] = None,
+    student: Annotated[
+        list[str] | None, typer.Option(help="Only this student; may be repeated. Default: all of the configuration.")
+    ] = None,
     overrides: Overrides = None,
     storage: StorageRoot = DEFAULT_STORAGE,
     as_json: AsJson = False,
@@ -123,13 +142,18 @@ def train(
 
         corpus_id, selection_id = _find_selection_id(config)
         records = {name: train_student(config, corpus_id, selection_id, name)[0] for name in names}
-    lines = [f"{name}: {record.num_steps:,} steps, {record.num_tokens:,} tokens, final loss {record.final_loss:.3f} nats a token: {record.folder}" for name, record in records.items()]
+    lines = [
+        f"{name}: {record.num_steps:,} steps, {record.num_tokens:,} tokens, final loss {record.final_loss:.3f} nats a token: {record.folder}"
+        for name, record in records.items()
+    ]
     _say(console, as_json, {name: record.as_json() for name, record in records.items()}, "\n".join(lines))
 
 
 def evaluate(
     target: Target,
-    student: Annotated[list[str] | None, typer.Option(help="Only this student; may be repeated. Default: all of the configuration.")] = None,
+    student: Annotated[
+        list[str] | None, typer.Option(help="Only this student; may be repeated. Default: all of the configuration.")
+    ] = None,
     overrides: Overrides = None,
     storage: StorageRoot = DEFAULT_STORAGE,
     as_json: AsJson = False,
@@ -143,12 +167,15 @@ def evaluate(
         from miniplm.corpus.reader import load_corpus
         from miniplm.selection.ranking import load_selection
         from miniplm.storage import Storage
-        from miniplm.students import find_student
+        from miniplm.students import require_student
 
         corpus_id, selection_id = _find_selection_id(config)
         root = Storage(config.storage)
         corpus, selection = load_corpus(root, corpus_id), load_selection(root, selection_id)
-        records = {name: evaluate_student(config, corpus_id, name, find_student(root, config, corpus, selection, name))[0] for name in names}
+        records = {
+            name: evaluate_student(config, corpus_id, name, require_student(root, config, corpus, selection, name))[0]
+            for name in names
+        }
     if as_json:
         print_json({name: record.as_json() for name, record in records.items()})
         return
@@ -157,7 +184,13 @@ def evaluate(
     print_losses(console, records)
 
 
-def report(target: Target, overrides: Overrides = None, storage: StorageRoot = DEFAULT_STORAGE, as_json: AsJson = False, verbose: Verbose = False) -> None:
+def report(
+    target: Target,
+    overrides: Overrides = None,
+    storage: StorageRoot = DEFAULT_STORAGE,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
     """Write the report of a run again, from what its record names."""
     config = _begin(target, overrides, storage, verbose)
     from miniplm.report import write_report
@@ -181,15 +214,15 @@ def _find_corpus_id(config: RunConfig) -> str:
     return load_corpus(storage, resolve_corpus_id(storage, config.corpus)).corpus_id
 
 
-def _find_scorer(config: RunConfig, corpus_id: str, role: Role):  # type: ignore[no-untyped-def]
+def _find_scorer(config: RunConfig, corpus_id: str, role: Role) -> ModelEntry:
     from miniplm.corpus.reader import load_corpus
-    from miniplm.scorers import find_reference, identify_teacher
+    from miniplm.scorers import identify_teacher, require_reference
     from miniplm.storage import Storage
 
     if role == "teacher":
         return identify_teacher(config)
     storage = Storage(config.storage)
-    return find_reference(storage, config, load_corpus(storage, corpus_id))
+    return require_reference(storage, config, load_corpus(storage, corpus_id))
 
 
 def _find_selection_id(config: RunConfig) -> tuple[str, str]:
@@ -208,7 +241,9 @@ def _student_names(config: RunConfig, wanted: list[str] | None) -> list[str]:
     known = [student.name for student in config.students]
     unknown = [name for name in wanted or [] if name not in known]
     if unknown:
-        raise ConfigError(f"run {config.name} has no student {list_offenders(unknown)}; its students are {list_offenders(known) or 'none'}")
+        raise ConfigError(
+            f"run {config.name} has no student {list_offenders(unknown)}; its students are {list_offenders(known) or 'none'}"
+        )
     return wanted or known
 
 

@@ -38,7 +38,13 @@ def print_run(storage: Storage, record: RunRecord) -> None:
     stages = make_table(f"Run {record.run_name}", "stage", "amount", "time", "rate", "")
     for stage in record.stages:
         rate = f"{stage.num_units / stage.seconds:,.0f} {stage.unit}/s" if stage.seconds >= 0.1 else ""
-        stages.add_row(stage.name, f"{stage.num_units:,} {stage.unit}", f"{stage.seconds:.1f} s", rate, "[dim]was there[/]" if stage.reused else "")
+        stages.add_row(
+            stage.name,
+            f"{stage.num_units:,} {stage.unit}",
+            f"{stage.seconds:.1f} s",
+            rate,
+            "[dim]was there[/]" if stage.reused else "",
+        )
     console.print(stages)
     if record.selection_id is not None:
         print_selection(console, storage, load_selection(storage, record.selection_id))
@@ -63,7 +69,9 @@ def print_selection(console: Console, storage: Storage, manifest: SelectionManif
             f"{counts.difference_score_quantiles[3]:.3f}",
         )
     console.print(table)
-    console.print(f"[dim]NLL in nats a token; selection at {storage.url(layout.selection_folder(manifest.selection_id))}[/]", soft_wrap=True)
+    console.print(
+        f"[dim]NLL in nats a token; selection at {storage.url(layout.selection_folder(manifest.selection_id))}[/]", soft_wrap=True
+    )
 
 
 def print_losses(console: Console, students: dict[str, StudentRecord]) -> None:
@@ -77,7 +85,11 @@ def print_losses(console: Console, students: dict[str, StudentRecord]) -> None:
         losses = [evaluation.domains.get(domain) for evaluation in measured.values()]
         table.add_row(domain, *["" if loss is None else f"{loss.nats_per_token:.3f} ({loss.bits_per_byte:.3f})" for loss in losses])
     table.add_section()
-    table.add_row("all", *[f"{evaluation.overall.nats_per_token:.3f} ({evaluation.overall.bits_per_byte:.3f})" for evaluation in measured.values()], style="bold")
+    table.add_row(
+        "all",
+        *[f"{evaluation.overall.nats_per_token:.3f} ({evaluation.overall.bits_per_byte:.3f})" for evaluation in measured.values()],
+        style="bold",
+    )
     console.print(table)
 
 
@@ -90,7 +102,9 @@ def print_corpus(console: Console, storage: Storage, manifest: CorpusManifest) -
     console.print(table)
     rejected = sum(manifest.rejected.values())
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(manifest.rejected.items()))
-    console.print(f"{manifest.num_records:,} records read, {rejected:,} rejected" + (f" ({reasons})" if reasons else ""), soft_wrap=True)
+    console.print(
+        f"{manifest.num_records:,} records read, {rejected:,} rejected" + (f" ({reasons})" if reasons else ""), soft_wrap=True
+    )
     if rejected:
         console.print(f"rejected records: {storage.url(layout.quarantine_folder(manifest.corpus_id))}", soft_wrap=True)
 
@@ -100,11 +114,15 @@ def print_status(status: RunStatus) -> None:
     console = Console(highlight=False)
     table = make_table(f"Run {status.run_name} at {status.storage}", "stage", "state", "done", "")
     for stage in status.stages:
-        table.add_row(stage.name, _STATES[stage.state], f"{stage.num_done:,} of {stage.num_total:,} {stage.unit}", f"[dim]{stage.detail}[/]")
+        table.add_row(
+            stage.name, _STATES[stage.state], f"{stage.num_done:,} of {stage.num_total:,} {stage.unit}", f"[dim]{stage.detail}[/]"
+        )
     console.print(table)
     for stage in status.stages:
         for shard in stage.shards[:10]:
-            console.print(f"{stage.name} {layout.shard_name(shard.shard_index)}: {_STATES[shard.state]} {shard.reason}", soft_wrap=True)
+            console.print(
+                f"{stage.name} {layout.shard_name(shard.shard_index)}: {_STATES[shard.state]} {shard.reason}", soft_wrap=True
+            )
         if len(stage.shards) > 10:
             console.print(f"{stage.name}: ... ({len(stage.shards)} shards in all; --json lists them)")
 
@@ -119,7 +137,11 @@ def print_sequences(sequences: list[InspectedSequence], whole: bool) -> None:
             else f"difference {sequence.difference_score:+.3f}  teacher {sequence.teacher_nll:.3f}  reference {sequence.reference_nll:.3f}"
         )
         kept = {True: "  kept", False: "  not kept", None: ""}[sequence.selected]
-        console.print(f"sequence {sequence.sequence_id}  {sequence.domain}  {sequence.num_tokens} tokens  {scores}{kept}", style="bold", markup=False)
+        console.print(
+            f"sequence {sequence.sequence_id}  {sequence.domain}  {sequence.num_tokens} tokens  {scores}{kept}",
+            style="bold",
+            markup=False,
+        )
         text = sequence.text if whole else " ".join(sequence.text.split())[:300]
         console.print(text + "\n", markup=False, soft_wrap=whole)
 

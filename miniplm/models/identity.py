@@ -18,27 +18,27 @@ SCORING_VERSION = 1
 _VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "architectures")
 
 
-def identify_model(
-    folder: Path, name: str, dtype: str, revision: str | None = None, stored: bool = False, trust_remote_code: bool = False
-) -> ModelEntry:
-    """The entry of a model in a folder; its id is `name-dtype-<12 hex>`.
+def identify_model(folder: Path, source: str, dtype: str, revision: str | None = None, trust_remote_code: bool = False) -> ModelEntry:
+    """The entry of a given model whose files are in `folder`; `source` is its hub id or path.
 
-    Reads all weights once, to digest them and to count the parameters. Raises `ModelError` as `list_weight_files`.
+    Reads all weights once, to digest them. Raises `ModelError` as `list_weight_files`.
     """
-    config = read_model_config(folder)
     files = list_weight_files(folder)
     weights_digest = digest_weights(files)
-    model_id = f"{slug(name)}-{dtype}-{digest_content([weights_digest, stable_config(config), dtype, SCORING_VERSION])}"
     return ModelEntry(
-        model_id=model_id,
-        source=name,
+        model_id=name_model(source, weights_digest, read_model_config(folder), dtype),
+        source=source,
         revision=revision,
-        stored=stored,
         trust_remote_code=trust_remote_code,
         dtype=dtype,
         weights_digest=weights_digest,
         num_parameters=count_stored_parameters(files),
     )
+
+
+def name_model(name: str, weights_digest: str, config: dict[str, Any], dtype: str) -> str:
+    """The id of a model: `name-dtype-<12 hex>` of its weights, its configuration, the dtype and `SCORING_VERSION`."""
+    return f"{slug(name)}-{dtype}-{digest_content([weights_digest, stable_config(config), dtype, SCORING_VERSION])}"
 
 
 def digest_weights(files: list[Path]) -> str:

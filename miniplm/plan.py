@@ -1,0 +1,260 @@
+"""What a run will cost, before it runs: tokens from counts or a sample, rates from a short probe of this machine's device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from miniplm.architectures import build_model, resolve_vocab_size
+from miniplm.artifacts import CorpusManifest, ModelEntry, Record
+from miniplm.config import RunConfig, TrainingConfig
+from miniplm.corpus.identity import resolve_corpus_id
+from miniplm.corpus.reader import find_corpus
+from miniplm.models.devices import resolve_device, resolve_dtype, torch_dtype
+from miniplm.models.files import locate_model
+from miniplm.models.loading import LoadedModel, load_model, split_head
+from miniplm.nll import sum_nll_of_hidden
+from miniplm.scorers import find_reference, identify_teacher
+from miniplm.scoring.batches import resolve_tokens_per_batch
+from miniplm.scoring.engine import score_sequences
+from miniplm.scoring.shards import check_score_shards
+from miniplm.sources import read_records
+from miniplm.sources.files import find_source_files
+from miniplm.sources.records import Document
+from miniplm.storage import Storage
+from miniplm.tokenization import CorpusTokenizer, load_tokenizer
+
+_PROBE_SECONDS = 3.0
+_SAMPLE_CHARACTERS = 4 << 20
+_SAMPLE_FILES = 4
+_SCORE_BYTES = 20  # a row: sequence id, number of scored tokens, sum of NLL
+
+
+class StagePlan(Record):
+    """One stage: `num_tokens` still to be computed at `tokens_per_second`, both passes counted for training."""
+
+    name: str
+    num_tokens: int
+    num_shards: int | None = None
+    tokens_per_second: float
+    hours: float
+
+
+class RunPlan(Record):
+    """What is left of a run; `storage_bytes` is what it adds at the storage root, `usd` at `usd_per_gpu_hour`."""
+
+    run_name: str
+    storage: str
+    device: str
+    corpus_is_prepared: bool
+    num_corpus_tokens: int
+    stages: tuple[StagePlan, ...]
+    hours: float
+    storage_bytes: int
+    usd_per_gpu_hour: float | None = None
+    usd: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Counts:
+    candidate_tokens: int
+    reference_tokens: int
+    total_tokens: int
+    num_shards: int
+    prepared: CorpusManifest | None
+
+
+def plan_run(config: RunConfig, usd_per_gpu_hour: float | None = None) -> RunPlan:
+    """Counts, samples and measures; writes nothing but the digests of source files. Takes some seconds a model.
+
+    An unprepared corpus is estimated from up to 4 MB of text of each source. Rates are of this machine's device.
+    Raises what a run would raise for its inputs.
+    """
+    storage = Storage(config.storage)
+    device = resolve_device(config.scoring.device)
+    tokenizer = load_tokenizer(config.corpus.tokenizer, config.corpus.eos_token, config.corpus.trust_remote_code)
+    counts, prepare_rate, notes = _count_tokens(storage, config, tokenizer)
+    teacher_folder = locate_model(config.teacher.model, config.teacher.revision)
+    stages = []
+    if counts.prepared is None:
+        stages.append(_stage("prepare", counts.total_tokens, prepare_rate))
+    teacher = load_model(teacher_folder, resolve_dtype(config.teacher.dtype, device), device, config.teacher.trust_remote_code)
+    left = _left_to_score(storage, counts, identify_teacher(config) if counts.prepared else None)
+    stages.append(_stage("score teacher", left, probe_scoring(teacher, config, tokenizer), counts.num_shards))
+    del teacher
+    stages += _plan_reference(storage, config, counts, tokenizer, device)
+    model_bytes = 0
+    selected = int(counts.candidate_tokens * config.selection.ratio)
+    for student in config.students:
+        vocab_size = resolve_vocab_size(student.vocab_size, tokenizer.entry.vocab_size)
+        model = build_model(student.architecture, vocab_size, config.corpus.sequence_length + 1, student.training.seed)
+        model_bytes += 4 * sum(parameter.numel() for parameter in model.parameters())
+        num_tokens = _training_tokens(student.training, config, selected)
+        stages.append(_stage(f"train {student.name}", num_tokens, probe_training(model, student.training, config, device)))
+    hours = sum(stage.hours for stage in stages)
+    # Training keeps weights and two moments in float32, for each kept checkpoint.
+    kept = max((student.training.keep_checkpoints for student in config.students), default=0)
+    corpus_bytes = 0 if counts.prepared else counts.total_tokens * (2 if tokenizer.entry.vocab_size <= 65536 else 4)
+    scores_bytes = 2 * _SCORE_BYTES * counts.candidate_tokens // config.corpus.sequence_length
+    return RunPlan(
+        run_name=config.name,
+        storage=config.storage,
+        device=_describe_device(device),
+        corpus_is_prepared=counts.prepared is not None,
+        num_corpus_tokens=counts.total_tokens,
+        stages=tuple(stages),
+        hours=hours,
+        storage_bytes=corpus_bytes + scores_bytes + model_bytes * (1 + 3 * kept),
+        usd_per_gpu_hour=usd_per_gpu_hour,
+        usd=None if usd_per_gpu_hour is None else hours * usd_per_gpu_hour,
+        notes=tuple(notes),
+    )
+
+
+def probe_scoring(model: LoadedModel, config: RunConfig, tokenizer: CorpusTokenizer) -> float:
+    """Tokens a second that a loaded model scores, on random full-length sequences."""
+    tokens_per_batch = resolve_tokens_per_batch(config.scoring.tokens_per_batch, model.device.type)
+    length = config.corpus.sequence_length + 1
+    rng = np.random.default_rng(0)
+    num = max(1, tokens_per_batch // length)
+    sequences = list(rng.integers(0, min(model.vocab_size, tokenizer.entry.vocab_size), (num, length)))
+    return _measure(lambda: score_sequences(model, sequences, tokenizer.eos_token_id, tokens_per_batch), num * length, model.device)
+
+
+def probe_training(model: torch.nn.Module, training: TrainingConfig, config: RunConfig, device: torch.device) -> float:
+    """Tokens a second of forward and backward passes over random full-length sequences."""
+    model = model.to(device).train()
+    body, head = split_head(model)
+    length, rows = config.corpus.sequence_length, training.resolve_micro_batch_size()
+    dtype = torch_dtype(resolve_dtype(training.dtype, device))
+    generator = torch.Generator().manual_seed(0)
+    token_ids_BT = torch.randint(0, head.weight_VH.shape[0], (rows, length + 1), generator=generator).to(device)
+
+    def step() -> None:
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            hidden_BSH = body(input_ids=token_ids_BT[:, :-1], use_cache=False).last_hidden_state
+            loss = sum_nll_of_hidden(head, hidden_BSH.flatten(0, 1), token_ids_BT[:, 1:].flatten())
+        loss.backward()  # type: ignore[no-untyped-call]
+        model.zero_grad(set_to_none=True)
+
+    return _measure(step, rows * (length + 1), device)
+
+
+def _measure(work: Callable[[], object], num_tokens: int, device: torch.device) -> float:
+    work()
+    _synchronize(device)
+    started, passes = time.perf_counter(), 0
+    while passes == 0 or time.perf_counter() - started < _PROBE_SECONDS:
+        work()
+        _synchronize(device)
+        passes += 1
+    return passes * num_tokens / (time.perf_counter() - started)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _stage(name: str, num_tokens: int, rate: float, num_shards: int | None = None) -> StagePlan:
+    return StagePlan(
+        name=name,
+        num_tokens=num_tokens,
+        num_shards=num_shards,
+        tokens_per_second=rate,
+        hours=num_tokens / rate / 3600 if rate else 0.0,
+    )
+
+
+def _plan_reference(
+    storage: Storage, config: RunConfig, counts: _Counts, tokenizer: CorpusTokenizer, device: torch.device
+) -> list[StagePlan]:
+    reference, stages = config.reference, []
+    entry = find_reference(storage, config, counts.prepared) if counts.prepared else None
+    dtype = resolve_dtype(reference.dtype, device)
+    if reference.model is not None:
+        loaded = load_model(locate_model(reference.model, reference.revision), dtype, device, reference.trust_remote_code)
+    else:
+        assert reference.architecture is not None
+        assert reference.training is not None
+        vocab_size = resolve_vocab_size(reference.vocab_size, tokenizer.entry.vocab_size)
+        model = build_model(reference.architecture, vocab_size, config.corpus.sequence_length + 1, reference.training.seed)
+        if entry is None:
+            num_tokens = _training_tokens(reference.training, config, counts.reference_tokens)
+            stages.append(_stage("train reference", num_tokens, probe_training(model, reference.training, config, device)))
+        model = model.to(device, torch_dtype(dtype)).eval().requires_grad_(False)
+        body, head = split_head(model)
+        loaded = LoadedModel(body, head, device, head.weight_VH.shape[0], None, reference.architecture)
+    left = _left_to_score(storage, counts, entry)
+    return [*stages, _stage("score reference", left, probe_scoring(loaded, config, tokenizer), counts.num_shards)]
+
+
+def _left_to_score(storage: Storage, counts: _Counts, entry: ModelEntry | None) -> int:
+    if counts.prepared is None or entry is None:
+        return counts.candidate_tokens
+    done = {state.shard_index for state in check_score_shards(storage, counts.prepared, entry.model_id) if state.state == "done"}
+    return sum(shard.num_tokens for shard in counts.prepared.split_shards("candidate") if shard.shard_index not in done)
+
+
+def _training_tokens(training: TrainingConfig, config: RunConfig, data_tokens: int) -> int:
+    if training.epochs is not None:
+        return int(training.epochs * data_tokens)
+    assert training.steps is not None
+    return training.steps * training.batch_size * config.corpus.sequence_length
+
+
+def _count_tokens(storage: Storage, config: RunConfig, tokenizer: CorpusTokenizer) -> tuple[_Counts, float, list[str]]:
+    prepared = find_corpus(storage, resolve_corpus_id(storage, config.corpus))
+    if prepared is not None:
+        tokens = {split: prepared.split_counts(split).num_tokens for split in prepared.domains}
+        num_shards = len(prepared.split_shards("candidate"))
+        return _Counts(tokens.get("candidate", 0), tokens.get("reference", 0), sum(tokens.values()), num_shards, prepared), 0.0, []
+    total, rate, notes = _estimate_tokens(config, tokenizer)
+    splits = config.corpus.splits
+    candidates = int(total * (1 - splits.reference - splits.heldout))
+    num_sequences = candidates / (config.corpus.sequence_length + 1)
+    num_shards = max(1, -(-int(num_sequences) // config.corpus.sequences_per_shard))
+    return _Counts(candidates, int(total * splits.reference), total, num_shards, None), rate, notes
+
+
+def _estimate_tokens(config: RunConfig, tokenizer: CorpusTokenizer) -> tuple[int, float, list[str]]:
+    """Tokens of all sources by the tokens a stored byte of a sample, and the tokens a second that the sample took."""
+    total, seconds, sampled, notes = 0.0, 0.0, 0, []
+    for source in config.corpus.sources:
+        files = find_source_files(source)
+        step = max(1, len(files) // _SAMPLE_FILES)
+        num_bytes, num_tokens = 0, 0
+
+        def on_bytes(count: int) -> None:
+            nonlocal num_bytes
+            num_bytes += count
+
+        for file in files[::step][:_SAMPLE_FILES]:
+            texts, characters = [], 0
+            for record in read_records(file, source, 0, 0, on_bytes):
+                if isinstance(record, Document):
+                    texts.append(record.text)
+                    characters += len(record.text)
+                if characters >= _SAMPLE_CHARACTERS // _SAMPLE_FILES:
+                    break
+            started = time.perf_counter()
+            num_tokens += sum(len(token_ids) + 1 for token_ids in tokenizer.encode_documents(texts))
+            seconds += time.perf_counter() - started
+        source_bytes = sum(file.num_bytes for file in files)
+        share = min(1.0, num_bytes / max(1, source_bytes))
+        total += num_tokens / max(share, 1e-12)
+        sampled += num_tokens
+        if share < 1:
+            notes.append(f"{source.path}: tokens estimated from {share:.2%} of {source_bytes / 1e9:.2f} GB")
+    return int(total), sampled / max(seconds, 1e-9), notes
+
+
+def _describe_device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)} (one device)"
+    return f"{device.type}, {torch.get_num_threads()} threads"

@@ -1,0 +1,176 @@
+"""The order in which sequences are trained on, and how they are read: from the corpus shards, a bounded part at a time.
+
+An epoch takes the shards in a random order and groups neighbours into windows of about `WINDOW_TOKENS` tokens; the
+sequences of a window are shuffled together. Where all fits into one window that is a full shuffle. Which sequence
+comes at a position is a function of the seed and the position alone, and reading it needs only its own window, so
+training goes on at any step without reading what came before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import accumulate
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from miniplm.artifacts import ShardEntry
+from miniplm.config import TrainingConfig
+from miniplm.corpus.reader import read_shard
+from miniplm.errors import TrainingError
+from miniplm.nll import mask_scored_targets
+from miniplm.storage import Storage
+
+# Token ids held in memory at a time: 256 MiB as uint16, 512 MiB as uint32.
+WINDOW_TOKENS = 128 << 20
+
+
+@dataclass(frozen=True)
+class TrainingShard:
+    """The sequences of one corpus shard that are trained on: all, or the rows that `load_rows` gives, ascending."""
+
+    entry: ShardEntry
+    num_sequences: int
+    num_tokens: int
+    load_rows: Callable[[], NDArray[np.int64]] | None = None
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Sequences of one forward pass, padded with EOS; `mask_BS` marks the scored targets, S = T - 1."""
+
+    token_ids_BT: torch.Tensor
+    mask_BS: torch.Tensor
+    num_tokens: int
+
+    def to(self, device: torch.device) -> MicroBatch:
+        return MicroBatch(self.token_ids_BT.to(device), self.mask_BS.to(device), self.num_tokens)
+
+
+def collate(sequences: Sequence[NDArray[np.unsignedinteger]], eos_token_id: int) -> MicroBatch:
+    """Sequences side by side, (B, T) int64, padded with EOS to the longest."""
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    token_ids_BT = torch.full((len(sequences), int(lengths.max())), eos_token_id, dtype=torch.int64)
+    for row, sequence in enumerate(sequences):
+        token_ids_BT[row, : len(sequence)] = torch.from_numpy(sequence.astype(np.int64))
+    return MicroBatch(token_ids_BT, mask_scored_targets(token_ids_BT, lengths, eos_token_id), int(lengths.sum()))
+
+
+def count_training_sequences(config: TrainingConfig, num_sequences: int) -> int:
+    """Sequences of the whole training, epochs counted: steps * batch_size, or epochs * num_sequences rounded up."""
+    if config.steps is not None:
+        return config.steps * config.batch_size
+    assert config.epochs is not None
+    # As it is written: 0.1 epochs of 30 sequences are 3, where floats give a little more.
+    return int(-(-Fraction(repr(config.epochs)) * num_sequences // 1))
+
+
+def count_steps(config: TrainingConfig, num_sequences: int) -> int:
+    """Optimizer steps of the training: as given, or enough for all its sequences, the last batch being short."""
+    return -(-count_training_sequences(config, num_sequences) // config.batch_size)
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Neighbouring shards of an epoch, and where their sequences lie in it: `start` ... `stop` - 1."""
+
+    index: int
+    start: int
+    stop: int
+    shards: tuple[TrainingShard, ...]
+
+
+@dataclass(frozen=True)
+class _WindowTokens:
+    """A window in memory: position p of it is the sequence `order[p]`, `token_ids[ends[i] - lengths[i] : ends[i]]`."""
+
+    epoch: int
+    index: int
+    token_ids: NDArray[np.unsignedinteger]
+    lengths: NDArray[np.int64]
+    ends: NDArray[np.int64]
+    order: NDArray[np.int64]
+
+    def sequence(self, position: int) -> NDArray[np.unsignedinteger]:
+        index = self.order[position]
+        # Copied, so that a batch does not keep its window in memory.
+        return self.token_ids[self.ends[index] - self.lengths[index] : self.ends[index]].copy()
+
+
+class SequenceOrder:
+    """The endless order of training sequences, epoch after epoch; only the window last read is in memory.
+
+    Raises `TrainingError` where there is no sequence at all.
+    """
+
+    def __init__(self, storage: Storage, shards: Sequence[TrainingShard], seed: int, window_tokens: int = WINDOW_TOKENS) -> None:
+        self._storage = storage
+        self._shards = [shard for shard in shards if shard.num_sequences > 0]
+        self._seed = seed
+        self._window_tokens = window_tokens
+        self.num_sequences = sum(shard.num_sequences for shard in self._shards)
+        if self.num_sequences == 0:
+            raise TrainingError("there is no sequence to train on; prepare a larger corpus or use a larger selection.ratio")
+        self._plan: tuple[int, list[_Window]] | None = None
+        self._loaded: _WindowTokens | None = None
+
+    def read(self, start: int, stop: int) -> list[NDArray[np.unsignedinteger]]:
+        """Token ids of the sequences at positions `start` ... `stop` - 1."""
+        sequences: list[NDArray[np.unsignedinteger]] = []
+        while start < stop:
+            epoch, offset = divmod(start, self.num_sequences)
+            window = next(window for window in self._plan_epoch(epoch) if offset < window.stop)
+            num = min(stop - start, window.stop - offset)
+            loaded = self._load(epoch, window)
+            sequences += [loaded.sequence(offset - window.start + index) for index in range(num)]
+            start += num
+        return sequences
+
+    def _plan_epoch(self, epoch: int) -> list[_Window]:
+        if self._plan is None or self._plan[0] != epoch:
+            order = np.random.Generator(np.random.PCG64([self._seed, epoch])).permutation(len(self._shards))
+            shards = [self._shards[index] for index in order]
+            self._plan = (epoch, list(_group_shards(shards, self._window_tokens)))
+        return self._plan[1]
+
+    def _load(self, epoch: int, window: _Window) -> _WindowTokens:
+        if self._loaded is None or (self._loaded.epoch, self._loaded.index) != (epoch, window.index):
+            self._loaded = None  # gives its memory back before the next is read
+            parts = [read_training_shard(self._storage, shard) for shard in window.shards]
+            lengths = np.concatenate([lengths for _, lengths in parts])
+            order = np.random.Generator(np.random.PCG64([self._seed, epoch, window.index])).permutation(len(lengths))
+            token_ids = np.concatenate([token_ids for token_ids, _ in parts])
+            self._loaded = _WindowTokens(epoch, window.index, token_ids, lengths, np.cumsum(lengths), order)
+        return self._loaded
+
+
+def read_training_shard(storage: Storage, shard: TrainingShard) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
+    """Token ids of a shard's training sequences one after another, and the sequences' lengths, in row order.
+
+    Raises `TrainingError` where the rows are not those of this shard, and what `read_shard` raises.
+    """
+    column = read_shard(storage, shard.entry, columns=["token_ids"])["token_ids"].combine_chunks()
+    if shard.load_rows is not None:
+        rows = shard.load_rows()
+        if len(rows) != shard.num_sequences or not 0 <= rows.min() <= rows.max() < len(column):
+            raise TrainingError(
+                f"{shard.entry.split} shard {shard.entry.shard_index} of corpus {shard.entry.corpus_id}: {len(rows)} rows chosen "
+                f"where {shard.num_sequences} are expected, of {len(column)}; the selection was made of another corpus, select again"
+            )
+        column = column.take(pa.array(rows))
+    return column.flatten().to_numpy(), column.value_lengths().to_numpy().astype(np.int64)
+
+
+def _group_shards(shards: Sequence[TrainingShard], window_tokens: int) -> Iterator[_Window]:
+    groups: list[list[TrainingShard]] = []
+    for shard in shards:
+        if not groups or sum(other.num_tokens for other in groups[-1]) + shard.num_tokens > window_tokens:
+            groups.append([])
+        groups[-1].append(shard)
+    stops = list(accumulate(sum(shard.num_sequences for shard in group) for group in groups))
+    for index, (group, start, stop) in enumerate(zip(groups, [0, *stops], stops, strict=False)):
+        yield _Window(index, start, stop, tuple(group))

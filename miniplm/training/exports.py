@@ -1,0 +1,58 @@
+"""A finished training as a plain model folder, such as a run's student."""
+
+from __future__ import annotations
+
+import shutil
+
+from pydantic import ValidationError
+
+from miniplm.artifacts import TrainingManifest
+from miniplm.errors import StorageError, TrainingError
+from miniplm.storage import Storage, digest_file
+
+TRAINING = "training.json"
+_CONFIG = "config.json"
+
+
+def export_model(storage: Storage, manifest: TrainingManifest, target_folder: str) -> None:
+    """Copies the final model, its tokenizer and its metrics to a folder at the storage root, in place of another there.
+
+    `training.json`, the manifest, is published last, and config.json right before it, so that a folder without
+    them is not taken for a model. Nothing happens where the folder already holds this training whole.
+    Raises `TrainingError` where the checkpoint is no longer what the manifest says.
+    """
+    if find_export(storage, target_folder) == manifest:
+        return
+    for name in (TRAINING, _CONFIG):
+        storage.delete(f"{target_folder}/{name}")
+    storage.delete(target_folder)
+    for name in sorted(manifest.files, key=lambda name: (name == _CONFIG, name)):
+        source = f"{manifest.checkpoint}/{name}"
+        try:
+            with storage.open(source) as file, storage.publish(f"{target_folder}/{name}") as path:
+                with open(path, "wb") as copy:
+                    shutil.copyfileobj(file, copy, 1 << 20)
+                if digest_file(path) != manifest.files[name]:
+                    raise TrainingError(
+                        f"{storage.url(source)} is damaged: run the training again, it goes on at the checkpoint before"
+                    )
+        except FileNotFoundError as error:
+            raise TrainingError(
+                f"{storage.url(source)} is missing: run the training again, it goes on at the checkpoint before"
+            ) from error
+    storage.write_json(f"{target_folder}/{TRAINING}", manifest.as_json())
+
+
+def find_export(storage: Storage, folder: str) -> TrainingManifest | None:
+    """The training whose model a folder holds whole: every file with the digest that `training.json` says."""
+    path = f"{folder}/{TRAINING}"
+    if not storage.exists(path):
+        return None
+    try:
+        manifest = TrainingManifest.model_validate(storage.read_json(path))
+    except (ValidationError, StorageError):
+        return None
+    for name, digest in manifest.files.items():
+        if not storage.exists(f"{folder}/{name}") or storage.digest(f"{folder}/{name}") != digest:
+            return None
+    return manifest

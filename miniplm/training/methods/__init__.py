@@ -1,0 +1,16 @@
+"""Training methods by the name that a configuration gives them. A new one is a file here and a line below."""
+
+from __future__ import annotations
+
+from miniplm.training.methods.method import MethodInputs, TrainingMethod
+from miniplm.training.methods.miniplm import MiniplmMethod
+from miniplm.training.methods.pretrain import PretrainMethod
+from miniplm.training.methods.reference import ReferenceMethod
+
+METHODS: dict[str, TrainingMethod] = {
+    "miniplm": MiniplmMethod(),
+    "pretrain": PretrainMethod(),
+    "reference": ReferenceMethod(),
+}
+
+__all__ = ["METHODS", "MethodInputs", "TrainingMethod"]

@@ -1,0 +1,57 @@
+"""What a training method decides: which sequences are trained on, and what is minimised."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from miniplm.artifacts import CorpusManifest, SelectionManifest, Split
+from miniplm.errors import TrainingError
+from miniplm.storage import Storage, digest_content
+from miniplm.training.data import TrainingShard
+from miniplm.training.losses import LossFunction, sum_language_model_loss
+
+
+@dataclass(frozen=True)
+class MethodInputs:
+    """What a method may choose from. `seed` is that of the selection's random draws."""
+
+    corpus: CorpusManifest
+    selection: SelectionManifest | None = None
+    seed: int = 0
+
+    def require_selection(self, method: str) -> SelectionManifest:
+        """The selection; `TrainingError` where there is none, or one of another corpus."""
+        if self.selection is None:
+            raise TrainingError(
+                f"the method {method!r} trains on a selection, and there is none; make it with `miniplm select CONFIG`"
+            )
+        if self.selection.corpus_id != self.corpus.corpus_id:
+            raise TrainingError(
+                f"selection {self.selection.selection_id} is of corpus {self.selection.corpus_id}, not {self.corpus.corpus_id}; "
+                "select again with `miniplm select CONFIG`"
+            )
+        return self.selection
+
+    def digest_split(self, split: Split) -> str:
+        """A digest of all sequences of a split in their order; the same for two corpora that share them."""
+        return digest_content([[shard.digest, shard.num_sequences] for shard in self.corpus.split_shards(split)], length=16)
+
+
+class TrainingMethod(ABC):
+    """A way to train. It holds no state: one instance serves all trainings."""
+
+    @abstractmethod
+    def describe_data(self, inputs: MethodInputs) -> dict[str, Any]:
+        """What decides the training sequences, JSON-like, by content; it becomes part of the training's id."""
+
+    @abstractmethod
+    def list_shards(self, storage: Storage, inputs: MethodInputs) -> list[TrainingShard]:
+        """The training sequences, shard by shard in the order of their index."""
+
+    def make_loss(self, storage: Storage, inputs: MethodInputs, device: torch.device) -> LossFunction:
+        """What is minimised; a method with a teacher loads it here."""
+        return sum_language_model_loss

@@ -1,0 +1,63 @@
+"""MiniPLM: ordinary language modelling on the sequences that Difference Sampling kept (arXiv 2410.17215, section 2)."""
+
+from __future__ import annotations
+
+import io
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from miniplm import layout
+from miniplm.artifacts import SelectionShardEntry, ShardEntry
+from miniplm.errors import TrainingError
+from miniplm.storage import Storage, digest_content, digest_stream
+from miniplm.training.data import TrainingShard
+from miniplm.training.methods.method import MethodInputs, TrainingMethod
+
+
+class MiniplmMethod(TrainingMethod):
+    def describe_data(self, inputs: MethodInputs) -> dict[str, Any]:
+        selection = inputs.require_selection("miniplm")
+        return {
+            "candidate": inputs.digest_split("candidate"),
+            "selection": digest_content([[shard.shard_index, shard.digest] for shard in selection.shards], length=16),
+        }
+
+    def list_shards(self, storage: Storage, inputs: MethodInputs) -> list[TrainingShard]:
+        """Raises `TrainingError` where the selection names a shard that the corpus lacks."""
+        selection = inputs.require_selection("miniplm")
+        entries = {entry.shard_index: entry for entry in inputs.corpus.split_shards("candidate")}
+        unknown = [shard.shard_index for shard in selection.shards if shard.shard_index not in entries]
+        if unknown:
+            raise TrainingError(
+                f"selection {selection.selection_id} names shard {unknown[0]}, which the corpus lacks; select again"
+            )
+        return [
+            TrainingShard(
+                entries[selected.shard_index],
+                selected.num_sequences,
+                selected.num_tokens,
+                partial(load_selected_rows, storage, selection.selection_id, selected, entries[selected.shard_index]),
+            )
+            for selected in selection.shards
+        ]
+
+
+def load_selected_rows(storage: Storage, selection_id: str, selected: SelectionShardEntry, entry: ShardEntry) -> NDArray[np.int64]:
+    """The rows of a candidate shard that a selection kept, ascending.
+
+    Raises `TrainingError` where the selection's file is not the one that its manifest names.
+    """
+    relative = layout.selection_shard(selection_id, selected.shard_index)
+    content = storage.read_bytes(relative) if storage.exists(relative) else b""
+    if digest_stream(io.BytesIO(content)) != selected.digest:
+        raise TrainingError(
+            f"{storage.url(relative)} is missing or damaged (its digest is not the one in the selection's manifest); "
+            "make it again with `miniplm select CONFIG`"
+        )
+    sequence_ids = pq.read_table(io.BytesIO(content), columns=["sequence_id"])["sequence_id"].to_numpy()
+    rows: NDArray[np.int64] = np.sort(sequence_ids) - entry.first_sequence_id
+    return rows
