@@ -6,6 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 LOG=.cache/setup.log
 STAMP=.venv/miniplm-setup
+INSTALLING=.venv/miniplm-installing
 
 fail() {
     printf 'setup: %s\n' "$@" >&2
@@ -63,11 +64,13 @@ python=$(find_python)
     "$python has no venv module, which .venv is made with." \
     "Install it (Debian, Ubuntu: apt-get install python3-venv) and run make setup again."
 
-if ! .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+# A killed pip can leave half a package that it later takes for installed: such a .venv is made anew.
+if [[ -e $INSTALLING ]] || ! .venv/bin/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
     echo "setup: making .venv with $("$python" --version)"
     "$python" -m venv --clear .venv >"$LOG" 2>&1 || { cat "$LOG" >&2; fail "could not make .venv (see above)"; }
 fi
 rm -f "$STAMP"
+touch "$INSTALLING"
 
 echo "setup: installing MiniPLM and its pinned dependencies into .venv (about 2 minutes; log: $LOG)"
 .venv/bin/python -m pip install --no-input --disable-pip-version-check --progress-bar off \
@@ -75,7 +78,12 @@ echo "setup: installing MiniPLM and its pinned dependencies into .venv (about 2 
 pip_pid=$!
 trap 'kill "$pip_pid" 2>/dev/null || true' INT TERM
 show_progress "$pip_pid"
-if ! wait "$pip_pid"; then
+pip_status=0
+wait "$pip_pid" || pip_status=$?
+if ((pip_status < 128)); then
+    rm -f "$INSTALLING" # pip ended by itself: it takes back what it could not finish
+fi
+if ((pip_status)); then
     tail -n 40 "$LOG" >&2
     fail "pip could not install the dependencies; its last lines are above, the whole log is $LOG."
 fi
