@@ -1,0 +1,1 @@
+"""A corpus: documents of the sources, packed into sequences, in shards by split."""

@@ -1,0 +1,103 @@
+"""Reads a prepared corpus: its manifest, its shards, its tokenizer."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from miniplm import layout
+from miniplm.artifacts import CorpusManifest, ShardEntry
+from miniplm.errors import CorpusError
+from miniplm.storage import Storage, digest_stream
+from miniplm.tokenization import CorpusTokenizer, load_tokenizer
+
+_REPAIR = "Delete that file and run `miniplm prepare CONFIG`: it is made again with the same content, and its scores stay good"
+
+
+def find_corpus(storage: Storage, corpus_id: str) -> CorpusManifest | None:
+    """The manifest of a corpus, None where it is not prepared (to its end)."""
+    path = layout.corpus_manifest(corpus_id)
+    if not storage.exists(path):
+        return None
+    try:
+        return CorpusManifest.model_validate(storage.read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise CorpusError(
+            f"{storage.url(path)} is no corpus manifest ({field}: {first['msg']}); delete it and run `miniplm prepare CONFIG`"
+        ) from error
+
+
+def load_corpus(storage: Storage, corpus_id: str) -> CorpusManifest:
+    """The manifest of a prepared corpus. Raises `CorpusError` where there is none."""
+    manifest = find_corpus(storage, corpus_id)
+    if manifest is None:
+        raise CorpusError(f"corpus {corpus_id} is not prepared at {storage.root}; run `miniplm prepare CONFIG`")
+    return manifest
+
+
+def read_shard(storage: Storage, entry: ShardEntry, columns: Sequence[str] | None = None, verify: bool = True) -> pa.Table:
+    """The sequences of a shard, all columns or those named, in the order of their ids.
+
+    With `verify` the file's digest is checked first. Raises `CorpusError` where the file is missing or damaged.
+    """
+    path = layout.corpus_shard(entry.corpus_id, entry.split, entry.shard_index)
+    name = f"{layout.shard_name(entry.shard_index)} of the {entry.split} split of corpus {entry.corpus_id}"
+    wanted = None if columns is None else list(columns)
+    try:
+        if not verify:
+            with storage.open(path) as file:
+                return pq.read_table(file, columns=wanted)
+        # One read for digest and content, so that what was verified is what is used.
+        content = storage.read_bytes(path)
+    except FileNotFoundError:
+        raise CorpusError(
+            f"{name} is missing: there is no {storage.url(path)}. Run `miniplm prepare CONFIG`: it is made again with the same content"
+        ) from None
+    except pa.ArrowException as error:
+        raise CorpusError(f"{name} is damaged: {storage.url(path)} cannot be read ({error}). {_REPAIR}") from error
+    digest = digest_stream(pa.BufferReader(content))
+    if digest != entry.digest:
+        raise CorpusError(
+            f"{name} is damaged: {storage.url(path)} has {len(content):,} bytes with digest {digest}, "
+            f"the manifest says {entry.num_bytes:,} with {entry.digest}. {_REPAIR}"
+        )
+    return pq.read_table(pa.BufferReader(content), columns=wanted)
+
+
+def read_token_ids(table: pa.Table) -> list[NDArray[Any]]:
+    """The token ids of each sequence of a table with that column, uint16 or uint32, as views that copy nothing."""
+    sequences: list[NDArray[Any]] = []
+    for chunk in table.column("token_ids").chunks:
+        values: NDArray[Any] = chunk.values.to_numpy(zero_copy_only=True)
+        offsets: NDArray[np.int32] = chunk.offsets.to_numpy(zero_copy_only=True)
+        bounds = offsets.tolist()
+        sequences += [values[start:stop] for start, stop in pairwise(bounds)]
+    return sequences
+
+
+def load_corpus_tokenizer(storage: Storage, corpus_id: str, trust_remote_code: bool = False) -> CorpusTokenizer:
+    """The tokenizer that a corpus was made with, from its own copy of it.
+
+    Raises `CorpusError` where the corpus is not prepared or its copy holds another vocabulary.
+    """
+    recorded = load_corpus(storage, corpus_id).tokenizer
+    with tempfile.TemporaryDirectory(prefix="miniplm-") as scratch:
+        folder = storage.download(layout.corpus_tokenizer(corpus_id), Path(scratch))
+        loaded = load_tokenizer(str(folder), recorded.eos_token, trust_remote_code)
+    if (loaded.entry.digest, loaded.eos_token_id) != (recorded.digest, recorded.eos_token_id):
+        raise CorpusError(
+            f"the tokenizer of corpus {corpus_id} is damaged: {storage.url(layout.corpus_tokenizer(corpus_id))} holds another "
+            "vocabulary than its manifest says. Delete that folder and run `miniplm prepare CONFIG`"
+        )
+    return CorpusTokenizer(loaded.tokenizer, recorded)

@@ -1,0 +1,88 @@
+"""A shard of sequences as a Parquet file: its schema, and the shard that is being filled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from miniplm.artifacts import DomainCounts
+from miniplm.packing import PackedSequence
+
+# Fixed, so that the same sequences give the same bytes.
+ROW_GROUP_SEQUENCES = 4096
+_LARGEST_UINT16_VOCABULARY = 1 << 16
+
+
+def make_schema(vocab_size: int) -> pa.Schema:
+    """The columns of a shard; token ids are uint16 where the vocabulary allows it."""
+    token_type = pa.uint16() if vocab_size <= _LARGEST_UINT16_VOCABULARY else pa.uint32()
+    return pa.schema(
+        [
+            pa.field("sequence_id", pa.int64(), nullable=False),
+            pa.field("domain", pa.dictionary(pa.int32(), pa.string()), nullable=False),
+            pa.field("document_ids", pa.list_(pa.int64()), nullable=False),
+            pa.field("num_tokens", pa.int32(), nullable=False),
+            pa.field("token_ids", pa.list_(token_type), nullable=False),
+        ]
+    )
+
+
+class OpenShard:
+    """The sequences of a shard that is not full yet, in memory: 2 or 4 bytes a token."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._schema = make_schema(vocab_size)
+        self._dtype = self._schema.field("token_ids").type.value_type.to_pandas_dtype()
+        self._domains: list[str] = []
+        self._document_ids: list[NDArray[np.int64]] = []
+        self._token_ids: list[NDArray[Any]] = []
+
+    def __len__(self) -> int:
+        return len(self._token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(token_ids) for token_ids in self._token_ids)
+
+    def append(self, domain: str, sequence: PackedSequence) -> None:
+        self._domains.append(domain)
+        self._document_ids.append(np.array(sequence.document_ids, dtype=np.int64))
+        self._token_ids.append(sequence.token_ids.astype(self._dtype))
+
+    def count_domains(self) -> dict[str, DomainCounts]:
+        """Sequences and tokens of each domain."""
+        counts: dict[str, list[int]] = {}
+        for domain, token_ids in zip(self._domains, self._token_ids, strict=True):
+            count = counts.setdefault(domain, [0, 0])
+            count[0] += 1
+            count[1] += len(token_ids)
+        return {domain: DomainCounts(num_sequences=count[0], num_tokens=count[1]) for domain, count in counts.items()}
+
+    def write(self, path: Path, first_sequence_id: int) -> None:
+        """Writes the file; its sequences get the ids from `first_sequence_id` on, in order."""
+        with pq.ParquetWriter(path, self._schema, compression="zstd", use_dictionary=["domain"]) as writer:
+            for start in range(0, len(self), ROW_GROUP_SEQUENCES):
+                stop = min(start + ROW_GROUP_SEQUENCES, len(self))
+                writer.write_table(self._make_table(start, stop, first_sequence_id), row_group_size=ROW_GROUP_SEQUENCES)
+
+    def _make_table(self, start: int, stop: int, first_sequence_id: int) -> pa.Table:
+        token_ids = self._token_ids[start:stop]
+        columns = [
+            pa.array(np.arange(first_sequence_id + start, first_sequence_id + stop, dtype=np.int64)),
+            pa.array(self._domains[start:stop], pa.string()).dictionary_encode(),
+            _make_lists(self._document_ids[start:stop]),
+            pa.array(np.array([len(ids) for ids in token_ids], dtype=np.int32)),
+            _make_lists(token_ids),
+        ]
+        return pa.Table.from_arrays(columns, schema=self._schema)
+
+
+def _make_lists(rows: list[NDArray[Any]]) -> pa.ListArray:
+    offsets = np.zeros(len(rows) + 1, dtype=np.int32)
+    np.cumsum([len(row) for row in rows], out=offsets[1:])
+    return pa.ListArray.from_arrays(offsets, np.concatenate(rows))

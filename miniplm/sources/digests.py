@@ -1,0 +1,54 @@
+"""Digests of source files, each file read once for it: they are kept at the storage root by the file's identity."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from miniplm import layout
+from miniplm.sources.files import SourceFile, open_raw
+from miniplm.storage import Storage, digest_stream
+
+# A file written to this lately may be written to again within one tick of its time stamp.
+_SETTLED_SECONDS = 2.0
+_MOST_THREADS = 8
+
+
+def digest_source_files(storage: Storage, files: Sequence[SourceFile]) -> list[str]:
+    """The digest of each file's stored bytes, in order. Raises `SourceError` where one cannot be read."""
+    kept = _read_kept(storage)
+    unknown = {_identify(file): file for file in files if _identify(file) not in kept}
+    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+        computed = dict(zip(unknown, pool.map(_digest_file, unknown.values()), strict=True))
+    keepable = {identity: computed[identity] for identity, file in unknown.items() if _is_settled(file)}
+    if keepable:
+        # Read again: another preparation may have added its own meanwhile. Losing some costs only time.
+        storage.write_json(layout.source_digests(), {**_read_kept(storage), **keepable})
+    known = {**kept, **computed}
+    return [known[_identify(file)] for file in files]
+
+
+def _read_kept(storage: Storage) -> dict[str, str]:
+    if not storage.exists(layout.source_digests()):
+        return {}
+    kept = storage.read_json(layout.source_digests())
+    return kept if isinstance(kept, dict) else {}
+
+
+def _identify(file: SourceFile) -> str:
+    return f"{file.path} size={file.num_bytes} {file.version}"
+
+
+def _digest_file(file: SourceFile) -> str:
+    with open_raw(file) as raw:
+        digest = digest_stream(raw)
+    file.check_unchanged()
+    return digest
+
+
+def _is_settled(file: SourceFile) -> bool:
+    if not file.version:
+        return False
+    return not file.is_local or time.time() - os.stat(file.filesystem_path).st_mtime > _SETTLED_SECONDS

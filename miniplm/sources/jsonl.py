@@ -1,0 +1,80 @@
+"""JSON Lines: one object a line, each a document or a rejection; blank lines are no records."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from miniplm.config import SourceConfig
+from miniplm.sources.files import BytesCallback, SourceFile, read_blocks
+from miniplm.sources.records import MISSING, Origin, Record, Records, Rejection, check_record, make_excerpt
+
+# Integers of any length are read: as floats, since no integer field is used, which never fails.
+_DECODER = json.JSONDecoder(parse_int=float)
+
+
+def read_jsonl(
+    file: SourceFile, source: SourceConfig, first_document_id: int, num_skipped: int, on_bytes: BytesCallback
+) -> Records:
+    """The records of a file after the first `num_skipped` of them; the first of all is document `first_document_id`.
+
+    Raises `DamagedSourceError` where a compressed file is truncated or damaged.
+    """
+    document_id = first_document_id
+    for number, line in enumerate(_split_lines(read_blocks(file, on_bytes)), start=1):
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if not line or line.isspace():
+            continue
+        if document_id - first_document_id >= num_skipped:
+            yield _read_line(document_id, Origin(file.path, "line", number), line, source)
+        document_id += 1
+
+
+def _read_line(document_id: int, origin: Origin, line: bytes, source: SourceConfig) -> Record:
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        message = f"the line is not valid UTF-8: {error.reason} at byte {error.start}"
+        return Rejection(document_id, origin, "invalid_utf8", message, make_excerpt(line))
+    try:
+        content = _DECODER.decode(text)
+    except (ValueError, RecursionError) as error:
+        message = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        return Rejection(document_id, origin, "malformed_json", f"not valid JSON: {message}", make_excerpt(text))
+    if not isinstance(content, dict):
+        message = f"the line holds a JSON {_JSON_KINDS[type(content)]}, not an object"
+        return Rejection(document_id, origin, "not_an_object", message, make_excerpt(text))
+    domain = source.domain_name if source.domain is None else find_field(content, source.domain)
+    excerpt = make_excerpt(text)
+    return check_record(document_id, origin, find_field(content, source.text), domain, source.text, source.domain or "", excerpt)
+
+
+def find_field(content: dict[str, Any], path: str) -> Any:
+    """The value at a dotted path, or `MISSING`; a key that itself is the whole path comes first."""
+    if path in content:
+        return content[path]
+    value: Any = content
+    for part in path.split("."):
+        if not isinstance(value, dict) or part not in value:
+            return MISSING
+        value = value[part]
+    return value
+
+
+def _split_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Lines without their newline; the parts of a line over many blocks are joined once, so its cost is linear."""
+    parts: list[bytes] = []
+    for block in blocks:
+        lines = block.split(b"\n")
+        parts.append(lines[0])
+        if len(lines) > 1:
+            yield b"".join(parts)
+            yield from lines[1:-1]
+            parts = [lines[-1]]
+    yield b"".join(parts)
+
+
+_JSON_KINDS = {list: "array", str: "string", float: "number", bool: "boolean", type(None): "null"}

@@ -1,0 +1,138 @@
+"""Parquet: one document a row; the text and the domain are columns, or fields inside struct columns."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from miniplm.config import SourceConfig
+from miniplm.errors import list_offenders
+from miniplm.sources.files import BytesCallback, DamagedSourceError, SourceFile, open_raw
+from miniplm.sources.records import MISSING, Origin, Records, check_record, make_excerpt
+
+_BATCH_BYTES = 4 << 20
+_BATCH_ROWS = 1000
+
+
+def read_parquet(
+    file: SourceFile, source: SourceConfig, first_document_id: int, num_skipped: int, on_bytes: BytesCallback
+) -> Records:
+    """The records of a file after the first `num_skipped` rows, read a few rows at a time.
+
+    `on_bytes` is told the file's size bit by bit, by rows. Raises `DamagedSourceError` where the file is not
+    Parquet, is truncated or damaged, or lacks a column.
+    """
+    fields = [source.text] + ([source.domain] if source.domain is not None else [])
+    with open_raw(file) as raw:
+        try:
+            parquet = pq.ParquetFile(raw, pre_buffer=False, buffer_size=_BATCH_BYTES)
+            row = 0
+            for field in fields:
+                _check_column(file, parquet.schema_arrow, field)
+            for group in range(parquet.num_row_groups):
+                metadata = parquet.metadata.row_group(group)
+                num_rows = metadata.num_rows
+                group_bytes = file.num_bytes * num_rows / max(1, parquet.metadata.num_rows)
+                if row + num_rows <= num_skipped:
+                    row += num_rows
+                    on_bytes(int(group_bytes))
+                    continue
+                batch_rows = min(_BATCH_ROWS, max(1, _BATCH_BYTES * num_rows // max(1, metadata.total_byte_size)))
+                for batch in parquet.iter_batches(batch_size=batch_rows, row_groups=[group], columns=fields):
+                    texts = _read_column(batch, source.text)
+                    domains = [source.domain_name] * len(texts) if source.domain is None else _read_column(batch, source.domain)
+                    for text, domain in zip(texts, domains, strict=True):
+                        if row >= num_skipped:
+                            excerpt = make_excerpt(text) if isinstance(text, str | bytes) else ""
+                            origin = Origin(file.path, "row", row)
+                            yield check_record(
+                                first_document_id + row, origin, text, domain, source.text, source.domain or "", excerpt
+                            )
+                        row += 1
+                    on_bytes(int(group_bytes * len(texts) / num_rows))
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # reading failed, not decoding
+            raise DamagedSourceError(
+                f"{file.path} is damaged, truncated or no Parquet file ({str(error).splitlines()[0]}); copy it again"
+            ) from error
+
+
+def _check_column(file: SourceFile, schema: pa.Schema, field: str) -> None:
+    found = _find_type(schema, field)
+    if found is None:
+        names = list_offenders(_list_columns(schema), most=50)
+        raise DamagedSourceError(f"{file.path} has no column {field!r}; it has {names}. Name one of them in the source")
+    if pa.types.is_dictionary(found):
+        found = found.value_type
+    is_text = any(
+        check(found)
+        for check in (
+            pa.types.is_string,
+            pa.types.is_large_string,
+            pa.types.is_string_view,
+            pa.types.is_binary,
+            pa.types.is_large_binary,
+            pa.types.is_binary_view,
+            pa.types.is_null,
+        )
+    )
+    if not is_text:
+        raise DamagedSourceError(
+            f"{file.path}: the column {field!r} holds {found}, not strings; its columns are "
+            f"{list_offenders(_list_columns(schema), most=50)}. Name one that holds strings in the source"
+        )
+
+
+def _find_type(schema: pa.Schema, field: str) -> Any:
+    """The type of a column or of a field inside struct columns, None where there is none (or more than one)."""
+    if schema.get_field_index(field) >= 0:
+        return schema.field(field).type
+    first, *rest = field.split(".")
+    if schema.get_field_index(first) < 0:
+        return None
+    found = schema.field(first).type
+    for part in rest:
+        if not pa.types.is_struct(found) or found.get_field_index(part) < 0:
+            return None
+        found = found.field(found.get_field_index(part)).type
+    return found
+
+
+def _list_columns(schema: pa.Schema) -> list[str]:
+    names: list[str] = []
+
+    def add(prefix: str, field: pa.Field) -> None:
+        if pa.types.is_struct(field.type):
+            for index in range(field.type.num_fields):
+                add(f"{prefix}{field.name}.", field.type.field(index))
+        else:
+            names.append(f"{prefix}{field.name} ({field.type})")
+
+    for field in schema:
+        add("", field)
+    return names
+
+
+def _read_column(batch: pa.RecordBatch, field: str) -> list[Any]:
+    """The values of a column as bytes or None; as `MISSING` where a struct around it is null."""
+    if batch.schema.get_field_index(field) >= 0:
+        return _to_bytes(batch.column(field))
+    first, *rest = field.split(".")
+    array = batch.column(first)
+    missing = array.is_null()
+    for index, part in enumerate(rest):
+        array = cast(pa.StructArray, array).flatten()[array.type.get_field_index(part)]
+        if index < len(rest) - 1:
+            missing = pc.or_(missing, array.is_null())
+    return [MISSING if gone else value for value, gone in zip(_to_bytes(array), missing.to_pylist(), strict=True)]
+
+
+def _to_bytes(array: pa.Array) -> list[Any]:
+    """Bytes, so that invalid UTF-8 in one row is that row's fault alone."""
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    return list(array.cast(pa.large_binary()).to_pylist())
