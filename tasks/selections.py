@@ -22,8 +22,10 @@ def select_sequences(
     storage = Storage(storage_url)
     corpus = load_corpus(storage, corpus_id)
     selection_id = ranking.resolve_selection_id(storage, corpus, teacher.model_id, reference.model_id, selection)
-    reused = ranking.find_selection(storage, selection_id) is not None
-    manifest = ranking.select_sequences(storage, corpus, teacher.model_id, reference.model_id, selection, report_progress)
+    manifest = ranking.find_selection(storage, selection_id)
+    reused = manifest is not None
+    if manifest is None:
+        manifest = ranking.select_sequences(storage, corpus, teacher.model_id, reference.model_id, selection, report_progress)
     rows = [
         {
             "domain": domain,

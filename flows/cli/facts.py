@@ -54,7 +54,7 @@ def inspect(
 ) -> None:
     """Look at what a run kept and dropped: the most or least wanted sequences, decoded; one by id; or each domain."""
     start_quietly(verbose)
-    from flows.cli.tables import make_table, print_sequences
+    from flows.cli.tables import print_domains, print_sequences
     from miniplm import inspection
     from miniplm.run_record import load_run
     from miniplm.storage import Storage
@@ -67,10 +67,7 @@ def inspect(
         if as_json:
             print_json([row.as_json() for row in rows])
             return
-        table = make_table(f"Domains of run {config.name}", *rows[0].as_json()) if rows else make_table("no domain")
-        for row in rows:
-            table.add_row(*[f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.as_json().values()])
-        Console(highlight=False).print(table)
+        print_domains(rows)
         return
     if sequence_id is not None:
         sequences = [inspection.inspect_sequence(root, record, sequence_id)]

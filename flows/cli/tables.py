@@ -16,7 +16,7 @@ from miniplm.storage import Storage
 
 if TYPE_CHECKING:
     from miniplm.doctor import Finding
-    from miniplm.inspection import InspectedSequence
+    from miniplm.inspection import InspectedDomain, InspectedSequence
     from miniplm.plan import RunPlan
 
 _STATES = {"done": "[green]done[/]", "partial": "[yellow]partial[/]", "missing": "[yellow]missing[/]", "broken": "[red]broken[/]"}
@@ -144,6 +144,31 @@ def print_sequences(sequences: list[InspectedSequence], whole: bool) -> None:
         )
         text = sequence.text if whole else " ".join(sequence.text.split())[:300]
         console.print(text + "\n", markup=False, soft_wrap=whole)
+
+
+def print_domains(domains: list[InspectedDomain]) -> None:
+    """Each domain: its documents by split, and what was kept of its candidates."""
+    table = make_table(
+        "Domains", "domain", "documents", "candidates", "kept", "share", "teacher NLL", "reference NLL", "median difference"
+    )
+    for domain in domains:
+        num_documents = sum(counts.num_documents for counts in domain.splits.values())
+        kept = domain.selection
+        if kept is None:
+            candidates = domain.splits.get("candidate")
+            table.add_row(domain.domain, f"{num_documents:,}", f"{candidates.num_sequences:,}" if candidates else "0")
+            continue
+        table.add_row(
+            domain.domain,
+            f"{num_documents:,}",
+            f"{kept.num_candidates:,}",
+            f"{kept.num_selected:,}",
+            f"{kept.num_selected / kept.num_candidates:.1%}",
+            f"{kept.mean_teacher_nll:.3f}",
+            f"{kept.mean_reference_nll:.3f}",
+            f"{kept.difference_score_quantiles[3]:.3f}",
+        )
+    Console(highlight=False).print(table)
 
 
 def print_findings(findings: list[Finding]) -> None:

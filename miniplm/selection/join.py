@@ -29,21 +29,27 @@ def connect(storage: Storage) -> Iterator[duckdb.DuckDBPyConnection]:
         yield connection
 
 
-def check_scores(storage: Storage, corpus: CorpusManifest, teacher_id: str, reference_id: str) -> None:
-    """Raises `ScoreJoinError` unless every candidate shard is scored by both models, its files being what their manifests say."""
+def check_scores(storage: Storage, corpus: CorpusManifest, teacher_id: str, reference_id: str) -> list[str]:
+    """The digests of all score files, the teacher's first, each in the order of the shards.
+
+    Raises `ScoreJoinError` unless every candidate shard is scored by both models, its files being what their manifests say.
+    """
+    digests: list[str] = []
     problems: list[str] = []
     shards: dict[str, list[int]] = {}
     for role, model_id in zip(_ROLES, (teacher_id, reference_id), strict=True):
         for state in check_score_shards(storage, corpus, model_id):
-            if state.state != "done":
-                problems.append(
-                    f"{layout.shard_name(state.shard_index)} has no {role} scores"
-                    if state.state == "missing"
-                    else f"{layout.shard_name(state.shard_index)} has broken {role} scores: {state.reason}"
-                )
-                shards.setdefault(role, []).append(state.shard_index)
+            if state.manifest is not None:
+                digests.append(state.manifest.digest)
+                continue
+            name = layout.shard_name(state.shard_index)
+            problems.append(
+                f"{name} has " + (f"no {role} scores" if state.state == "missing" else f"broken {role} scores: {state.reason}")
+            )
+            shards.setdefault(role, []).append(state.shard_index)
     if problems:
         raise ScoreJoinError(f"{list_offenders(problems)}. {_repair(shards)}")
+    return digests
 
 
 def candidate_scores(

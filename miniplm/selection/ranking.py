@@ -15,7 +15,6 @@ from miniplm.artifacts import CorpusManifest, DomainSelection, SelectionManifest
 from miniplm.config import SelectionConfig
 from miniplm.errors import CorpusError, ScoreJoinError, StorageError
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
-from miniplm.scoring.shards import check_score_shards
 from miniplm.selection.join import candidate_scores, check_scores, connect
 from miniplm.storage import Storage, digest_content, digest_file
 
@@ -45,12 +44,7 @@ def resolve_selection_id(
 
     Raises `ScoreJoinError` as `check_scores`.
     """
-    check_scores(storage, corpus, teacher_id, reference_id)
-    digests = []
-    for model_id in (teacher_id, reference_id):
-        for state in check_score_shards(storage, corpus, model_id):
-            assert state.manifest is not None
-            digests.append(state.manifest.digest)
+    digests = check_scores(storage, corpus, teacher_id, reference_id)
     content = [SELECTION_VERSION, corpus.corpus_id, teacher_id, reference_id, digests, repr(config.ratio), config.score]
     return f"{config.score}-{config.ratio:g}-{digest_content(content)}"
 
@@ -146,7 +140,7 @@ def _publish_shards(
     shards = corpus.split_shards("candidate")
     for done, shard in enumerate(shards, start=1):
         last = shard.first_sequence_id + shard.num_sequences - 1
-        rows = connection.execute(
+        rows = connection.sql(
             f"SELECT sequence_id, teacher_nll, reference_nll, difference_score, num_tokens FROM selected "
             f"WHERE sequence_id BETWEEN {shard.first_sequence_id} AND {last} ORDER BY sequence_id"
         ).to_arrow_table()

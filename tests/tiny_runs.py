@@ -1,0 +1,98 @@
+"""A whole run in small: a trained tokenizer, a random teacher, some hundred documents of four domains; seconds, not minutes."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+EOS = "<|endoftext|>"
+DOMAINS = ("news", "code", "verse", "letters")
+
+_WORDS = "the of and to in that is was he for it with as his on be at by had not are but from or have an they which one you were".split()
+
+
+def make_documents(num: int = 240, seed: int = 0) -> list[dict[str, Any]]:
+    """Documents of 20 to 120 words; each domain has words of its own."""
+    rng = random.Random(seed)
+    own = {domain: ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, 9))) for _ in range(60)] for domain in DOMAINS}
+    documents = []
+    for index in range(num):
+        domain = DOMAINS[index % len(DOMAINS)]
+        words = rng.choices(_WORDS + own[domain], k=rng.randint(20, 120))
+        sentences = [" ".join(words[start : start + 9]) + rng.choice([".", ".", "?", "\n"]) for start in range(0, len(words), 9)]
+        documents.append({"text": " ".join(sentences), "meta": {"domain": domain}})
+    return documents
+
+
+def write_jsonl(path: Path, documents: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(document) + "\n" for document in documents), encoding="utf-8")
+    return path
+
+
+def make_tokenizer(folder: Path, documents: list[dict[str, Any]], vocab_size: int = 400) -> PreTrainedTokenizerFast:
+    """A byte-level BPE trained on the documents, saved in a folder."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[EOS], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    backend.train_from_iterator([document["text"] for document in documents], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=EOS)
+    tokenizer.save_pretrained(str(folder))
+    return tokenizer
+
+
+def make_teacher(folder: Path, vocab_size: int, seed: int = 0) -> Path:
+    """A random model of two layers, saved in a folder beside what is there."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+    )
+    LlamaForCausalLM(config).save_pretrained(str(folder))
+    return folder
+
+
+def make_tiny_run(folder: Path, name: str = "tiny", **changes: Any) -> Path:
+    """Writes sources, models and `config.yaml` below a folder; `changes` replace top-level sections. Returns the config's path."""
+    documents = make_documents()
+    write_jsonl(folder / "sources" / "a.jsonl", documents[:120])
+    write_jsonl(folder / "sources" / "b.jsonl", documents[120:])
+    tokenizer = make_tokenizer(folder / "teacher", documents)
+    make_teacher(folder / "teacher", len(tokenizer))
+    training = {"steps": 12, "batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 2, "checkpoint_every_steps": 4}
+    config: dict[str, Any] = {
+        "name": name,
+        "storage": str(folder / "data"),
+        "corpus": {
+            "sources": [{"path": str(folder / "sources" / "*.jsonl"), "domain": "meta.domain"}],
+            "tokenizer": str(folder / "teacher"),
+            "sequence_length": 64,
+            "sequences_per_shard": 16,
+            "splits": {"reference": 0.3, "heldout": 0.1},
+        },
+        "teacher": {"model": str(folder / "teacher")},
+        "reference": {"architecture": "qwen-tiny", "training": training},
+        "students": [
+            {"name": "miniplm", "architecture": "qwen-tiny", "method": "miniplm", "training": training},
+            {"name": "pretrain", "architecture": "qwen-tiny", "method": "pretrain", "training": training},
+        ],
+    } | changes
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    return path
