@@ -22,9 +22,14 @@ from miniplm.storage import Storage
 
 Order = Literal["top", "bottom"]
 
+_REPAIR = "Delete that file and run `miniplm prepare CONFIG`: it is made again with the same content, and its scores stay good"
+
 
 class DocumentOrigin(Record):
-    """Where a document comes from: the record of a source file, counted from 1; None where the corpus does not tell."""
+    """Where a document comes from: `record_number` of a source file counts from 1; None where the corpus does not tell.
+
+    A record is a row of Parquet, a line of JSON Lines (blank lines are not counted), a whole text file.
+    """
 
     document_id: int
     path: str | None
@@ -155,7 +160,8 @@ def describe_sequences(
 
     Reads only row groups that hold one of them.
     """
-    tokenizer = load_corpus_tokenizer(storage, corpus.corpus_id)
+    trust_remote_code = bool(record.config.get("corpus", {}).get("trust_remote_code", False))
+    tokenizer = load_corpus_tokenizer(storage, corpus.corpus_id, trust_remote_code)
     by_shard: dict[ShardEntry, list[int]] = {}
     for row in scores:
         by_shard.setdefault(_find_shard(corpus, row["sequence_id"]), []).append(row["sequence_id"])
@@ -231,13 +237,11 @@ def _read_sequences(storage: Storage, entry: ShardEntry, sequence_ids: Iterable[
                     found += shard.read_row_group(group).take(rows).to_pylist()
                 first += num_rows
     except (pa.ArrowException, FileNotFoundError) as error:
-        raise CorpusError(
-            f"{storage.url(relative)} cannot be read ({error}); delete corpus {entry.corpus_id} and run `miniplm prepare` again"
-        ) from error
+        raise CorpusError(f"{storage.url(relative)} cannot be read ({error}). {_REPAIR}") from error
     if [row["sequence_id"] for row in found] != wanted:
         raise CorpusError(
             f"{storage.url(relative)} does not hold the sequences that the manifest of corpus {entry.corpus_id} says "
-            f"(looked for {list_offenders(wanted)}); delete the corpus and run `miniplm prepare` again"
+            f"(looked for {list_offenders(wanted)}). {_REPAIR}"
         )
     return found
 

@@ -47,9 +47,9 @@ def draw_distribution(
         peak = max(1, int(counts.max()))
         left, right = float(edges[0]), float(edges[-1])
         if left < 0:
-            axes.axvspan(left, min(0.0, right), color=_PLACEHOLDERS["--noise"], linewidth=0)
+            axes.axvspan(left, min(0.0, right), color=_PLACEHOLDERS["--noise"], linewidth=0, zorder=-2)
         for value, _ in choose_ticks(left, right):
-            axes.axvline(value, color=_PLACEHOLDERS["--grid"], linewidth=0.8)
+            axes.axvline(value, color=_PLACEHOLDERS["--grid"], linewidth=0.8, zorder=-1)
         # The threshold is an edge of a bin; half a bin of tolerance finds it whatever the rounding.
         first_kept = 0 if threshold is None else int(np.searchsorted(edges, threshold - (edges[1] - edges[0]) / 2))
         first_kept = len(counts) if threshold is None else first_kept
@@ -73,16 +73,17 @@ def draw_loss_curves(curves: dict[str, LossCurve], bounds: tuple[float, float, f
     def draw(axes: Any) -> None:
         axes.set_xscale(scale)
         for value, _ in choose_ticks(left, right, scale=scale):
-            axes.axvline(value, color=_PLACEHOLDERS["--grid"], linewidth=0.8)
+            axes.axvline(value, color=_PLACEHOLDERS["--grid"], linewidth=0.8, zorder=-1)
         for value, _ in choose_ticks(bottom, top):
-            axes.axhline(value, color=_PLACEHOLDERS["--grid"], linewidth=0.8)
+            axes.axhline(value, color=_PLACEHOLDERS["--grid"], linewidth=0.8, zorder=-1)
         for index, curve in enumerate(curves.values()):
             colour = _PLACEHOLDERS[f"--s{index % 6}"]
-            marker = "o" if len(curve.step) == 1 else None
+            dash = ("-", (0, (5, 2)))[index % 2]
+            if len(curve.step) == 1:
+                axes.axhline(float(curve.loss[0]), color=colour, linewidth=2.2, linestyle=dash)
+                continue
             axes.plot(curve.step, curve.loss, color=colour, linewidth=1, alpha=0.25)
-            axes.plot(
-                curve.step, curve.smooth_loss, color=colour, linewidth=2.2, linestyle=("-", (0, (5, 2)))[index % 2], marker=marker
-            )
+            axes.plot(curve.step, curve.smooth_loss, color=colour, linewidth=2.2, linestyle=dash)
         axes.set_xlim(left, right)
         axes.set_ylim(bottom, top)
 
@@ -105,9 +106,9 @@ def _render(draw: Callable[[Any], None], size: tuple[float, float], label: str) 
     view_box = re.search(r'viewBox="([^"]+)"', svg)
     assert view_box is not None
     body = svg[svg.index(">", svg.index("<svg")) + 1 :]
-    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
-    # Ids of clip paths and markers are digests of what they name, so equal ids on a page mean equal things; the rest go.
-    body = re.sub(r' id="(?![pm][0-9a-f]{10}")[^"]*"', "", body)
+    # The axes fill the figure, so its edge clips as well as matplotlib's clip paths, and no id is left to clash.
+    body = re.sub(r"<metadata>.*?</metadata>|<defs>.*?</defs>|<!--.*?-->", "", body, flags=re.DOTALL)
+    body = re.sub(r' id="[^"]*"| clip-path="[^"]*"', "", body)
     for name, placeholder in _PLACEHOLDERS.items():
         body = body.replace(placeholder, f"var({name})")
     head = f'<svg class="chart" viewBox="{view_box.group(1)}" preserveAspectRatio="none" role="img" aria-label="{escape(label)}">'

@@ -100,13 +100,14 @@ def render_headline(content: ReportContent) -> str:
     pair = students.choose_pair(content.record)
     if pair is None:
         return f"{kept}."
-    name, student, _, baseline = pair
-    assert student.evaluation is not None
-    loss = f"<strong>{format_nats(student.evaluation.overall.nats_per_token)}&nbsp;nats a token</strong>"
-    reached = f"{kept}; the student trained on them ({format_name(name)}) reaches {loss} on held-out text"
+    student, baseline = pair.student, pair.baseline
+    reached_nats = pair.evaluation.overall.nats_per_token
+    loss = f"<strong>{format_nats(reached_nats)}&nbsp;nats a token</strong>"
+    reached = f"{kept}; the student trained on them ({format_name(pair.name)}) reaches {loss} on held-out text"
     if baseline is None or baseline.evaluation is None:
         return f"{reached}."
-    difference = student.evaluation.overall.nats_per_token - baseline.evaluation.overall.nats_per_token
+    baseline_nats = baseline.evaluation.overall.nats_per_token
+    difference = reached_nats - baseline_nats
     verdict = "no different from" if round(difference, 3) == 0 else f"{format_nats(abs(difference))} "
     if round(difference, 3):
         verdict += "lower (better) than" if difference < 0 else "higher (worse) than"
@@ -116,15 +117,14 @@ def render_headline(content: ReportContent) -> str:
         if same_size
         else f"({format_count(baseline.num_tokens)} tokens against {format_count(student.num_tokens)})"
     )
-    return f"{reached}, {verdict} {format_nats(baseline.evaluation.overall.nats_per_token)} for random data {size}."
+    return f"{reached}, {verdict} {format_nats(baseline_nats)} for random data {size}."
 
 
 def _render_caveat(content: ReportContent) -> str:
     pair = students.choose_pair(content.record)
-    if pair is None or pair[3] is None:
+    if pair is None or pair.baseline is None:
         return ""
-    _, student, _, baseline = pair
-    other = "" if student.architecture == baseline.architecture else " The two have different architectures."
+    other = "" if pair.student.architecture == pair.baseline.architecture else " The two have different architectures."
     return (
         "<p class='note'>One training run of each student. Another seed gives other losses, so a small difference may be chance; "
         f"nothing here tests whether it is.{other}</p>"

@@ -48,7 +48,7 @@ def render_distribution(content: ReportContent) -> str:
         words = f"kept from r = {format_nats(selection.threshold)} →"
         above = f'<div class="row"><div class="above"><span class="{side}" style="left:{100 * position:.2f}%">{words}</span></div></div>'
     outside = histogram.num_below + histogram.num_above
-    beyond = f" {format_count(outside)} far outliers lie outside the axis and are not drawn." if outside else ""
+    beyond = f" Far outliers outside the axis, not drawn: {format_count(outside)}." if outside else ""
     return f"""<p>The difference score r of a sequence is how much better the teacher predicts it than the small reference does, in
 {score_unit(selection)}. The {format_count(selection.num_selected)} sequences with the highest r were kept.</p>
 <figure class="ridges">{above}
@@ -100,15 +100,11 @@ def render_domains(content: ReportContent) -> str:
         explain("Kept share", "kept tokens / candidate tokens of the domain"),
         explain("Share before", "of all candidate tokens, how many are of this domain"),
         explain("Share after", "of all kept tokens, how many are of this domain"),
-        explain("Teacher NLL", "mean over the domain's candidate sequences, nats a token; lower is better")
-        + "<br><small>nats a token</small>",
-        explain("Reference NLL", "mean over the domain's candidate sequences, nats a token; lower is better")
-        + "<br><small>nats a token</small>",
-        explain("r at 10 %", "a tenth of the domain's sequences have a lower difference score")
-        + f"<br><small>{score_unit(selection)}</small>",
-        explain("r at 50 %", "the median difference score") + f"<br><small>{score_unit(selection)}</small>",
-        explain("r at 90 %", "a tenth of the domain's sequences have a higher difference score")
-        + f"<br><small>{score_unit(selection)}</small>",
+        explain("Teacher NLL", "mean over the domain's candidate sequences, nats a token; lower is better"),
+        explain("Reference NLL", "mean over the domain's candidate sequences, nats a token; lower is better"),
+        explain("r at 10&nbsp;%", f"a tenth of the domain's sequences have a lower difference score; {score_unit(selection)}"),
+        explain("r at 50&nbsp;%", f"the median difference score; {score_unit(selection)}"),
+        explain("r at 90&nbsp;%", f"a tenth of the domain's sequences have a higher difference score; {score_unit(selection)}"),
     ]
     rows = [
         [
@@ -121,7 +117,7 @@ def render_domains(content: ReportContent) -> str:
     return f"""<figure>{bars}
 <figcaption>Kept share of each domain's candidate tokens. Dashed line: all domains together, {overall:.1f}&nbsp;%. A domain left of it lost
 weight in the corpus, one right of it gained.</figcaption></figure>
-{make_table(head, rows)}"""
+{make_table(head, rows, f"NLL in nats a token, means over candidate sequences; difference score r in {score_unit(selection)}.")}"""
 
 
 def _domain_cells(counts: DomainSelection, total: DomainSelection) -> list[str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from html import unescape
+from dataclasses import dataclass
+from math import log
 
-from miniplm.artifacts import DomainLoss
+from miniplm.artifacts import DomainLoss, Evaluation
 from miniplm.report.charts import choose_ticks, draw_loss_curves
 from miniplm.report.content import LossCurve, ReportContent
 from miniplm.report.markup import (
@@ -24,16 +25,27 @@ BASELINE_METHOD = "pretrain"
 _LOG_SCALE_STEPS = 200
 
 
-def choose_pair(record: RunRecord) -> tuple[str, StudentRecord, str, StudentRecord | None] | None:
-    """The evaluated student of the headline and the baseline nearest to it; None where no student of a selection is evaluated."""
+@dataclass(frozen=True)
+class StudentPair:
+    """The evaluated student of the headline, and the baseline it is held against where there is one."""
+
+    name: str
+    student: StudentRecord
+    evaluation: Evaluation
+    baseline: StudentRecord | None
+
+
+def choose_pair(record: RunRecord) -> StudentPair | None:
+    """The first evaluated student of a selection with the baseline most like it; None where no such student is evaluated."""
     evaluated = {name: student for name, student in record.students.items() if student.evaluation is not None}
-    chosen = next(((name, student) for name, student in evaluated.items() if student.method != BASELINE_METHOD), None)
-    if chosen is None:
+    name = next((name for name, student in evaluated.items() if student.method != BASELINE_METHOD), None)
+    if name is None:
         return None
-    name, student = chosen
-    baselines = [(other, candidate) for other, candidate in evaluated.items() if candidate.method == BASELINE_METHOD]
-    baselines.sort(key=lambda item: (item[1].architecture != student.architecture, abs(item[1].num_tokens - student.num_tokens)))
-    return (name, student, *baselines[0]) if baselines else (name, student, "", None)
+    student = evaluated[name]
+    assert student.evaluation is not None
+    baselines = [other for other in evaluated.values() if other.method == BASELINE_METHOD]
+    baselines.sort(key=lambda other: (other.architecture != student.architecture, abs(other.num_tokens - student.num_tokens)))
+    return StudentPair(name, student, student.evaluation, baselines[0] if baselines else None)
 
 
 def render_students(content: ReportContent) -> str:
@@ -110,9 +122,8 @@ def _render_evaluation(record: RunRecord) -> str:
     for name in evaluations:
         head += [f"{format_name(name)}<br><small>nats a token</small>"]
         if baseline is not None and name != baseline:
-            against = unescape(baseline)
             head += [
-                explain("difference", f"nats a token less or more than the baseline {against}; below 0 is better")
+                explain("difference", f"nats a token less or more than the baseline {baseline}; below 0 is better")
                 + "<br><small>nats a token</small>"
             ]
         head += [f"{format_name(name)}<br><small>bits a byte</small>"]
@@ -152,6 +163,4 @@ def _format_difference(difference: float) -> str:
 
 
 def _place(value: float, left: float, right: float, scale: str) -> float:
-    from math import log
-
     return log(value / left) / log(right / left) if scale == "log" else (value - left) / (right - left)

@@ -78,8 +78,10 @@ thead th{vertical-align:bottom;font-weight:600;line-height:1.3;border-bottom:2px
 th.text,td.text{text-align:left}
 th.number,td.number{text-align:right}
 td.number{font-variant-numeric:tabular-nums;white-space:nowrap}
+th:first-child{position:sticky;left:0;background:var(--paper)}
+details.box th:first-child{background:var(--card)}
 tbody th{font-weight:500;min-width:7rem;max-width:18rem}
-tbody th:has(.swatch){position:relative;padding-left:1.2em}
+tbody th:has(.swatch){padding-left:1.2em}
 tbody th>.swatch{position:absolute;left:0;top:.85em}
 tr>*:first-child{padding-left:0}
 tr>*:last-child{padding-right:0}
@@ -112,9 +114,11 @@ main{padding:1.4rem 1rem 3rem}
 .row>.value span{display:inline}
 .row>.value span+span::before{content:" · "}
 .row>.plot,.row>.bar{margin-bottom:.6rem}
-.stage{flex-basis:100%}
-.pipeline{gap:1.5rem}
-.stage+.stage::before{content:"↓";left:calc(50% - .5em);top:-1.5rem}
+.stage{flex-basis:100%;display:grid;grid-template-columns:minmax(0,1fr) auto;column-gap:1rem;align-items:baseline}
+.stage>small:last-child{grid-column:2;text-align:right}
+.stage>.time{text-align:right}
+.pipeline{gap:1.3rem}
+.stage+.stage::before{content:"↓";left:calc(50% - .5em);top:-1.4rem}
 dl.words{grid-template-columns:minmax(0,1fr);gap:.1rem}
 dl.words dd{margin-bottom:.6rem}
 }

@@ -35,11 +35,16 @@ from miniplm.config import SelectionConfig
 from miniplm.run_record import RunRecord, StageRecord, StudentRecord, save_run
 from miniplm.selection.ranking import select_sequences
 from miniplm.storage import Storage, digest_file
+from miniplm.tokenization import vocabulary_digest
 
 EOS = "<|endoftext|>"
 CORPUS_ID = "corpus-1"
 TEACHER = ModelEntry(
-    model_id="teacher-1", source="HuggingFaceTB/SmolLM2-135M", dtype="float32", weights_digest="sha256:t", num_parameters=134_515_008
+    model_id="teacher-1",
+    source="HuggingFaceTB/SmolLM2-135M",
+    dtype="float32",
+    weights_digest="sha256:t",
+    num_parameters=134_515_008,
 )
 REFERENCE = ModelEntry(
     model_id="reference-1", source="qwen-tiny", stored=True, dtype="float32", weights_digest="sha256:r", num_parameters=9_440_000
@@ -112,7 +117,10 @@ def train_tokenizer(texts: dict[str, str], folder: Path) -> PreTrainedTokenizerF
 
 
 def make_run(
-    root: Path, run_name: str = "demo", plan: RunPlan | None = None, nll: Callable[[str, random.Random], tuple[float, float]] | None = None
+    root: Path,
+    run_name: str = "demo",
+    plan: RunPlan | None = None,
+    nll: Callable[[str, random.Random], tuple[float, float]] | None = None,
 ) -> tuple[Storage, RunRecord]:
     """Writes a whole run below `root`: corpus, scores, selection, students, record.
 
@@ -189,11 +197,15 @@ def write_corpus(storage: Storage, plan: RunPlan, draw: random.Random) -> Corpus
     first = num_records // 2
     corpus = CorpusManifest(
         corpus_id=CORPUS_ID,
-        tokenizer=TokenizerEntry(name="byte-level BPE", digest="sha256:v", vocab_size=1500, eos_token=EOS, eos_token_id=0),
+        tokenizer=TokenizerEntry(
+            name="byte-level BPE", digest=vocabulary_digest(tokenizer), vocab_size=len(tokenizer), eos_token=EOS, eos_token_id=0
+        ),
         sequence_length=plan.sequence_length,
         sources=(
             SourceEntry(path="samples/a.jsonl", digest="sha256:a", num_bytes=1, num_records=first, first_document_id=0),
-            SourceEntry(path="samples/b.parquet", digest="sha256:b", num_bytes=1, num_records=num_records - first, first_document_id=first),
+            SourceEntry(
+                path="samples/b.parquet", digest="sha256:b", num_bytes=1, num_records=num_records - first, first_document_id=first
+            ),
         ),
         num_records=num_records,
         rejected=plan.rejected,
