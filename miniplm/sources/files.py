@@ -151,11 +151,23 @@ def _list_infos(filesystem: fsspec.AbstractFileSystem, path: str, source: Source
             ending = "*.parquet" if source.format == "parquet" else "*.jsonl*"
             raise SourceError(f"source {source.path} is a folder; name its files, e.g. path: {source.path.rstrip('/')}/{ending}")
         found = filesystem.find(path, detail=True)
-        return [info for name, info in found.items() if not _is_hidden(name, path)]
+        return _keep_files(filesystem, [info for name, info in found.items() if not _is_hidden(name, path)])
     # A name that happens to hold `[` or `*` is that file before it is a pattern.
     if filesystem.isfile(path):
         return [filesystem.info(path)]
-    return [info for info in filesystem.glob(path, detail=True).values() if info["type"] == "file"]
+    return _keep_files(filesystem, list(filesystem.glob(path, detail=True).values()))
+
+
+def _keep_files(filesystem: fsspec.AbstractFileSystem, infos: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Files and, under their own names, what links lead to; no folders and no devices."""
+    followed = []
+    for info in infos:
+        try:
+            # A listing does not follow links, a look at one file does.
+            followed.append(filesystem.info(info["name"]) if info["type"] == "other" else info)
+        except FileNotFoundError:
+            raise SourceError(f"{info['name']} is a link to a file that does not exist; mend or delete it") from None
+    return [info for info in followed if info["type"] == "file"]
 
 
 def _is_hidden(name: str, folder: str) -> bool:

@@ -1,0 +1,464 @@
+"""Sources: globs, compressions, the three formats, each rejection and each fault of a file."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from miniplm import layout
+from miniplm.config import SourceConfig
+from miniplm.errors import SourceError
+from miniplm.sources.digests import digest_source_files
+from miniplm.sources.files import find_source_files, read_blocks
+from miniplm.sources.jsonl import _split_lines, find_field, read_jsonl
+from miniplm.sources.parquet import read_parquet
+from miniplm.sources.records import MISSING, Document, Rejection
+from miniplm.sources.text_files import read_text_file
+from miniplm.storage import Storage, digest_file
+
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "": lambda content: content,
+    ".gz": gzip.compress,
+    ".zst": zstandard.ZstdCompressor().compress,
+    ".bz2": bz2.compress,
+}
+READERS = {"jsonl": read_jsonl, "parquet": read_parquet, "text": read_text_file}
+
+
+def make_source(path: object, **settings: Any) -> SourceConfig:
+    return SourceConfig.model_validate({"path": str(path), "domain_name": "d", **settings})
+
+
+def read_source(source: SourceConfig, num_skipped: int = 0) -> list[Document | Rejection]:
+    (file,) = find_source_files(source)
+    return list(READERS[source.format](file, source, 100, num_skipped, lambda num_bytes: None))
+
+
+def read_lines(tmp_path: Path, *lines: bytes, **settings: Any) -> list[Document | Rejection]:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    return read_source(make_source(path, **settings))
+
+
+# Globs
+
+
+def find_names(path: object, **settings: Any) -> list[str]:
+    return [file.path for file in find_source_files(make_source(path, **settings))]
+
+
+def test_a_glob_gives_its_files_sorted_by_path(tmp_path: Path):
+    for name in ("b/2.jsonl", "a/1.jsonl", "a/10.jsonl", "a/deep/er/3.jsonl", "a/x.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    names = lambda pattern: [name[len(str(tmp_path)) + 1 :] for name in find_names(tmp_path / pattern)]  # noqa: E731
+    assert names("*/*.jsonl") == ["a/1.jsonl", "a/10.jsonl", "b/2.jsonl"]
+    assert names("**/*.jsonl") == ["a/1.jsonl", "a/10.jsonl", "a/deep/er/3.jsonl", "b/2.jsonl"]
+    assert names("a/?.jsonl") == ["a/1.jsonl"]
+    assert names("[ab]/[12].jsonl") == ["a/1.jsonl", "b/2.jsonl"]
+    assert names("a/1.jsonl") == ["a/1.jsonl"]
+
+
+def test_relative_paths_file_urls_and_links_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/a.jsonl").write_text("{}")
+    (tmp_path / "data/link.jsonl").symlink_to(tmp_path / "data/a.jsonl")
+    monkeypatch.chdir(tmp_path)
+    both = [str(tmp_path / "data/a.jsonl"), str(tmp_path / "data/link.jsonl")]
+    assert find_names("data/*.jsonl") == both
+    assert find_names(f"file://{tmp_path}/data/*.jsonl") == both
+    assert find_names("data", format="text") == both
+    (tmp_path / "data/gone.jsonl").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(SourceError, match=r"gone\.jsonl is a link to a file that does not exist"):
+        find_names("data/*.jsonl")
+
+
+def test_a_name_that_looks_like_a_pattern_is_that_file(tmp_path: Path):
+    (tmp_path / "a[1].jsonl").write_text("{}")
+    assert find_names(tmp_path / "a[1].jsonl") == [str(tmp_path / "a[1].jsonl")]
+
+
+def test_a_folder_of_text_files_is_read_whole_but_for_hidden_ones(tmp_path: Path):
+    for name in ("a.txt", "sub/b.md", ".git/config", ".hidden"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("text")
+    assert find_names(tmp_path, format="text") == [str(tmp_path / "a.txt"), str(tmp_path / "sub/b.md")]
+    assert find_names(f"{tmp_path}/", format="text") == [str(tmp_path / "a.txt"), str(tmp_path / "sub/b.md")]
+
+
+def test_memory_urls_are_globbed(tmp_path: Path):
+    fsspec.filesystem("memory").pipe_file("/sources-test/a.jsonl", b'{"text": "one"}\n')
+    assert find_names("memory://sources-test/*.jsonl") == ["memory:///sources-test/a.jsonl"]
+    (document,) = read_source(make_source("memory://sources-test/*.jsonl"))
+    assert isinstance(document, Document)
+    assert document.text == "one"
+
+
+def test_a_glob_that_matches_nothing_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/a.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError, match=r"data/\*\.jsonl matches no file .*current folder is .*holds a\.json"):
+        find_names("data/*.jsonl")
+    with pytest.raises(SourceError, match=r"missing/\*\.jsonl matches no file .*missing does not exist"):
+        find_names("missing/*.jsonl")
+    with pytest.raises(SourceError, match="matches no file"):
+        find_names("memory://nowhere/*.jsonl")
+
+
+@pytest.mark.parametrize("data_format", ["jsonl", "parquet"])
+def test_a_folder_that_is_no_text_source_is_refused(tmp_path: Path, data_format: str):
+    with pytest.raises(SourceError, match=rf"is a folder; name its files, e\.g\. path: {tmp_path}/\*\.{data_format}"):
+        find_names(tmp_path, format=data_format)
+
+
+# Compression
+
+
+@pytest.mark.parametrize("ending", COMPRESS)
+def test_every_compression_gives_the_content_and_counts_the_stored_bytes(tmp_path: Path, ending: str):
+    content = os.urandom(300_000) + b"a" * 3_000_000
+    # Two members one after the other, as `cat` makes of two files.
+    stored = COMPRESS[ending](content) + COMPRESS[ending](b"the end")
+    path = tmp_path / f"x.jsonl{ending}"
+    path.write_bytes(stored)
+    (file,) = find_source_files(make_source(path))
+    counted: list[int] = []
+    assert b"".join(read_blocks(file, counted.append)) == content + b"the end"
+    assert sum(counted) == len(stored)
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst", ".bz2"])
+@pytest.mark.parametrize("kept", [0, 1, 10, 0.5, -1])
+def test_a_truncated_file_is_an_error_not_a_shorter_one(tmp_path: Path, ending: str, kept: float):
+    stored = COMPRESS[ending](os.urandom(200_000))
+    path = tmp_path / f"x.jsonl{ending}"
+    path.write_bytes(stored[: int(len(stored) * kept)] if kept == 0.5 else stored[: int(kept)])
+    (file,) = find_source_files(make_source(path))
+    with pytest.raises(SourceError, match=rf"x\.jsonl\{ending} is (truncated|empty|damaged).*copy it again"):
+        list(read_blocks(file, lambda num_bytes: None))
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst", ".bz2"])
+def test_a_file_with_a_flipped_byte_or_of_another_kind_is_an_error(tmp_path: Path, ending: str):
+    path = tmp_path / f"x.jsonl{ending}"
+    compress = zstandard.ZstdCompressor(write_checksum=True).compress if ending == ".zst" else COMPRESS[ending]
+    stored = bytearray(compress(b"".join(b"%d" % i for i in range(100_000))))
+    stored[len(stored) // 2] ^= 0xFF
+    for content in (bytes(stored), b'{"text": "not compressed at all"}\n'):
+        path.write_bytes(content)
+        (file,) = find_source_files(make_source(path))
+        with pytest.raises(SourceError, match=rf"x\.jsonl\{ending} is (damaged|truncated)"):
+            list(read_blocks(file, lambda num_bytes: None))
+
+
+def test_an_unknown_ending_is_read_as_it_is(tmp_path: Path):
+    (tmp_path / "x.data").write_bytes(b'{"text": "plain"}')
+    (document,) = read_source(make_source(tmp_path / "x.data"))
+    assert isinstance(document, Document)
+
+
+@given(st.binary(max_size=300), st.lists(st.integers(0, 300), max_size=8))
+def test_lines_do_not_depend_on_where_blocks_end(content: bytes, cuts: list[int]):
+    bounds = [0, *sorted(cut for cut in cuts if cut < len(content)), len(content)]
+    blocks = [content[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
+    assert list(_split_lines(iter(blocks))) == content.split(b"\n")
+
+
+# JSON Lines
+
+
+def test_documents_know_their_line_domain_and_bytes(tmp_path: Path):
+    found = read_lines(
+        tmp_path,
+        b'\xef\xbb\xbf{"text": "one", "meta": {"set": "A"}}\r',
+        b"",
+        b"  \t ",
+        '{"text": "zwölf", "meta": {"set": "B"}}'.encode(),
+        domain="meta.set",
+        domain_name=None,
+    )
+    assert [(item.document_id, item.origin.number, item.domain, item.text, item.num_bytes) for item in found] == [
+        (100, 1, "A", "one", 3),
+        (101, 4, "B", "zwölf", 6),
+    ]
+
+
+REJECTED_LINES = [
+    (b'{"text": "cut off', "malformed_json"),
+    (b"not json", "malformed_json"),
+    (b'{"text": "a"} {"text": "b"}', "malformed_json"),
+    (b'{"text": "a", }', "malformed_json"),
+    (b'{"text": "raw \x01 control"}', "malformed_json"),
+    (b"[" * 100_000, "malformed_json"),
+    (b'["text"]', "not_an_object"),
+    (b'"text"', "not_an_object"),
+    (b"17", "not_an_object"),
+    (b"null", "not_an_object"),
+    (b"true", "not_an_object"),
+    (b"NaN", "not_an_object"),
+    (b"{}", "missing_text"),
+    (b'{"Text": "other case"}', "missing_text"),
+    (b'{"text": null}', "null_text"),
+    (b'{"text": 5}', "text_not_a_string"),
+    (b'{"text": ["a"]}', "text_not_a_string"),
+    (b'{"text": {"a": "b"}}', "text_not_a_string"),
+    (b'{"text": true}', "text_not_a_string"),
+    (b'{"text": NaN}', "text_not_a_string"),
+    (b'{"text": "\xff\xfe"}', "invalid_utf8"),
+    (b'{"text": "caf\xe9"}', "invalid_utf8"),
+    (b'{"text": "lone \\ud800 surrogate"}', "invalid_utf8"),
+    (b'{"text": ""}', "empty_document"),
+    (b'{"text": " \\n\\t\\u00a0"}', "empty_document"),
+    (b'{"text": "x", "domain": null}', "missing_domain"),
+    (b'{"text": "x"}', "missing_domain"),
+    (b'{"text": "x", "domain": " "}', "missing_domain"),
+    (b'{"text": "x", "domain": 3}', "domain_not_a_string"),
+    (b'{"text": "x", "domain": {}}', "domain_not_a_string"),
+    (b'{"text": "x", "domain": "\\udfff"}', "invalid_utf8"),
+]
+
+
+@pytest.mark.parametrize(("line", "reason"), REJECTED_LINES)
+def test_each_fault_of_a_line_has_its_reason_and_harms_no_other_line(tmp_path: Path, line: bytes, reason: str):
+    good = b'{"text": "good", "domain": "d"}'
+    first, rejected, last = read_lines(tmp_path, good, line, good, domain="domain", domain_name=None)
+    assert isinstance(first, Document)
+    assert isinstance(last, Document)
+    assert last.document_id == 102
+    assert isinstance(rejected, Rejection)
+    assert (rejected.reason, rejected.document_id, rejected.origin.number) == (reason, 101, 2)
+    row = json.loads(json.dumps(rejected.as_json(), ensure_ascii=False).encode("utf-8"))
+    assert row["line"] == 2
+    assert row["source"].endswith("in.jsonl")
+    assert row["message"]
+    assert len(row["excerpt"]) <= 500
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"text": "first", "text": "good"}',
+        b'{"text": "good", "score": NaN, "other": -Infinity}',
+        b'{"text": "good", "id": ' + b"9" * 10_000 + b"}",
+        b'{"text": "go\\u006fd"}',
+    ],
+)
+def test_what_is_odd_elsewhere_in_a_record_does_no_harm(tmp_path: Path, line: bytes):
+    (document,) = read_lines(tmp_path, line)
+    assert isinstance(document, Document)
+    assert document.text == "good"
+
+
+def test_fields_are_found_by_dotted_path_or_by_a_key_with_dots():
+    content = {"a": {"b": {"c": 1}}, "x.y": 2, "a.b": 3, "n": None}
+    assert find_field(content, "a.b.c") == 1
+    assert find_field(content, "x.y") == 2
+    assert find_field(content, "a.b") == 3
+    assert find_field(content, "n") is None
+    assert find_field(content, "n.m") is MISSING
+    assert find_field(content, "a.b.c.d") is MISSING
+
+
+def test_reading_can_start_after_some_records(tmp_path: Path):
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(f'{{"text": "{i}"}}\n\n' for i in range(10)) + "broken\n")
+    whole = read_source(make_source(path))
+    assert len(whole) == 11
+    for num_skipped in range(12):
+        assert read_source(make_source(path), num_skipped) == whole[num_skipped:]
+
+
+def test_an_empty_file_has_no_records(tmp_path: Path):
+    assert read_lines(tmp_path, b"") == []
+    assert read_lines(tmp_path, b"\n\n \n") == []
+
+
+# Text files
+
+
+def test_a_text_file_is_one_document(tmp_path: Path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbfline one\nline two\r\n")
+    (document,) = read_source(make_source(path, format="text"))
+    assert isinstance(document, Document)
+    assert (document.text, document.domain, document.num_bytes) == ("line one\nline two\r\n", "d", 19)
+    assert read_source(make_source(path, format="text"), num_skipped=1) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"\xff\xfea\x00", "invalid_utf8"), (b"", "empty_document"), (b" \n", "empty_document")]
+)
+def test_a_text_file_without_text_is_rejected(tmp_path: Path, content: bytes, reason: str):
+    path = tmp_path / "a.txt"
+    path.write_bytes(content)
+    (rejection,) = read_source(make_source(path, format="text"))
+    assert isinstance(rejection, Rejection)
+    assert rejection.reason == reason
+
+
+# Parquet
+
+
+def write_parquet(path: Path, columns: dict[str, Any], **settings: Any) -> Path:
+    pq.write_table(pa.table(columns), path, **settings)
+    return path
+
+
+@pytest.mark.parametrize(
+    "text_type",
+    [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string()), pa.binary(), pa.large_binary()],
+)
+def test_every_kind_of_string_column_is_read(tmp_path: Path, text_type: pa.DataType):
+    values = ["eins", None, "zwölf", "", "eins"]
+    encoded = [None if value is None else value.encode() for value in values] if "binary" in str(text_type) else values
+    path = write_parquet(tmp_path / "x.parquet", {"text": pa.array(encoded, text_type), "d": pa.array(list("abcde"))})
+    found = read_source(make_source(path, format="parquet", domain="d", domain_name=None))
+    assert [item.text if isinstance(item, Document) else item.reason for item in found] == [
+        "eins",
+        "null_text",
+        "zwölf",
+        "empty_document",
+        "eins",
+    ]
+    assert [item.origin.number for item in found] == [0, 1, 2, 3, 4]
+    assert [item.document_id for item in found] == [100, 101, 102, 103, 104]
+    assert isinstance(found[2], Document)
+    assert (found[2].domain, found[2].num_bytes) == ("c", 6)
+    assert isinstance(found[1], Rejection)
+    assert found[1].as_json()["row"] == 1
+
+
+def test_fields_inside_struct_columns_are_read(tmp_path: Path):
+    rows = [
+        {"body": {"text": "one"}, "set": {"name": {"long": "A"}}},
+        {"body": None, "set": {"name": {"long": "A"}}},
+        {"body": {"text": None}, "set": {"name": {"long": "A"}}},
+        {"body": {"text": "two"}, "set": {"name": None}},
+        {"body": {"text": "two"}, "set": {"name": {"long": None}}},
+    ]
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    found = read_source(make_source(path, format="parquet", text="body.text", domain="set.name.long", domain_name=None))
+    assert [item.domain if isinstance(item, Document) else item.reason for item in found] == [
+        "A",
+        "missing_text",
+        "null_text",
+        "missing_domain",
+        "missing_domain",
+    ]
+
+
+def test_a_column_whose_name_holds_dots_is_read(tmp_path: Path):
+    path = write_parquet(tmp_path / "x.parquet", {"meta.text": ["one"], "other": ["two"]})
+    (document,) = read_source(make_source(path, format="parquet", text="meta.text"))
+    assert isinstance(document, Document)
+    assert document.text == "one"
+
+
+def test_invalid_utf8_in_one_row_is_that_rows_fault(tmp_path: Path):
+    texts = pa.array([b"good", b"\xff\xfe", b"fine"], pa.binary()).view(pa.string())
+    path = write_parquet(tmp_path / "x.parquet", {"text": texts})
+    found = read_source(make_source(path, format="parquet"))
+    assert [item.text if isinstance(item, Document) else item.reason for item in found] == ["good", "invalid_utf8", "fine"]
+
+
+def test_parquet_can_be_read_from_any_row_over_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("miniplm.sources.parquet._BATCH_ROWS", 3)
+    path = write_parquet(tmp_path / "x.parquet", {"text": [f"row {i}" for i in range(25)]}, row_group_size=10)
+    source = make_source(path, format="parquet")
+    whole = read_source(source)
+    assert [item.text for item in whole if isinstance(item, Document)] == [f"row {i}" for i in range(25)]
+    for num_skipped in range(26):
+        assert read_source(source, num_skipped) == whole[num_skipped:]
+
+
+def test_a_missing_column_is_an_error_that_names_those_there_are(tmp_path: Path):
+    path = write_parquet(tmp_path / "x.parquet", {"content": ["a"], "meta": [{"lang": "en"}]})
+    for settings in ({}, {"text": "meta.text"}, {"text": "content", "domain": "set", "domain_name": None}):
+        with pytest.raises(SourceError, match=r"x\.parquet has no column .*content \(string\), meta\.lang \(string\)"):
+            read_source(make_source(path, format="parquet", **settings))
+
+
+def test_a_column_that_holds_no_strings_is_an_error(tmp_path: Path):
+    path = write_parquet(tmp_path / "x.parquet", {"text": [1, 2]})
+    with pytest.raises(SourceError, match="the column 'text' holds int64, not strings"):
+        read_source(make_source(path, format="parquet"))
+
+
+def test_a_file_that_is_no_parquet_or_is_cut_off_is_an_error(tmp_path: Path):
+    whole = write_parquet(tmp_path / "x.parquet", {"text": ["some text"] * 1000}).read_bytes()
+    damaged = bytearray(whole)
+    damaged[4 : len(damaged) // 3] = bytes(len(damaged) // 3 - 4)
+    for content in (b"", b"PAR1", b'{"text": "a"}\n' * 100, whole[: len(whole) // 2], bytes(damaged)):
+        (tmp_path / "x.parquet").write_bytes(content)
+        with pytest.raises(SourceError, match=r"x\.parquet is damaged, truncated or no Parquet file"):
+            read_source(make_source(tmp_path / "x.parquet", format="parquet"))
+
+
+# Digests
+
+
+def age(path: Path, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(path, (then, then))
+
+
+def test_digests_are_kept_by_identity_and_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    storage = Storage(str(tmp_path / "root"))
+    path = tmp_path / "a.jsonl"
+    path.write_text("one")
+    age(path, 60)
+    files = find_source_files(make_source(path))
+    digest = digest_file(path)
+    assert digest_source_files(storage, files) == [digest]
+    assert list(storage.read_json(layout.source_digests()).values()) == [digest]
+    monkeypatch.setattr("miniplm.sources.digests._digest_file", lambda file: pytest.fail("read again"))
+    assert digest_source_files(storage, files) == [digest]
+
+
+def test_a_changed_file_has_another_digest_though_size_and_time_are_the_same(tmp_path: Path):
+    storage = Storage(str(tmp_path / "root"))
+    path = tmp_path / "a.jsonl"
+    path.write_text("one")
+    os.utime(path, (1e9, 1e9))
+    first = digest_source_files(storage, find_source_files(make_source(path)))
+    time.sleep(0.02)
+    path.write_text("two")
+    os.utime(path, (1e9, 1e9))
+    assert digest_source_files(storage, find_source_files(make_source(path))) != first
+
+
+def test_a_file_written_just_now_is_not_kept(tmp_path: Path):
+    storage = Storage(str(tmp_path / "root"))
+    path = tmp_path / "a.jsonl"
+    path.write_text("one")
+    digest_source_files(storage, find_source_files(make_source(path)))
+    assert not storage.exists(layout.source_digests())
+
+
+def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("one")
+    (file,) = find_source_files(make_source(path))
+    file.check_unchanged()
+    path.write_text("three")
+    with pytest.raises(SourceError, match="has changed while it was being read"):
+        file.check_unchanged()
+    path.unlink()
+    with pytest.raises(SourceError, match="has gone"):
+        file.check_unchanged()
