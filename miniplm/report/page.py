@@ -18,7 +18,7 @@ _WORDS = {
     "candidate, reference, heldout": "The three splits of the documents: those to choose from, those the reference model learns from, "
     "and those that only measure the students. A document is in one of them only.",
     "teacher": "A large pre-trained model.",
-    "reference": "A small model that has read only the reference split.",
+    "reference": "A small model; where it was trained in the run, it has read nothing but the reference split.",
     "NLL": "Negative log-likelihood in nats a token: how surprised a model is by a text, on average by each of its tokens. "
     "Lower is better; 0 is certainty. One nat is 1.44 bits.",
     "difference score (r)": "NLL under the reference minus NLL under the teacher. High: hard text that the larger model has come to "

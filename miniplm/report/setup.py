@@ -138,7 +138,7 @@ def _list_facts(content: ReportContent) -> list[tuple[str, str]]:
                 f"{format_code(corpus.tokenizer.name)}, {format_count(corpus.tokenizer.vocab_size)} tokens, documents end with "
                 f"{format_code(corpus.tokenizer.eos_token)}",
             ),
-            ("sequence length", f"{format_count(corpus.sequence_length)} targets, one token more in a sequence"),
+            ("sequence length", f"{format_count(corpus.sequence_length)} targets, so at most one token more in a sequence"),
         ]
     if selection is not None:
         kind = "mean: nats a token" if selection.score == "mean" else "sum: nats a sequence"

@@ -135,7 +135,7 @@ def _render_evaluation(record: RunRecord) -> str:
     ]
     return f"""<h3>Held-out loss</h3>
 {make_table(head, rows)}
-<p class="note">Loss on documents that no model of this run was trained on; lower is better, ★ marks the lowest of a row. Differences are
+<p class="note">Loss on documents that no student was trained on; lower is better, ★ marks the lowest of a row. Differences are
 against {format_name(baseline) if baseline is not None else "no baseline: none of the students was trained on random data"}{", which was trained on random data" if baseline is not None else ""}.</p>"""
 
 

@@ -45,12 +45,12 @@ figcaption{margin-top:.7rem;max-width:46rem}
 .badge{display:inline-block;font-size:.72rem;line-height:1.5;border:1px solid currentColor;border-radius:1rem;padding:0 .5em;color:var(--muted);white-space:nowrap}
 .badge.kept{color:var(--better)}
 .row{display:grid;grid-template:"name plot value"/minmax(6rem,12rem) minmax(0,1fr) 8.5rem;column-gap:.9rem;align-items:center;font-size:.9rem}
-.row>.name{grid-area:name;line-height:1.25;padding:.15rem 0}
+.row>.name{grid-area:name;display:flex;align-items:baseline;line-height:1.25;padding:.15rem 0}
 .row>.value{grid-area:value;font-variant-numeric:tabular-nums;font-size:.82rem;line-height:1.3;color:var(--muted)}
 .row>.value b{color:var(--ink);font-weight:600}
 .row>.value span{display:block}
 .row>.plot,.row>.above,.row>.axis,.row>.bar{grid-area:plot}
-.swatch{display:inline-block;width:.7em;height:.7em;border-radius:.18em;background:var(--c);margin-right:.5em}
+.swatch{display:inline-block;width:.7em;height:.7em;border-radius:.18em;background:var(--c);margin-right:.5em;flex:none}
 .plot{position:relative}
 .plot>svg.chart{display:block;width:100%;height:3.2rem}
 .plot.tall>svg.chart{height:clamp(15rem,38vw,22rem)}
@@ -71,9 +71,9 @@ svg.chart path{vector-effect:non-scaling-stroke}
 .bar>i{display:block;height:100%;background:var(--c);-webkit-print-color-adjust:exact;print-color-adjust:exact}
 .bar>s{position:absolute;top:0;bottom:0;border-left:2px dashed var(--threshold)}
 .scroll{overflow-x:auto;margin:1rem 0;-webkit-overflow-scrolling:touch}
-table{border-collapse:collapse;font-size:.875rem;min-width:100%}
+table{border-collapse:collapse;font-size:.84rem;min-width:100%}
 caption{text-align:left;padding-bottom:.5rem}
-th,td{padding:.38rem .5rem;border-bottom:1px solid var(--line);vertical-align:top}
+th,td{padding:.36rem .42rem;border-bottom:1px solid var(--line);vertical-align:top}
 thead th{vertical-align:bottom;font-weight:600;line-height:1.3;border-bottom:2px solid var(--line)}
 th.text,td.text{text-align:left}
 th.number,td.number{text-align:right}
