@@ -9,7 +9,7 @@ import errno
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,6 @@ from miniplm.errors import StorageError
 from miniplm.models.files import list_weight_files
 from miniplm.models.identity import digest_weights
 from miniplm.storage import Storage, digest_file
-from miniplm.tokenization import CorpusTokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,7 +60,7 @@ def publish_checkpoint(
     model: PreTrainedModel,
     optimizer: torch.optim.Optimizer,
     metrics: list[CheckpointMetrics],
-    tokenizer: CorpusTokenizer,
+    tokenizer_files: Mapping[str, bytes],
     num_skipped_steps: int = 0,
     num_skipped_in_row: int = 0,
 ) -> CheckpointManifest:
@@ -72,11 +71,9 @@ def publish_checkpoint(
     folder = layout.checkpoint_folder(training_id, step)
     with _explain_full_disk(storage, folder), _unfinished_folder(storage, training_id) as local:
         storage.delete(folder)
-        model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
-        # Not in the model's own configuration: there it would keep the embedding of EOS from learning.
-        model.generation_config.pad_token_id = tokenizer.eos_token_id
         model.save_pretrained(str(local))
-        tokenizer.save(local)
+        for name, content in tokenizer_files.items():
+            (local / name).write_bytes(content)
         weights_digest = digest_weights(list_weight_files(local))
         save_file(_optimizer_tensors(model, optimizer), local / OPTIMIZER, metadata={"format": "pt"})
         (local / METRICS).write_text("".join(row.model_dump_json() + "\n" for row in metrics), encoding="utf-8")

@@ -27,6 +27,7 @@ from miniplm.training.data import SequenceOrder, count_steps, count_training_seq
 from miniplm.training.optimization import Optimization, StepResult
 from miniplm.training.recipe import TrainingPlan
 from miniplm.training.schedule import check_warmup, learning_rate
+from miniplm.training.tokenizer_files import make_tokenizer_files
 from miniplm.versions import list_versions
 
 # Steps in a row without a finite gradient after which training gives up.
@@ -74,8 +75,12 @@ class _Training:
         self.order = SequenceOrder(storage, plan.method.list_shards(storage, plan.inputs), config.seed)
         self.num_steps = count_steps(config, self.order.num_sequences)
         check_warmup(config, self.num_steps)
-        self.tokenizer = load_corpus_tokenizer(storage, plan.inputs.corpus.corpus_id)
         model = build_model(plan.architecture, recipe.vocab_size, recipe.max_positions, config.seed, plan.trust_remote_code)
+        model.config.eos_token_id = model.generation_config.eos_token_id = recipe.eos_token_id
+        # Not in the model's own configuration: there it would keep the embedding of EOS from learning.
+        model.generation_config.pad_token_id = recipe.eos_token_id
+        tokenizer = load_corpus_tokenizer(storage, plan.inputs.corpus.corpus_id, plan.trust_remote_code)
+        self.tokenizer_files = make_tokenizer_files(tokenizer, model.config)
         loss_function = plan.method.make_loss(storage, plan.inputs, plan.device)
         self.optimization = Optimization(
             model.to(plan.device), loss_function, config, recipe.training["dtype"], recipe.eos_token_id
@@ -158,7 +163,7 @@ class _Training:
             self.optimization.model,
             self.optimization.optimizer,
             self.metrics,
-            self.tokenizer,
+            self.tokenizer_files,
             self.num_skipped_steps,
             self.num_skipped_in_row,
         )

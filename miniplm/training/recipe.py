@@ -82,14 +82,7 @@ def plan_training(
     """
     if method not in METHODS:
         raise ConfigError(f"there is no training method {method!r}; give one of {', '.join(METHODS)}")
-    resolved_device = resolve_device(device)
-    dtype = resolve_dtype(training.dtype, resolved_device)
-    if dtype == "float16":
-        raise ConfigError("training.dtype is float16, whose small gradients vanish; use bfloat16 or float32")
-    if training.steps is not None:
-        check_warmup(training, training.steps)
     inputs = MethodInputs(corpus, selection, selection_seed)
-    resolved = config_as_dict(training) | {"dtype": dtype, "micro_batch_size": training.resolve_micro_batch_size()}
     recipe = TrainingRecipe(
         version=TRAINING_VERSION,
         method=method,
@@ -99,6 +92,20 @@ def plan_training(
         tokenizer_digest=corpus.tokenizer.digest,
         eos_token_id=corpus.tokenizer.eos_token_id,
         data=METHODS[method].describe_data(inputs),
-        training={key: value for key, value in resolved.items() if key not in _WITHOUT_EFFECT},
+        training=resolve_training(training, device),
     )
-    return TrainingPlan(recipe, architecture, inputs, training, resolved_device, trust_remote_code)
+    return TrainingPlan(recipe, architecture, inputs, training, resolve_device(device), trust_remote_code)
+
+
+def resolve_training(training: TrainingConfig, device: str) -> dict[str, Any]:
+    """What of a training's configuration changes its numbers, with dtype and micro-batch size as they will be.
+
+    Raises `ConfigError` for a dtype, warm-up or device that cannot be.
+    """
+    dtype = resolve_dtype(training.dtype, resolve_device(device))
+    if dtype == "float16":
+        raise ConfigError("training.dtype is float16, whose small gradients vanish; use bfloat16 or float32")
+    if training.steps is not None:
+        check_warmup(training, training.steps)
+    resolved = config_as_dict(training) | {"dtype": dtype, "micro_batch_size": training.resolve_micro_batch_size()}
+    return {key: value for key, value in resolved.items() if key not in _WITHOUT_EFFECT}

@@ -10,7 +10,7 @@ from miniplm.errors import ConfigError
 
 def check_warmup(config: TrainingConfig, num_steps: int) -> None:
     """Raises `ConfigError` where the warm-up is longer than the run, which would never reach its learning rate."""
-    if config.warmup_steps > num_steps:
+    if config.resolve_warmup_steps(num_steps) > num_steps:
         raise ConfigError(
             f"training.warmup_steps is {config.warmup_steps}, but the training has {num_steps} steps; give fewer warm-up steps, or train longer"
         )
@@ -24,7 +24,7 @@ def learning_rate(config: TrainingConfig, step: int, num_steps: int) -> float:
 
     with low = `min_learning_rate_ratio` * peak, reached at the last step; the first step is not 0.
     """
-    peak, warmup = config.learning_rate, config.warmup_steps
+    peak, warmup = config.learning_rate, config.resolve_warmup_steps(num_steps)
     if step <= warmup:
         return peak * step / warmup
     low = config.min_learning_rate_ratio * peak

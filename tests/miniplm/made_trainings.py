@@ -1,0 +1,115 @@
+"""Small corpora with a tokenizer and plans to train on them, for tests of training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from miniplm import layout
+from miniplm.artifacts import CorpusManifest, SelectionManifest, SelectionShardEntry
+from miniplm.config import TrainingConfig
+from miniplm.storage import Storage, digest_file
+from miniplm.tokenization import load_tokenizer
+from miniplm.training.recipe import TrainingPlan, plan_training
+from tests.miniplm.made_corpora import make_corpus
+
+VOCAB_SIZE = 64
+EOS = 0
+
+
+def save_tokenizer(folder: Path, vocab_size: int = VOCAB_SIZE) -> None:
+    vocabulary = {"<eos>": EOS} | {f"w{index}": index for index in range(1, vocab_size)}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="w1"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>").save_pretrained(folder)
+
+
+def make_sequences(num: int, seed: int = 0, shortest: int = 5, longest: int = 12) -> list[list[int]]:
+    """Sequences with a pattern that can be learnt, and an EOS in the middle of some."""
+    generator = np.random.default_rng(seed)
+    sequences = []
+    for _ in range(num):
+        start, length = int(generator.integers(1, 20)), int(generator.integers(shortest, longest + 1))
+        sequence = [1 + (start + 3 * index) % (VOCAB_SIZE - 1) for index in range(length)]
+        if generator.random() < 0.5:
+            sequence[int(generator.integers(1, length))] = EOS
+        sequences.append(sequence)
+    return sequences
+
+
+def make_training_corpus(
+    storage: Storage, candidate: Sequence[int] = (7, 5, 9), reference: Sequence[int] = (10,)
+) -> CorpusManifest:
+    """A corpus whose shards have so many sequences, with its tokenizer at its place (a local root)."""
+    corpus = make_corpus(
+        storage,
+        {
+            "candidate": [make_sequences(num, seed=index) for index, num in enumerate(candidate)],
+            "reference": [make_sequences(num, seed=100 + index) for index, num in enumerate(reference)],
+        },
+        vocab_size=VOCAB_SIZE,
+        eos_token_id=EOS,
+        sequence_length=16,
+    )
+    folder = Path(storage.path(layout.corpus_tokenizer(corpus.corpus_id)))
+    save_tokenizer(folder)
+    corpus = corpus.model_copy(update={"tokenizer": load_tokenizer(str(folder)).entry})
+    storage.write_json(layout.corpus_manifest(corpus.corpus_id), corpus.as_json())
+    return corpus
+
+
+def make_selection(
+    storage: Storage, corpus: CorpusManifest, rows: Sequence[Sequence[int]], selection_id: str = "s"
+) -> SelectionManifest:
+    """A selection of these rows of each candidate shard."""
+    entries = []
+    num_tokens = 0
+    for shard, chosen in zip(corpus.split_shards("candidate"), rows, strict=True):
+        table = pq.read_table(storage.path(layout.corpus_shard(corpus.corpus_id, "candidate", shard.shard_index)))
+        taken = table.take(pa.array(chosen, pa.int64()))
+        tokens = sum(taken["num_tokens"].to_pylist())
+        with storage.publish(layout.selection_shard(selection_id, shard.shard_index)) as path:
+            pq.write_table(taken.select(["sequence_id"]), path)
+            digest, num_bytes = digest_file(path), path.stat().st_size
+        entries.append(
+            SelectionShardEntry(
+                shard_index=shard.shard_index,
+                corpus_id=corpus.corpus_id,
+                digest=digest,
+                num_bytes=num_bytes,
+                num_sequences=len(chosen),
+                num_tokens=tokens,
+            )
+        )
+        num_tokens += tokens
+    return SelectionManifest(
+        selection_id=selection_id,
+        corpus_id=corpus.corpus_id,
+        teacher_id="t",
+        reference_id="r",
+        ratio=0.5,
+        score="mean",
+        num_candidates=corpus.split_counts("candidate").num_sequences,
+        num_selected=sum(map(len, rows)),
+        num_selected_tokens=num_tokens,
+        num_negative=0,
+        threshold=0.0,
+        domains={},
+        shards=tuple(entries),
+    )
+
+
+def make_plan(
+    corpus: CorpusManifest, method: str = "reference", selection: SelectionManifest | None = None, **training: Any
+) -> TrainingPlan:
+    settings = {"steps": 6, "batch_size": 4, "learning_rate": 1e-2, "warmup_steps": 2, "checkpoint_every_steps": 2, **training}
+    if "epochs" in settings:
+        del settings["steps"]
+    return plan_training(corpus, method, "qwen-tiny", TrainingConfig(**settings), selection=selection, device="cpu")

@@ -1,0 +1,150 @@
+"""The order of sequences: every one once an epoch, a function of seed and position, a window in memory."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from miniplm.artifacts import CorpusManifest
+from miniplm.config import TrainingConfig
+from miniplm.errors import CorpusError, TrainingError
+from miniplm.storage import Storage
+from miniplm.training import data
+from miniplm.training.data import SequenceOrder, TrainingShard, collate, count_steps, count_training_sequences
+from tests.miniplm.made_corpora import make_corpus
+
+# Sequence i is [i + 1, 7, 7, ...]: its first token tells which it is. Shards of 4, 1, 6 and 5 sequences.
+COUNTS = (4, 1, 6, 5)
+NUM = sum(COUNTS)
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path))
+
+
+@pytest.fixture
+def shards(storage: Storage) -> list[TrainingShard]:
+    sequences = iter([index + 1] + [7] * (1 + index % 3) for index in range(NUM))
+    corpus = make_corpus(storage, {"candidate": [[next(sequences) for _ in range(count)] for count in COUNTS]})
+    return all_rows(corpus)
+
+
+def all_rows(corpus: CorpusManifest) -> list[TrainingShard]:
+    return [TrainingShard(shard, shard.num_sequences, shard.num_tokens) for shard in corpus.split_shards("candidate")]
+
+
+def first_tokens(order: SequenceOrder, start: int, stop: int) -> list[int]:
+    return [int(sequence[0]) for sequence in order.read(start, stop)]
+
+
+@pytest.mark.parametrize("window_tokens", [1, 12, 30, 1_000])
+def test_every_epoch_has_every_sequence_once_in_another_order(
+    storage: Storage, shards: list[TrainingShard], window_tokens: int
+) -> None:
+    order = SequenceOrder(storage, shards, seed=3, window_tokens=window_tokens)
+    epochs = [first_tokens(order, epoch * NUM, (epoch + 1) * NUM) for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(1, NUM + 1)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_sequences_come_whole(storage: Storage, shards: list[TrainingShard]) -> None:
+    sequences = SequenceOrder(storage, shards, seed=0, window_tokens=30).read(0, NUM)
+    assert sorted(sequence.tolist() for sequence in sequences) == [[index + 1] + [7] * (1 + index % 3) for index in range(NUM)]
+
+
+@pytest.mark.parametrize("window_tokens", [1, 30, 1_000])
+def test_position_alone_decides_the_sequence(storage: Storage, shards: list[TrainingShard], window_tokens: int) -> None:
+    whole = first_tokens(SequenceOrder(storage, shards, 5, window_tokens), 0, 3 * NUM)
+    for start in range(0, 3 * NUM, 5):
+        fresh = SequenceOrder(storage, shards, 5, window_tokens)
+        assert first_tokens(fresh, start, min(start + 5, 3 * NUM)) == whole[start : start + 5]
+
+
+def test_seed_changes_the_order(storage: Storage, shards: list[TrainingShard]) -> None:
+    assert first_tokens(SequenceOrder(storage, shards, 1), 0, NUM) != first_tokens(SequenceOrder(storage, shards, 2), 0, NUM)
+
+
+def test_where_all_fits_neighbours_are_mixed_across_shards(storage: Storage, shards: list[TrainingShard]) -> None:
+    tokens = first_tokens(SequenceOrder(storage, shards, seed=0), 0, NUM)
+    shard_of = np.repeat(range(len(COUNTS)), COUNTS)
+    changes = sum(shard_of[a - 1] != shard_of[b - 1] for a, b in pairwise(tokens))
+    assert changes > len(COUNTS) - 1
+
+
+def test_going_on_late_reads_only_its_own_window(
+    storage: Storage, shards: list[TrainingShard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    original = data.read_shard
+
+    def counting(storage: Storage, entry, **options):
+        read.append(entry.shard_index)
+        return original(storage, entry, **options)
+
+    monkeypatch.setattr(data, "read_shard", counting)
+    order = SequenceOrder(storage, shards, seed=0, window_tokens=1)
+    order.read(NUM - 1, NUM)
+    assert len(read) == 1
+    order.read(NUM - 1, NUM)
+    assert len(read) == 1
+
+
+def test_rows_of_a_shard_are_all_that_is_read(storage: Storage, shards: list[TrainingShard]) -> None:
+    chosen = [
+        TrainingShard(shards[2].entry, 2, 5, lambda: np.array([1, 4])),
+        TrainingShard(shards[1].entry, 0, 0, lambda: np.array([])),
+    ]
+    order = SequenceOrder(storage, chosen, seed=0)
+    assert order.num_sequences == 2
+    assert sorted(first_tokens(order, 0, 2)) == [7, 10]
+
+
+@pytest.mark.parametrize("rows", [[0, 6], [-1, 2], [1]])
+def test_rows_that_are_not_of_the_shard_are_refused(storage: Storage, shards: list[TrainingShard], rows: list[int]) -> None:
+    order = SequenceOrder(storage, [TrainingShard(shards[2].entry, 2, 5, lambda: np.array(rows))], seed=0)
+    with pytest.raises(TrainingError, match=r"candidate shard 2 of corpus made: . rows chosen where 2 are expected, of 6"):
+        order.read(0, 1)
+
+
+def test_nothing_to_train_on_is_an_error(storage: Storage) -> None:
+    with pytest.raises(TrainingError, match="no sequence to train on"):
+        SequenceOrder(storage, [], seed=0)
+
+
+def test_damaged_shard_is_an_error(storage: Storage, shards: list[TrainingShard], tmp_path: Path) -> None:
+    path = next(tmp_path.glob("corpora/*/candidate/shard-00002.parquet"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CorpusError, match="shard-00002"):
+        SequenceOrder(storage, shards, seed=0).read(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "num_sequences", "sequences", "steps"),
+    [
+        ({"epochs": 1}, 10, 10, 3),
+        ({"epochs": 2}, 10, 20, 5),
+        ({"epochs": 0.25}, 10, 3, 1),
+        ({"epochs": 0.1}, 30, 3, 1),
+        ({"epochs": 1.1}, 10, 11, 3),
+        ({"steps": 7}, 10, 28, 7),
+    ],
+)
+def test_length_of_a_training(fields: dict, num_sequences: int, sequences: int, steps: int) -> None:
+    config = TrainingConfig(batch_size=4, learning_rate=1e-3, **fields)
+    assert count_training_sequences(config, num_sequences) == sequences
+    assert count_steps(config, num_sequences) == steps
+
+
+def test_batch_is_padded_with_eos_which_is_never_scored() -> None:
+    batch = collate([np.array([5, 0, 6], np.uint16), np.array([8, 9, 3, 2], np.uint16), np.array([4], np.uint16)], eos_token_id=0)
+    assert batch.token_ids_BT.tolist() == [[5, 0, 6, 0], [8, 9, 3, 2], [4, 0, 0, 0]]
+    assert batch.mask_BS.tolist() == [[True, False, False], [True, True, True], [False, False, False]]
+    assert batch.token_ids_BT.dtype == torch.int64
+    assert batch.num_tokens == 8

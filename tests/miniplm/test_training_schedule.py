@@ -1,0 +1,55 @@
+"""The learning rate: worked values of warm-up and cosine."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from miniplm.config import TrainingConfig
+from miniplm.errors import ConfigError
+from miniplm.training.schedule import check_warmup, learning_rate
+
+
+def config(**fields: float) -> TrainingConfig:
+    return TrainingConfig(**{"steps": 10, "learning_rate": 1.0, "warmup_steps": 4, **fields})
+
+
+def test_warmup_is_linear_and_its_first_step_is_not_zero() -> None:
+    assert [learning_rate(config(), step, 10) for step in (1, 2, 3, 4)] == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_cosine_is_halfway_in_the_middle_and_at_the_minimum_in_the_last_step() -> None:
+    # 4 warm-up steps of 10: step 7 is the middle of the 6 that decay, (1 + 0.1) / 2.
+    assert learning_rate(config(), 7, 10) == pytest.approx(0.55)
+    assert learning_rate(config(), 5, 10) == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 6)) / 2)
+    assert learning_rate(config(), 10, 10) == pytest.approx(0.1)
+
+
+def test_published_schedule() -> None:
+    published = TrainingConfig(steps=100_000, learning_rate=6e-4)
+    assert learning_rate(published, 1, 100_000) == pytest.approx(3e-7)
+    assert learning_rate(published, 2_000, 100_000) == pytest.approx(6e-4)
+    assert learning_rate(published, 51_000, 100_000) == pytest.approx(3.3e-4)
+    assert learning_rate(published, 100_000, 100_000) == pytest.approx(6e-5)
+
+
+def test_without_warmup_the_rate_starts_near_its_peak() -> None:
+    rates = [learning_rate(config(warmup_steps=0), step, 10) for step in range(1, 11)]
+    assert 0.97 < rates[0] < 1.0
+    assert rates == sorted(rates, reverse=True)
+
+
+@pytest.mark.parametrize(("warmup", "wanted"), [(0, 0.1), (1, 1.0)])
+def test_a_single_step_has_a_rate(warmup: int, wanted: float) -> None:
+    assert learning_rate(config(warmup_steps=warmup), 1, 1) == pytest.approx(wanted)
+
+
+def test_warmup_as_long_as_the_run_ends_at_the_peak() -> None:
+    check_warmup(config(warmup_steps=10), 10)
+    assert learning_rate(config(warmup_steps=10), 10, 10) == 1.0
+
+
+def test_warmup_longer_than_the_run_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"warmup_steps is 11, but the training has 10 steps"):
+        check_warmup(config(warmup_steps=11), 10)
