@@ -115,9 +115,13 @@ class TrainingConfig(Section):
     micro_batch_size: int | None = Field(
         None, ge=1, description="sequences a forward and backward pass; null: at most 8, a divisor of batch_size"
     )
-    learning_rate: float = Field(gt=0, description="peak learning rate")
+    learning_rate: float = Field(6e-4, gt=0, description="peak learning rate")
     min_learning_rate_ratio: float = Field(0.1, ge=0, le=1, description="learning rate at the end, as a share of the peak")
-    warmup_steps: int = Field(2000, ge=0, description="optimizer steps of linear warm-up")
+    warmup_steps: int | None = Field(
+        None,
+        ge=0,
+        description="optimizer steps of linear warm-up; null: 2000, the published number, or a tenth of a run of fewer than 20,000 steps",
+    )
     weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay of AdamW")
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW decay rate of the first moment")
     beta2: float = Field(0.98, ge=0, lt=1, description="AdamW decay rate of the second moment")
@@ -139,6 +143,10 @@ class TrainingConfig(Section):
         if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}")
         return self
+
+    def resolve_warmup_steps(self, num_steps: int) -> int:
+        """Optimizer steps of warm-up in a run of `num_steps`."""
+        return min(2000, num_steps // 10) if self.warmup_steps is None else self.warmup_steps
 
     def resolve_micro_batch_size(self) -> int:
         """Sequences a forward pass: the given number, or the largest divisor of `batch_size` up to 8."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from pydantic import ValidationError
 
 from miniplm.config import RunConfig
 from miniplm.errors import ConfigError
+
+_CREDENTIALS = re.compile(r"://[^/@]*@")
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -62,12 +65,19 @@ def check_config(content: dict[str, Any], origin: str) -> RunConfig:
             field = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
             message = problem["msg"].removeprefix("Value error, ")
             got = (
-                "" if isinstance(problem["input"], (dict, list)) or problem["type"] == "missing" else f" (got {problem['input']!r})"
+                ""
+                if isinstance(problem["input"], (dict, list)) or problem["type"] == "missing"
+                else f" (got {_hide_credentials(problem['input'])!r})"
             )
             hint = "; no such field" if problem["type"] == "extra_forbidden" else ""
             lines.append(f"  {field}: {message}{hint}{got}")
         lines.append("`miniplm config --schema` tells every field with its meaning.")
         raise ConfigError("\n".join(lines)) from error
+
+
+def _hide_credentials(value: Any) -> Any:
+    """A value for an error message, without what stands between `://` and `@`."""
+    return _CREDENTIALS.sub("://***@", value) if isinstance(value, str) else value
 
 
 def apply_override(content: dict[str, Any], override: str) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from miniplm.architectures import describe_architecture, resolve_vocab_size
 from miniplm.config import RunConfig
 from miniplm.errors import ConfigError, ModelError, TokenizerError
 from miniplm.models.devices import resolve_device
-from miniplm.models.files import list_weight_files, locate_model, read_model_config
+from miniplm.models.files import check_finite_weights, list_weight_files, locate_model, read_model_config
 from miniplm.sources.files import find_source_files
 from miniplm.storage import Storage
 from miniplm.tokenization import CorpusTokenizer, load_tokenizer, vocabulary_digest
+from miniplm.training.recipe import resolve_training
 
 _PROBE = ".tmp-miniplm-probe"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
@@ -30,9 +32,21 @@ def check_inputs(config: RunConfig) -> None:
     for source in config.corpus.sources:
         find_source_files(source)
     tokenizer = load_tokenizer(config.corpus.tokenizer, config.corpus.eos_token, config.corpus.trust_remote_code)
+    _check_trainings(config, tokenizer)
     check_model("teacher", locate_model(config.teacher.model, config.teacher.revision), config, tokenizer)
     if config.reference.model is not None:
         check_model("reference", locate_model(config.reference.model, config.reference.revision), config, tokenizer)
+
+
+def _check_trainings(config: RunConfig, tokenizer: CorpusTokenizer) -> None:
+    """Raises `ConfigError` for an architecture, vocabulary size, warm-up or dtype that cannot be trained."""
+    trainings = [(student.architecture, student.vocab_size, student.training) for student in config.students]
+    if config.reference.architecture is not None and config.reference.training is not None:
+        trainings.append((config.reference.architecture, config.reference.vocab_size, config.reference.training))
+    for architecture, vocab_size, training in trainings:
+        describe_architecture(architecture)
+        resolve_vocab_size(vocab_size, tokenizer.entry.vocab_size)
+        resolve_training(training, config.scoring.device)
 
 
 def check_storage(storage: Storage) -> None:
@@ -42,13 +56,13 @@ def check_storage(storage: Storage) -> None:
 
 
 def check_model(role: str, folder: Path, config: RunConfig, tokenizer: CorpusTokenizer) -> None:
-    """Checks one given model's files against the corpus, reading no weights.
+    """Checks one given model's files against the corpus; reads all weights once, to see that they are finite.
 
-    Raises `ModelError` for damaged files, too small a vocabulary or too few positions, `TokenizerError` where the
-    model comes with another tokenizer than the corpus.
+    Raises `ModelError` for damaged files or weights, too small a vocabulary or too few positions, `TokenizerError`
+    where the model comes with another tokenizer than the corpus.
     """
     model_config = read_model_config(folder)
-    list_weight_files(folder)
+    files = list_weight_files(folder)
     entry = tokenizer.entry
     vocab_size = model_config.get("vocab_size")
     if isinstance(vocab_size, int) and vocab_size < entry.vocab_size:
@@ -66,6 +80,7 @@ def check_model(role: str, folder: Path, config: RunConfig, tokenizer: CorpusTok
     if any((folder / name).is_file() for name in _TOKENIZER_FILES):
         trust = config.teacher.trust_remote_code if role == "teacher" else config.reference.trust_remote_code
         _check_tokenizer(role, folder, trust, config, tokenizer)
+    check_finite_weights(files)
 
 
 def _check_tokenizer(role: str, folder: Path, trust_remote_code: bool, config: RunConfig, tokenizer: CorpusTokenizer) -> None:

@@ -22,8 +22,8 @@ from miniplm.scorers import find_reference, identify_teacher
 from miniplm.scoring.batches import resolve_tokens_per_batch
 from miniplm.scoring.engine import score_sequences
 from miniplm.scoring.shards import check_score_shards
-from miniplm.sources import read_records
 from miniplm.sources.files import find_source_files
+from miniplm.sources.reading import read_records
 from miniplm.sources.records import Document
 from miniplm.storage import Storage
 from miniplm.tokenization import CorpusTokenizer, load_tokenizer
@@ -139,7 +139,7 @@ def probe_training(model: torch.nn.Module, training: TrainingConfig, config: Run
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             hidden_BSH = body(input_ids=token_ids_BT[:, :-1], use_cache=False).last_hidden_state
             loss = sum_nll_of_hidden(head, hidden_BSH.flatten(0, 1), token_ids_BT[:, 1:].flatten())
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         model.zero_grad(set_to_none=True)
 
     return _measure(step, rows * (length + 1), device)

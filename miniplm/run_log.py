@@ -13,7 +13,7 @@ from miniplm.versions import list_versions
 
 
 class RunLog:
-    """The growing record of a run; each addition is saved at the storage root at once.
+    """The growing record of a run; each addition is saved at the storage root at once, the first when a stage is done.
 
     A stage that found its work finished keeps the seconds that an earlier record of this run measured for it,
     so that a report tells what the work took, not how long it took to find it.
@@ -28,7 +28,6 @@ class RunLog:
             versions=list_versions(),
             started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        save_run(storage, self.record)
 
     def add_stage(self, stage: StageRecord, **results: Any) -> None:
         """Adds a finished stage and the ids that it gave."""

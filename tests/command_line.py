@@ -10,14 +10,28 @@ from pathlib import Path
 MINIPLM = str(Path(sys.executable).parent / "miniplm")
 
 
-
 def environment(prefect_home: Path) -> dict[str, str]:
     variables = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    return {**variables, "PREFECT_HOME": str(prefect_home), "DO_NOT_TRACK": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "160", "HF_HUB_OFFLINE": "1"}
+    return {
+        **variables,
+        "PREFECT_HOME": str(prefect_home),
+        "DO_NOT_TRACK": "1",
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "160",
+        "HF_HUB_OFFLINE": "1",
+    }
 
 
-def run_miniplm(*arguments: str, prefect_home: Path, cwd: Path | None = None, timeout_seconds: float = 300) -> subprocess.CompletedProcess[str]:
+def run_miniplm(
+    *arguments: str, prefect_home: Path, cwd: Path | None = None, timeout_seconds: float = 300
+) -> subprocess.CompletedProcess[str]:
     """`miniplm ARGUMENTS`, with what it prints."""
     return subprocess.run(
-        [MINIPLM, *arguments], env=environment(prefect_home), cwd=cwd, capture_output=True, text=True, timeout=timeout_seconds, check=False
+        [MINIPLM, *arguments],
+        env=environment(prefect_home),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout_seconds,
+        check=False,
     )

@@ -25,3 +25,9 @@ def has_cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session")
+def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for Prefect's database over the whole session: only the first run pays for making it."""
+    return tmp_path_factory.mktemp("prefect")

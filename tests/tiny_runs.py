@@ -15,13 +15,15 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 EOS = "<|endoftext|>"
 DOMAINS = ("news", "code", "verse", "letters")
 
-_WORDS = "the of and to in that is was he for it with as his on be at by had not are but from or have an they which one you were".split()
+_WORDS = "the of and to in that is was he for it with as his on be at by had not are but from or have an they which one you were".split()  # noqa: SIM905
 
 
 def make_documents(num: int = 240, seed: int = 0) -> list[dict[str, Any]]:
     """Documents of 20 to 120 words; each domain has words of its own."""
     rng = random.Random(seed)
-    own = {domain: ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, 9))) for _ in range(60)] for domain in DOMAINS}
+    own = {
+        domain: ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, 9))) for _ in range(60)] for domain in DOMAINS
+    }
     documents = []
     for index in range(num):
         domain = DOMAINS[index % len(DOMAINS)]

@@ -26,10 +26,8 @@ from miniplm.locks import exclusive
 from miniplm.packing import SentenceEnds
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.sources.files import DamagedSourceError
-from miniplm.sources.jsonl import read_jsonl
-from miniplm.sources.parquet import read_parquet
+from miniplm.sources.reading import read_records
 from miniplm.sources.records import Document, Record, Rejection, make_excerpt
-from miniplm.sources.text_files import read_text_file
 from miniplm.splits import assign_split
 from miniplm.storage import Storage, digest_file
 from miniplm.tokenization import TokenIds
@@ -39,7 +37,6 @@ _BATCH_BYTES = 4 << 20
 _BATCH_RECORDS = 1000
 
 _SPLITS: tuple[Split, ...] = ("candidate", "reference", "heldout")
-_READERS = {"jsonl": read_jsonl, "parquet": read_parquet, "text": read_text_file}
 
 
 def prepare_corpus(storage: Storage, config: CorpusConfig, on_progress: ProgressCallback = ignore_progress) -> CorpusManifest:
@@ -199,8 +196,7 @@ class _Preparation:
             num_bytes_before = self._num_bytes_read
             num_skipped = max(0, self._first_document_id - document_id)
             num_records = num_skipped
-            read = _READERS[planned.source.format]
-            for record in read(planned.file, planned.source, document_id, num_skipped, self._count_bytes):
+            for record in read_records(planned.file, planned.source, document_id, num_skipped, self._count_bytes):
                 num_records += 1
                 yield record
             self._num_bytes_read = num_bytes_before + planned.file.num_bytes

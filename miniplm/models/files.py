@@ -109,3 +109,21 @@ def check_safetensors(path: Path) -> None:
         raise ModelError(
             f"{path} has {num_bytes:,} bytes where its header says {wanted:,}: it is truncated or damaged; copy the model again"
         )
+
+
+def check_finite_weights(files: list[Path]) -> None:
+    """Raises `ModelError` where a weight is NaN or infinite. Reads every weight once, one tensor in memory at a time."""
+    import torch
+    from safetensors import safe_open
+
+    broken = []
+    for path in files:
+        with safe_open(path, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a dict
+                tensor = tensors.get_tensor(name)
+                if tensor.is_floating_point() and (count := int((~torch.isfinite(tensor)).sum())):
+                    broken.append(f"{name} ({count} values)")
+    if broken:
+        raise ModelError(
+            f"model folder {files[0].parent} has weights that are NaN or infinite: {list_offenders(broken)}. Use another copy or checkpoint"
+        )

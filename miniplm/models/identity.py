@@ -18,7 +18,9 @@ SCORING_VERSION = 1
 _VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "architectures")
 
 
-def identify_model(folder: Path, source: str, dtype: str, revision: str | None = None, trust_remote_code: bool = False) -> ModelEntry:
+def identify_model(
+    folder: Path, source: str, dtype: str, revision: str | None = None, trust_remote_code: bool = False
+) -> ModelEntry:
     """The entry of a given model whose files are in `folder`; `source` is its hub id or path.
 
     Reads all weights once, to digest them. Raises `ModelError` as `list_weight_files`.

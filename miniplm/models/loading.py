@@ -11,7 +11,7 @@ from torch import nn
 
 from miniplm.errors import ModelError, list_offenders
 from miniplm.models.devices import torch_dtype
-from miniplm.models.files import list_weight_files, read_model_config
+from miniplm.models.files import check_finite_weights, list_weight_files, read_model_config
 from miniplm.nll import Head
 
 
@@ -40,7 +40,7 @@ def load_model(folder: Path, dtype: str, device: torch.device, trust_remote_code
     from transformers import AutoModelForCausalLM
 
     read_model_config(folder)
-    list_weight_files(folder)
+    check_finite_weights(list_weight_files(folder))
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             str(folder),
@@ -55,7 +55,6 @@ def load_model(folder: Path, dtype: str, device: torch.device, trust_remote_code
         raise ModelError(f"model folder {folder} cannot be loaded as a causal language model: {reason[0]}") from error
     _check_all_loaded(folder, info)
     model = model.eval().requires_grad_(False).to(device)
-    _check_finite(folder, model)
     body, head = split_head(model)
     _check_head(folder, model, body, head)
     return LoadedModel(
@@ -104,17 +103,6 @@ def _check_all_loaded(folder: Path, info: dict[str, Any]) -> None:
             raise ModelError(
                 f"model folder {folder} {meaning}: {list_offenders(names)}; they would be random. Copy the model again"
             )
-
-
-def _check_finite(folder: Path, model: nn.Module) -> None:
-    broken = {
-        name: int((~torch.isfinite(tensor)).sum()) for name, tensor in model.named_parameters() if not torch.isfinite(tensor).all()
-    }
-    if broken:
-        offenders = [f"{name} ({count} values)" for name, count in broken.items()]
-        raise ModelError(
-            f"model folder {folder} has weights that are NaN or infinite: {list_offenders(offenders)}. Use another copy or checkpoint"
-        )
 
 
 @torch.inference_mode()

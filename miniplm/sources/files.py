@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
@@ -53,6 +54,7 @@ class SourceFile:
 
     def check_unchanged(self) -> None:
         """Raises `SourceError` where the file is no longer the one that was found."""
+        self.filesystem.invalidate_cache(self.filesystem_path)
         try:
             info = self.filesystem.info(self.filesystem_path)
         except FileNotFoundError:
@@ -67,6 +69,7 @@ def find_source_files(source: SourceConfig) -> list[SourceFile]:
     Raises `SourceError` where there are none, or the path is a folder and the format is not `text`.
     """
     filesystem, path = url_to_fs(source.path)
+    filesystem.invalidate_cache()
     try:
         infos = _list_infos(filesystem, path, source)
     except PermissionError as error:
@@ -183,9 +186,18 @@ def _make_source_file(filesystem: fsspec.AbstractFileSystem, info: dict[str, Any
 
 
 def _read_version(info: dict[str, Any]) -> str:
-    """What changes when the file does: time of change and inode of a local file, entity tag or time of an object."""
-    names = ("mtime", "created", "ino", "ETag", "etag", "LastModified", "last_modified", "generation", "updated")
-    return " ".join(f"{name}={info[name]}" for name in names if info.get(name) is not None)
+    """What changes when the file does: the entity tag of an object; times and inode of a file."""
+    names = ("ETag", "etag", "generation")
+    tags = [f"{name}={info[name]}" for name in names if info.get(name)]
+    if tags:
+        return " ".join(tags)
+    values = ((name, info.get(name)) for name in ("mtime", "created", "ino", "LastModified", "last_modified", "updated"))
+    # A listing and a look at one file may give the same time as a number and as a date.
+    return " ".join(f"{name}={_as_timestamp(value)}" for name, value in values if value is not None)
+
+
+def _as_timestamp(value: Any) -> Any:
+    return value.timestamp() if isinstance(value, datetime) else value
 
 
 def _describe_place(filesystem: fsspec.AbstractFileSystem, path: str) -> str:

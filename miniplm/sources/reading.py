@@ -1,0 +1,22 @@
+"""Reads the records of a source file, whatever its format. A new format is a reader and a line here."""
+
+from __future__ import annotations
+
+from miniplm.config import SourceConfig
+from miniplm.sources.files import BytesCallback, SourceFile
+from miniplm.sources.jsonl import read_jsonl
+from miniplm.sources.parquet import read_parquet
+from miniplm.sources.records import Records
+from miniplm.sources.text_files import read_text_file
+
+READERS = {"jsonl": read_jsonl, "parquet": read_parquet, "text": read_text_file}
+
+
+def read_records(
+    file: SourceFile, source: SourceConfig, first_document_id: int, num_skipped: int, on_bytes: BytesCallback
+) -> Records:
+    """The records of a file after the first `num_skipped`; the first of all is document `first_document_id`.
+
+    `on_bytes` is told of each stored byte that was read. Raises `DamagedSourceError` where the file is damaged.
+    """
+    return READERS[source.format](file, source, first_document_id, num_skipped, on_bytes)

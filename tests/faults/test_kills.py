@@ -1,0 +1,81 @@
+"""A run that is killed over and over ends with the bytes of one that never was, and redoes at most what was in flight."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import MINIPLM, environment, run_miniplm
+from tests.tiny_runs import make_tiny_run
+
+NUM_KILLS = 10
+
+
+def list_published(data: Path) -> dict[Path, tuple[int, int]]:
+    """Files below the storage root under their final names, with what tells a file from one that took its place."""
+    files = {}
+    for path in data.rglob("*"):
+        if path.is_file() and not path.name.startswith(".tmp-") and ".locks" not in path.parts:
+            stat = path.stat()
+            files[path] = (stat.st_ino, stat.st_mtime_ns)
+    return files
+
+
+def kill_after_progress(config: Path, data: Path, num_files: int, seconds: float, prefect_home: Path) -> bool:
+    """Starts the run and kills its process group once `num_files` more files are published; False where it ended first."""
+    before = len(list_published(data)) if data.exists() else 0
+    process = subprocess.Popen(
+        [MINIPLM, "run", str(config)],
+        env=environment(prefect_home),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while process.poll() is None:
+        if data.exists() and len(list_published(data)) >= before + num_files:
+            time.sleep(seconds)
+            break
+        time.sleep(0.01)
+    ended = process.poll() is not None
+    if not ended:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return not ended
+
+
+@pytest.mark.slow
+def test_killed_ten_times_gives_the_bytes_of_an_undisturbed_run(tmp_path, prefect_home):
+    rng = random.Random(20241017)
+    config = make_tiny_run(tmp_path)
+    undisturbed = tmp_path / "undisturbed"
+    whole = run_miniplm("run", str(config), "--set", f"storage={undisturbed}", prefect_home=prefect_home)
+    assert whole.returncode == 0, whole.stderr
+    data = tmp_path / "data"
+    num_all = len(list_published(undisturbed))
+    kills = 0
+    scores: dict[Path, tuple[int, int]] = {}
+    while kills < NUM_KILLS:
+        kills += kill_after_progress(config, data, rng.randint(1, num_all // 6), rng.random() * 0.2, prefect_home)
+        done = {path: value for path, value in list_published(data).items() if "scores" in path.parts}
+        finished = {path for path in scores if path.with_suffix(".json") in scores and path.with_suffix(".parquet") in scores}
+        assert all(done[path] == scores[path] for path in finished), "a finished shard was scored again"
+        scores = done
+        if len(list_published(data)) >= num_all:
+            break
+    last = run_miniplm("run", str(config), prefect_home=prefect_home)
+    assert last.returncode == 0, last.stderr
+    for kind in ("selections", "scores", "corpora"):
+        theirs = {path.relative_to(undisturbed): path.read_bytes() for path in (undisturbed / kind).rglob("*.parquet")}
+        ours = {path.relative_to(data): path.read_bytes() for path in (data / kind).rglob("*.parquet")}
+        assert theirs
+        assert ours == theirs, kind
+    manifests = [next(root.glob("selections/*/manifest.json")).read_bytes() for root in (undisturbed, data)]
+    assert manifests[0] == manifests[1]
+    assert not [path for path in data.rglob(".tmp-*") if "selections" in path.parts or "corpora" in path.parts]
+    assert kills >= 5

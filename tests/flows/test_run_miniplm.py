@@ -1,0 +1,242 @@
+"""Whole runs of the real command line on tiny models, on a real (temporary) Prefect server."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM
+
+from tests.command_line import run_miniplm
+from tests.tiny_runs import make_tiny_run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, prefect_home):
+    folder = tmp_path_factory.mktemp("run")
+    config = make_tiny_run(folder)
+    result = run_miniplm("run", str(config), prefect_home=prefect_home)
+    assert result.returncode == 0, result.stderr + result.stdout
+    return config, result
+
+
+def read_record(config: Path) -> dict:
+    return json.loads((config.parent / "data" / "runs" / "tiny" / "run.json").read_text())
+
+
+def read_table(files) -> pd.DataFrame:
+    return pd.concat([pq.read_table(file).to_pandas() for file in sorted(files)], ignore_index=True)
+
+
+def test_ends_with_a_table_and_the_report(finished):
+    config, result = finished
+    report = config.parent / "data" / "runs" / "tiny" / "report.html"
+    assert result.stdout.rstrip().endswith(f"report: {report}")
+    assert "Held-out loss" in result.stdout
+    assert report.is_file()
+    assert "prefect" not in (result.stdout + result.stderr).lower()
+
+
+def test_scores_agree_with_float64_from_the_stored_token_ids(finished):
+    config, _ = finished
+    data, record = config.parent / "data", read_record(config)
+    sequences = read_table((data / "corpora" / record["corpus_id"] / "candidate").glob("*.parquet"))
+    eos = json.loads((data / "corpora" / record["corpus_id"] / "manifest.json").read_text())["tokenizer"]["eos_token_id"]
+    folders = {"teacher": config.parent / "teacher", "reference": data / "models" / record["reference"]["model_id"]}
+    for role, folder in folders.items():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+        scores = read_table((data / "scores" / record["corpus_id"] / record[role]["model_id"]).glob("*.parquet"))
+        assert scores["sequence_id"].tolist() == sequences["sequence_id"].tolist()
+        for row in range(0, len(sequences), 7):
+            token_ids = torch.tensor(sequences["token_ids"][row].astype(np.int64))
+            mask = token_ids[:-1] != eos
+            with torch.no_grad():
+                log_probs = model(input_ids=token_ids[None, :-1]).logits[0].log_softmax(-1)
+            nll = -log_probs.gather(1, token_ids[1:, None])[:, 0][mask].sum().item()
+            assert scores["num_scored_tokens"][row] == mask.sum()
+            assert scores["nll_sum"][row] == pytest.approx(nll, abs=1e-4 * max(1, mask.sum().item()))
+
+
+def test_selection_is_the_full_sort(finished):
+    config, _ = finished
+    data, record = config.parent / "data", read_record(config)
+    frames = {
+        role: read_table((data / "scores" / record["corpus_id"] / record[role]["model_id"]).glob("*.parquet")).set_index(
+            "sequence_id"
+        )
+        for role in ("teacher", "reference")
+    }
+    mean = {role: frame["nll_sum"] / frame["num_scored_tokens"] for role, frame in frames.items()}
+    ranked = (
+        (mean["reference"] - mean["teacher"]).rename("r").reset_index().sort_values(["r", "sequence_id"], ascending=[False, True])
+    )
+    kept = sorted(ranked["sequence_id"].head(len(ranked) // 2))
+    assert read_table((data / "selections" / record["selection_id"]).glob("*.parquet"))["sequence_id"].tolist() == kept
+
+
+def test_counts_add_up(finished):
+    config, _ = finished
+    data, record = config.parent / "data", read_record(config)
+    manifest = json.loads((data / "corpora" / record["corpus_id"] / "manifest.json").read_text())
+    documents = sum(counts["num_documents"] for split in manifest["domains"].values() for counts in split.values())
+    assert documents + sum(manifest["rejected"].values()) == manifest["num_records"] == 240
+    ids = np.concatenate(
+        [
+            read_table((data / "corpora" / record["corpus_id"] / split).glob("*.parquet"))["sequence_id"]
+            for split in ("candidate", "reference", "heldout")
+        ]
+    )
+    assert sorted(ids) == list(range(len(ids)))
+
+
+def test_students_are_plain_transformers_folders(finished):
+    config, _ = finished
+    for name in ("miniplm", "pretrain"):
+        folder = config.parent / "data" / "runs" / "tiny" / "students" / name
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        assert model.config.model_type == "qwen2"
+        assert len((folder / "metrics.jsonl").read_text().splitlines()) == 12
+
+
+def test_again_it_does_nothing_and_says_the_same(finished, prefect_home):
+    config, first = finished
+    before = {path: path.stat().st_mtime_ns for path in (config.parent / "data").rglob("*") if path.is_file()}
+    again = run_miniplm("run", str(config), prefect_home=prefect_home)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.split("Run tiny")[1] == first.stdout.split("Run tiny")[1]
+    after = {path: path.stat().st_mtime_ns for path in (config.parent / "data").rglob("*") if path.is_file()}
+    assert before == after
+
+
+def test_status_inspect_and_select_by_name(finished, prefect_home):
+    config, _ = finished
+    storage = str(config.parent / "data")
+    status = json.loads(run_miniplm("status", "tiny", "--storage", storage, "--json", prefect_home=prefect_home).stdout)
+    assert status["complete"] is True
+    assert {stage["state"] for stage in status["stages"]} == {"done"}
+    top = json.loads(
+        run_miniplm("inspect", "tiny", "--storage", storage, "--limit", "3", "--json", prefect_home=prefect_home).stdout
+    )
+    assert [row["selected"] for row in top] == [True] * 3
+    one = json.loads(
+        run_miniplm(
+            "inspect", "tiny", "--storage", storage, "--id", str(top[0]["sequence_id"]), "--json", prefect_home=prefect_home
+        ).stdout
+    )
+    assert one == top[:1]
+
+
+def test_another_ratio_scores_nothing(finished, prefect_home, tmp_path):
+    config, _ = finished
+    shutil.copytree(config.parent / "data", tmp_path / "data")
+    scores = {path: path.stat().st_mtime_ns for path in (tmp_path / "data" / "scores").rglob("*")}
+    result = run_miniplm(
+        "run", str(config), "--set", f"storage={tmp_path / 'data'}", "--set", "selection.ratio=0.3", prefect_home=prefect_home
+    )
+    assert result.returncode == 0, result.stderr
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data" / "scores").rglob("*")} == scores
+    assert len(list((tmp_path / "data" / "selections").iterdir())) == 2
+
+
+def test_damaged_and_missing_shards_are_told_and_only_they_are_scored_again(finished, prefect_home, tmp_path):
+    config, _ = finished
+    data = tmp_path / "data"
+    shutil.copytree(config.parent / "data", data)
+    record = read_record(config)
+    scores = data / "scores" / record["corpus_id"] / record["teacher"]["model_id"]
+    whole = {path.name: path.read_bytes() for path in scores.glob("*.parquet")}
+    flipped = bytearray(whole["shard-00003.parquet"])
+    flipped[60] ^= 1
+    (scores / "shard-00003.parquet").write_bytes(flipped)
+    (scores / "shard-00005.json").unlink()
+    storage = f"storage={data}"
+    refused = run_miniplm("select", str(config), "--set", storage, prefect_home=prefect_home)
+    assert refused.returncode == 2
+    assert "shard-00003 has broken teacher scores" in refused.stderr
+    assert "miniplm score CONFIG --model teacher --shard 3 --shard 5" in refused.stderr
+    status = json.loads(run_miniplm("status", str(config), "--set", storage, "--json", prefect_home=prefect_home).stdout)
+    (stage,) = [stage for stage in status["stages"] if stage["name"] == "score teacher"]
+    assert [(shard["shard_index"], shard["state"]) for shard in stage["shards"]] == [(3, "broken"), (5, "missing")]
+    times = {path.name: path.stat().st_mtime_ns for path in scores.glob("*.parquet")}
+    mended = run_miniplm(
+        "score", str(config), "--model", "teacher", "--shard", "3", "--shard", "5", "--set", storage, prefect_home=prefect_home
+    )
+    assert mended.returncode == 0, mended.stderr
+    assert {path.name: path.read_bytes() for path in scores.glob("*.parquet")} == whole
+    changed = {path.name for path in scores.glob("*.parquet") if path.stat().st_mtime_ns != times[path.name]}
+    assert changed == {"shard-00003.parquet", "shard-00005.parquet"}
+
+
+def test_stages_one_by_one_are_the_whole_run(finished, prefect_home, tmp_path):
+    config, _ = finished
+    storage = ("--set", f"storage={tmp_path / 'data'}")
+    early = run_miniplm("score", str(config), "--model", "teacher", *storage, prefect_home=prefect_home)
+    assert early.returncode == 2
+    assert "miniplm prepare" in early.stderr
+    for arguments in (
+        ("prepare",),
+        ("score", "--model", "teacher"),
+        ("train-reference",),
+        ("score", "--model", "reference"),
+        ("select",),
+        ("train",),
+        ("evaluate",),
+    ):
+        result = run_miniplm(arguments[0], str(config), *arguments[1:], *storage, prefect_home=prefect_home)
+        assert result.returncode == 0, f"{arguments}: {result.stderr}"
+    record = read_record(config)
+    for kind in ("selections", "scores"):
+        ours, theirs = tmp_path / "data" / kind, config.parent / "data" / kind
+        files = sorted(path.relative_to(ours) for path in ours.rglob("*.parquet"))
+        assert files
+        assert all((ours / file).read_bytes() == (theirs / file).read_bytes() for file in files)
+    assert (tmp_path / "data" / "selections" / record["selection_id"] / "manifest.json").is_file()
+
+
+def test_a_given_reference_is_used_as_it_is(finished, prefect_home, tmp_path):
+    config, _ = finished
+    record = read_record(config)
+    content = yaml.safe_load(config.read_text())
+    content["reference"] = {"model": str(config.parent / "data" / "models" / record["reference"]["model_id"])}
+    content["students"] = []
+    content["storage"] = str(tmp_path / "data")
+    other = tmp_path / "given.yaml"
+    other.write_text(yaml.safe_dump(content))
+    result = run_miniplm("run", str(other), "--json", prefect_home=prefect_home)
+    assert result.returncode == 0, result.stderr
+    given = json.loads(result.stdout)
+    ours = read_table((tmp_path / "data" / "selections" / given["selection_id"]).glob("*.parquet"))
+    theirs = read_table((config.parent / "data" / "selections" / record["selection_id"]).glob("*.parquet"))
+    pd.testing.assert_frame_equal(ours, theirs)
+
+
+def test_plan_measures_and_writes_nothing(finished, prefect_home, tmp_path):
+    config, _ = finished
+    result = run_miniplm(
+        "plan", str(config), "--json", "--usd-per-gpu-hour", "2", "--set", f"storage={tmp_path / 'data'}", prefect_home=prefect_home
+    )
+    assert result.returncode == 0, result.stderr
+    plan = json.loads(result.stdout)
+    tokens = sum(
+        counts["num_tokens"]
+        for split in json.loads(next((config.parent / "data" / "corpora").glob("*/manifest.json")).read_text())["domains"].values()
+        for counts in split.values()
+    )
+    assert plan["num_corpus_tokens"] == tokens
+    assert plan["usd"] == pytest.approx(2 * plan["hours"])
+    assert [stage["name"] for stage in plan["stages"]] == [
+        "prepare",
+        "score teacher",
+        "train reference",
+        "score reference",
+        "train miniplm",
+        "train pretrain",
+    ]
+    assert not (tmp_path / "data" / "corpora").exists() or not list((tmp_path / "data" / "corpora").glob("*/*"))
