@@ -48,12 +48,14 @@ def prepare_corpus(storage: Storage, config: CorpusConfig, on_progress: Progress
     """
     plan = plan_corpus(storage, config)
     manifest = _find_whole_corpus(storage, plan.corpus_id)
-    if manifest is not None:
+    state = layout.corpus_preparation(plan.corpus_id)
+    if manifest is not None and not storage.exists(state):
         return manifest
     with exclusive(storage, layout.corpus_folder(plan.corpus_id), f"corpus {plan.corpus_id}"):
         # Another process may have finished it between the look and the lock.
         manifest = _find_whole_corpus(storage, plan.corpus_id)
         if manifest is not None:
+            storage.delete(state)  # killed at the very end, it may be left
             return manifest
         storage.delete_temporary_files(layout.corpus_folder(plan.corpus_id))
         storage.delete(layout.corpus_manifest(plan.corpus_id))

@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,7 @@ def test_an_unknown_ending_is_read_as_it_is(tmp_path: Path):
 @given(st.binary(max_size=300), st.lists(st.integers(0, 300), max_size=8))
 def test_lines_do_not_depend_on_where_blocks_end(content: bytes, cuts: list[int]):
     bounds = [0, *sorted(cut for cut in cuts if cut < len(content)), len(content)]
-    blocks = [content[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
+    blocks = [content[start:stop] for start, stop in pairwise(bounds)]
     assert list(_split_lines(iter(blocks))) == content.split(b"\n")
 
 

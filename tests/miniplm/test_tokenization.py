@@ -132,9 +132,9 @@ def test_a_missing_folder_a_file_and_a_damaged_folder_are_told_apart(tmp_path: P
     file.write_text("x")
     with pytest.raises(TokenizerError, match="is a file"):
         load_tokenizer(str(file))
+    empty = tmp_path / "empty"
+    empty.mkdir()
     with pytest.raises(TokenizerError, match="holds no tokenizer that can be loaded"):
-        empty = tmp_path / "empty"
-        empty.mkdir()
         load_tokenizer(str(empty))
     folder = Path(save_tokenizer(tmp_path / "cut", "word"))
     content = (folder / "tokenizer.json").read_bytes()
@@ -145,7 +145,7 @@ def test_a_missing_folder_a_file_and_a_damaged_folder_are_told_apart(tmp_path: P
 
 def test_a_hub_that_is_not_reached_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(TokenizerError, match="neither a folder .* nor could it be had from the hub"):
+    with pytest.raises(TokenizerError, match=r"neither a folder .* nor could it be had from the hub"):
         load_tokenizer("no-such-owner/no-such-tokenizer")
 
 
