@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from miniplm import layout
-from miniplm.artifacts import CorpusManifest, SelectionManifest
+from miniplm.artifacts import CorpusManifest, DomainSelection, SelectionManifest
 from miniplm.run_record import RunRecord, StudentRecord
 from miniplm.run_status import RunStatus
 from miniplm.storage import Storage
@@ -54,24 +54,27 @@ def print_run(storage: Storage, record: RunRecord) -> None:
 
 def print_selection(console: Console, storage: Storage, manifest: SelectionManifest) -> None:
     """What was kept, by domain."""
-    table = make_table(
-        f"Kept {manifest.num_selected:,} of {manifest.num_candidates:,} sequences ({manifest.num_selected_tokens:,} tokens)",
-        "domain", "candidates", "kept", "share", "teacher NLL", "reference NLL", "median difference",
-    )  # fmt: skip
+    title = f"Kept {manifest.num_selected:,} of {manifest.num_candidates:,} sequences ({manifest.num_selected_tokens:,} tokens)"
+    table = make_table(title, *_KEPT_COLUMNS)
     for domain, counts in manifest.domains.items():
-        table.add_row(
-            domain,
-            f"{counts.num_candidates:,}",
-            f"{counts.num_selected:,}",
-            f"{counts.num_selected / counts.num_candidates:.1%}",
-            f"{counts.mean_teacher_nll:.3f}",
-            f"{counts.mean_reference_nll:.3f}",
-            f"{counts.difference_score_quantiles[3]:.3f}",
-        )
+        table.add_row(domain, *_kept_cells(counts))
     console.print(table)
-    console.print(
-        f"[dim]NLL in nats a token; selection at {storage.url(layout.selection_folder(manifest.selection_id))}[/]", soft_wrap=True
-    )
+    console.print(f"[dim]{_KEPT_NOTE}[/]")
+    console.print(f"selection: {storage.url(layout.selection_folder(manifest.selection_id))}", soft_wrap=True)
+
+
+_KEPT_COLUMNS = ("domain", "kept", "share", "teacher", "reference", "difference")
+_KEPT_NOTE = "teacher and reference: mean NLL, nats a token; difference: median of reference - teacher"
+
+
+def _kept_cells(counts: DomainSelection) -> list[str]:
+    return [
+        f"{counts.num_selected:,} of {counts.num_candidates:,}",
+        f"{counts.num_selected / counts.num_candidates:.1%}",
+        f"{counts.mean_teacher_nll:.3f}",
+        f"{counts.mean_reference_nll:.3f}",
+        f"{counts.difference_score_quantiles[3]:+.3f}",
+    ]
 
 
 def print_losses(console: Console, students: dict[str, StudentRecord]) -> None:
@@ -147,28 +150,15 @@ def print_sequences(sequences: list[InspectedSequence], whole: bool) -> None:
 
 
 def print_domains(domains: list[InspectedDomain]) -> None:
-    """Each domain: its documents by split, and what was kept of its candidates."""
-    table = make_table(
-        "Domains", "domain", "documents", "candidates", "kept", "share", "teacher NLL", "reference NLL", "median difference"
-    )
+    """Each domain: what was kept of its candidates, or how many it has where nothing is selected yet."""
+    console = Console(highlight=False)
+    table = make_table("Domains", *_KEPT_COLUMNS)
     for domain in domains:
-        num_documents = sum(counts.num_documents for counts in domain.splits.values())
-        kept = domain.selection
-        if kept is None:
-            candidates = domain.splits.get("candidate")
-            table.add_row(domain.domain, f"{num_documents:,}", f"{candidates.num_sequences:,}" if candidates else "0")
-            continue
-        table.add_row(
-            domain.domain,
-            f"{num_documents:,}",
-            f"{kept.num_candidates:,}",
-            f"{kept.num_selected:,}",
-            f"{kept.num_selected / kept.num_candidates:.1%}",
-            f"{kept.mean_teacher_nll:.3f}",
-            f"{kept.mean_reference_nll:.3f}",
-            f"{kept.difference_score_quantiles[3]:.3f}",
-        )
-    Console(highlight=False).print(table)
+        candidates = domain.splits.get("candidate")
+        num_candidates = candidates.num_sequences if candidates else 0
+        table.add_row(domain.domain, *([f"- of {num_candidates:,}"] if domain.selection is None else _kept_cells(domain.selection)))
+    console.print(table)
+    console.print(f"[dim]{_KEPT_NOTE}[/]")
 
 
 def print_findings(findings: list[Finding]) -> None:
