@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
-import shutil
-import signal
-import subprocess
-import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,18 +16,7 @@ from miniplm import layout
 from miniplm.artifacts import DomainLoss, Evaluation
 from miniplm.errors import CorpusError, RunError, ScoreJoinError
 from miniplm.report import write_report
-from miniplm.report.charts import choose_ticks, draw_distribution, draw_loss_curves
-from miniplm.report.content import ReportContent, gather_content, make_loss_curve
-from miniplm.report.markup import (
-    cut_text,
-    escape,
-    format_count,
-    format_name,
-    format_nats,
-    format_seconds,
-    format_share,
-    format_time,
-)
+from miniplm.report.content import ReportContent, gather_content
 from miniplm.report.page import render_headline, render_page
 from miniplm.run_record import RunRecord, StudentRecord, save_run
 from miniplm.storage import Storage
@@ -385,94 +369,3 @@ def test_resumed_training_draws_the_later_row_of_a_step(tmp_path: Path) -> None:
     curve = gather_content(storage, record).curves["miniplm"]
     assert curve.step.tolist() == [1, 2, 3]
     assert curve.loss.tolist() == [9.0, 6.0, 5.0]
-
-
-def test_smooth_loss_is_the_mean_of_the_steps_around() -> None:
-    curve = make_loss_curve(np.arange(1, 21), np.arange(1.0, 21.0) ** 2)
-    assert curve.smooth_loss[0] == 1.0
-    assert curve.smooth_loss[9] == pytest.approx((81 + 100 + 121) / 3)
-    assert curve.smooth_loss[19] == pytest.approx((17**2 + 18**2 + 19**2 + 20**2) / 4)
-
-
-def test_long_curve_is_thinned_to_means() -> None:
-    curve = make_loss_curve(np.arange(1, 8001), np.tile([1.0, 3.0], 4000))
-    assert len(curve.step) == 800
-    assert curve.loss == pytest.approx(np.full(800, 2.0))
-    assert curve.step[0] == 5.5
-
-
-def test_charts_are_well_formed_and_take_the_colours_of_the_page() -> None:
-    edges = np.linspace(-1, 1, 9)
-    svg = draw_distribution(edges, np.array([1, 0, 2, 3, 9, 4, 1, 1]), 0.25, "--d3", "a label")
-    root = ElementTree.fromstring(svg)
-    assert root.attrib["aria-label"] == "a label"
-    assert "var(--d3)" in svg
-    assert "var(--noise)" in svg
-    assert "var(--threshold)" in svg
-    curve = make_loss_curve(np.arange(1, 50), np.linspace(9, 3, 49))
-    curves = draw_loss_curves({"a": curve, "b": curve}, (1, 49, 2, 10), "log", "losses")
-    ElementTree.fromstring(curves)
-    assert "var(--s0)" in curves
-    assert "var(--s1)" in curves
-    for text in (svg, curves):
-        assert not re.search(r"#[0-9a-f]{6}|<text|<style|\bid=", text)
-
-
-def test_ticks_are_round_and_inside() -> None:
-    assert choose_ticks(-0.9, 1.7) == [(-0.5, "−0.5"), (0.0, "0"), (0.5, "0.5"), (1.0, "1"), (1.5, "1.5")]
-    assert [label for _, label in choose_ticks(1, 4000, scale="log")] == ["1", "3", "10", "30", "100", "300", "1,000", "3,000"]
-
-
-def test_numbers_and_texts_are_written_as_agreed() -> None:
-    assert format_nats(-0.0004, signed=True) == "0.000"
-    assert format_nats(-0.0344, signed=True) == "−0.034"
-    assert format_nats(None) == "–"
-    assert format_share(1, 0) == "–"
-    assert format_count(96313) == "96,313"
-    assert format_seconds(0.04) == "0.0&nbsp;s"
-    assert format_seconds(59.6) == "1&nbsp;min&nbsp;00&nbsp;s"
-    assert format_seconds(7384) == "2&nbsp;h&nbsp;03&nbsp;min"
-    assert format_time("2026-11-02T09:00:00+00:00") == "2026-11-02 09:00 UTC"
-    assert format_name("a" * 25) == f'<bdi class="long">{"a" * 25}</bdi>'
-    assert escape("\ud800\x85a\tb\n\r") == "\ufffd\ufffda\tb\n␍"
-    assert cut_text("ab\ncd\nef", 400, 2) == "ab\ncd"
-    assert cut_text("ab\ncd\nef", 4, 9) == "ab\nc"
-    assert cut_text("abcd\u0301e", 4, 9) == "abc"
-    assert cut_text("short", 400, 8) == "short"
-
-
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium on PATH")
-def test_page_opens_in_a_browser_without_a_console_message(run: tuple[Storage, RunRecord], tmp_path: Path) -> None:
-    url = write_report(run[0], "demo")
-    dom, messages = open_in_chromium(f"file://{url}", tmp_path)
-    headline = re.search(r'<h1 id="headline">.*?</h1>', dom, re.DOTALL)
-    assert headline is not None
-    assert "on held-out text, 0.034 lower (better) than 4.846 for random data" in headline.group(0)
-    assert not [line for line in messages.splitlines() if "CONSOLE" in line]
-
-
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium on PATH")
-def test_browser_check_sees_a_console_message(tmp_path: Path) -> None:
-    path = tmp_path / "bad.html"
-    path.write_text("<!doctype html><script>console.error('seen')</script>")
-    assert "CONSOLE" in open_in_chromium(f"file://{path}", tmp_path)[1]
-
-
-def open_in_chromium(url: str, folder: Path) -> tuple[str, str]:
-    """The page's DOM as the browser has it, and what the browser logged."""
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-    flags += [
-        "--disable-component-update",
-        "--disable-sync",
-        f"--user-data-dir={folder / 'profile'}",
-        "--enable-logging=stderr",
-        "--v=0",
-    ]
-    process = subprocess.Popen(
-        ["chromium", *flags, "--dump-dom", url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    try:
-        return process.communicate(timeout=120)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
