@@ -18,8 +18,8 @@ from miniplm.text_pieces import PIECE_CHARACTERS, cut_text
 
 TokenIds = NDArray[np.uint32]
 
-# Characters given to the Rust backend in one call: its results take about 30 bytes a character while they live.
-_CALL_CHARACTERS = 8 << 20
+# Characters given to the Rust backend in one call: its results take some 30 bytes a character while they live.
+_CALL_CHARACTERS = 4 << 20
 _WANTED = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py"]
 
 

@@ -25,10 +25,9 @@ from miniplm.config import SourceConfig
 from miniplm.errors import SourceError
 from miniplm.sources.digests import digest_source_files
 from miniplm.sources.files import find_source_files, read_blocks
-from miniplm.sources.jsonl import _split_lines, find_field, read_jsonl
-from miniplm.sources.parquet import read_parquet
+from miniplm.sources.jsonl import _split_lines, find_field
+from miniplm.sources.reading import read_records
 from miniplm.sources.records import MISSING, Document, Rejection
-from miniplm.sources.text_files import read_text_file
 from miniplm.storage import Storage, digest_file
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
@@ -37,7 +36,6 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     ".zst": zstandard.ZstdCompressor().compress,
     ".bz2": bz2.compress,
 }
-READERS = {"jsonl": read_jsonl, "parquet": read_parquet, "text": read_text_file}
 
 
 def make_source(path: object, **settings: Any) -> SourceConfig:
@@ -46,7 +44,7 @@ def make_source(path: object, **settings: Any) -> SourceConfig:
 
 def read_source(source: SourceConfig, num_skipped: int = 0) -> list[Document | Rejection]:
     (file,) = find_source_files(source)
-    return list(READERS[source.format](file, source, 100, num_skipped, lambda num_bytes: None))
+    return list(read_records(file, source, 100, num_skipped, lambda num_bytes: None))
 
 
 def read_lines(tmp_path: Path, *lines: bytes, **settings: Any) -> list[Document | Rejection]:
@@ -141,6 +139,19 @@ def test_every_compression_gives_the_content_and_counts_the_stored_bytes(tmp_pat
     counted: list[int] = []
     assert b"".join(read_blocks(file, counted.append)) == content + b"the end"
     assert sum(counted) == len(stored)
+
+
+def test_what_archivers_put_around_the_data_is_passed_over(tmp_path: Path):
+    skippable = (0x184D2A50).to_bytes(4, "little") + (4).to_bytes(4, "little") + b"any."
+    compress = zstandard.ZstdCompressor().compress
+    stored = {
+        "frames.zst": skippable + compress(b"one") + skippable + compress(b"two") + skippable,
+        "padded.gz": gzip.compress(b"one") + gzip.compress(b"two") + bytes(512),
+    }
+    for name, content in stored.items():
+        (tmp_path / name).write_bytes(content)
+        (file,) = find_source_files(make_source(tmp_path / name))
+        assert b"".join(read_blocks(file, lambda num_bytes: None)) == b"onetwo"
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst", ".bz2"])
