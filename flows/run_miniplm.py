@@ -10,6 +10,7 @@ from flows.score_corpus import score_corpus
 from flows.select_sequences import select_sequences
 from flows.train_reference import train_reference
 from flows.train_student import train_student
+from flows.write_report import write_report
 from miniplm import layout
 from miniplm.config import RunConfig
 from miniplm.locks import exclusive
@@ -17,7 +18,6 @@ from miniplm.run_log import RunLog
 from miniplm.run_record import RunRecord
 from miniplm.storage import Storage
 from tasks.models import check_inputs, identify_teacher
-from tasks.reports import write_report
 
 
 @flow(name="run-miniplm", flow_run_name="run {config.name}")

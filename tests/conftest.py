@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.command_line import environment
+
+# Two cores, several processes: one thread each, set before torch is imported anywhere.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = (ROOT / "models" / "smollm2-135m" / "model.safetensors", ROOT / "samples" / "demo" / "SOURCES.md")
@@ -28,6 +41,40 @@ def has_cuda() -> bool:
 
 
 @pytest.fixture(scope="session")
-def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One folder for Prefect's database over the whole session: only the first run pays for making it."""
-    return tmp_path_factory.mktemp("prefect")
+def embedded_prefect(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a newcomer: no server, so that each run starts its own."""
+    return {"PREFECT_HOME": str(tmp_path_factory.mktemp("prefect"))}
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of somebody with a Prefect server, a real one, started once a session: a run starts ten seconds sooner."""
+    home = tmp_path_factory.mktemp("prefect-server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    variables = {"PREFECT_HOME": str(home), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
+    command = [
+        str(Path(sys.executable).parent / "prefect"),
+        "server",
+        "start",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--no-ui",
+    ]
+    with open(home / "server.log", "wb") as log:
+        server = subprocess.Popen(command, env=environment(variables), stdout=log, stderr=log, start_new_session=True)
+    try:
+        for _ in range(600):
+            try:
+                with urllib.request.urlopen(f"{variables['PREFECT_API_URL']}/health", timeout=1):
+                    break
+            except OSError:
+                assert server.poll() is None, (home / "server.log").read_text()
+                time.sleep(0.2)
+        yield variables
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()

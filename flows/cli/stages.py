@@ -193,11 +193,11 @@ def report(
 ) -> None:
     """Write the report of a run again, from what its record names."""
     config = _begin(target, overrides, storage, verbose)
-    from miniplm.report import write_report
-    from miniplm.storage import Storage
+    with watched_flow(verbose, as_json) as console:
+        from flows.write_report import write_report
 
-    url = write_report(Storage(config.storage), config.name)
-    _say(Console(highlight=False), as_json, {"report": url}, f"report: {url}")
+        url = write_report(config.storage, config.name)
+    _say(console, as_json, {"report": url}, f"report: {url}")
 
 
 def _begin(target: str, overrides: list[str] | None, storage: str, verbose: bool) -> RunConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -154,4 +155,5 @@ def _shard_options(indices: list[int]) -> str:
 
 
 def _sql_list(files: list[str]) -> str:
-    return "[" + ", ".join("'" + file.replace("'", "''") + "'" for file in files) + "]"
+    """A list of file names for `read_parquet`, which would take `[`, `*` and `?` in a folder's name for a pattern."""
+    return "[" + ", ".join("'" + glob.escape(file).replace("'", "''") + "'" for file in files) + "]"

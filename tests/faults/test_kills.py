@@ -27,12 +27,12 @@ def list_published(data: Path) -> dict[Path, tuple[int, int]]:
     return files
 
 
-def kill_after_progress(config: Path, data: Path, num_files: int, seconds: float, prefect_home: Path) -> bool:
+def kill_after_progress(config: Path, data: Path, num_files: int, seconds: float, prefect: dict[str, str]) -> bool:
     """Starts the run and kills its process group once `num_files` more files are published; False where it ended first."""
     before = len(list_published(data)) if data.exists() else 0
     process = subprocess.Popen(
         [MINIPLM, "run", str(config)],
-        env=environment(prefect_home),
+        env=environment(prefect),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -50,25 +50,27 @@ def kill_after_progress(config: Path, data: Path, num_files: int, seconds: float
 
 
 @pytest.mark.slow
-def test_killed_ten_times_gives_the_bytes_of_an_undisturbed_run(tmp_path, prefect_home):
+def test_killed_ten_times_gives_the_bytes_of_an_undisturbed_run(tmp_path, prefect_server, embedded_prefect):
     rng = random.Random(20241017)
     config = make_tiny_run(tmp_path)
     undisturbed = tmp_path / "undisturbed"
-    whole = run_miniplm("run", str(config), "--set", f"storage={undisturbed}", prefect_home=prefect_home)
+    whole = run_miniplm("run", str(config), "--set", f"storage={undisturbed}", prefect=prefect_server)
     assert whole.returncode == 0, whole.stderr
     data = tmp_path / "data"
     num_all = len(list_published(undisturbed))
     kills = 0
     scores: dict[Path, tuple[int, int]] = {}
     while kills < NUM_KILLS:
-        kills += kill_after_progress(config, data, rng.randint(1, num_all // 6), rng.random() * 0.2, prefect_home)
+        kills += kill_after_progress(
+            config, data, rng.randint(1, num_all // 6), rng.random() * 0.2, embedded_prefect if kills % 3 == 0 else prefect_server
+        )
         done = {path: value for path, value in list_published(data).items() if "scores" in path.parts}
         finished = {path for path in scores if path.with_suffix(".json") in scores and path.with_suffix(".parquet") in scores}
         assert all(done[path] == scores[path] for path in finished), "a finished shard was scored again"
         scores = done
         if len(list_published(data)) >= num_all:
             break
-    last = run_miniplm("run", str(config), prefect_home=prefect_home)
+    last = run_miniplm("run", str(config), prefect=prefect_server)
     assert last.returncode == 0, last.stderr
     for kind in ("selections", "scores", "corpora"):
         theirs = {path.relative_to(undisturbed): path.read_bytes() for path in (undisturbed / kind).rglob("*.parquet")}

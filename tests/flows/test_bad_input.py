@@ -32,9 +32,9 @@ def config(made, tmp_path):
     return path
 
 
-def refuse(config, *overrides, prefect_home):
+def refuse(config, *overrides, prefect):
     arguments = [part for override in overrides for part in ("--set", override)]
-    result = run_miniplm("run", str(config), *arguments, prefect_home=prefect_home)
+    result = run_miniplm("run", str(config), *arguments, prefect=prefect)
     assert result.returncode == 2, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     data = config.parent / "data"
@@ -62,93 +62,93 @@ def refuse(config, *overrides, prefect_home):
         ("students.1.name=miniplm", "the name 'miniplm' is given twice"),
     ],
 )
-def test_configuration(config, prefect_home, override, message):
-    stderr = refuse(config, override, prefect_home=prefect_home)
+def test_configuration(config, prefect_server, override, message):
+    stderr = refuse(config, override, prefect=prefect_server)
     assert message in stderr
     assert "secret" not in stderr
 
 
-def test_config_file_that_is_missing_or_no_yaml(tmp_path, prefect_home):
-    result = run_miniplm("run", str(tmp_path / "none.yaml"), prefect_home=prefect_home)
+def test_config_file_that_is_missing_or_no_yaml(tmp_path, prefect_server):
+    result = run_miniplm("run", str(tmp_path / "none.yaml"), prefect=prefect_server)
     assert (result.returncode, "there is no config file" in result.stderr) == (2, True)
     (tmp_path / "bad.yaml").write_text("name: [")
-    result = run_miniplm("run", str(tmp_path / "bad.yaml"), prefect_home=prefect_home)
+    result = run_miniplm("run", str(tmp_path / "bad.yaml"), prefect=prefect_server)
     assert (result.returncode, "is not valid YAML" in result.stderr) == (2, True)
 
 
-def test_a_run_that_does_not_exist(tmp_path, prefect_home):
-    result = run_miniplm("status", "nobody", "--storage", str(tmp_path), prefect_home=prefect_home)
+def test_a_run_that_does_not_exist(tmp_path, prefect_server):
+    result = run_miniplm("status", "nobody", "--storage", str(tmp_path), prefect=prefect_server)
     assert result.returncode == 2
     assert "has no run 'nobody'" in result.stderr
 
 
-def test_truncated_gzip(config, prefect_home):
+def test_truncated_gzip(config, prefect_server):
     source = config.parent / "sources" / "c.jsonl.gz"
     source.write_bytes(gzip.compress((config.parent / "sources" / "a.jsonl").read_bytes())[:-20])
-    assert "c.jsonl.gz is truncated" in refuse(config, f"corpus.sources.0.path={source}", prefect_home=prefect_home)
+    assert "c.jsonl.gz is truncated" in refuse(config, f"corpus.sources.0.path={source}", prefect=prefect_server)
 
 
-def test_sources_without_a_usable_document(config, prefect_home):
+def test_sources_without_a_usable_document(config, prefect_server):
     source = config.parent / "sources" / "c.jsonl"
     source.write_text('{"text": ""}\nnot json\n')
-    stderr = refuse(config, f"corpus.sources.0.path={source}", prefect_home=prefect_home)
+    stderr = refuse(config, f"corpus.sources.0.path={source}", prefect=prefect_server)
     assert "no usable document" in stderr
 
 
-def test_teacher_with_another_tokenizer(config, prefect_home):
+def test_teacher_with_another_tokenizer(config, prefect_server):
     other = config.parent / "other"
     shutil.copytree(config.parent / "teacher", other)
     make_tokenizer(other, make_documents(seed=9))
-    assert "has another tokenizer than the corpus" in refuse(config, f"teacher.model={other}", prefect_home=prefect_home)
+    assert "has another tokenizer than the corpus" in refuse(config, f"teacher.model={other}", prefect=prefect_server)
 
 
-def test_teacher_with_a_smaller_vocabulary_than_the_tokenizer(config, prefect_home):
+def test_teacher_with_a_smaller_vocabulary_than_the_tokenizer(config, prefect_server):
     path = config.parent / "teacher" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 300}))
-    assert "has a vocabulary of 300 ids" in refuse(config, prefect_home=prefect_home)
+    assert "has a vocabulary of 300 ids" in refuse(config, prefect=prefect_server)
 
 
-def test_truncated_weights(config, prefect_home):
+def test_truncated_weights(config, prefect_server):
     path = config.parent / "teacher" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    assert "truncated or damaged" in refuse(config, prefect_home=prefect_home)
+    assert "truncated or damaged" in refuse(config, prefect=prefect_server)
 
 
-def test_pickle_only_weights(config, prefect_home):
+def test_pickle_only_weights(config, prefect_server):
     (config.parent / "teacher" / "model.safetensors").unlink()
     torch.save({"a": torch.zeros(1)}, config.parent / "teacher" / "pytorch_model.bin")
-    assert "Convert it once" in refuse(config, prefect_home=prefect_home)
+    assert "Convert it once" in refuse(config, prefect=prefect_server)
 
 
-def test_nan_weights(config, prefect_home):
+def test_nan_weights(config, prefect_server):
     path = config.parent / "teacher" / "model.safetensors"
     tensors = load_file(path)
     tensors["model.norm.weight"][0] = float("nan")
     save_file(tensors, path, metadata={"format": "pt"})
-    assert "NaN or infinite: model.norm.weight (1 values)" in refuse(config, prefect_home=prefect_home)
+    assert "NaN or infinite: model.norm.weight (1 values)" in refuse(config, prefect=prefect_server)
 
 
-def test_tokenizer_without_eos(config, prefect_home):
+def test_tokenizer_without_eos(config, prefect_server):
     path = config.parent / "teacher" / "tokenizer_config.json"
     content = json.loads(path.read_text())
     content.pop("eos_token")
     path.write_text(json.dumps(content))
-    assert "has no EOS token" in refuse(config, prefect_home=prefect_home)
+    assert "has no EOS token" in refuse(config, prefect=prefect_server)
 
 
-def test_storage_that_is_a_file(config, prefect_home):
+def test_storage_that_is_a_file(config, prefect_server):
     (config.parent / "file").write_text("")
-    assert "cannot write" in refuse(config, f"storage={config.parent / 'file' / 'data'}", prefect_home=prefect_home)
+    assert "cannot write" in refuse(config, f"storage={config.parent / 'file' / 'data'}", prefect=prefect_server)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_storage_without_the_right_to_write(config, prefect_home):
+def test_storage_without_the_right_to_write(config, prefect_server):
     folder = config.parent / "locked"
     folder.mkdir(mode=0o500)
-    assert "cannot write" in refuse(config, f"storage={folder}/data", prefect_home=prefect_home)
+    assert "cannot write" in refuse(config, f"storage={folder}/data", prefect=prefect_server)
 
 
-def test_rejected_records_are_counted_and_kept_with_their_reason(config, prefect_home):
+def test_rejected_records_are_counted_and_kept_with_their_reason(config, prefect_server):
     documents = [json.dumps(document) for document in make_documents(60, seed=3)]
     bad = [
         '{"text": ',
@@ -160,7 +160,7 @@ def test_rejected_records_are_counted_and_kept_with_their_reason(config, prefect
     ]
     source = config.parent / "sources" / "mixed.jsonl"
     source.write_bytes("\n".join(documents + bad).encode() + b'\n{"text": "\xff\xfe", "meta": {"domain": "x"}}\n')
-    result = run_miniplm("prepare", str(config), "--json", "--set", f"corpus.sources.0.path={source}", prefect_home=prefect_home)
+    result = run_miniplm("prepare", str(config), "--json", "--set", f"corpus.sources.0.path={source}", prefect=prefect_server)
     assert result.returncode == 0, result.stderr
     manifest = json.loads(result.stdout)
     assert manifest["rejected"] == {
@@ -175,14 +175,14 @@ def test_rejected_records_are_counted_and_kept_with_their_reason(config, prefect
     assert {row["source"] for row in rows} == {str(source)}
 
 
-def test_two_runs_of_one_config_at_the_same_time(config, prefect_home):
+def test_two_runs_of_one_config_at_the_same_time(config, prefect_server):
     from miniplm.layout import run_folder
     from miniplm.locks import exclusive
     from miniplm.storage import Storage
 
     content = yaml.safe_load(config.read_text())
     with exclusive(Storage(content["storage"]), run_folder(content["name"]), "run tiny"):
-        result = run_miniplm("run", str(config), prefect_home=prefect_home)
+        result = run_miniplm("run", str(config), prefect=prefect_server)
     assert result.returncode == 2
     assert f"another process (pid {os.getpid()}" in result.stderr
     assert "is working on run tiny" in result.stderr

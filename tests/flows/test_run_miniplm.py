@@ -19,10 +19,11 @@ from tests.tiny_runs import make_tiny_run
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, prefect_home):
+def finished(tmp_path_factory, embedded_prefect):
+    """As a newcomer runs it: with no server."""
     folder = tmp_path_factory.mktemp("run")
     config = make_tiny_run(folder)
-    result = run_miniplm("run", str(config), prefect_home=prefect_home)
+    result = run_miniplm("run", str(config), prefect=embedded_prefect)
     assert result.returncode == 0, result.stderr + result.stdout
     return config, result
 
@@ -105,47 +106,45 @@ def test_students_are_plain_transformers_folders(finished):
         assert len((folder / "metrics.jsonl").read_text().splitlines()) == 12
 
 
-def test_again_it_does_nothing_and_says_the_same(finished, prefect_home):
+def test_again_it_does_nothing_and_says_the_same(finished, prefect_server):
     config, first = finished
     before = {path: path.stat().st_mtime_ns for path in (config.parent / "data").rglob("*") if path.is_file()}
-    again = run_miniplm("run", str(config), prefect_home=prefect_home)
+    again = run_miniplm("run", str(config), prefect=prefect_server)
     assert again.returncode == 0, again.stderr
     assert again.stdout.split("Run tiny")[1] == first.stdout.split("Run tiny")[1]
     after = {path: path.stat().st_mtime_ns for path in (config.parent / "data").rglob("*") if path.is_file()}
     assert before == after
 
 
-def test_status_inspect_and_select_by_name(finished, prefect_home):
+def test_status_inspect_and_select_by_name(finished, prefect_server):
     config, _ = finished
     storage = str(config.parent / "data")
-    status = json.loads(run_miniplm("status", "tiny", "--storage", storage, "--json", prefect_home=prefect_home).stdout)
+    status = json.loads(run_miniplm("status", "tiny", "--storage", storage, "--json", prefect=prefect_server).stdout)
     assert status["complete"] is True
     assert {stage["state"] for stage in status["stages"]} == {"done"}
-    top = json.loads(
-        run_miniplm("inspect", "tiny", "--storage", storage, "--limit", "3", "--json", prefect_home=prefect_home).stdout
-    )
+    top = json.loads(run_miniplm("inspect", "tiny", "--storage", storage, "--limit", "3", "--json", prefect=prefect_server).stdout)
     assert [row["selected"] for row in top] == [True] * 3
     one = json.loads(
         run_miniplm(
-            "inspect", "tiny", "--storage", storage, "--id", str(top[0]["sequence_id"]), "--json", prefect_home=prefect_home
+            "inspect", "tiny", "--storage", storage, "--id", str(top[0]["sequence_id"]), "--json", prefect=prefect_server
         ).stdout
     )
     assert one == top[:1]
 
 
-def test_another_ratio_scores_nothing(finished, prefect_home, tmp_path):
+def test_another_ratio_scores_nothing(finished, prefect_server, tmp_path):
     config, _ = finished
     shutil.copytree(config.parent / "data", tmp_path / "data")
     scores = {path: path.stat().st_mtime_ns for path in (tmp_path / "data" / "scores").rglob("*")}
     result = run_miniplm(
-        "run", str(config), "--set", f"storage={tmp_path / 'data'}", "--set", "selection.ratio=0.3", prefect_home=prefect_home
+        "run", str(config), "--set", f"storage={tmp_path / 'data'}", "--set", "selection.ratio=0.3", prefect=prefect_server
     )
     assert result.returncode == 0, result.stderr
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data" / "scores").rglob("*")} == scores
     assert len(list((tmp_path / "data" / "selections").iterdir())) == 2
 
 
-def test_damaged_and_missing_shards_are_told_and_only_they_are_scored_again(finished, prefect_home, tmp_path):
+def test_damaged_and_missing_shards_are_told_and_only_they_are_scored_again(finished, prefect_server, tmp_path):
     config, _ = finished
     data = tmp_path / "data"
     shutil.copytree(config.parent / "data", data)
@@ -157,16 +156,16 @@ def test_damaged_and_missing_shards_are_told_and_only_they_are_scored_again(fini
     (scores / "shard-00003.parquet").write_bytes(flipped)
     (scores / "shard-00005.json").unlink()
     storage = f"storage={data}"
-    refused = run_miniplm("select", str(config), "--set", storage, prefect_home=prefect_home)
+    refused = run_miniplm("select", str(config), "--set", storage, prefect=prefect_server)
     assert refused.returncode == 2
     assert "shard-00003 has broken teacher scores" in refused.stderr
     assert "miniplm score CONFIG --model teacher --shard 3 --shard 5" in refused.stderr
-    status = json.loads(run_miniplm("status", str(config), "--set", storage, "--json", prefect_home=prefect_home).stdout)
+    status = json.loads(run_miniplm("status", str(config), "--set", storage, "--json", prefect=prefect_server).stdout)
     (stage,) = [stage for stage in status["stages"] if stage["name"] == "score teacher"]
     assert [(shard["shard_index"], shard["state"]) for shard in stage["shards"]] == [(3, "broken"), (5, "missing")]
     times = {path.name: path.stat().st_mtime_ns for path in scores.glob("*.parquet")}
     mended = run_miniplm(
-        "score", str(config), "--model", "teacher", "--shard", "3", "--shard", "5", "--set", storage, prefect_home=prefect_home
+        "score", str(config), "--model", "teacher", "--shard", "3", "--shard", "5", "--set", storage, prefect=prefect_server
     )
     assert mended.returncode == 0, mended.stderr
     assert {path.name: path.read_bytes() for path in scores.glob("*.parquet")} == whole
@@ -174,10 +173,10 @@ def test_damaged_and_missing_shards_are_told_and_only_they_are_scored_again(fini
     assert changed == {"shard-00003.parquet", "shard-00005.parquet"}
 
 
-def test_stages_one_by_one_are_the_whole_run(finished, prefect_home, tmp_path):
+def test_stages_one_by_one_are_the_whole_run(finished, prefect_server, tmp_path):
     config, _ = finished
     storage = ("--set", f"storage={tmp_path / 'data'}")
-    early = run_miniplm("score", str(config), "--model", "teacher", *storage, prefect_home=prefect_home)
+    early = run_miniplm("score", str(config), "--model", "teacher", *storage, prefect=prefect_server)
     assert early.returncode == 2
     assert "miniplm prepare" in early.stderr
     for arguments in (
@@ -189,7 +188,7 @@ def test_stages_one_by_one_are_the_whole_run(finished, prefect_home, tmp_path):
         ("train",),
         ("evaluate",),
     ):
-        result = run_miniplm(arguments[0], str(config), *arguments[1:], *storage, prefect_home=prefect_home)
+        result = run_miniplm(arguments[0], str(config), *arguments[1:], *storage, prefect=prefect_server)
         assert result.returncode == 0, f"{arguments}: {result.stderr}"
     record = read_record(config)
     for kind in ("selections", "scores"):
@@ -200,7 +199,7 @@ def test_stages_one_by_one_are_the_whole_run(finished, prefect_home, tmp_path):
     assert (tmp_path / "data" / "selections" / record["selection_id"] / "manifest.json").is_file()
 
 
-def test_a_given_reference_is_used_as_it_is(finished, prefect_home, tmp_path):
+def test_a_given_reference_is_used_as_it_is(finished, prefect_server, tmp_path):
     config, _ = finished
     record = read_record(config)
     content = yaml.safe_load(config.read_text())
@@ -209,7 +208,7 @@ def test_a_given_reference_is_used_as_it_is(finished, prefect_home, tmp_path):
     content["storage"] = str(tmp_path / "data")
     other = tmp_path / "given.yaml"
     other.write_text(yaml.safe_dump(content))
-    result = run_miniplm("run", str(other), "--json", prefect_home=prefect_home)
+    result = run_miniplm("run", str(other), "--json", prefect=prefect_server)
     assert result.returncode == 0, result.stderr
     given = json.loads(result.stdout)
     ours = read_table((tmp_path / "data" / "selections" / given["selection_id"]).glob("*.parquet"))
@@ -217,10 +216,10 @@ def test_a_given_reference_is_used_as_it_is(finished, prefect_home, tmp_path):
     pd.testing.assert_frame_equal(ours, theirs)
 
 
-def test_plan_measures_and_writes_nothing(finished, prefect_home, tmp_path):
+def test_plan_measures_and_writes_nothing(finished, prefect_server, tmp_path):
     config, _ = finished
     result = run_miniplm(
-        "plan", str(config), "--json", "--usd-per-gpu-hour", "2", "--set", f"storage={tmp_path / 'data'}", prefect_home=prefect_home
+        "plan", str(config), "--json", "--usd-per-gpu-hour", "2", "--set", f"storage={tmp_path / 'data'}", prefect=prefect_server
     )
     assert result.returncode == 0, result.stderr
     plan = json.loads(result.stdout)

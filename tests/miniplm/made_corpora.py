@@ -66,7 +66,9 @@ def make_corpus(
             next_id += len(sequences)
     manifest = CorpusManifest(
         corpus_id=corpus_id,
-        tokenizer=TokenizerEntry(name="made", digest="sha256:made", vocab_size=vocab_size, eos_token="<eos>", eos_token_id=eos_token_id),
+        tokenizer=TokenizerEntry(
+            name="made", digest="sha256:made", vocab_size=vocab_size, eos_token="<eos>", eos_token_id=eos_token_id
+        ),
         sequence_length=sequence_length,
         sources=(),
         num_records=next_id,
@@ -91,7 +93,8 @@ def write_scores(
     if sequence_ids is None:
         sequence_ids = range(shard.first_sequence_id, shard.first_sequence_id + len(nll_sum))
     table = pa.Table.from_arrays(
-        [pa.array(sequence_ids, pa.int64()), pa.array(num_scored_tokens, pa.int32()), pa.array(nll_sum, pa.float64())], schema=SCORE_SCHEMA
+        [pa.array(sequence_ids, pa.int64()), pa.array(num_scored_tokens, pa.int32()), pa.array(nll_sum, pa.float64())],
+        schema=SCORE_SCHEMA,
     )
     with storage.publish(layout.score_shard(shard.corpus_id, model_id, shard.shard_index)) as path:
         pq.write_table(table, path)

@@ -111,7 +111,9 @@ def test_shard_that_the_index_names_is_missing(folder):
 
 
 def test_unknown_family_is_an_error_not_remote_code(folder):
-    (folder / "config.json").write_text(json.dumps({"model_type": "nobody-knows", "auto_map": {"AutoModelForCausalLM": "evil.Model"}}))
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "nobody-knows", "auto_map": {"AutoModelForCausalLM": "evil.Model"}})
+    )
     with pytest.raises(ModelError, match="cannot be loaded as a causal language model"):
         load_model(folder, "float32", CPU)
 
@@ -142,5 +144,7 @@ def test_devices_and_dtypes():
 
 def test_out_of_memory_is_told_from_other_errors():
     assert is_out_of_memory(MemoryError())
-    assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"))
+    assert is_out_of_memory(
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+    )
     assert not is_out_of_memory(RuntimeError("shape mismatch"))

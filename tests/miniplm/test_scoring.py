@@ -171,7 +171,11 @@ def test_damaged_score_shard_is_broken_and_says_why(tmp_path, llama, llama_folde
 
 @pytest.mark.parametrize(
     ("nll_sum", "ids", "reason"),
-    [([1, float("nan"), 1, 1, 1, 1], None, "1 of its NLLs"), ([1] * 6, [0, 0, 1, 2, 3, 4], "5 distinct sequence ids"), ([1] * 5, None, "5 rows")],
+    [
+        ([1, float("nan"), 1, 1, 1, 1], None, "1 of its NLLs"),
+        ([1] * 6, [0, 0, 1, 2, 3, 4], "5 distinct sequence ids"),
+        ([1] * 5, None, "5 rows"),
+    ],
 )
 def test_wrong_content_under_a_right_digest_is_broken(tmp_path, nll_sum, ids, reason):
     storage = Storage(str(tmp_path))

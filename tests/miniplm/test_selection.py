@@ -117,6 +117,13 @@ def test_found_again_and_made_again_when_damaged(tmp_path):
     assert path.read_bytes() == whole
 
 
+@pytest.mark.parametrize("name", ["data [1]", "it's", "a*b?"])
+def test_a_folder_name_is_no_pattern(tmp_path, name):
+    storage = Storage(str(tmp_path / name))
+    corpus = make_scored_corpus(storage, *random_scores(20))
+    assert select_sequences(storage, corpus, TEACHER, REFERENCE, SelectionConfig(ratio=0.5)).num_selected == 10
+
+
 def test_works_in_memory_storage():
     storage = Storage("memory://selection-test")
     corpus = make_scored_corpus(storage, *random_scores(20))
@@ -147,18 +154,36 @@ def test_missing_and_broken_shards_are_named_with_their_repair(tmp_path):
     storage.delete(layout.score_shard_manifest("made", TEACHER, 1))
     path = tmp_path / layout.score_shard("made", REFERENCE, 2)
     path.write_bytes(path.read_bytes() + b"x")
-    with pytest.raises(ScoreJoinError, match=r"shard-00001 has no teacher scores, shard-00002 has broken reference scores.*--model teacher --shard 1.*--model reference --shard 2"):
+    with pytest.raises(
+        ScoreJoinError,
+        match=r"shard-00001 has no teacher scores, shard-00002 has broken reference scores.*--model teacher --shard 1.*--model reference --shard 2",
+    ):
         select_sequences(storage, corpus, TEACHER, REFERENCE, SelectionConfig())
 
 
 FAULTS = {
     "missing": ([1.0] * 3, None, [1] * 3, r"shard-00001: 1 of 4 sequences have no teacher score \(first: 7\)"),
-    "repeated": ([1.0] * 5, [4, 5, 6, 7, 7], [1] * 5, r"shard-00001: 1 of 4 sequences have more than one teacher score \(first: 7\)"),
+    "repeated": (
+        [1.0] * 5,
+        [4, 5, 6, 7, 7],
+        [1] * 5,
+        r"shard-00001: 1 of 4 sequences have more than one teacher score \(first: 7\)",
+    ),
     "foreign": ([1.0] * 5, [4, 5, 6, 7, 99], [1] * 5, r"1 of 0 sequences have a teacher score but are no candidates \(first: 99\)"),
-    "nan": ([1.0, float("nan"), 1.0, 1.0], None, [1] * 4, r"shard-00001: 1 of 4 sequences have a teacher score that is NULL or not finite \(first: 5\)"),
+    "nan": (
+        [1.0, float("nan"), 1.0, 1.0],
+        None,
+        [1] * 4,
+        r"shard-00001: 1 of 4 sequences have a teacher score that is NULL or not finite \(first: 5\)",
+    ),
     "infinite": ([1.0, 1.0, 1.0, float("inf")], None, [1] * 4, r"not finite \(first: 7\)"),
     "null": ([1.0, None, 1.0, 1.0], None, [1] * 4, r"NULL or not finite \(first: 5\)"),
-    "targets": ([1.0] * 4, None, [1, 2, 1, 1], r"another number of scored tokens under the teacher than under the reference \(first: 5\)"),
+    "targets": (
+        [1.0] * 4,
+        None,
+        [1, 2, 1, 1],
+        r"another number of scored tokens under the teacher than under the reference \(first: 5\)",
+    ),
 }
 
 
