@@ -13,7 +13,7 @@ from miniplm import layout
 from miniplm.artifacts import ModelEntry, ScoreShardManifest
 from miniplm.config import RunConfig
 from miniplm.corpus.reader import load_corpus
-from miniplm.errors import ConfigError, ScoreError, list_offenders
+from miniplm.errors import ConfigError, MiniplmError, RunFailedError, ScoreError, list_offenders
 from miniplm.run_record import StageRecord
 from miniplm.scoring.shards import check_score_shards
 from miniplm.storage import Storage
@@ -39,7 +39,8 @@ def score_corpus(
 ) -> StageRecord:
     """Scores what is not scored yet of the given shards (default: all); neighbours of a shard that fails go on.
 
-    Raises `ScoreError` naming the shards that failed with their reasons, once all others are done.
+    Raises `ScoreError` naming the shards that failed with their reasons, once all others are done; `RunFailedError`
+    where one of the reasons is in no input.
     """
     storage = Storage(config.storage)
     corpus = load_corpus(storage, corpus_id)
@@ -63,7 +64,9 @@ def score_corpus(
         load_model(config.storage, entry, config.scoring)
         stage = f"score {role}"
         total = sum(shards[state.shard_index].num_tokens for state in states)
-        with stage_progress(stage, total, "tokens", done=sum(manifest.num_tokens for manifest in manifests)):
+        num_broken = sum(state.state == "broken" for state in states)
+        remark = f"{num_broken} broken shards are scored again" if num_broken else ""
+        with stage_progress(stage, total, "tokens", sum(manifest.num_tokens for manifest in manifests), remark):
             for start in range(0, len(todo), _SHARDS_AT_ONCE):
                 futures = {
                     index: score_shard.submit(config.storage, corpus_id, entry, index, config.scoring, stage)
@@ -92,9 +95,10 @@ def _collect(futures: dict[int, PrefectFuture[ScoreShardManifest]], role: str) -
     if failures:
         reasons = [f"{layout.shard_name(index)}: {type(error).__name__}: {error}" for index, error in failures.items()]
         options = "".join(f" --shard {index}" for index in list(failures)[:10])
-        first = next(iter(failures.values()))
-        raise ScoreError(
+        message = (
             f"{len(failures)} of {len(futures)} shards could not be scored by the {role}: {list_offenders(reasons)}. "
             f"The others are kept. Run `miniplm score CONFIG --model {role}{options}` when the reason is gone"
-        ) from (first if isinstance(first, BaseException) else None)
+        )
+        is_told = all(isinstance(error, (ConfigError, MiniplmError)) for error in failures.values())
+        raise (ScoreError if is_told else RunFailedError)(message) from next(iter(failures.values()))
     return manifests

@@ -39,6 +39,10 @@ class ScoreError(MiniplmError):
     """A shard could not be scored for a reason of its own, such as a non-finite score."""
 
 
+class RunFailedError(Exception):
+    """Work failed for a reason that is in no input; what is finished is kept."""
+
+
 class ScoreJoinError(MiniplmError):
     """Candidate sequences and the scores of the two models do not match one to one."""
 

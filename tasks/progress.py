@@ -50,7 +50,7 @@ class StageProgress:
     `done` counts what was there before; the rate is of what this process does.
     """
 
-    def __init__(self, key: str, total: float, unit: str, done: float = 0.0) -> None:
+    def __init__(self, key: str, total: float, unit: str, done: float = 0.0, remark: str = "") -> None:
         self.key, self.total, self.unit = key, total, unit
         self.done_before = done
         self._parts: dict[str, float] = {}
@@ -62,7 +62,7 @@ class StageProgress:
             key=re.sub(r"[^a-z0-9]+", "-", key.lower()).strip("-"),
             description=f"{key}: {total:,.0f} {unit}",
         )
-        report_progress(Progress(key, done, total, unit))
+        report_progress(Progress(key, done, total, unit, remark))
 
     def callback(self, part: str) -> Callable[[Progress], None]:
         """The callback for one shard; `part` names it. A shard that starts again counts anew."""
@@ -106,9 +106,9 @@ _stages: dict[str, StageProgress] = {}
 
 
 @contextmanager
-def stage_progress(key: str, total: float, unit: str, done: float = 0.0) -> Iterator[StageProgress]:
+def stage_progress(key: str, total: float, unit: str, done: float = 0.0, remark: str = "") -> Iterator[StageProgress]:
     """Opens the progress of a stage, found by its tasks under `key` with `shard_callback`."""
-    stage = StageProgress(key, total, unit, done)
+    stage = StageProgress(key, total, unit, done, remark)
     _stages[key] = stage
     try:
         yield stage

@@ -11,7 +11,7 @@ from rich.console import Console
 from flows.cli import facts, runs, stages
 from flows.cli.options import is_verbose
 from miniplm import __version__
-from miniplm.errors import ConfigError, MiniplmError
+from miniplm.errors import ConfigError, MiniplmError, RunFailedError
 
 app = typer.Typer(
     name="miniplm",
@@ -70,7 +70,7 @@ def main() -> None:
     except Exception as error:
         if is_verbose():
             errors.print(traceback.format_exc(), markup=False)
-        errors.print(f"[bold red]The run failed[/] with {type(error).__name__}: ", end="")
-        errors.print(str(error) or "(no message)", markup=False)
+        errors.print("[bold red]The run failed[/]: ", end="")
+        errors.print(str(error) if isinstance(error, RunFailedError) else f"{type(error).__name__}: {error}", markup=False)
         errors.print("What is finished is kept; the same command goes on from there. --verbose shows where it failed.")
         sys.exit(1)

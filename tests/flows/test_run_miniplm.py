@@ -239,3 +239,30 @@ def test_plan_measures_and_writes_nothing(finished, prefect_server, tmp_path):
         "train pretrain",
     ]
     assert not (tmp_path / "data" / "corpora").exists() or not list((tmp_path / "data" / "corpora").glob("*/*"))
+
+
+def test_a_damaged_corpus_shard_stops_itself_and_not_its_neighbours(finished, prefect_server, tmp_path):
+    config, _ = finished
+    data = tmp_path / "data"
+    shutil.copytree(config.parent / "data", data)
+    record = read_record(config)
+    scores = data / "scores" / record["corpus_id"] / record["teacher"]["model_id"]
+    whole = {path.name: path.read_bytes() for path in scores.glob("*.parquet")}
+    shutil.rmtree(scores)
+    shard = data / "corpora" / record["corpus_id"] / "candidate" / "shard-00002.parquet"
+    content = bytearray(shard.read_bytes())
+    content[50] ^= 1
+    shard.write_bytes(content)
+    arguments = ("score", str(config), "--model", "teacher", "--set", f"storage={data}")
+    failed = run_miniplm(*arguments, prefect=prefect_server)
+    assert failed.returncode == 2
+    assert f"1 of {len(whole)} shards could not be scored by the teacher: shard-00002: CorpusError" in failed.stderr
+    assert {path.name: path.read_bytes() for path in scores.glob("*.parquet")} == {
+        name: whole[name] for name in whole if name != "shard-00002.parquet"
+    }
+    # as the message says
+    assert "Delete that file and run `miniplm prepare CONFIG`" in failed.stderr
+    shard.unlink()
+    assert run_miniplm("prepare", str(config), "--set", f"storage={data}", prefect=prefect_server).returncode == 0
+    assert run_miniplm(*arguments, prefect=prefect_server).returncode == 0
+    assert {path.name: path.read_bytes() for path in scores.glob("*.parquet")} == whole
