@@ -140,13 +140,17 @@ class TrainingConfig(Section):
     def _check_length(self) -> TrainingConfig:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of `steps` (optimizer steps) and `epochs` (passes over the sequences)")
+        if self.steps is not None and (self.warmup_steps or 0) > self.steps:
+            raise ValueError(
+                f"warmup_steps is {self.warmup_steps}, but the training has {self.steps} steps; give fewer warm-up steps, or train longer"
+            )
         if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}")
         return self
 
     def resolve_warmup_steps(self, num_steps: int) -> int:
-        """Optimizer steps of warm-up in a run of `num_steps`."""
-        return min(2000, num_steps // 10) if self.warmup_steps is None else self.warmup_steps
+        """Optimizer steps of warm-up in a run of `num_steps`, whose number the data may decide: at most all of them."""
+        return min(2000, num_steps // 10) if self.warmup_steps is None else min(self.warmup_steps, num_steps)
 
     def resolve_micro_batch_size(self) -> int:
         """Sequences a forward pass: the given number, or the largest divisor of `batch_size` up to 8."""

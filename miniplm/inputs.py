@@ -39,7 +39,7 @@ def check_inputs(config: RunConfig) -> None:
 
 
 def _check_trainings(config: RunConfig, tokenizer: CorpusTokenizer) -> None:
-    """Raises `ConfigError` for an architecture, vocabulary size, warm-up or dtype that cannot be trained."""
+    """Raises `ConfigError` for an architecture, vocabulary size or dtype that cannot be trained."""
     trainings = [(student.architecture, student.vocab_size, student.training) for student in config.students]
     if config.reference.architecture is not None and config.reference.training is not None:
         trainings.append((config.reference.architecture, config.reference.vocab_size, config.reference.training))

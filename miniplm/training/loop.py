@@ -26,7 +26,7 @@ from miniplm.training.checkpoints import (
 from miniplm.training.data import SequenceOrder, count_steps, count_training_sequences
 from miniplm.training.optimization import Optimization, StepResult
 from miniplm.training.recipe import TrainingPlan
-from miniplm.training.schedule import check_warmup, learning_rate
+from miniplm.training.schedule import learning_rate
 from miniplm.training.tokenizer_files import make_tokenizer_files
 from miniplm.versions import list_versions
 
@@ -39,7 +39,7 @@ def train_model(storage: Storage, plan: TrainingPlan, on_progress: ProgressCallb
 
     Killed at any moment and called again, it gives the losses and weights of an undisturbed run on the same machine.
     Raises `TrainingError` where there is nothing to train on, memory runs out, or three steps in a row have no
-    finite gradient; `ConfigError` for a warm-up longer than the run; `BusyError` where another process trains the same.
+    finite gradient; `BusyError` where another process trains the same.
     """
     with exclusive(storage, layout.training_folder(plan.training_id), f"training {plan.training_id}"):
         manifest = find_training(storage, plan.training_id)
@@ -74,7 +74,6 @@ class _Training:
         recipe, config = plan.recipe, plan.config
         self.order = SequenceOrder(storage, plan.method.list_shards(storage, plan.inputs), config.seed)
         self.num_steps = count_steps(config, self.order.num_sequences)
-        check_warmup(config, self.num_steps)
         model = build_model(plan.architecture, recipe.vocab_size, recipe.max_positions, config.seed, plan.trust_remote_code)
         model.config.eos_token_id = model.generation_config.eos_token_id = recipe.eos_token_id
         # Not in the model's own configuration: there it would keep the embedding of EOS from learning.

@@ -15,7 +15,6 @@ from miniplm.models.devices import resolve_device, resolve_dtype
 from miniplm.models.identity import slug
 from miniplm.storage import digest_content
 from miniplm.training.methods import METHODS, MethodInputs, TrainingMethod
-from miniplm.training.schedule import check_warmup
 
 # Raised when a change of the code changes the result of an unchanged recipe.
 TRAINING_VERSION = 1
@@ -77,7 +76,7 @@ def plan_training(
 ) -> TrainingPlan:
     """The training of a fresh model of an architecture on what a method chooses; reads and writes nothing at the storage root.
 
-    Raises `ConfigError` for a method, architecture, vocabulary size, dtype, warm-up or device that cannot be, and
+    Raises `ConfigError` for a method, architecture, vocabulary size, dtype or device that cannot be, and
     `TrainingError` where the method needs a selection and there is none of this corpus.
     """
     if method not in METHODS:
@@ -100,12 +99,10 @@ def plan_training(
 def resolve_training(training: TrainingConfig, device: str) -> dict[str, Any]:
     """What of a training's configuration changes its numbers, with dtype and micro-batch size as they will be.
 
-    Raises `ConfigError` for a dtype, warm-up or device that cannot be.
+    Raises `ConfigError` for a dtype or device that cannot be.
     """
     dtype = resolve_dtype(training.dtype, resolve_device(device))
     if dtype == "float16":
         raise ConfigError("training.dtype is float16, whose small gradients vanish; use bfloat16 or float32")
-    if training.steps is not None:
-        check_warmup(training, training.steps)
     resolved = config_as_dict(training) | {"dtype": dtype, "micro_batch_size": training.resolve_micro_batch_size()}
     return {key: value for key, value in resolved.items() if key not in _WITHOUT_EFFECT}

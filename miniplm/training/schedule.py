@@ -5,15 +5,6 @@ from __future__ import annotations
 import math
 
 from miniplm.config import TrainingConfig
-from miniplm.errors import ConfigError
-
-
-def check_warmup(config: TrainingConfig, num_steps: int) -> None:
-    """Raises `ConfigError` where the warm-up is longer than the run, which would never reach its learning rate."""
-    if config.resolve_warmup_steps(num_steps) > num_steps:
-        raise ConfigError(
-            f"training.warmup_steps is {config.warmup_steps}, but the training has {num_steps} steps; give fewer warm-up steps, or train longer"
-        )
 
 
 def learning_rate(config: TrainingConfig, step: int, num_steps: int) -> float:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -392,39 +391,3 @@ def test_progress_goes_up_to_the_bytes_of_the_sources(
     assert [moment.done for moment in seen] == sorted(moment.done for moment in seen)
     assert seen[-1].done == total
     assert seen[-1].detail == f"90 documents, {manifest.split_counts('candidate').num_tokens:,} tokens"
-
-
-@pytest.mark.slow
-def test_one_document_of_50_mb_on_one_line_is_packed_whole_in_bounded_memory(tmp_path: Path, tokenizer: str):
-    import subprocess
-    import sys
-
-    rng = random.Random(0)
-    words = [str(rng.randint(0, 9999)) for _ in range(1000)]
-    text = " ".join(rng.choices(words, k=11_000_000))[: 50 << 20]
-    path = write_jsonl(tmp_path / "in.jsonl", [{"text": text, "domain": "d"}])
-    script = """
-import resource, sys
-from miniplm.config import CorpusConfig
-from miniplm.corpus.preparation import prepare_corpus
-from miniplm.storage import Storage
-import transformers, pyarrow.parquet
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-config = CorpusConfig.model_validate_json(sys.argv[2])
-manifest = prepare_corpus(Storage(sys.argv[1]), config)
-print(manifest.split_counts("candidate").num_tokens, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
-"""
-    config = make_config(tokenizer, by_domain(path), sequence_length=1024, sequences_per_shard=65536)
-    root = str(tmp_path / "root")
-    output = subprocess.run(
-        [sys.executable, "-c", script, root, config.model_dump_json()], check=True, capture_output=True, text=True
-    )
-    num_tokens, grown_mib = map(int, output.stdout.split()[-2:])
-    storage = Storage(root)
-    manifest = load_corpus(storage, resolve_corpus_id(storage, config))
-    assert grown_mib < 1500
-    loaded = load_tokenizer(tokenizer)
-    sequences = read_sequences(storage, manifest.corpus_id, manifest.shards)
-    token_ids = np.concatenate([row["token_ids"] for row in sequences])
-    assert len(token_ids) == num_tokens
-    assert loaded.decode(token_ids) == text + EOS

@@ -6,29 +6,23 @@ import bz2
 import gzip
 import json
 import os
-import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miniplm import layout
 from miniplm.config import SourceConfig
 from miniplm.errors import SourceError
-from miniplm.sources.digests import digest_source_files
 from miniplm.sources.files import find_source_files, read_blocks
 from miniplm.sources.jsonl import _split_lines, find_field
 from miniplm.sources.reading import read_records
 from miniplm.sources.records import MISSING, Document, Rejection
-from miniplm.storage import Storage, digest_file
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "": lambda content: content,
@@ -321,156 +315,3 @@ def test_a_text_file_without_text_is_rejected(tmp_path: Path, content: bytes, re
     (rejection,) = read_source(make_source(path, format="text"))
     assert isinstance(rejection, Rejection)
     assert rejection.reason == reason
-
-
-# Parquet
-
-
-def write_parquet(path: Path, columns: dict[str, Any], **settings: Any) -> Path:
-    pq.write_table(pa.table(columns), path, **settings)
-    return path
-
-
-@pytest.mark.parametrize(
-    "text_type",
-    [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string()), pa.binary(), pa.large_binary()],
-)
-def test_every_kind_of_string_column_is_read(tmp_path: Path, text_type: pa.DataType):
-    values = ["eins", None, "zwölf", "", "eins"]
-    encoded = [None if value is None else value.encode() for value in values] if "binary" in str(text_type) else values
-    path = write_parquet(tmp_path / "x.parquet", {"text": pa.array(encoded, text_type), "d": pa.array(list("abcde"))})
-    found = read_source(make_source(path, format="parquet", domain="d", domain_name=None))
-    assert [item.text if isinstance(item, Document) else item.reason for item in found] == [
-        "eins",
-        "null_text",
-        "zwölf",
-        "empty_document",
-        "eins",
-    ]
-    assert [item.origin.number for item in found] == [0, 1, 2, 3, 4]
-    assert [item.document_id for item in found] == [100, 101, 102, 103, 104]
-    assert isinstance(found[2], Document)
-    assert (found[2].domain, found[2].num_bytes) == ("c", 6)
-    assert isinstance(found[1], Rejection)
-    assert found[1].as_json()["row"] == 1
-
-
-def test_fields_inside_struct_columns_are_read(tmp_path: Path):
-    rows = [
-        {"body": {"text": "one"}, "set": {"name": {"long": "A"}}},
-        {"body": None, "set": {"name": {"long": "A"}}},
-        {"body": {"text": None}, "set": {"name": {"long": "A"}}},
-        {"body": {"text": "two"}, "set": {"name": None}},
-        {"body": {"text": "two"}, "set": {"name": {"long": None}}},
-    ]
-    path = tmp_path / "x.parquet"
-    pq.write_table(pa.Table.from_pylist(rows), path)
-    found = read_source(make_source(path, format="parquet", text="body.text", domain="set.name.long", domain_name=None))
-    assert [item.domain if isinstance(item, Document) else item.reason for item in found] == [
-        "A",
-        "missing_text",
-        "null_text",
-        "missing_domain",
-        "missing_domain",
-    ]
-
-
-def test_a_column_whose_name_holds_dots_is_read(tmp_path: Path):
-    path = write_parquet(tmp_path / "x.parquet", {"meta.text": ["one"], "other": ["two"]})
-    (document,) = read_source(make_source(path, format="parquet", text="meta.text"))
-    assert isinstance(document, Document)
-    assert document.text == "one"
-
-
-def test_invalid_utf8_in_one_row_is_that_rows_fault(tmp_path: Path):
-    texts = pa.array([b"good", b"\xff\xfe", b"fine"], pa.binary()).view(pa.string())
-    path = write_parquet(tmp_path / "x.parquet", {"text": texts})
-    found = read_source(make_source(path, format="parquet"))
-    assert [item.text if isinstance(item, Document) else item.reason for item in found] == ["good", "invalid_utf8", "fine"]
-
-
-def test_parquet_can_be_read_from_any_row_over_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("miniplm.sources.parquet._BATCH_ROWS", 3)
-    path = write_parquet(tmp_path / "x.parquet", {"text": [f"row {i}" for i in range(25)]}, row_group_size=10)
-    source = make_source(path, format="parquet")
-    whole = read_source(source)
-    assert [item.text for item in whole if isinstance(item, Document)] == [f"row {i}" for i in range(25)]
-    for num_skipped in range(26):
-        assert read_source(source, num_skipped) == whole[num_skipped:]
-
-
-def test_a_missing_column_is_an_error_that_names_those_there_are(tmp_path: Path):
-    path = write_parquet(tmp_path / "x.parquet", {"content": ["a"], "meta": [{"lang": "en"}]})
-    for settings in ({}, {"text": "meta.text"}, {"text": "content", "domain": "set", "domain_name": None}):
-        with pytest.raises(SourceError, match=r"x\.parquet has no column .*content \(string\), meta\.lang \(string\)"):
-            read_source(make_source(path, format="parquet", **settings))
-
-
-def test_a_column_that_holds_no_strings_is_an_error(tmp_path: Path):
-    path = write_parquet(tmp_path / "x.parquet", {"text": [1, 2]})
-    with pytest.raises(SourceError, match="the column 'text' holds int64, not strings"):
-        read_source(make_source(path, format="parquet"))
-
-
-def test_a_file_that_is_no_parquet_or_is_cut_off_is_an_error(tmp_path: Path):
-    whole = write_parquet(tmp_path / "x.parquet", {"text": ["some text"] * 1000}).read_bytes()
-    damaged = bytearray(whole)
-    damaged[4 : len(damaged) // 3] = bytes(len(damaged) // 3 - 4)
-    for content in (b"", b"PAR1", b'{"text": "a"}\n' * 100, whole[: len(whole) // 2], bytes(damaged)):
-        (tmp_path / "x.parquet").write_bytes(content)
-        with pytest.raises(SourceError, match=r"x\.parquet is damaged, truncated or no Parquet file"):
-            read_source(make_source(tmp_path / "x.parquet", format="parquet"))
-
-
-# Digests
-
-
-def age(path: Path, seconds: float) -> None:
-    then = time.time() - seconds
-    os.utime(path, (then, then))
-
-
-def test_digests_are_kept_by_identity_and_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    storage = Storage(str(tmp_path / "root"))
-    path = tmp_path / "a.jsonl"
-    path.write_text("one")
-    age(path, 60)
-    files = find_source_files(make_source(path))
-    digest = digest_file(path)
-    assert digest_source_files(storage, files) == [digest]
-    assert list(storage.read_json(layout.source_digests()).values()) == [digest]
-    monkeypatch.setattr("miniplm.sources.digests._digest_file", lambda file: pytest.fail("read again"))
-    assert digest_source_files(storage, files) == [digest]
-
-
-def test_a_changed_file_has_another_digest_though_size_and_time_are_the_same(tmp_path: Path):
-    storage = Storage(str(tmp_path / "root"))
-    path = tmp_path / "a.jsonl"
-    path.write_text("one")
-    os.utime(path, (1e9, 1e9))
-    first = digest_source_files(storage, find_source_files(make_source(path)))
-    time.sleep(0.02)
-    path.write_text("two")
-    os.utime(path, (1e9, 1e9))
-    assert digest_source_files(storage, find_source_files(make_source(path))) != first
-
-
-def test_a_file_written_just_now_is_not_kept(tmp_path: Path):
-    storage = Storage(str(tmp_path / "root"))
-    path = tmp_path / "a.jsonl"
-    path.write_text("one")
-    digest_source_files(storage, find_source_files(make_source(path)))
-    assert not storage.exists(layout.source_digests())
-
-
-def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path: Path):
-    path = tmp_path / "a.jsonl"
-    path.write_text("one")
-    (file,) = find_source_files(make_source(path))
-    file.check_unchanged()
-    path.write_text("three")
-    with pytest.raises(SourceError, match="has changed while it was being read"):
-        file.check_unchanged()
-    path.unlink()
-    with pytest.raises(SourceError, match="has gone"):
-        file.check_unchanged()

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaC
 from miniplm import layout
 from miniplm.artifacts import CheckpointMetrics, TrainingManifest
 from miniplm.config import TrainingConfig
-from miniplm.errors import BusyError, ConfigError, TrainingError
+from miniplm.errors import BusyError, TrainingError
 from miniplm.locks import exclusive
 from miniplm.progress import Progress
 from miniplm.storage import Storage
@@ -300,13 +300,6 @@ def test_a_training_that_never_had_a_finite_loss_does_not_end_well(tmp_path: Pat
     storage = make_storage(tmp_path)
     with pytest.raises(TrainingError, match=r"not finite in step 2.*there is no checkpoint yet"):
         train_model(storage, make_poisoned_plan(storage, monkeypatch, {1, 2}, steps=2, checkpoint_every_steps=5))
-
-
-def test_warmup_longer_than_the_epochs_is_refused(tmp_path: Path) -> None:
-    storage = make_storage(tmp_path)
-    plan = make_plan(make_training_corpus(storage), epochs=1, warmup_steps=4)
-    with pytest.raises(ConfigError, match="warmup_steps is 4, but the training has 3 steps"):
-        train_model(storage, plan)
 
 
 def test_memory_that_runs_out_names_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

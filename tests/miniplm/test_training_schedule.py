@@ -7,8 +7,7 @@ import math
 import pytest
 
 from miniplm.config import TrainingConfig
-from miniplm.errors import ConfigError
-from miniplm.training.schedule import check_warmup, learning_rate
+from miniplm.training.schedule import learning_rate
 
 
 def config(**fields: float) -> TrainingConfig:
@@ -46,10 +45,19 @@ def test_a_single_step_has_a_rate(warmup: int, wanted: float) -> None:
 
 
 def test_warmup_as_long_as_the_run_ends_at_the_peak() -> None:
-    check_warmup(config(warmup_steps=10), 10)
     assert learning_rate(config(warmup_steps=10), 10, 10) == 1.0
 
 
 def test_warmup_longer_than_the_run_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"warmup_steps is 11, but the training has 10 steps"):
-        check_warmup(config(warmup_steps=11), 10)
+    with pytest.raises(ValueError, match=r"warmup_steps is 11, but the training has 10 steps"):
+        config(warmup_steps=11)
+
+
+def test_warmup_is_at_most_the_steps_that_the_epochs_give() -> None:
+    short = config(steps=None, epochs=1, warmup_steps=11)
+    assert [learning_rate(short, step, 4) for step in range(1, 5)] == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_warmup_that_is_not_given_is_a_tenth_of_a_short_run_and_the_published_number_of_a_long_one() -> None:
+    none = config(warmup_steps=None)
+    assert [none.resolve_warmup_steps(steps) for steps in (5, 50, 19_999, 100_000)] == [0, 5, 1999, 2000]
