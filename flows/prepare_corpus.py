@@ -15,7 +15,7 @@ from tasks import corpora
 def prepare_corpus(config: RunConfig) -> tuple[str, StageRecord]:
     """Prepares the corpus of a run; returns its id."""
     started = time.monotonic()
-    manifest, reused = corpora.prepare_corpus(config.storage, config.corpus)
+    manifest, reused = corpora.prepare_corpus(config)
     num_tokens = sum(shard.num_tokens for shard in manifest.shards)
     return manifest.corpus_id, StageRecord(
         name="prepare", seconds=time.monotonic() - started, reused=reused, num_units=num_tokens, unit="tokens"

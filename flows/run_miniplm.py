@@ -19,6 +19,8 @@ from miniplm.run_record import RunRecord
 from miniplm.storage import Storage
 from tasks.models import check_inputs, identify_teacher
 
+_SECONDS_OF_A_DAY = 86400.0
+
 
 @flow(name="run-miniplm", flow_run_name="run {config.name}")
 def run_miniplm(config: RunConfig) -> RunRecord:
@@ -26,6 +28,7 @@ def run_miniplm(config: RunConfig) -> RunRecord:
     check_inputs(config)
     storage = Storage(config.storage)
     with exclusive(storage, layout.run_folder(config.name), f"run {config.name}"):
+        storage.delete_temporary_files("", older_than_seconds=_SECONDS_OF_A_DAY)
         log = RunLog(storage, config)
         corpus_id, stage = prepare_corpus(config)
         log.add_stage(stage, corpus_id=corpus_id)

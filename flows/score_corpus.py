@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NoReturn
 
 from prefect import flow, get_run_logger
-from prefect.futures import PrefectFuture, wait
+from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from miniplm import layout
-from miniplm.artifacts import ModelEntry, ScoreShardManifest
+from miniplm.artifacts import CorpusManifest, ModelEntry, ScoreShardManifest
 from miniplm.config import RunConfig
 from miniplm.corpus.reader import load_corpus
 from miniplm.errors import ConfigError, MiniplmError, RunFailedError, ScoreError, list_offenders
 from miniplm.run_record import StageRecord
-from miniplm.scoring.shards import check_score_shards
+from miniplm.scoring.shards import ShardScoreState, check_score_shard
 from miniplm.storage import Storage
 from tasks.progress import stage_progress
 from tasks.scoring import load_model, release_model, score_shard
@@ -36,8 +36,9 @@ def score_corpus(
     entry: ModelEntry,
     role: Literal["teacher", "reference"],
     shard_indices: Sequence[int] | None = None,
+    again: bool = False,
 ) -> StageRecord:
-    """Scores what is not scored yet of the given shards (default: all); neighbours of a shard that fails go on.
+    """Scores what is not scored yet of the given shards (default: all), or all of them `again`; neighbours of one that fails go on.
 
     Raises `ScoreError` naming the shards that failed with their reasons, once all others are done; `RunFailedError`
     where one of the reasons is in no input.
@@ -50,30 +51,15 @@ def score_corpus(
         raise ConfigError(
             f"corpus {corpus_id} has no candidate shard {list_offenders(unknown)}; its shards are 0 to {len(shards) - 1}"
         )
-    states = [
-        state
-        for state in check_score_shards(storage, corpus, entry.model_id)
-        if shard_indices is None or state.shard_index in shard_indices
-    ]
-    for state in states:
-        if state.state == "broken":
-            get_run_logger().warning("%s of %s is scored again: %s", layout.shard_name(state.shard_index), role, state.reason)
+    wanted = sorted(set(shard_indices or shards))
+    if again:
+        for index in wanted:
+            storage.delete(layout.score_shard_manifest(shards[index].corpus_id, entry.model_id, index))
+    states = [check_score_shard(storage, shards[index], entry.model_id) for index in wanted]
     manifests = [state.manifest for state in states if state.manifest is not None]
     todo = [state.shard_index for state in states if state.manifest is None]
     if todo:
-        load_model(config.storage, entry, config.scoring)
-        stage = f"score {role}"
-        total = sum(shards[state.shard_index].num_tokens for state in states)
-        num_broken = sum(state.state == "broken" for state in states)
-        remark = f"{num_broken} broken shards are scored again" if num_broken else ""
-        with stage_progress(stage, total, "tokens", sum(manifest.num_tokens for manifest in manifests), remark):
-            for start in range(0, len(todo), _SHARDS_AT_ONCE):
-                futures = {
-                    index: score_shard.submit(config.storage, corpus_id, entry, index, config.scoring, stage)
-                    for index in todo[start : start + _SHARDS_AT_ONCE]
-                }
-                manifests += _collect(futures, role)
-        release_model()
+        manifests += _score_shards(config, corpus, entry, role, states)
     return StageRecord(
         name=f"score {role}",
         seconds=sum(manifest.seconds for manifest in manifests),
@@ -83,22 +69,45 @@ def score_corpus(
     )
 
 
-def _collect(futures: dict[int, PrefectFuture[ScoreShardManifest]], role: str) -> list[ScoreShardManifest]:
-    wait(list(futures.values()))
-    manifests, failures = [], {}
-    for index, future in futures.items():
-        result = future.result(raise_on_failure=False)
-        if isinstance(result, ScoreShardManifest):
-            manifests.append(result)
-        else:
-            failures[index] = result
+def _score_shards(
+    config: RunConfig, corpus: CorpusManifest, entry: ModelEntry, role: str, states: list[ShardScoreState]
+) -> list[ScoreShardManifest]:
+    """Maps the shards that are not done, some at a time, and gathers what came of all of them."""
+    todo = [state.shard_index for state in states if state.manifest is None]
+    broken = [state for state in states if state.state == "broken"]
+    for state in broken:
+        get_run_logger().warning("%s of %s is scored again: %s", layout.shard_name(state.shard_index), role, state.reason)
+    load_model(config.storage, entry, config.scoring)
+    stage = f"score {role}"
+    num_tokens = {shard.shard_index: shard.num_tokens for shard in corpus.split_shards("candidate")}
+    total = sum(num_tokens[state.shard_index] for state in states)
+    done = total - sum(num_tokens[index] for index in todo)
+    remark = f"{len(broken)} broken shards are scored again" if broken else ""
+    outcomes: dict[int, object] = {}
+    try:
+        with stage_progress(stage, total, "tokens", done, remark):
+            for start in range(0, len(todo), _SHARDS_AT_ONCE):
+                futures = {
+                    index: score_shard.submit(config.storage, corpus.corpus_id, entry, index, config.scoring, stage)
+                    for index in todo[start : start + _SHARDS_AT_ONCE]
+                }
+                wait(list(futures.values()))
+                outcomes |= {index: future.result(raise_on_failure=False) for index, future in futures.items()}
+    finally:
+        release_model()
+    failures = {index: outcome for index, outcome in outcomes.items() if not isinstance(outcome, ScoreShardManifest)}
     if failures:
-        reasons = [f"{layout.shard_name(index)}: {type(error).__name__}: {error}" for index, error in failures.items()]
-        options = "".join(f" --shard {index}" for index in list(failures)[:10])
-        message = (
-            f"{len(failures)} of {len(futures)} shards could not be scored by the {role}: {list_offenders(reasons)}. "
-            f"The others are kept. Run `miniplm score CONFIG --model {role}{options}` when the reason is gone"
-        )
-        is_told = all(isinstance(error, (ConfigError, MiniplmError)) for error in failures.values())
-        raise (ScoreError if is_told else RunFailedError)(message) from next(iter(failures.values()))
-    return manifests
+        _raise_failures(failures, len(todo), role)
+    return [outcome for outcome in outcomes.values() if isinstance(outcome, ScoreShardManifest)]
+
+
+def _raise_failures(failures: dict[int, object], num_shards: int, role: str) -> NoReturn:
+    reasons = [f"{layout.shard_name(index)}: {type(error).__name__}: {error}" for index, error in failures.items()]
+    options = "".join(f" --shard {index}" for index in list(failures)[:10])
+    message = (
+        f"{len(failures)} of {num_shards} shards could not be scored by the {role}: {list_offenders(reasons)}. "
+        f"The others are kept. Run `miniplm score CONFIG --model {role}{options}` when the reason is gone"
+    )
+    is_told = all(isinstance(error, (ConfigError, MiniplmError)) for error in failures.values())
+    cause = next(iter(failures.values()))
+    raise (ScoreError if is_told else RunFailedError)(message) from (cause if isinstance(cause, BaseException) else None)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
+# `://user:password@`, also where the password holds slashes, `://user@`, and the signature of a presigned URL.
+_CREDENTIALS = re.compile(r"://[^@/]*@|://[^@]*:[^@]*@|[?&](X-Amz-|sig=|Signature=|AWSAccessKeyId=)", re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -25,7 +26,7 @@ def _check_name(name: str) -> str:
 def _check_url(url: str) -> str:
     if not url:
         raise ValueError("is empty; give a folder or an fsspec URL such as s3://bucket/prefix")
-    if "://" in url and "@" in urlsplit(url).netloc:
+    if _CREDENTIALS.search(url):
         raise ValueError("holds credentials; keep them in the environment (for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)")
     return url
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from miniplm.config import RunConfig
 from miniplm.errors import ConfigError
 
-_CREDENTIALS = re.compile(r"://[^/@]*@")
+_CREDENTIALS = re.compile(r"://.*@|\?.*")
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -76,8 +76,8 @@ def check_config(content: dict[str, Any], origin: str) -> RunConfig:
 
 
 def _hide_credentials(value: Any) -> Any:
-    """A value for an error message, without what stands between `://` and `@`."""
-    return _CREDENTIALS.sub("://***@", value) if isinstance(value, str) else value
+    """A value for an error message; of a URL nothing between `://` and `@`, and no query."""
+    return _CREDENTIALS.sub("***", value) if isinstance(value, str) and "://" in value else value
 
 
 def apply_override(content: dict[str, Any], override: str) -> None:

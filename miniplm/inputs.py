@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 
 from miniplm.architectures import describe_architecture, resolve_vocab_size
+from miniplm.artifacts import CorpusManifest
 from miniplm.config import RunConfig
-from miniplm.errors import ConfigError, ModelError, TokenizerError
+from miniplm.errors import ConfigError, CorpusError, ModelError, StorageError, TokenizerError
 from miniplm.models.devices import resolve_device
 from miniplm.models.files import check_finite_weights, list_weight_files, locate_model, read_model_config
 from miniplm.sources.files import find_source_files
@@ -14,7 +16,6 @@ from miniplm.storage import Storage
 from miniplm.tokenization import CorpusTokenizer, load_tokenizer, vocabulary_digest
 from miniplm.training.recipe import resolve_training
 
-_PROBE = ".tmp-miniplm-probe"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -49,10 +50,32 @@ def _check_trainings(config: RunConfig, tokenizer: CorpusTokenizer) -> None:
         resolve_training(training, config.scoring.device)
 
 
+def check_splits(config: RunConfig, corpus: CorpusManifest) -> None:
+    """Raises `CorpusError` where a prepared corpus has no sequence in a split that the run needs later."""
+    needed = {
+        "reference": config.reference.architecture is not None,
+        "heldout": bool(config.students) and config.evaluation.heldout,
+    }
+    for split in corpus.domains:
+        if needed.get(split) and not corpus.split_shards(split):
+            raise CorpusError(
+                f"corpus {corpus.corpus_id} has no sequence in its {split} split, which this run needs; "
+                f"give corpus.splits.{split} a larger share, or the corpus more documents"
+            )
+
+
 def check_storage(storage: Storage) -> None:
     """Raises `StorageError` where the storage root cannot be written."""
-    storage.write_bytes(_PROBE, b"")
-    storage.delete(_PROBE)
+    probe = f".tmp-probe-{uuid.uuid4().hex}"
+    try:
+        storage.write_bytes(probe, b"")
+        storage.delete(probe)
+    except StorageError:
+        raise
+    except Exception as error:  # each remote file system has errors of its own, and any of them means this
+        raise StorageError(
+            f"cannot write {storage.url(probe)}: {type(error).__name__}: {error}. Check `storage`, and the credentials in the environment"
+        ) from error
 
 
 def check_model(role: str, folder: Path, config: RunConfig, tokenizer: CorpusTokenizer) -> None:

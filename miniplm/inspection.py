@@ -22,7 +22,9 @@ from miniplm.storage import Storage
 
 Order = Literal["top", "bottom"]
 
-_REPAIR = "Delete that file and run `miniplm prepare CONFIG`: it is made again with the same content, and its scores stay good"
+_REPAIR = (
+    "Delete that file and run `miniplm prepare CONFIG`: the corpus is made again, with the same content, and the scores stay good"
+)
 
 
 class DocumentOrigin(Record):

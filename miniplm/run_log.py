@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from miniplm import layout
 from miniplm.config import RunConfig, config_as_dict
 from miniplm.errors import RunError
 from miniplm.run_record import RunRecord, StageRecord, StudentRecord, load_run, save_run
@@ -22,6 +23,8 @@ class RunLog:
     def __init__(self, storage: Storage, config: RunConfig) -> None:
         self._storage = storage
         self._earlier = _load_earlier(storage, config.name)
+        # A report of an earlier configuration must not be taken for this one's, should this run die before its own.
+        storage.delete(layout.run_report(config.name))
         self.record = RunRecord(
             run_name=config.name,
             config=config_as_dict(config),

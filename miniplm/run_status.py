@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Literal
 
 from miniplm import layout
-from miniplm.artifacts import CorpusManifest, ModelEntry, Record
+from miniplm.artifacts import CorpusManifest, ModelEntry, Record, SelectionManifest
 from miniplm.config import RunConfig, config_as_dict
 from miniplm.corpus.identity import resolve_corpus_id
-from miniplm.corpus.reader import find_corpus
+from miniplm.corpus.reader import find_corpus, load_corpus
 from miniplm.errors import RunError, ScoreJoinError
-from miniplm.run_record import RunRecord, load_run
+from miniplm.run_record import RunRecord, load_run, save_run
 from miniplm.scorers import find_reference, identify_teacher
 from miniplm.scoring.shards import check_score_shards
 from miniplm.selection.ranking import find_selection, resolve_selection_id
 from miniplm.storage import Storage
 from miniplm.students import find_student
+from miniplm.versions import list_versions
 
 State = Literal["done", "partial", "missing", "broken"]
 
@@ -88,6 +90,48 @@ def find_complete_run(storage: Storage, config: RunConfig) -> RunRecord | None:
     return record if check_run(storage, config).complete else None
 
 
+def provide_record(storage: Storage, config: RunConfig) -> RunRecord:
+    """The record of a run, saved; where its stages were run one by one there is none, and it is made of what they left.
+
+    Raises `CorpusError` where not even the corpus is there.
+    """
+    try:
+        return load_run(storage, config.name)
+    except RunError:
+        corpus = load_corpus(storage, resolve_corpus_id(storage, config.corpus))
+    teacher, reference = identify_teacher(config), find_reference(storage, config, corpus)
+    selection = _find_selection(storage, config, corpus, teacher, reference)
+    students = {
+        student.name: find_student(storage, config, corpus, selection, student.name) for student in config.students if selection
+    }
+    record = RunRecord(
+        run_name=config.name,
+        config=config_as_dict(config),
+        corpus_id=corpus.corpus_id,
+        teacher=teacher,
+        reference=reference,
+        selection_id=selection.selection_id if selection else None,
+        students={name: student for name, student in students.items() if student is not None},
+        versions=list_versions(),
+        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    save_run(storage, record)
+    return record
+
+
+def _find_selection(
+    storage: Storage, config: RunConfig, corpus: CorpusManifest | None, teacher: ModelEntry, reference: ModelEntry | None
+) -> SelectionManifest | None:
+    if corpus is None or reference is None:
+        return None
+    try:
+        return find_selection(
+            storage, resolve_selection_id(storage, corpus, teacher.model_id, reference.model_id, config.selection)
+        )
+    except ScoreJoinError:
+        return None
+
+
 def _corpus_stage(storage: Storage, corpus: CorpusManifest | None) -> StageStatus:
     if corpus is None:
         return StageStatus(name="prepare", state="missing", num_done=0, num_total=0, unit="shards")
@@ -145,14 +189,7 @@ def _scores_stage(storage: Storage, corpus: CorpusManifest | None, entry: ModelE
 def _later_stages(
     storage: Storage, config: RunConfig, corpus: CorpusManifest | None, teacher: ModelEntry, reference: ModelEntry | None
 ) -> list[StageStatus]:
-    selection = None
-    if corpus is not None and reference is not None:
-        try:
-            selection = find_selection(
-                storage, resolve_selection_id(storage, corpus, teacher.model_id, reference.model_id, config.selection)
-            )
-        except ScoreJoinError:
-            selection = None
+    selection = _find_selection(storage, config, corpus, teacher, reference)
     stages = [
         StageStatus(
             name="select",

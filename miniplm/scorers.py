@@ -37,6 +37,7 @@ def plan_reference(config: RunConfig, corpus: CorpusManifest) -> TrainingPlan:
         vocab_size=reference.vocab_size,
         device=config.scoring.device,
         trust_remote_code=reference.trust_remote_code,
+        trust_tokenizer_code=config.corpus.trust_remote_code,
     )
 
 
@@ -78,9 +79,8 @@ def _reference_dtype(config: RunConfig) -> str:
 
 
 def _trained_entry(reference: ReferenceConfig, training: TrainingManifest, dtype: str) -> ModelEntry:
-    assert reference.architecture is not None
     return ModelEntry(
-        model_id=name_model(f"reference-{reference.architecture}", training.weights_digest, training.recipe["architecture"], dtype),
+        model_id=name_model(training.num_parameters, training.weights_digest, training.recipe["architecture"], dtype),
         source=training.training_id,
         stored=True,
         trust_remote_code=reference.trust_remote_code,

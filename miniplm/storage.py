@@ -7,6 +7,7 @@ an object becomes visible only when its upload has ended.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -14,6 +15,7 @@ import os
 import posixpath
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,7 +40,7 @@ class Storage:
     """
 
     def __init__(self, root: str) -> None:
-        self.root = root.rstrip("/") or root
+        self.root = root if root.endswith("://") else root.rstrip("/") or root
         filesystem, path = url_to_fs(self.root, **({"default_cache_type": "none"} if root.startswith("s3") else {}))
         self.filesystem = cast(fsspec.AbstractFileSystem, filesystem)
         self.root_path = str(path).rstrip("/")
@@ -136,14 +138,20 @@ class Storage:
         if self.exists(relative):
             self.filesystem.rm(self.path(relative), recursive=True)
 
-    def delete_temporary_files(self, relative: str) -> int:
-        """Deletes what dead processes left behind below a folder and says how many files that were."""
+    def delete_temporary_files(self, relative: str, older_than_seconds: float = 0.0) -> int:
+        """Deletes what dead processes left behind below a folder and says how many files that were.
+
+        Where other processes may be at work there, only what is older than any file takes to be written.
+        """
         if not self.is_local or not os.path.isdir(self.path(relative)):
             return 0
-        leftovers = list(Path(self.path(relative)).glob(f"**/{_TEMPORARY_PREFIX}*"))
-        for leftover in leftovers:
-            leftover.unlink(missing_ok=True)
-        return len(leftovers)
+        num_deleted = 0
+        for leftover in Path(self.path(relative)).glob(f"**/{_TEMPORARY_PREFIX}*"):
+            with contextlib.suppress(FileNotFoundError):  # its writer was alive, and has just published it
+                if time.time() - leftover.stat().st_mtime >= older_than_seconds:
+                    leftover.unlink()
+                    num_deleted += 1
+        return num_deleted
 
     @contextmanager
     def _storage_errors(self, relative: str) -> Iterator[None]:

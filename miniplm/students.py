@@ -38,6 +38,7 @@ def plan_student(config: RunConfig, corpus: CorpusManifest, selection: Selection
         selection=selection,
         selection_seed=config.selection.seed,
         device=config.scoring.device,
+        trust_tokenizer_code=config.corpus.trust_remote_code,
     )
 
 

@@ -27,7 +27,8 @@ class CorpusTokenizer:
     """A tokenizer with its end-of-document token.
 
     `tokenizer` is the transformers tokenizer, `entry` its record for manifests. A special token's text inside
-    a document is encoded like any other text, so that only real document ends are EOS.
+    a document is encoded like any other text, so that only real document ends are EOS; a model whose ordinary
+    vocabulary holds that text as one word (a plain WordLevel) has no other id for it, and a document end there.
     """
 
     def __init__(self, tokenizer: Any, entry: TokenizerEntry) -> None:

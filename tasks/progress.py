@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.logging import get_logger
 
 from miniplm.progress import Progress, ProgressCallback
 
@@ -99,7 +101,11 @@ class StageProgress:
         description = f"{self.key}: {self.done:,.0f} of {self.total:,.0f} {self.unit}, {rate:,.0f} {self.unit}/s"
         if left not in (0.0, float("inf")):
             description += f", {left / 60:.1f} minutes left"
-        update_progress_artifact(self._artifact, progress=percent, description=description)
+        try:
+            update_progress_artifact(self._artifact, progress=percent, description=description)
+        except httpx.HTTPError as error:
+            # Scoring costs more than its display: a server that is away for a moment must not fail a shard.
+            get_logger("miniplm").warning("the progress artifact could not be updated: %s", error)
 
 
 _stages: dict[str, StageProgress] = {}

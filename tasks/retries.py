@@ -16,7 +16,10 @@ _LASTING = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectory
 
 def is_transient(error: BaseException) -> bool:
     """Whether a failed task may succeed when it is tried again unchanged."""
-    return is_out_of_memory(error) or (isinstance(error, OSError) and not isinstance(error, _LASTING))
+    if isinstance(error, OSError):
+        return not isinstance(error, _LASTING)
+    # The clients of object stores have errors of their own for a lost connection.
+    return is_out_of_memory(error) or type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp")
 
 
 def _retry_if_transient(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:

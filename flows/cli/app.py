@@ -55,6 +55,10 @@ def _root(
     pass
 
 
+# What the command line leaves with after Ctrl-C.
+_INTERRUPTED = 130
+
+
 def main() -> None:
     """Runs the command line and exits with its code."""
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -64,9 +68,10 @@ def main() -> None:
         errors.print(f"[bold red]{type(error).__name__}[/]: ", end="")
         errors.print(str(error), markup=False)
         sys.exit(2)
-    except KeyboardInterrupt:
-        errors.print("[yellow]Stopped.[/] What is finished is kept; the same command goes on from there.")
-        sys.exit(130)
+    except SystemExit as left:
+        if left.code == _INTERRUPTED:
+            errors.print("[yellow]Stopped.[/] What is finished is kept; the same command goes on from there.")
+        raise
     except Exception as error:
         if is_verbose():
             errors.print(traceback.format_exc(), markup=False)

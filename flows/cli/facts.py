@@ -56,12 +56,12 @@ def inspect(
     start_quietly(verbose)
     from flows.cli.tables import print_domains, print_sequences
     from miniplm import inspection
-    from miniplm.run_record import load_run
+    from miniplm.run_status import provide_record
     from miniplm.storage import Storage
 
     config = resolve_config(target, None, storage)
     root = Storage(config.storage)
-    record = load_run(root, config.name)
+    record = provide_record(root, config)
     if by_domain:
         rows = inspection.inspect_domains(root, record)
         if as_json:

@@ -77,9 +77,9 @@ def start_quietly(verbose: bool) -> None:
 def watched_flow(verbose: bool, as_json: bool) -> Iterator[Console]:
     """Live progress in the terminal while a flow runs; on stderr where stdout is for JSON."""
     start_quietly(verbose)
-    console = Console(stderr=as_json, highlight=False)
-    if not verbose:
-        console.print("[dim]starting ...[/]", end="\r") if console.is_terminal else None
+    console = Console(stderr=as_json, highlight=False, markup=False)
+    if console.is_terminal and not verbose:
+        console.print("starting ...", end="\r", style="dim")
     from transformers.utils import logging as transformers_logging
 
     from flows.cli.progress import TerminalProgress

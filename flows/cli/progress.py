@@ -22,13 +22,13 @@ class TerminalProgress:
         self._live = console.is_terminal
         self._bars = Bars(
             SpinnerColumn(finished_text="[green]✓"),
-            TextColumn("{task.description}", table_column=None),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:>3.0f} %"),
             TextColumn("{task.fields[rate]}", style="cyan"),
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}", style="dim"),
-            TextColumn("{task.fields[detail]}", style="dim"),
+            TextColumn("{task.fields[detail]}", style="dim", markup=False),
             console=console,
             refresh_per_second=4,
         )

@@ -73,6 +73,7 @@ def score(
         list[int] | None,
         typer.Option("--shard", min=0, help="Only this shard; may be repeated. Default: all that are missing or broken."),
     ] = None,
+    again: Annotated[bool, typer.Option("--again", help="Also score shards again whose scores are there and verify.")] = False,
     overrides: Overrides = None,
     storage: StorageRoot = DEFAULT_STORAGE,
     as_json: AsJson = False,
@@ -85,7 +86,7 @@ def score(
 
         corpus_id = _find_corpus_id(config)
         entry = _find_scorer(config, corpus_id, model)
-        stage = score_corpus(config, corpus_id, entry, model, shard)
+        stage = score_corpus(config, corpus_id, entry, model, shard, again)
     _say(
         console,
         as_json,
@@ -191,8 +192,12 @@ def report(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Write the report of a run again, from what its record names."""
+    """Write the report of a run again, as far as the run has come."""
     config = _begin(target, overrides, storage, verbose)
+    from miniplm.run_status import provide_record
+    from miniplm.storage import Storage
+
+    provide_record(Storage(config.storage), config)
     with watched_flow(verbose, as_json) as console:
         from flows.write_report import write_report
 
@@ -201,8 +206,13 @@ def report(
 
 
 def _begin(target: str, overrides: list[str] | None, storage: str, verbose: bool) -> RunConfig:
+    """The configuration, with its inputs checked as `run` does."""
     start_quietly(verbose)
-    return resolve_config(target, overrides, storage)
+    config = resolve_config(target, overrides, storage)
+    from miniplm.inputs import check_inputs
+
+    check_inputs(config)
+    return config
 
 
 def _find_corpus_id(config: RunConfig) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.style import StyleType
 from rich.table import Table
+from rich.text import Text
 
 from miniplm import layout
 from miniplm.artifacts import CorpusManifest, DomainSelection, SelectionManifest
@@ -19,14 +21,21 @@ if TYPE_CHECKING:
     from miniplm.inspection import InspectedDomain, InspectedSequence
     from miniplm.plan import RunPlan
 
-_STATES = {"done": "[green]done[/]", "partial": "[yellow]partial[/]", "missing": "[yellow]missing[/]", "broken": "[red]broken[/]"}
+_STATES = {"done": "green", "partial": "yellow", "missing": "yellow", "broken": "red"}
+
+
+class PlainTable(Table):
+    """A table whose cells are taken as they are: a domain may be called `[/]`, which elsewhere is markup."""
+
+    def add_row(self, *cells: RenderableType | None, style: StyleType | None = None, end_section: bool = False) -> None:
+        super().add_row(*[Text(cell) if isinstance(cell, str) else cell for cell in cells], style=style, end_section=end_section)
 
 
 def make_table(title: str, *columns: str) -> Table:
     """A plain table: the first column is text, the others are numbers."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = PlainTable(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        table.add_column(Text(column), justify="left" if index == 0 else "right", overflow="fold")
     return table
 
 
@@ -34,7 +43,7 @@ def print_run(storage: Storage, record: RunRecord) -> None:
     """The end of a run: what was kept, how the students do, where the report is."""
     from miniplm.selection.ranking import load_selection
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     stages = make_table(f"Run {record.run_name}", "stage", "amount", "time", "rate", "")
     for stage in record.stages:
         rate = f"{stage.num_units / stage.seconds:,.0f} {stage.unit}/s" if stage.seconds >= 0.1 else ""
@@ -43,7 +52,7 @@ def print_run(storage: Storage, record: RunRecord) -> None:
             f"{stage.num_units:,} {stage.unit}",
             f"{stage.seconds:.1f} s",
             rate,
-            "[dim]was there[/]" if stage.reused else "",
+            Text("was there", "dim") if stage.reused else "",
         )
     console.print(stages)
     if record.selection_id is not None:
@@ -59,7 +68,7 @@ def print_selection(console: Console, storage: Storage, manifest: SelectionManif
     for domain, counts in manifest.domains.items():
         table.add_row(domain, *_kept_cells(counts))
     console.print(table)
-    console.print(f"[dim]{_KEPT_NOTE}[/]")
+    console.print(_KEPT_NOTE, style="dim")
     console.print(f"selection: {storage.url(layout.selection_folder(manifest.selection_id))}", soft_wrap=True)
 
 
@@ -114,25 +123,26 @@ def print_corpus(console: Console, storage: Storage, manifest: CorpusManifest) -
 
 def print_status(status: RunStatus) -> None:
     """Each stage, and the shards that are missing or broken."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     table = make_table(f"Run {status.run_name} at {status.storage}", "stage", "state", "done", "")
     for stage in status.stages:
         table.add_row(
-            stage.name, _STATES[stage.state], f"{stage.num_done:,} of {stage.num_total:,} {stage.unit}", f"[dim]{stage.detail}[/]"
+            stage.name,
+            Text(stage.state, _STATES[stage.state]),
+            f"{stage.num_done:,} of {stage.num_total:,} {stage.unit}",
+            Text(stage.detail, "dim"),
         )
     console.print(table)
     for stage in status.stages:
         for shard in stage.shards[:10]:
-            console.print(
-                f"{stage.name} {layout.shard_name(shard.shard_index)}: {_STATES[shard.state]} {shard.reason}", soft_wrap=True
-            )
+            console.print(f"{stage.name} {layout.shard_name(shard.shard_index)}: {shard.state} {shard.reason}", soft_wrap=True)
         if len(stage.shards) > 10:
             console.print(f"{stage.name}: ... ({len(stage.shards)} shards in all; --json lists them)")
 
 
 def print_sequences(sequences: list[InspectedSequence], whole: bool) -> None:
     """Sequences with their scores and text."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     for sequence in sequences:
         scores = (
             "not a candidate"
@@ -143,38 +153,36 @@ def print_sequences(sequences: list[InspectedSequence], whole: bool) -> None:
         console.print(
             f"sequence {sequence.sequence_id}  {sequence.domain}  {sequence.num_tokens} tokens  {scores}{kept}",
             style="bold",
-            markup=False,
         )
         text = sequence.text if whole else " ".join(sequence.text.split())[:300]
-        console.print(text + "\n", markup=False, soft_wrap=whole)
+        console.print(text + "\n", soft_wrap=whole)
 
 
 def print_domains(domains: list[InspectedDomain]) -> None:
     """Each domain: what was kept of its candidates, or how many it has where nothing is selected yet."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     table = make_table("Domains", *_KEPT_COLUMNS)
     for domain in domains:
         candidates = domain.splits.get("candidate")
         num_candidates = candidates.num_sequences if candidates else 0
         table.add_row(domain.domain, *([f"- of {num_candidates:,}"] if domain.selection is None else _kept_cells(domain.selection)))
     console.print(table)
-    console.print(f"[dim]{_KEPT_NOTE}[/]")
+    console.print(_KEPT_NOTE, style="dim")
 
 
 def print_findings(findings: list[Finding]) -> None:
     """What the doctor found."""
-    console = Console(highlight=False)
-    marks = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "problem": "[red]problem[/]"}
+    console = Console(highlight=False, markup=False)
+    colours = {"ok": "green", "warning": "yellow", "problem": "red"}
     for finding in findings:
-        console.print(f"{marks[finding.state]:<18} {finding.name}: ", end="")
-        console.print(finding.value, markup=False, soft_wrap=True)
+        console.print(Text(f"{finding.state:<8}", colours[finding.state]), f"{finding.name}: {finding.value}", soft_wrap=True)
         if finding.advice:
-            console.print(f"{'':10}{finding.advice}", style="dim", markup=False, soft_wrap=True)
+            console.print(f"{'':10}{finding.advice}", style="dim", soft_wrap=True)
 
 
 def print_plan(plan: RunPlan) -> None:
     """What a run will cost."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     table = make_table(f"Plan of run {plan.run_name}", "stage", "tokens", "shards", "rate", "time")
     for stage in plan.stages:
         table.add_row(
@@ -191,4 +199,4 @@ def print_plan(plan: RunPlan) -> None:
     if plan.usd is not None:
         console.print(f"about {plan.usd:,.2f} USD at {plan.usd_per_gpu_hour:g} USD a device hour")
     for note in plan.notes:
-        console.print(f"[dim]{note}[/]", soft_wrap=True)
+        console.print(note, style="dim", soft_wrap=True)

@@ -18,7 +18,7 @@ from miniplm.config import CorpusConfig
 from miniplm.corpus.assembly import SplitAssembly
 from miniplm.corpus.identity import CorpusPlan, PlannedFile, plan_corpus
 from miniplm.corpus.quarantine import Quarantine
-from miniplm.corpus.reader import find_corpus
+from miniplm.corpus.reader import find_corpus, load_corpus_tokenizer
 from miniplm.corpus.shards import OpenShard
 from miniplm.corpus.state import PreparationState, has_shards, load_state
 from miniplm.errors import CorpusError
@@ -30,7 +30,7 @@ from miniplm.sources.reading import read_records
 from miniplm.sources.records import Document, Record, Rejection, make_excerpt
 from miniplm.splits import assign_split
 from miniplm.storage import Storage, digest_file
-from miniplm.tokenization import TokenIds
+from miniplm.tokenization import CorpusTokenizer, TokenIds
 
 # Texts tokenised together: enough for many cores, little enough to hold several times over.
 _BATCH_BYTES = 4 << 20
@@ -69,9 +69,24 @@ def prepare_corpus(storage: Storage, config: CorpusConfig, on_progress: Progress
 
 def _find_whole_corpus(storage: Storage, corpus_id: str) -> CorpusManifest | None:
     manifest = find_corpus(storage, corpus_id)
-    if manifest is None or not has_shards(storage, manifest.shards) or not storage.list_names(layout.corpus_tokenizer(corpus_id)):
-        return None
-    return manifest
+    return manifest if manifest is not None and has_shards(storage, manifest.shards) else None
+
+
+def _write_tokenizer(storage: Storage, corpus_id: str, tokenizer: CorpusTokenizer) -> None:
+    with tempfile.TemporaryDirectory(prefix="miniplm-") as folder:
+        tokenizer.save(Path(folder))
+        # Files only: some tokenizers come with a folder of further chat templates, of no use for documents.
+        for path in sorted(path for path in Path(folder).iterdir() if path.is_file()):
+            storage.write_bytes(f"{layout.corpus_tokenizer(corpus_id)}/{path.name}", path.read_bytes())
+
+
+def _mend_tokenizer(storage: Storage, config: CorpusConfig, plan: CorpusPlan) -> None:
+    """Writes a prepared corpus' copy of its tokenizer again where it is gone or damaged."""
+    try:
+        load_corpus_tokenizer(storage, plan.corpus_id, config.trust_remote_code)
+    except CorpusError:
+        storage.delete(layout.corpus_tokenizer(plan.corpus_id))
+        _write_tokenizer(storage, plan.corpus_id, plan.tokenizer)
 
 
 @dataclass(frozen=True)
@@ -102,8 +117,9 @@ class _Preparation:
         self._on_progress = on_progress
         self._versions = _read_versions()
         state = load_state(storage, plan.corpus_id, self._versions)
-        if state is None:
-            # Nothing that is there can be gone on from; leftovers of other versions would only lie about.
+        if state is None and storage.is_local:
+            # Nothing that is there can be gone on from; leftovers of other versions would only lie about. Where there
+            # are no locks they may be the work of another process, and are written over with the same bytes instead.
             storage.delete(layout.corpus_folder(plan.corpus_id))
         self._sources = _keep_sources(state)
         self._shards = list(state.shards) if state else []
@@ -291,10 +307,7 @@ class _Preparation:
             versions=self._versions,
         )
         _check_counts(manifest)
-        with tempfile.TemporaryDirectory(prefix="miniplm-") as folder:
-            tokenizer.save(Path(folder))
-            for path in sorted(Path(folder).iterdir()):
-                self._storage.write_bytes(f"{layout.corpus_tokenizer(corpus_id)}/{path.name}", path.read_bytes())
+        _write_tokenizer(self._storage, corpus_id, tokenizer)
         self._storage.write_json(layout.corpus_manifest(corpus_id), manifest.as_json())
         self._storage.delete(layout.corpus_preparation(corpus_id))
         return manifest

@@ -16,11 +16,13 @@ from pydantic import ValidationError
 
 from miniplm import layout
 from miniplm.artifacts import CorpusManifest, ShardEntry
-from miniplm.errors import CorpusError
+from miniplm.errors import CorpusError, TokenizerError
 from miniplm.storage import Storage, digest_stream
 from miniplm.tokenization import CorpusTokenizer, load_tokenizer
 
-_REPAIR = "Delete that file and run `miniplm prepare CONFIG`: it is made again with the same content, and its scores stay good"
+_REPAIR = (
+    "Delete that file and run `miniplm prepare CONFIG`: the corpus is made again, with the same content, and the scores stay good"
+)
 
 
 def find_corpus(storage: Storage, corpus_id: str) -> CorpusManifest | None:
@@ -94,10 +96,15 @@ def load_corpus_tokenizer(storage: Storage, corpus_id: str, trust_remote_code: b
     recorded = load_corpus(storage, corpus_id).tokenizer
     with tempfile.TemporaryDirectory(prefix="miniplm-") as scratch:
         folder = storage.download(layout.corpus_tokenizer(corpus_id), Path(scratch))
-        loaded = load_tokenizer(str(folder), recorded.eos_token, trust_remote_code)
+        try:
+            loaded = load_tokenizer(str(folder), recorded.eos_token, trust_remote_code)
+        except TokenizerError as error:
+            raise CorpusError(
+                f"the tokenizer of corpus {corpus_id} is damaged: {error}. Run `miniplm prepare CONFIG`: it is written again, and nothing else"
+            ) from error
     if (loaded.entry.digest, loaded.eos_token_id) != (recorded.digest, recorded.eos_token_id):
         raise CorpusError(
             f"the tokenizer of corpus {corpus_id} is damaged: {storage.url(layout.corpus_tokenizer(corpus_id))} holds another "
-            "vocabulary than its manifest says. Delete that folder and run `miniplm prepare CONFIG`"
+            "vocabulary than its manifest says. Run `miniplm prepare CONFIG`: it is written again, and nothing else"
         )
     return CorpusTokenizer(loaded.tokenizer, recorded)

@@ -27,20 +27,25 @@ def identify_model(
     """
     files = list_weight_files(folder)
     weights_digest = digest_weights(files)
+    num_parameters = count_stored_parameters(files)
     return ModelEntry(
-        model_id=name_model(source, weights_digest, read_model_config(folder), dtype),
+        model_id=name_model(num_parameters, weights_digest, read_model_config(folder), dtype),
         source=source,
         revision=revision,
         trust_remote_code=trust_remote_code,
         dtype=dtype,
         weights_digest=weights_digest,
-        num_parameters=count_stored_parameters(files),
+        num_parameters=num_parameters,
     )
 
 
-def name_model(name: str, weights_digest: str, config: dict[str, Any], dtype: str) -> str:
-    """The id of a model: `name-dtype-<12 hex>` of its weights, its configuration, the dtype and `SCORING_VERSION`."""
-    return f"{slug(name)}-{dtype}-{digest_content([weights_digest, stable_config(config), dtype, SCORING_VERSION])}"
+def name_model(num_parameters: int, weights_digest: str, config: dict[str, Any], dtype: str) -> str:
+    """The id of a model, e.g. `llama-135m-float32-<12 hex>`: of its weights, configuration, dtype and `SCORING_VERSION`, not of its place."""
+    return f"{slug(str(config.get('model_type', 'model')))}-{_size(num_parameters)}-{dtype}-{digest_content([weights_digest, stable_config(config), dtype, SCORING_VERSION])}"
+
+
+def _size(num_parameters: int) -> str:
+    return f"{num_parameters / 1e9:.1f}b" if num_parameters >= 999.5e6 else f"{max(1, round(num_parameters / 1e6))}m"
 
 
 def digest_weights(files: list[Path]) -> str:

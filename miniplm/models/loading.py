@@ -28,6 +28,8 @@ class LoadedModel:
     vocab_size: int
     max_positions: int | None
     name: str
+    # Where the numbers depend on the length of the padded batch, only sequences of one length may share a batch.
+    needs_equal_lengths: bool = False
 
 
 def load_model(folder: Path, dtype: str, device: torch.device, trust_remote_code: bool = False) -> LoadedModel:
@@ -64,6 +66,7 @@ def load_model(folder: Path, dtype: str, device: torch.device, trust_remote_code
         vocab_size=head.weight_VH.shape[0],
         max_positions=_max_positions(model.config),
         name=folder.name,
+        needs_equal_lengths=_depends_on_length(model.config),
     )
 
 
@@ -91,6 +94,13 @@ def _max_positions(config: Any) -> int | None:
         if isinstance(value, int) and value > 0:
             return value
     return None
+
+
+def _depends_on_length(config: Any) -> bool:
+    """Whether the position encoding follows the length of the input, as LongRoPE (Phi-3) and dynamic NTK do."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    kinds = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
+    return any(kind.get("rope_type", kind.get("type")) in ("longrope", "su", "dynamic") for kind in kinds)
 
 
 def _check_all_loaded(folder: Path, info: dict[str, Any]) -> None:

@@ -14,17 +14,19 @@ def resolve_tokens_per_batch(tokens_per_batch: int | str, device_type: str) -> i
     return _AUTO_TOKENS.get(device_type, _AUTO_TOKENS_ACCELERATOR) if isinstance(tokens_per_batch, str) else tokens_per_batch
 
 
-def plan_batches(num_tokens: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
+def plan_batches(num_tokens: Sequence[int], tokens_per_batch: int, equal_lengths: bool = False) -> list[list[int]]:
     """Indices of sequences, each in exactly one batch; longest first, ties by index.
 
     A batch's rows times its longest sequence is at most `tokens_per_batch`, except that one sequence alone may
-    exceed it. Longest first: if memory is short, that shows at once.
+    exceed it. With `equal_lengths` only sequences of one length share a batch. Longest first: if memory is short,
+    that shows at once.
     """
     order = sorted(range(len(num_tokens)), key=lambda index: (-num_tokens[index], index))
     batches: list[list[int]] = []
     longest = 0
     for index in order:
-        if not batches or (len(batches[-1]) + 1) * longest > tokens_per_batch:
+        too_large = (len(batches[-1]) + 1) * longest > tokens_per_batch if batches else True
+        if too_large or (equal_lengths and num_tokens[index] != longest):
             batches.append([])
             longest = num_tokens[index]
         batches[-1].append(index)

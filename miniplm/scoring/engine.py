@@ -46,7 +46,7 @@ def score_sequences(
     nll_sum = np.zeros(len(sequences), dtype=np.float64)
     num_scored_tokens = np.zeros(len(sequences), dtype=np.int32)
     lengths = [len(sequence) for sequence in sequences]
-    pending = deque(plan_batches(lengths, tokens_per_batch))
+    pending = deque(plan_batches(lengths, tokens_per_batch, model.needs_equal_lengths))
     largest = max((len(batch) for batch in pending), default=0)
     while pending:
         batch = pending.popleft()

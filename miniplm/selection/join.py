@@ -11,7 +11,7 @@ import duckdb
 
 from miniplm import layout
 from miniplm.artifacts import CorpusManifest, ShardEntry
-from miniplm.errors import ScoreJoinError, list_offenders
+from miniplm.errors import CorpusError, ScoreJoinError, list_offenders
 from miniplm.scoring.shards import check_score_shards
 from miniplm.storage import Storage
 
@@ -79,9 +79,22 @@ def candidate_scores(
     connection.execute(
         f"CREATE OR REPLACE TEMP VIEW candidates AS SELECT sequence_id, domain::VARCHAR AS domain, num_tokens FROM read_parquet({_sql_list(files)})"
     )
-    for role in _ROLES:
-        _check_role(connection, shards, role)
-    _check_same_targets(connection, shards)
+    try:
+        _check_candidates(connection, shards)
+        for role in _ROLES:
+            _check_role(connection, shards, role)
+        _check_same_targets(connection, shards)
+    except (duckdb.IOException, duckdb.InvalidInputException) as error:
+        # The score files have their digests checked, so it is a corpus shard that cannot be read.
+        raise CorpusError(
+            f"a candidate shard of corpus {corpus.corpus_id} cannot be read ({_first_line(error)}). {_FIND_DAMAGE}"
+        ) from error
+    except duckdb.Error as error:
+        if type(error) is not duckdb.Error:
+            raise
+        raise CorpusError(
+            f"a candidate shard of corpus {corpus.corpus_id} is damaged ({_first_line(error)}). {_FIND_DAMAGE}"
+        ) from error
     difference = (
         "reference.nll_sum - teacher.nll_sum"
         if score == "sum"
@@ -95,6 +108,27 @@ def candidate_scores(
                {difference} AS difference_score
         FROM candidates JOIN teacher_scores teacher USING (sequence_id) JOIN reference_scores reference USING (sequence_id)
     """)
+
+
+_FIND_DAMAGE = "`miniplm status CONFIG` names the shards that are not what the manifest says; delete their files and run `miniplm prepare CONFIG`"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
+def _check_candidates(connection: duckdb.DuckDBPyConnection, shards: tuple[ShardEntry, ...]) -> None:
+    """The candidate shards must hold as many sequences, ids and tokens as the corpus manifest says; their digests are not read here."""
+    row = connection.execute(
+        "SELECT count(*), count(DISTINCT sequence_id), coalesce(sum(num_tokens), 0), count(*) - count(domain) FROM candidates"
+    ).fetchone()
+    num_sequences, num_tokens = sum(shard.num_sequences for shard in shards), sum(shard.num_tokens for shard in shards)
+    if row != (num_sequences, num_sequences, num_tokens, 0):
+        assert row is not None
+        raise CorpusError(
+            f"the candidate shards hold {row[0]} sequences with {row[1]} ids and {row[2]} tokens, "
+            f"the corpus manifest says {num_sequences} and {num_tokens}. {_FIND_DAMAGE}"
+        )
 
 
 def _check_role(connection: duckdb.DuckDBPyConnection, shards: tuple[ShardEntry, ...], role: str) -> None:
@@ -141,12 +175,12 @@ def _refuse(
     num_sequences = sum(shard.num_sequences for shard in touched)
     raise ScoreJoinError(
         f"{names}: {total} of {num_sequences} sequences {fault} (first: {', '.join(map(str, first))}). "
-        + _repair({role: [shard.shard_index for shard in touched] for role in roles})
+        + _repair({role: [shard.shard_index for shard in touched] for role in roles}, " --again")
     )
 
 
-def _repair(shards: dict[str, list[int]]) -> str:
-    commands = [f"`miniplm score CONFIG --model {role}{_shard_options(indices)}`" for role, indices in shards.items()]
+def _repair(shards: dict[str, list[int]], option: str = "") -> str:
+    commands = [f"`miniplm score CONFIG --model {role}{_shard_options(indices)}{option}`" for role, indices in shards.items()]
     return f"Run {' and '.join(commands)}"
 
 

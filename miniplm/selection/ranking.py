@@ -14,6 +14,7 @@ from miniplm import layout
 from miniplm.artifacts import CorpusManifest, DomainSelection, SelectionManifest, SelectionShardEntry
 from miniplm.config import SelectionConfig
 from miniplm.errors import CorpusError, ScoreJoinError, StorageError
+from miniplm.locks import exclusive
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.selection.join import candidate_scores, check_scores, connect
 from miniplm.storage import Storage, digest_content, digest_file
@@ -92,7 +93,9 @@ def select_sequences(
     selection_id = resolve_selection_id(storage, corpus, teacher_id, reference_id, config)
     if (existing := find_selection(storage, selection_id)) is not None:
         return existing
-    with connect(storage) as connection:
+    with exclusive(storage, layout.selection_folder(selection_id), f"selection {selection_id}"), connect(storage) as connection:
+        if (existing := find_selection(storage, selection_id)) is not None:  # made by another process meanwhile
+            return existing
         candidate_scores(connection, storage, corpus, teacher_id, reference_id, config.score)
         num_candidates = int(_fetch_one(connection, "SELECT count(*) FROM candidate_scores")[0])
         num_selected = count_selected(num_candidates, config.ratio)
@@ -124,9 +127,9 @@ def select_sequences(
             domains=_summarise_domains(connection),
             shards=entries,
         )
-    assert sum(entry.num_sequences for entry in entries) == num_selected
-    storage.write_json(layout.selection_manifest(selection_id), manifest.as_json())
-    return manifest
+        assert sum(entry.num_sequences for entry in entries) == num_selected
+        storage.write_json(layout.selection_manifest(selection_id), manifest.as_json())
+        return manifest
 
 
 def _publish_shards(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from miniplm import layout
+from miniplm.errors import StorageError
 from miniplm.sources.files import SourceFile, open_raw
 from miniplm.storage import Storage, digest_stream
 
@@ -33,7 +34,10 @@ def digest_source_files(storage: Storage, files: Sequence[SourceFile]) -> list[s
 def _read_kept(storage: Storage) -> dict[str, str]:
     if not storage.exists(layout.source_digests()):
         return {}
-    kept = storage.read_json(layout.source_digests())
+    try:
+        kept = storage.read_json(layout.source_digests())
+    except StorageError:
+        return {}  # only a memory of what can be read again; written anew
     return kept if isinstance(kept, dict) else {}
 
 

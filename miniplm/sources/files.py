@@ -60,7 +60,7 @@ class SourceFile:
         except FileNotFoundError:
             raise SourceError(f"{self.path} has gone while it was being read; put it back and run again") from None
         if (int(info["size"]), _read_version(info)) != (self.num_bytes, self.version):
-            raise DamagedSourceError(f"{self.path} has changed while it was being read; run again when it no longer does")
+            raise SourceError(f"{self.path} has changed while it was being read; run again when it no longer does")
 
 
 def find_source_files(source: SourceConfig) -> list[SourceFile]:
@@ -116,8 +116,8 @@ def read_blocks(file: SourceFile, on_bytes: BytesCallback) -> Iterator[bytes]:
                 f"{file.path} is truncated: its {file.compression} data ends in the middle ({error}); copy it again"
             ) from error
         except (zlib.error, zstandard.ZstdError, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise  # reading failed, not decompressing
+            if isinstance(error, OSError) and (error.errno is not None or type(error) not in (OSError, gzip.BadGzipFile)):
+                raise  # reading failed (a time-out, a lost connection), not decompressing
             raise DamagedSourceError(f"{file.path} is damaged or no {file.compression} file ({error}); copy it again") from error
 
 

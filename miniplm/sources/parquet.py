@@ -54,8 +54,8 @@ def read_parquet(
                         row += 1
                     on_bytes(int(group_bytes * len(texts) / num_rows))
         except (pa.ArrowException, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
-                raise  # reading failed, not decoding
+            if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
+                raise  # reading failed (a time-out, a lost connection), not decoding
             raise DamagedSourceError(
                 f"{file.path} is damaged, truncated or no Parquet file ({str(error).splitlines()[0]}); copy it again"
             ) from error

@@ -150,8 +150,11 @@ def restore_checkpoint(
 
 
 def delete_old_checkpoints(storage: Storage, training_id: str, last_step: int, num_kept: int) -> None:
-    """Deletes all but the last `num_kept` checkpoints up to `last_step`, and any beyond it."""
-    steps = list_checkpoint_steps(storage, training_id)
+    """Deletes all but the last `num_kept` checkpoints up to `last_step`, and any beyond it.
+
+    Where the root has no locks, those beyond may be the work of a process that is ahead, and stay.
+    """
+    steps = [step for step in list_checkpoint_steps(storage, training_id) if storage.is_local or step <= last_step]
     kept = [step for step in steps if step <= last_step][-num_kept:]
     for step in steps:
         if step not in kept:

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from miniplm.artifacts import TrainingManifest
 from miniplm.errors import StorageError, TrainingError
+from miniplm.locks import exclusive
 from miniplm.storage import Storage, digest_file
 
 TRAINING = "training.json"
@@ -21,26 +22,27 @@ def export_model(storage: Storage, manifest: TrainingManifest, target_folder: st
     them is not taken for a model. Nothing happens where the folder already holds this training whole.
     Raises `TrainingError` where the checkpoint is no longer what the manifest says.
     """
-    if find_export(storage, target_folder) == manifest:
-        return
-    for name in (TRAINING, _CONFIG):
-        storage.delete(f"{target_folder}/{name}")
-    storage.delete(target_folder)
-    for name in sorted(manifest.files, key=lambda name: (name == _CONFIG, name)):
-        source = f"{manifest.checkpoint}/{name}"
-        try:
-            with storage.open(source) as file, storage.publish(f"{target_folder}/{name}") as path:
-                with open(path, "wb") as copy:
-                    shutil.copyfileobj(file, copy, 1 << 20)
-                if digest_file(path) != manifest.files[name]:
-                    raise TrainingError(
-                        f"{storage.url(source)} is damaged: run the training again, it goes on at the checkpoint before"
-                    )
-        except FileNotFoundError as error:
-            raise TrainingError(
-                f"{storage.url(source)} is missing: run the training again, it goes on at the checkpoint before"
-            ) from error
-    storage.write_json(f"{target_folder}/{TRAINING}", manifest.as_json())
+    with exclusive(storage, target_folder, f"the model folder {target_folder}"):
+        if find_export(storage, target_folder) == manifest:
+            return
+        for name in (TRAINING, _CONFIG):
+            storage.delete(f"{target_folder}/{name}")
+        storage.delete(target_folder)
+        for name in sorted(manifest.files, key=lambda name: (name == _CONFIG, name)):
+            source = f"{manifest.checkpoint}/{name}"
+            try:
+                with storage.open(source) as file, storage.publish(f"{target_folder}/{name}") as path:
+                    with open(path, "wb") as copy:
+                        shutil.copyfileobj(file, copy, 1 << 20)
+                    if digest_file(path) != manifest.files[name]:
+                        raise TrainingError(
+                            f"{storage.url(source)} is damaged: run the training again, it goes on at the checkpoint before"
+                        )
+            except FileNotFoundError as error:
+                raise TrainingError(
+                    f"{storage.url(source)} is missing: run the training again, it goes on at the checkpoint before"
+                ) from error
+        storage.write_json(f"{target_folder}/{TRAINING}", manifest.as_json())
 
 
 def find_export(storage: Storage, folder: str) -> TrainingManifest | None:

@@ -78,7 +78,7 @@ class _Training:
         model.config.eos_token_id = model.generation_config.eos_token_id = recipe.eos_token_id
         # Not in the model's own configuration: there it would keep the embedding of EOS from learning.
         model.generation_config.pad_token_id = recipe.eos_token_id
-        tokenizer = load_corpus_tokenizer(storage, plan.inputs.corpus.corpus_id, plan.trust_remote_code)
+        tokenizer = load_corpus_tokenizer(storage, plan.inputs.corpus.corpus_id, plan.trust_tokenizer_code)
         self.tokenizer_files = make_tokenizer_files(tokenizer, model.config)
         loss_function = plan.method.make_loss(storage, plan.inputs, plan.device)
         self.optimization = Optimization(

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from miniplm.architectures import describe_architecture, resolve_vocab_size
+from miniplm.architectures import PRESETS, describe_architecture, resolve_vocab_size
 from miniplm.artifacts import CorpusManifest, Record, SelectionManifest
 from miniplm.config import TrainingConfig, config_as_dict
 from miniplm.errors import ConfigError
@@ -51,10 +51,15 @@ class TrainingPlan:
     config: TrainingConfig
     device: torch.device
     trust_remote_code: bool = False
+    trust_tokenizer_code: bool = False
     training_id: str = field(init=False)
 
     def __post_init__(self) -> None:
-        name = f"{self.recipe.method}-{slug(self.architecture)}-{digest_content(self.recipe.as_json())}"
+        # A preset has a name of its own; of a folder or hub id only the family is content.
+        architecture = (
+            self.architecture if self.architecture in PRESETS else str(self.recipe.architecture.get("model_type", "model"))
+        )
+        name = f"{self.recipe.method}-{slug(architecture)}-{digest_content(self.recipe.as_json())}"
         object.__setattr__(self, "training_id", name)
 
     @property
@@ -73,6 +78,7 @@ def plan_training(
     selection_seed: int = 0,
     device: str = "auto",
     trust_remote_code: bool = False,
+    trust_tokenizer_code: bool = False,
 ) -> TrainingPlan:
     """The training of a fresh model of an architecture on what a method chooses; reads and writes nothing at the storage root.
 
@@ -93,7 +99,7 @@ def plan_training(
         data=METHODS[method].describe_data(inputs),
         training=resolve_training(training, device),
     )
-    return TrainingPlan(recipe, architecture, inputs, training, resolve_device(device), trust_remote_code)
+    return TrainingPlan(recipe, architecture, inputs, training, resolve_device(device), trust_remote_code, trust_tokenizer_code)
 
 
 def resolve_training(training: TrainingConfig, device: str) -> dict[str, Any]:

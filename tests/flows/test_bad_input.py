@@ -57,6 +57,8 @@ def refuse(config, *overrides, prefect):
         ("corpus.eos_token=<nope>", "eos_token '<nope>' is not in the vocabulary"),
         ("corpus.sequence_length=512", "has 256 positions, corpus.sequence_length is 512"),
         ("storage=s3://key:secret@bucket/x", "holds credentials"),
+        ("storage=s3://key:sec/secret@bucket/x", "holds credentials"),
+        ("corpus.sources.0.path=https://host/a.jsonl?X-Amz-Signature=secret", "holds credentials"),
         ("execution.fan_out=work-pool", "execution.fan_out is 'work-pool'"),
         ("scoring.device=cuda:7", "CUDA devices"),
         ("students.1.name=miniplm", "the name 'miniplm' is given twice"),

@@ -15,7 +15,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from tests.command_line import run_miniplm
-from tests.tiny_runs import make_tiny_run
+from tests.tiny_runs import make_documents, make_tiny_run, write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +197,11 @@ def test_stages_one_by_one_are_the_whole_run(finished, prefect_server, tmp_path)
         assert files
         assert all((ours / file).read_bytes() == (theirs / file).read_bytes() for file in files)
     assert (tmp_path / "data" / "selections" / record["selection_id"] / "manifest.json").is_file()
+    # a run without a record of its own can still be looked at and reported
+    top = run_miniplm("inspect", str(config), *storage, "--limit", "1", "--json", prefect=prefect_server)
+    assert top.returncode == 0, top.stderr
+    assert run_miniplm("report", str(config), *storage, prefect=prefect_server).returncode == 0
+    assert (tmp_path / "data" / "runs" / "tiny" / "report.html").is_file()
 
 
 def test_a_given_reference_is_used_as_it_is(finished, prefect_server, tmp_path):
@@ -266,3 +271,30 @@ def test_a_damaged_corpus_shard_stops_itself_and_not_its_neighbours(finished, pr
     assert run_miniplm("prepare", str(config), "--set", f"storage={data}", prefect=prefect_server).returncode == 0
     assert run_miniplm(*arguments, prefect=prefect_server).returncode == 0
     assert {path.name: path.read_bytes() for path in scores.glob("*.parquet")} == whole
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(finished, prefect_server, tmp_path):
+    config, _ = finished
+    content = yaml.safe_load(config.read_text())
+    documents = make_documents(80, seed=5)
+    for index, document in enumerate(documents):
+        document["meta"]["domain"] = ["[/]", "[bold]x[/bold]"][index % 2]
+    source = write_jsonl(tmp_path / "odd.jsonl", documents)
+    content["corpus"]["sources"] = [{"path": str(source), "domain": "meta.domain"}]
+    content |= {"storage": str(tmp_path / "da [x] 'ta"), "students": []}
+    other = tmp_path / "odd.yaml"
+    other.write_text(yaml.safe_dump(content))
+    result = run_miniplm("run", str(other), prefect=prefect_server)
+    assert result.returncode == 0, result.stderr
+    assert " [/] " in result.stdout
+    assert " [bold]x[/bold] " in result.stdout
+    assert f"report: {tmp_path / 'da [x] '}" in result.stdout
+
+
+def test_a_split_that_the_run_needs_and_that_is_empty_is_told_before_anything_is_scored(finished, prefect_server, tmp_path):
+    config, _ = finished
+    arguments = ("--set", f"storage={tmp_path / 'data'}", "--set", "corpus.splits.heldout=0.0000001")
+    result = run_miniplm("run", str(config), *arguments, prefect=prefect_server)
+    assert result.returncode == 2
+    assert "has no sequence in its heldout split" in result.stderr
+    assert not (tmp_path / "data" / "scores").exists()

@@ -106,3 +106,21 @@ def test_another_tokenizer_in_its_place_is_found(storage: Storage, manifest: Cor
         storage.write_bytes(f"{layout.corpus_tokenizer(manifest.corpus_id)}/{file.name}", file.read_bytes())
     with pytest.raises(CorpusError, match=r"the tokenizer of corpus c-.* is damaged"):
         load_corpus_tokenizer(storage, manifest.corpus_id)
+
+
+@pytest.mark.parametrize("damage", ["gone", "truncated"])
+def test_a_damaged_tokenizer_is_told_and_prepare_writes_it_again_and_nothing_else(tmp_path: Path, damage: str):
+    storage = Storage(str(tmp_path / "root"))
+    path = write_jsonl(tmp_path / "in.jsonl", make_documents(60))
+    config = make_config(save_tokenizer(tmp_path / "tokenizer", "bytes"), {"path": str(path), "domain": "domain"})
+    manifest = prepare_corpus(storage, config)
+    file = Path(storage.path(f"{layout.corpus_tokenizer(manifest.corpus_id)}/tokenizer.json"))
+    content = file.read_bytes()
+    file.unlink() if damage == "gone" else file.write_bytes(content[:100])
+    with pytest.raises(CorpusError, match=r"tokenizer of corpus .* is damaged.*miniplm prepare CONFIG"):
+        load_corpus_tokenizer(storage, manifest.corpus_id)
+    shard = Path(storage.path(shard_path(manifest, 0)))
+    before = shard.stat().st_mtime_ns
+    assert prepare_corpus(storage, config) == manifest
+    assert file.read_bytes() == content
+    assert shard.stat().st_mtime_ns == before

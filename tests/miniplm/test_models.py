@@ -32,7 +32,7 @@ def test_id_follows_content_and_not_place(folder, tmp_path):
     entry = identify_model(folder, "llama", "float32")
     assert identify_model(tmp_path / "elsewhere" / "llama", "llama", "float32") == entry
     assert entry.num_parameters == sum(p.numel() for p in make_llama().parameters())
-    assert entry.model_id.startswith("llama-float32-")
+    assert entry.model_id.startswith("llama-1m-float32-")
 
 
 def test_id_changes_with_weights_config_and_dtype(folder):

@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import Phi3Config, Phi3ForCausalLM
 
 from miniplm import layout
 from miniplm.errors import CorpusError, ModelError, ScoreError
@@ -81,6 +82,36 @@ def test_batches_hold_each_sequence_once_and_keep_the_budget(num_tokens, budget)
     assert sorted(index for batch in batches for index in batch) == list(range(len(num_tokens)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(num_tokens[index] for index in batch) <= budget
+
+
+def test_a_position_encoding_that_follows_the_length_is_not_padded(tmp_path):
+    """LongRoPE takes other factors beyond its first context: a short sequence padded to a long one would score otherwise."""
+    torch.manual_seed(0)
+    config = Phi3Config(
+        vocab_size=100,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        original_max_position_embeddings=32,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 1e4,
+            "short_factor": [1.0] * 4,
+            "long_factor": [4.0] * 4,
+            "original_max_position_embeddings": 32,
+        },
+        pad_token_id=0,
+        initializer_range=0.4,
+    )
+    model = Phi3ForCausalLM(config).eval()
+    rng = np.random.default_rng(0)
+    sequences = [rng.integers(1, 100, length) for length in (20, 25, 60, 30, 64, 20)]
+    loaded = load_model(save_model(model, tmp_path / "m"), "float32", CPU)
+    scores = score_sequences(loaded, sequences, EOS, tokens_per_batch=4096)
+    for row, sequence in enumerate(sequences):
+        assert scores.nll_sum[row] == pytest.approx(oracle(model, sequence)[0], abs=1e-4 * len(sequence))
 
 
 def test_out_of_memory_halves_the_batch_and_goes_on(llama, monkeypatch):

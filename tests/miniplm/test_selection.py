@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from miniplm import layout
 from miniplm.config import SelectionConfig
-from miniplm.errors import ScoreJoinError
+from miniplm.errors import CorpusError, ScoreJoinError
 from miniplm.selection.join import candidate_scores, connect
 from miniplm.selection.ranking import count_selected, find_selection, select_sequences
 from miniplm.storage import Storage
@@ -196,6 +196,19 @@ def test_the_join_itself_refuses_what_does_not_match(tmp_path, fault):
     write_scores(storage, corpus.split_shards("candidate")[1], TEACHER, nll_sum, num, ids)
     with connect(storage) as connection, pytest.raises(ScoreJoinError, match=message + r".*\. Run `miniplm score"):
         candidate_scores(connection, storage, corpus, TEACHER, REFERENCE)
+
+
+def test_a_candidate_shard_that_holds_something_else_is_told_with_its_repair(tmp_path):
+    storage = Storage(str(tmp_path))
+    corpus = make_scored_corpus(storage, *random_scores(12))
+    path = tmp_path / layout.corpus_shard("made", "candidate", 1)
+    table = pq.read_table(path)
+    pq.write_table(table.slice(1), path)
+    with pytest.raises(CorpusError, match=r"hold 11 sequences .* manifest says 12 .*miniplm status CONFIG"):
+        select_sequences(storage, corpus, TEACHER, REFERENCE, SelectionConfig())
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(CorpusError, match=r"cannot be read .*miniplm status CONFIG"):
+        select_sequences(storage, corpus, TEACHER, REFERENCE, SelectionConfig())
 
 
 def test_manifest_has_no_time_in_it(tmp_path):
