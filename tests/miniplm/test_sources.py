@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import bz2
 import gzip
 import json
 import os
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,35 +15,11 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miniplm.config import SourceConfig
 from miniplm.errors import SourceError
 from miniplm.sources.files import find_source_files, read_blocks
 from miniplm.sources.jsonl import _split_lines, find_field
-from miniplm.sources.reading import read_records
 from miniplm.sources.records import MISSING, Document, Rejection
-
-COMPRESS: dict[str, Callable[[bytes], bytes]] = {
-    "": lambda content: content,
-    ".gz": gzip.compress,
-    ".zst": zstandard.ZstdCompressor().compress,
-    ".bz2": bz2.compress,
-}
-
-
-def make_source(path: object, **settings: Any) -> SourceConfig:
-    return SourceConfig.model_validate({"path": str(path), "domain_name": "d", **settings})
-
-
-def read_source(source: SourceConfig, num_skipped: int = 0) -> list[Document | Rejection]:
-    (file,) = find_source_files(source)
-    return list(read_records(file, source, 100, num_skipped, lambda num_bytes: None))
-
-
-def read_lines(tmp_path: Path, *lines: bytes, **settings: Any) -> list[Document | Rejection]:
-    path = tmp_path / "in.jsonl"
-    path.write_bytes(b"\n".join(lines))
-    return read_source(make_source(path, **settings))
-
+from tests.miniplm.source_fixtures import COMPRESS, make_source, read_lines, read_source
 
 # Globs
 

@@ -2,47 +2,18 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import zstandard
 
 from miniplm import layout
-from miniplm.config import SourceConfig
 from miniplm.errors import SourceError
 from miniplm.sources.digests import digest_source_files
 from miniplm.sources.files import find_source_files
-from miniplm.sources.reading import read_records
-from miniplm.sources.records import Document, Rejection
 from miniplm.storage import Storage, digest_file
-
-COMPRESS: dict[str, Callable[[bytes], bytes]] = {
-    "": lambda content: content,
-    ".gz": gzip.compress,
-    ".zst": zstandard.ZstdCompressor().compress,
-    ".bz2": bz2.compress,
-}
-
-
-def make_source(path: object, **settings: Any) -> SourceConfig:
-    return SourceConfig.model_validate({"path": str(path), "domain_name": "d", **settings})
-
-
-def read_source(source: SourceConfig, num_skipped: int = 0) -> list[Document | Rejection]:
-    (file,) = find_source_files(source)
-    return list(read_records(file, source, 100, num_skipped, lambda num_bytes: None))
-
-
-def read_lines(tmp_path: Path, *lines: bytes, **settings: Any) -> list[Document | Rejection]:
-    path = tmp_path / "in.jsonl"
-    path.write_bytes(b"\n".join(lines))
-    return read_source(make_source(path, **settings))
+from tests.miniplm.source_fixtures import make_source
 
 
 def age(path: Path, seconds: float) -> None:
