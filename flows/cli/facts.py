@@ -48,6 +48,7 @@ def inspect(
     domain: Annotated[str | None, typer.Option(help="Only this domain.")] = None,
     by_domain: Annotated[bool, typer.Option("--by-domain", help="A summary of each domain instead of sequences.")] = False,
     limit: Annotated[int, typer.Option(min=1, help="How many sequences.")] = 10,
+    overrides: Overrides = None,
     storage: StorageRoot = DEFAULT_STORAGE,
     as_json: AsJson = False,
     verbose: Verbose = False,
@@ -59,7 +60,7 @@ def inspect(
     from miniplm.run_status import provide_record
     from miniplm.storage import Storage
 
-    config = resolve_config(target, None, storage)
+    config = resolve_config(target, overrides, storage)
     root = Storage(config.storage)
     record = provide_record(root, config)
     if by_domain:
