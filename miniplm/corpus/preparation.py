@@ -50,12 +50,14 @@ def prepare_corpus(storage: Storage, config: CorpusConfig, on_progress: Progress
     manifest = _find_whole_corpus(storage, plan.corpus_id)
     state = layout.corpus_preparation(plan.corpus_id)
     if manifest is not None and not storage.exists(state):
+        _mend_tokenizer(storage, config, plan)
         return manifest
     with exclusive(storage, layout.corpus_folder(plan.corpus_id), f"corpus {plan.corpus_id}"):
         # Another process may have finished it between the look and the lock.
         manifest = _find_whole_corpus(storage, plan.corpus_id)
         if manifest is not None:
             storage.delete(state)  # killed at the very end, it may be left
+            _mend_tokenizer(storage, config, plan)
             return manifest
         storage.delete_temporary_files(layout.corpus_folder(plan.corpus_id))
         storage.delete(layout.corpus_manifest(plan.corpus_id))
