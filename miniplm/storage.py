@@ -98,7 +98,8 @@ class Storage:
             folder = Path(final).parent
             with self._storage_errors(relative):
                 folder.mkdir(parents=True, exist_ok=True)
-            temporary = folder / f"{_TEMPORARY_PREFIX}{uuid.uuid4().hex}-{posixpath.basename(relative)}"
+            # The ending keeps it out of patterns such as `*.parquet`.
+            temporary = folder / f"{_TEMPORARY_PREFIX}{uuid.uuid4().hex}-{posixpath.basename(relative)}.partial"
         else:
             temporary = Path(tempfile.mkdtemp(prefix="miniplm-")) / posixpath.basename(relative)
         try:

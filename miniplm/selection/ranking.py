@@ -96,6 +96,7 @@ def select_sequences(
     with exclusive(storage, layout.selection_folder(selection_id), f"selection {selection_id}"), connect(storage) as connection:
         if (existing := find_selection(storage, selection_id)) is not None:  # made by another process meanwhile
             return existing
+        storage.delete_temporary_files(layout.selection_folder(selection_id))
         candidate_scores(connection, storage, corpus, teacher_id, reference_id, config.score)
         num_candidates = int(_fetch_one(connection, "SELECT count(*) FROM candidate_scores")[0])
         num_selected = count_selected(num_candidates, config.ratio)
