@@ -18,7 +18,7 @@ app = typer.Typer(
     help="Corpus refinement for pre-training small language models: a teacher and a small reference model score every "
     "sequence of a corpus, the sequences that the teacher is surest of relative to the reference are kept, and students are "
     "trained on them.\n\nStart with `miniplm demo`, or `miniplm plan CONFIG` for what a run will cost. "
-    "Every command takes a CONFIG (a YAML file) or the name of a run at --storage.",
+    "Every command takes a CONFIG (a YAML file) or the name of a run at --storage, or neither where there is one run only.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",

@@ -21,7 +21,7 @@ from flows.cli.options import (
 
 
 def status(
-    target: Target,
+    target: Target = None,
     overrides: Overrides = None,
     storage: StorageRoot = DEFAULT_STORAGE,
     as_json: AsJson = False,
@@ -42,7 +42,7 @@ def status(
 
 
 def inspect(
-    target: Target,
+    target: Target = None,
     sequence_id: Annotated[int | None, typer.Option("--id", help="One sequence, whole, by its id.")] = None,
     bottom: Annotated[bool, typer.Option("--bottom", help="The least wanted sequences first; default: the most wanted.")] = False,
     domain: Annotated[str | None, typer.Option(help="Only this domain.")] = None,

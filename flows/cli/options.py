@@ -14,9 +14,14 @@ from rich.console import Console
 
 from miniplm.config import RunConfig
 from miniplm.config_files import apply_override, check_config, load_config
+from miniplm.errors import ConfigError, list_offenders
 
 Target = Annotated[
-    str, typer.Argument(metavar="CONFIG|RUN", help="YAML file of a run (path or URL), or the name of a run at --storage.")
+    str | None,
+    typer.Argument(
+        metavar="[CONFIG|RUN]",
+        help="YAML file of a run (path or URL), or the name of a run at --storage; may be left out where that holds one run only.",
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -38,12 +43,14 @@ def is_verbose() -> bool:
     return _verbose
 
 
-def resolve_config(target: str, overrides: Sequence[str] | None, storage: str = DEFAULT_STORAGE) -> RunConfig:
+def resolve_config(target: str | None, overrides: Sequence[str] | None, storage: str = DEFAULT_STORAGE) -> RunConfig:
     """The configuration of a YAML file, or the one that a run's record keeps; overrides apply to both.
 
-    Raises `ConfigError` or `RunError` where there is neither.
+    Raises `ConfigError` or `RunError` where there is neither, or where none is named and there is not just one run.
     """
-    if target.endswith((".yaml", ".yml", ".json")) or "/" in target or Path(target).exists():
+    if target is None:
+        target = _find_only_run(storage)
+    elif target.endswith((".yaml", ".yml", ".json")) or "/" in target or Path(target).is_file():
         return load_config(target, overrides or ())
     from miniplm.run_record import load_run
     from miniplm.storage import Storage
@@ -52,6 +59,17 @@ def resolve_config(target: str, overrides: Sequence[str] | None, storage: str = 
     for override in overrides or ():
         apply_override(content, override)
     return check_config(content, f"run {target} at {storage}")
+
+
+def _find_only_run(storage: str) -> str:
+    from miniplm.run_record import list_runs
+    from miniplm.storage import Storage
+
+    runs = list_runs(Storage(storage))
+    if len(runs) != 1:
+        known = f"the runs at {storage} are {list_offenders(runs)}" if runs else f"there is no run at {storage}"
+        raise ConfigError(f"give a CONFIG (a YAML file; deployments/configs/ holds examples) or the name of a run; {known}")
+    return runs[0]
 
 
 def start_quietly(verbose: bool) -> None:

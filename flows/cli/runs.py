@@ -26,7 +26,7 @@ DEMO_CONFIG = "deployments/configs/demo.yaml"
 
 
 def run(
-    target: Target,
+    target: Target = None,
     overrides: Overrides = None,
     storage: StorageRoot = DEFAULT_STORAGE,
     as_json: AsJson = False,
@@ -72,7 +72,7 @@ def _run(config: RunConfig, as_json: bool, verbose: bool) -> None:
 
 
 def plan(
-    target: Target,
+    target: Target = None,
     overrides: Overrides = None,
     storage: StorageRoot = DEFAULT_STORAGE,
     usd_per_gpu_hour: Annotated[float | None, typer.Option(min=0, help="Price of a device hour; prints the cost.")] = None,

@@ -27,7 +27,7 @@ Role = Literal["teacher", "reference"]
 
 
 def prepare(
-    target: Target,
+    target: Target = None,
     overrides: Overrides = None,
     storage: StorageRoot = DEFAULT_STORAGE,
     as_json: AsJson = False,
@@ -51,7 +51,7 @@ def prepare(
 
 
 def train_reference(
-    target: Target,
+    target: Target = None,
     overrides: Overrides = None,
     storage: StorageRoot = DEFAULT_STORAGE,
     as_json: AsJson = False,
@@ -67,8 +67,8 @@ def train_reference(
 
 
 def score(
-    target: Target,
     model: Annotated[Role, typer.Option("--model", help="Which of the two models scores.")],
+    target: Target = None,
     shard: Annotated[
         list[int] | None,
         typer.Option("--shard", min=0, help="Only this shard; may be repeated. Default: all that are missing or broken."),
@@ -97,7 +97,7 @@ def score(
 
 
 def select(
-    target: Target,
+    target: Target = None,
     ratio: Annotated[
         float | None, typer.Option(help="Kept share of the candidates, in (0, 1]; the same as --set selection.ratio=...")
     ] = None,
@@ -126,7 +126,7 @@ def select(
 
 
 def train(
-    target: Target,
+    target: Target = None,
     student: Annotated[
         list[str] | None, typer.Option(help="Only this student; may be repeated. Default: all of the configuration.")
     ] = None,
@@ -151,7 +151,7 @@ def train(
 
 
 def evaluate(
-    target: Target,
+    target: Target = None,
     student: Annotated[
         list[str] | None, typer.Option(help="Only this student; may be repeated. Default: all of the configuration.")
     ] = None,
@@ -186,7 +186,7 @@ def evaluate(
 
 
 def report(
-    target: Target,
+    target: Target = None,
     overrides: Overrides = None,
     storage: StorageRoot = DEFAULT_STORAGE,
     as_json: AsJson = False,
@@ -205,7 +205,7 @@ def report(
     _say(console, as_json, {"report": url}, f"report: {url}")
 
 
-def _begin(target: str, overrides: list[str] | None, storage: str, verbose: bool) -> RunConfig:
+def _begin(target: str | None, overrides: list[str] | None, storage: str, verbose: bool) -> RunConfig:
     """The configuration, with its inputs checked as `run` does."""
     start_quietly(verbose)
     config = resolve_config(target, overrides, storage)

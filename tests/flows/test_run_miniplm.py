@@ -121,6 +121,8 @@ def test_status_inspect_and_select_by_name(finished, prefect_server):
     storage = str(config.parent / "data")
     status = json.loads(run_miniplm("status", "tiny", "--storage", storage, "--json", prefect=prefect_server).stdout)
     assert status["complete"] is True
+    only = json.loads(run_miniplm("status", "--storage", storage, "--json", prefect=prefect_server).stdout)
+    assert only == status
     assert {stage["state"] for stage in status["stages"]} == {"done"}
     top = json.loads(run_miniplm("inspect", "tiny", "--storage", storage, "--limit", "3", "--json", prefect=prefect_server).stdout)
     assert [row["selected"] for row in top] == [True] * 3
