@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -20,10 +21,14 @@ NUM_KILLS = 10
 def list_published(data: Path) -> dict[Path, tuple[int, int]]:
     """Files below the storage root under their final names, with what tells a file from one that took its place."""
     files = {}
-    for path in data.rglob("*"):
-        if path.is_file() and not path.name.startswith(".tmp-") and ".locks" not in path.parts:
-            stat = path.stat()
-            files[path] = (stat.st_ino, stat.st_mtime_ns)
+    # Unlike a glob, this bears files and folders that the run deletes at this moment.
+    for folder, _, names in os.walk(data):
+        for name in names:
+            path = Path(folder) / name
+            if not name.startswith(".tmp-") and ".locks" not in path.parts:
+                with contextlib.suppress(FileNotFoundError):
+                    stat = path.stat()
+                    files[path] = (stat.st_ino, stat.st_mtime_ns)
     return files
 
 
