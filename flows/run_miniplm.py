@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prefect import flow
 
+from flows.calibrate_dtypes import calibrate_dtypes
 from flows.evaluate_student import evaluate_student
 from flows.prepare_corpus import prepare_corpus
 from flows.score_corpus import score_corpus
@@ -16,6 +17,7 @@ from miniplm.config import RunConfig
 from miniplm.locks import exclusive
 from miniplm.run_log import RunLog
 from miniplm.run_record import RunRecord
+from miniplm.scoring.calibration import check_fidelity, find_calibration, needs_calibration
 from miniplm.storage import Storage
 from tasks.models import check_inputs, identify_teacher
 
@@ -33,9 +35,16 @@ def run_miniplm(config: RunConfig) -> RunRecord:
         corpus_id, stage = prepare_corpus(config)
         log.add_stage(stage, corpus_id=corpus_id)
         teacher = identify_teacher(config)
+        if needs_calibration(teacher.dtype, config.reference.dtype):
+            # The gate compares difference scores, so it needs the reference before the teacher's hours are spent.
+            reference, stage = train_reference(config, corpus_id)
+            if find_calibration(storage, corpus_id, teacher.model_id, reference.model_id) is None:
+                calibrate_dtypes(config, corpus_id, teacher, reference, config.scoring.calibration_sequences)
+            check_fidelity(storage, corpus_id, teacher, reference, config)
         log.add_stage(score_corpus(config, corpus_id, teacher, "teacher"), teacher=teacher)
         reference, stage = train_reference(config, corpus_id)
         log.add_stage(stage, reference=reference)
+        check_fidelity(storage, corpus_id, teacher, reference, config)
         log.add_stage(score_corpus(config, corpus_id, reference, "reference"))
         selection_id, stage = select_sequences(config, corpus_id, teacher, reference)
         log.add_stage(stage, selection_id=selection_id)

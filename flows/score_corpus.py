@@ -24,11 +24,11 @@ from tasks.scoring import load_model, release_model, score_shard
 _SHARDS_AT_ONCE = 1000
 
 
-# One shard at a time: a device computes for one shard at full speed, and its memory is one batch's.
+# Two shards at a time: one has the device, the other is read or written meanwhile.
 @flow(
     name="score-corpus",
     flow_run_name="score {corpus_id} {role} {entry.model_id}",
-    task_runner=ThreadPoolTaskRunner(max_workers=1),  # type: ignore[arg-type]
+    task_runner=ThreadPoolTaskRunner(max_workers=2),  # type: ignore[arg-type]
 )
 def score_corpus(
     config: RunConfig,
@@ -77,7 +77,7 @@ def _score_shards(
     broken = [state for state in states if state.state == "broken"]
     for state in broken:
         get_run_logger().warning("%s of %s is scored again: %s", layout.shard_name(state.shard_index), role, state.reason)
-    load_model(config.storage, entry, config.scoring)
+    load_model(config.storage, entry, config.scoring, corpus.sequence_length, role)
     stage = f"score {role}"
     num_tokens = {shard.shard_index: shard.num_tokens for shard in corpus.split_shards("candidate")}
     total = sum(num_tokens[state.shard_index] for state in states)

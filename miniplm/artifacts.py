@@ -100,6 +100,9 @@ class ScoreShardManifest(Record):
     """A shard's scores under one model; the shard is scored when this and the file's digest agree.
 
     `shard_digest` is of the sequences that were scored, so scores of another file of the same name do not count.
+    `seconds` are those in which the shard had the device; `matmul_peak_share` is FLOP/s over those of a large product
+    in the same dtype (bfloat16 for fp8) measured on the same device, `device_wait_share` the part of `seconds` in
+    which the device had nothing to do; `engine` says how the model was run.
     """
 
     corpus_id: str
@@ -115,11 +118,15 @@ class ScoreShardManifest(Record):
     seconds: float
     device: str
     dtype: str
+    tokens_per_second: float | None = None
+    matmul_peak_share: float | None = None
+    device_wait_share: float | None = None
+    engine: dict[str, str | int | bool] = {}
     versions: dict[str, str]
 
 
 class ModelEntry(Record):
-    """A model as it scores: `model_id` is made of weights, configuration and dtype.
+    """A model as it scores: `model_id` is made of weights, configuration, dtype and attention.
 
     It is read from `models/MODEL_ID` at the storage root where `stored`, else from the hub id or folder `source`.
     """
@@ -130,8 +137,32 @@ class ModelEntry(Record):
     stored: bool = False
     trust_remote_code: bool = False
     dtype: str
+    attention: Literal["sequence", "document"] = "sequence"
     weights_digest: str
     num_parameters: int
+
+
+class CalibrationScores(Record):
+    """The same sequences scored in a model's dtype and in float32: NLLs in nats a scored token, in the order of `sequence_ids`."""
+
+    model_id: str
+    dtype: str
+    nll: tuple[float, ...]
+    float32_nll: tuple[float, ...]
+    tokens_per_second: float
+    float32_tokens_per_second: float
+
+
+class Calibration(Record):
+    """What the dtypes of the two models change, measured on some candidates of a corpus; kept with the scores."""
+
+    corpus_id: str
+    sequence_ids: tuple[int, ...]
+    num_scored_tokens: tuple[int, ...]
+    teacher: CalibrationScores
+    reference: CalibrationScores
+    device: str
+    versions: dict[str, str]
 
 
 class SelectionShardEntry(Record):

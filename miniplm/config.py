@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+ScoringDtype = Literal["auto", "float32", "bfloat16", "float16", "fp8"]
 
 # `://user:password@`, also where the password holds slashes, `://user@`, and the signature of a presigned URL.
 _CREDENTIALS = re.compile(r"://[^@/]*@|://[^@]*:[^@]*@|[?&](X-Amz-|sig=|Signature=|AWSAccessKeyId=)", re.IGNORECASE)
@@ -98,12 +99,18 @@ class CorpusConfig(Section):
     trust_remote_code: bool = Field(False, description="run Python code that comes with the tokenizer; only for sources you trust")
 
 
+_SCORING_DTYPE = (
+    "auto: float32 on a CPU, bfloat16 on a GPU; fp8: linear layers in float8_e4m3 with a scale a row, the rest bfloat16, "
+    "on GPUs that have it (H100, L40S, newer), once it has passed the fidelity gate (scoring.min_overlap)"
+)
+
+
 class ModelConfig(Section):
     """A causal language model that scores."""
 
     model: str = Field(min_length=1, description="hub id or folder of a transformers model with safetensors weights")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
-    dtype: Dtype = Field("auto", description="precision of weights and activations; auto: float32 on a CPU, bfloat16 on a GPU")
+    dtype: ScoringDtype = Field("auto", description=f"precision of weights and activations; {_SCORING_DTYPE}")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model; only for sources you trust")
 
 
@@ -173,7 +180,7 @@ class ReferenceConfig(Section):
     architecture: str | None = Field(None, description=f"what to train: a {_ARCHITECTURE}")
     vocab_size: int | None = Field(None, ge=2, description=_VOCAB_SIZE)
     training: TrainingConfig | None = Field(None, description="how to train it, with `architecture`")
-    dtype: Dtype = Field("auto", description="precision it scores in; auto: float32 on a CPU, bfloat16 on a GPU")
+    dtype: ScoringDtype = Field("auto", description=f"precision it scores in; {_SCORING_DTYPE}")
 
     @model_validator(mode="after")
     def _check_kind(self) -> ReferenceConfig:
@@ -185,13 +192,31 @@ class ReferenceConfig(Section):
 
 
 class ScoringConfig(Section):
-    """How the two models run over the candidate shards; none of it changes the scores beyond rounding."""
+    """How the two models run over the candidate shards. But for `attention`, none of it changes the scores beyond rounding."""
 
+    attention: Literal["sequence", "document"] = Field(
+        "sequence",
+        description="what a token sees: sequence: all before it in its packed sequence, across documents (the paper's); document: its own document only",
+    )
     tokens_per_batch: int | Literal["auto"] = Field(
         "auto", description="tokens a forward pass, padding included; halved by itself when memory runs out"
     )
     device: str = Field(
-        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$", description="auto (a GPU where there is one), cpu, cuda, cuda:N or mps"
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$",
+        description="auto (a GPU where there is one), cpu, cuda, cuda:N or mps; with auto and cuda a model larger than one GPU is spread over all",
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="torch.compile of the model; auto: on a GPU. A model that does not compile runs as it is"
+    )
+    min_overlap: float = Field(
+        0.98,
+        ge=0,
+        le=1,
+        description="fidelity gate: least share of the sequences selected by float32 scores that the chosen dtypes select too, in [0, 1]",
+    )
+    calibration_sequences: int = Field(
+        256, ge=16, description="sequences on which fp8 is compared with float32 before it may score; `score --calibrate N` takes N"
     )
 
     @model_validator(mode="after")

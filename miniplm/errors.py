@@ -39,6 +39,14 @@ class ScoreError(MiniplmError):
     """A shard could not be scored for a reason of its own, such as a non-finite score."""
 
 
+class DeviceError(MiniplmError):
+    """A GPU stopped answering, or none is left; what it computed is not kept."""
+
+
+class FidelityError(MiniplmError):
+    """A dtype changes what is selected by more than the configuration allows, or it was not measured yet."""
+
+
 class RunFailedError(Exception):
     """Work failed for a reason that is in no input; what is finished is kept."""
 
@@ -69,3 +77,9 @@ def list_offenders(offenders: Iterable[object], total: int | None = None, most: 
     total = len(items) if total is None else total
     shown = ", ".join(items[:most])
     return shown if total <= min(most, len(items)) else f"{shown}, ... ({total} in all)"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 200 characters; its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

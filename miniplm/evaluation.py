@@ -9,18 +9,16 @@ from collections import defaultdict
 from miniplm.artifacts import CorpusManifest, DomainCounts, DomainLoss, Evaluation
 from miniplm.corpus.reader import read_shard, read_token_ids
 from miniplm.errors import CorpusError, ScoreError
-from miniplm.models.loading import LoadedModel
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
-from miniplm.scoring.engine import score_sequences
+from miniplm.scoring.engine import Scorer
 from miniplm.storage import Storage
 
 
 def evaluate_heldout(
     storage: Storage,
     corpus: CorpusManifest,
-    model: LoadedModel,
+    scorer: Scorer,
     weights_digest: str,
-    tokens_per_batch: int,
     on_progress: ProgressCallback = ignore_progress,
 ) -> Evaluation:
     """Held-out loss in nats a scored token and in bits a byte, overall and by domain.
@@ -44,11 +42,11 @@ def evaluate_heldout(
     def on_tokens(num_tokens: int) -> None:
         nonlocal done
         done += num_tokens
-        on_progress(Progress(f"evaluate {model.name}", done, total, "tokens"))
+        on_progress(Progress(f"evaluate {scorer.model.name}", done, total, "tokens"))
 
     for shard in shards:
         table = read_shard(storage, shard, columns=["domain", "token_ids"])
-        scores = score_sequences(model, read_token_ids(table), corpus.tokenizer.eos_token_id, tokens_per_batch, on_tokens)
+        scores = scorer.score(read_token_ids(table), corpus.tokenizer.eos_token_id, on_tokens)
         for domain, nll_sum, num in zip(
             table["domain"].to_pylist(), scores.nll_sum.tolist(), scores.num_scored_tokens.tolist(), strict=True
         ):
@@ -61,7 +59,7 @@ def evaluate_heldout(
         nats = math.fsum(value for domain in domains for value in nll_sums[domain]) / max(scored, 1)
         if not math.isfinite(nats):
             raise ScoreError(
-                f"model {model.name} has a held-out loss that is not finite ({', '.join(domains)}); its training went wrong"
+                f"model {scorer.model.name} has a held-out loss that is not finite ({', '.join(domains)}); its training went wrong"
             )
         return DomainLoss(
             nats_per_token=nats,

@@ -9,7 +9,7 @@ from miniplm.architectures import describe_architecture, resolve_vocab_size
 from miniplm.artifacts import CorpusManifest
 from miniplm.config import RunConfig
 from miniplm.errors import ConfigError, CorpusError, ModelError, StorageError, TokenizerError
-from miniplm.models.devices import resolve_device
+from miniplm.models.devices import resolve_device, resolve_dtype
 from miniplm.models.files import check_finite_weights, list_weight_files, locate_model, read_model_config
 from miniplm.sources.files import find_source_files
 from miniplm.storage import Storage
@@ -28,7 +28,9 @@ def check_inputs(config: RunConfig) -> None:
     """
     if config.execution.fan_out != "local":
         raise ConfigError(f"execution.fan_out is {config.execution.fan_out!r}; this version scores in this process only, use local")
-    resolve_device(config.scoring.device)
+    device = resolve_device(config.scoring.device)
+    for dtype in (config.teacher.dtype, config.reference.dtype):
+        resolve_dtype(dtype, device)
     check_storage(Storage(config.storage))
     for source in config.corpus.sources:
         find_source_files(source)

@@ -64,6 +64,21 @@ def score_shard_manifest(corpus_id: str, model_id: str, shard_index: int) -> str
     return f"{scores_folder(corpus_id, model_id)}/{shard_name(shard_index)}.json"
 
 
+def non_finite_scores(corpus_id: str, model_id: str, shard_index: int) -> str:
+    """The scores of a shard that failed for NaN or infinite NLLs, set aside to be looked at; no score file, never selected from."""
+    return f"{scores_folder(corpus_id, model_id)}/non-finite/{shard_name(shard_index)}.parquet"
+
+
+def calibration(corpus_id: str, teacher_id: str, reference_id: str) -> str:
+    """What two models in their dtypes select, compared with themselves in float32."""
+    return f"scores/{corpus_id}/calibrations/{teacher_id}--{reference_id}.json"
+
+
+def compile_cache() -> str:
+    """Compiled kernels, next to the models they are of; on local roots only."""
+    return "models/compile-cache"
+
+
 def selection_folder(selection_id: str) -> str:
     return f"selections/{selection_id}"
 

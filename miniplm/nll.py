@@ -36,14 +36,24 @@ class Head:
     scale: float | None = None
     softcap: float | None = None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether logits are `W h` and nothing more."""
+        return self.bias_V is None and self.scale is None and self.softcap is None
+
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Float32 logits (N, V) of hidden states of the weights' dtype."""
-        logits_NV = torch.nn.functional.linear(hidden_NH, self.weight_VH, self.bias_V).float()
+        return self.adjust(torch.nn.functional.linear(hidden_NH, self.weight_VH, self.bias_V).float())
+
+    def adjust(self, logits: Tensor, bias: Tensor | None = None) -> Tensor:
+        """What comes after `W h`, elementwise on float32 logits: a bias where it is not added yet, scale and softcap."""
+        if bias is not None:
+            logits = logits + bias.float()
         if self.scale is not None:
-            logits_NV = logits_NV * self.scale
+            logits = logits * self.scale
         if self.softcap is not None:
-            logits_NV = torch.tanh(logits_NV / self.softcap) * self.softcap
-        return logits_NV
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits
 
     def default_block_tokens(self) -> int:
         """Tokens whose float32 logits take about 128 MiB, at least one."""
@@ -99,7 +109,7 @@ def sum_nll_of_hidden(head: Head, hidden_NH: Tensor, targets_N: Tensor, block_to
 
     so that logits are made once and live in one buffer; under autocast in its dtype, with float32 sums.
     """
-    if head.bias_V is not None or head.scale is not None or head.softcap is not None or not torch.is_grad_enabled():
+    if not head.is_plain or not torch.is_grad_enabled():
         return nll_of_hidden(head, hidden_NH, targets_N, block_tokens).sum()
     if block_tokens is None:
         # On a CPU a buffer that stays in the cache is worth more than larger products.
@@ -147,11 +157,25 @@ class _SumNll(torch.autograd.Function):
         return hidden_gradient_NH * gradients[0], weight_gradient_VH * gradients[0], None, None
 
 
-def sum_nll_by_sequence(nll_N: Tensor, mask_BS: Tensor) -> tuple[Tensor, Tensor]:
-    """Float64 sums (B,) of the NLLs of the targets that `mask_BS` marks, and their number (B,) int64.
+# (hidden_KH, index of a slice of the vocabulary) -> logsumexp (K,) float32 of its logits.
+SliceLogSumExp = Callable[[Tensor, int], Tensor]
 
-    `nll_N` holds the marked targets only, in row order, N == mask_BS.sum(). A sequence without any has sum 0.
+
+def nll_in_tiles(
+    head: Head, hidden_NH: Tensor, targets_N: Tensor, tile_tokens: int, num_slices: int, reduce_slice: SliceLogSumExp
+) -> Tensor:
+    """NLL (N,) float32, in nats, without gradient: logits exist a tile at a time, `tile_tokens` x one slice of the vocabulary.
+
+        logsumexp_v(logits[v]) = logsumexp_s(logsumexp_{v in slice s}(logits[v]))
+
+    The target's logit is made once more by itself, in float32, so that no rounding of a tile touches it. A tile
+    that fits into the cache is worth more than a large product.
     """
-    nll_BS = torch.zeros(mask_BS.shape, dtype=torch.float64, device=nll_N.device)
-    nll_BS[mask_BS] = nll_N.double()
-    return nll_BS.sum(dim=1), mask_BS.sum(dim=1)
+    nll_N = hidden_NH.new_empty(hidden_NH.shape[0], dtype=torch.float32)
+    for start in range(0, hidden_NH.shape[0], tile_tokens):
+        hidden_KH, targets_K = hidden_NH[start : start + tile_tokens], targets_N[start : start + tile_tokens]
+        slices_SK = torch.stack([reduce_slice(hidden_KH, index) for index in range(num_slices)])
+        target_logits_K = (hidden_KH.float() * head.weight_VH[targets_K].float()).sum(dim=1)
+        target_logits_K = head.adjust(target_logits_K, None if head.bias_V is None else head.bias_V[targets_K])
+        nll_N[start : start + tile_tokens] = torch.logsumexp(slices_SK, dim=0) - target_logits_K
+    return nll_N

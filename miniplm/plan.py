@@ -19,8 +19,7 @@ from miniplm.models.files import locate_model
 from miniplm.models.loading import LoadedModel, load_model, split_head
 from miniplm.nll import sum_nll_of_hidden
 from miniplm.scorers import find_reference, identify_teacher
-from miniplm.scoring.batches import resolve_tokens_per_batch
-from miniplm.scoring.engine import score_sequences
+from miniplm.scoring.engine import Scorer
 from miniplm.scoring.shards import check_score_shards
 from miniplm.sources.files import find_source_files
 from miniplm.sources.reading import read_records
@@ -118,12 +117,13 @@ def plan_run(config: RunConfig, usd_per_gpu_hour: float | None = None) -> RunPla
 
 def probe_scoring(model: LoadedModel, config: RunConfig, tokenizer: CorpusTokenizer) -> float:
     """Tokens a second that a loaded model scores, on random full-length sequences."""
-    tokens_per_batch = resolve_tokens_per_batch(config.scoring.tokens_per_batch, model.device.type)
+    scorer = Scorer(model, config.scoring.tokens_per_batch, config.scoring.attention, config.scoring.compile)
+    scorer.warm_up(config.corpus.sequence_length)
     length = config.corpus.sequence_length + 1
     rng = np.random.default_rng(0)
-    num = max(1, tokens_per_batch // length)
+    num = max(1, scorer.tokens_per_batch // length) * (1 if model.device.type == "cpu" else 4)
     sequences = list(rng.integers(0, min(model.vocab_size, tokenizer.entry.vocab_size), (num, length)))
-    return _measure(lambda: score_sequences(model, sequences, tokenizer.eos_token_id, tokens_per_batch), num * length, model.device)
+    return _measure(lambda: scorer.score(sequences, tokenizer.eos_token_id), num * length, model.device)
 
 
 def probe_training(model: torch.nn.Module, training: TrainingConfig, config: RunConfig, device: torch.device) -> float:
@@ -189,7 +189,9 @@ def _plan_reference(
             stages.append(_stage("train reference", num_tokens, probe_training(model, reference.training, config, device)))
         model = model.to(device, torch_dtype(dtype)).eval().requires_grad_(False)
         body, head = split_head(model)
-        loaded = LoadedModel(body, head, device, head.weight_VH.shape[0], None, reference.architecture)
+        loaded = LoadedModel(
+            body, head, device, head.weight_VH.shape[0], None, reference.architecture, model.config._attn_implementation
+        )
     left = _left_to_score(storage, counts, entry)
     return [*stages, _stage("score reference", left, probe_scoring(loaded, config, tokenizer), counts.num_shards)]
 

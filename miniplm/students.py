@@ -16,7 +16,7 @@ from miniplm.models.devices import resolve_device, resolve_dtype
 from miniplm.models.loading import load_model
 from miniplm.progress import ProgressCallback, ignore_progress
 from miniplm.run_record import StudentRecord
-from miniplm.scoring.batches import resolve_tokens_per_batch
+from miniplm.scoring.engine import Scorer
 from miniplm.storage import Storage
 from miniplm.training.exports import export_model, find_export
 from miniplm.training.loop import find_training, train_model
@@ -107,8 +107,8 @@ def evaluate_student(
             model = load_model(
                 storage.download(layout.student_folder(config.name, student_name), Path(folder) / student_name), dtype, device
             )
-        tokens_per_batch = resolve_tokens_per_batch(config.scoring.tokens_per_batch, device.type)
-        evaluation = evaluate_heldout(storage, corpus, model, training.weights_digest, tokens_per_batch, on_progress)
+        scorer = Scorer(model, config.scoring.tokens_per_batch, compile="off")
+        evaluation = evaluate_heldout(storage, corpus, scorer, training.weights_digest, on_progress)
         storage.write_json(layout.training_evaluation(training.training_id), evaluation.as_json())
     storage.write_json(f"{layout.student_folder(config.name, student_name)}/{EVALUATION}", evaluation.as_json())
     return student.model_copy(update={"evaluation": evaluation})

@@ -2,51 +2,73 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import threading
+import time
 
 import torch
-from prefect import task
+from prefect import get_run_logger, task
 
 from miniplm import layout
-from miniplm.artifacts import ModelEntry, ScoreShardManifest
+from miniplm.artifacts import Calibration, ModelEntry, ScoreShardManifest
 from miniplm.config import ScoringConfig
 from miniplm.corpus.reader import load_corpus
 from miniplm.errors import CorpusError
 from miniplm.models.devices import resolve_device
-from miniplm.models.loading import LoadedModel
-from miniplm.models.opening import open_model
-from miniplm.scoring import shards
-from miniplm.scoring.batches import resolve_tokens_per_batch
+from miniplm.progress import Progress
+from miniplm.scorers import open_scorer
+from miniplm.scoring import calibration, shards
+from miniplm.scoring.engine import Scorer
 from miniplm.storage import Storage
-from tasks.progress import shard_callback
+from tasks.progress import report_progress, shard_callback
 from tasks.retries import TASK_OPTIONS
 
-_loaded: dict[tuple[str, str, str], LoadedModel] = {}
+_loaded: dict[tuple[str, str, str], Scorer] = {}
 _loading = threading.Lock()
 
 
-def _load_once(storage: Storage, entry: ModelEntry, device: torch.device) -> LoadedModel:
-    """The model of an entry; only the last one asked for is kept, so that two models never share a device's memory."""
-    key = (storage.root, entry.model_id, str(device))
+def _load_once(storage: Storage, entry: ModelEntry, scoring: ScoringConfig, sequence_length: int) -> Scorer:
+    """The scorer of an entry; only the last one asked for is kept, so that two models never share a device's memory."""
     with _loading:
+        key = (storage.root, entry.model_id, str(resolve_device(scoring.device)))
         if key not in _loaded:
-            _loaded.clear()
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-            _loaded[key] = open_model(storage, entry, device)
+            _release()
+            if storage.is_local:
+                # What is compiled once is found by the next process. Code from a remote root is not run.
+                os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", storage.path(layout.compile_cache()))
+            _loaded[key] = open_scorer(storage, entry, scoring, sequence_length)
         return _loaded[key]
+
+
+def _release() -> None:
+    _loaded.clear()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def release_model() -> None:
     """Lets go of the model that was loaded last."""
     with _loading:
-        _loaded.clear()
+        _release()
 
 
 @task(name="load-model", task_run_name="load {entry.model_id}", **TASK_OPTIONS)
-def load_model(storage_url: str, entry: ModelEntry, scoring: ScoringConfig) -> None:
-    """Loads and checks the model once, before any shard: what is wrong with it is said once, not by every shard."""
-    _load_once(Storage(storage_url), entry, resolve_device(scoring.device))
+def load_model(storage_url: str, entry: ModelEntry, scoring: ScoringConfig, sequence_length: int, role: str) -> None:
+    """Loads, checks and compiles the model once, before any shard: what is wrong with it is said once, not by every shard."""
+    started = time.perf_counter()
+    report_progress(Progress(f"load {role}", 0, 1, "models"))
+    scorer = _load_once(Storage(storage_url), entry, scoring, sequence_length)
+    how = scorer.describe()
+    parts = [
+        entry.dtype,
+        "compiled" if how["compiled"] else "not compiled",
+        f"{how['layout']} batches of {how['tokens_per_batch']:,} tokens",
+    ]
+    detail = f"{', '.join(parts)}, in {time.perf_counter() - started:.1f} s. {'; '.join(scorer.forward.notes)}".strip()
+    get_run_logger().info("%s %s: %s", role, entry.model_id, detail)
+    report_progress(Progress(f"load {role}", 1, 1, "models", detail))
 
 
 @task(name="score-shard", task_run_name="score {corpus_id} {entry.model_id} shard-{shard_index:05d}", **TASK_OPTIONS)
@@ -63,13 +85,29 @@ def score_shard(
     state = shards.check_score_shard(storage, shard, entry.model_id)
     if state.manifest is not None:
         return state.manifest
-    device = resolve_device(scoring.device)
-    return shards.score_shard(
-        storage,
-        corpus,
-        shard,
-        entry,
-        _load_once(storage, entry, device),
-        resolve_tokens_per_batch(scoring.tokens_per_batch, device.type),
-        shard_callback(stage, layout.shard_name(shard_index)),
-    )
+    scorer = _load_once(storage, entry, scoring, corpus.sequence_length)
+    callback = shard_callback(stage, layout.shard_name(shard_index))
+    return shards.score_shard(storage, corpus, shard, entry, scorer, callback)
+
+
+@task(name="calibrate-dtypes", task_run_name="calibrate {teacher.dtype} and {reference.dtype} on {corpus_id}", **TASK_OPTIONS)
+def calibrate_dtypes(
+    storage_url: str, corpus_id: str, teacher: ModelEntry, reference: ModelEntry, scoring: ScoringConfig, num_sequences: int
+) -> Calibration:
+    """Scores some candidates by both models in their dtypes and in float32, and keeps what came of it with the scores."""
+    storage = Storage(storage_url)
+    corpus = load_corpus(storage, corpus_id)
+
+    def open_one(entry: ModelEntry) -> Scorer:
+        release_model()
+        # Compiling takes longer than a calibration; and what the device has not is emulated.
+        plain = scoring.model_copy(update={"compile": "off"})
+        with _loading:
+            key = (storage.root, entry.model_id, entry.dtype)
+            _loaded[key] = open_scorer(storage, entry, plain, corpus.sequence_length, emulated=True)
+            return _loaded[key]
+
+    try:
+        return calibration.calibrate(storage, corpus, teacher, reference, num_sequences, open_one, report_progress)
+    finally:
+        release_model()

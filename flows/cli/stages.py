@@ -21,7 +21,7 @@ from flows.cli.options import (
 )
 from miniplm.artifacts import ModelEntry
 from miniplm.config import RunConfig
-from miniplm.errors import ConfigError, list_offenders
+from miniplm.errors import ConfigError, ModelError, list_offenders
 
 Role = Literal["teacher", "reference"]
 
@@ -67,25 +67,41 @@ def train_reference(
 
 
 def score(
-    model: Annotated[Role, typer.Option("--model", help="Which of the two models scores.")],
     target: Target = None,
+    model: Annotated[Role | None, typer.Option("--model", help="Which of the two models scores.")] = None,
     shard: Annotated[
         list[int] | None,
         typer.Option("--shard", min=0, help="Only this shard; may be repeated. Default: all that are missing or broken."),
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Also score shards again whose scores are there and verify.")] = False,
+    calibrate: Annotated[
+        int | None,
+        typer.Option(
+            "--calibrate",
+            min=2,
+            metavar="N",
+            help="Score nothing for good: score N candidates by both models in their dtypes and in float32, and say what the dtypes change.",
+        ),
+    ] = None,
     overrides: Overrides = None,
     storage: StorageRoot = DEFAULT_STORAGE,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
     """Score the candidate shards by one model; shards with verified scores are not scored again."""
+    if (model is None) == (calibrate is None):
+        raise ConfigError("give either --model teacher or --model reference (score its shards), or --calibrate N (compare dtypes)")
     config = _begin(target, overrides, storage, verbose)
+    if model is None:
+        assert calibrate is not None
+        _calibrate(config, calibrate, as_json, verbose)
+        return
     with watched_flow(verbose, as_json) as console:
         from flows.score_corpus import score_corpus
 
         corpus_id = _find_corpus_id(config)
         entry = _find_scorer(config, corpus_id, model)
+        _check_gate(config, corpus_id, model, entry)
         stage = score_corpus(config, corpus_id, entry, model, shard, again)
     _say(
         console,
@@ -94,6 +110,47 @@ def score(
         f"{stage.num_units:,} tokens of {corpus_id} are scored by {entry.model_id}"
         + (" (nothing was missing)" if stage.reused else ""),
     )
+
+
+def _check_gate(config: RunConfig, corpus_id: str, model: Role, entry: ModelEntry) -> None:
+    """Raises `FidelityError` where a calibration refuses the dtypes, or fp8 has none. Without the other model there is nothing to compare."""
+    from miniplm.corpus.reader import load_corpus
+    from miniplm.scorers import find_reference, identify_teacher
+    from miniplm.scoring.calibration import check_fidelity
+    from miniplm.storage import Storage
+
+    storage = Storage(config.storage)
+    if model == "reference":
+        check_fidelity(storage, corpus_id, identify_teacher(config), entry, config)
+        return
+    reference = find_reference(storage, config, load_corpus(storage, corpus_id))
+    if reference is not None:
+        check_fidelity(storage, corpus_id, entry, reference, config)
+    elif "fp8" in (entry.dtype, config.reference.dtype):
+        raise ModelError(
+            "fp8 scores only once it was compared with float32, by both models, and the reference is not trained yet; "
+            "run `miniplm train-reference CONFIG`, then `miniplm score CONFIG --calibrate 256`"
+        )
+
+
+def _calibrate(config: RunConfig, num_sequences: int, as_json: bool, verbose: bool) -> None:
+    with watched_flow(verbose, as_json) as console:
+        from flows.calibrate_dtypes import calibrate_dtypes
+        from flows.cli.tables import describe_fidelity, print_fidelity
+        from miniplm.corpus.reader import load_corpus
+        from miniplm.scorers import identify_teacher, require_reference
+        from miniplm.scoring.calibration import check_fidelity
+        from miniplm.storage import Storage
+
+        storage, corpus_id = Storage(config.storage), _find_corpus_id(config)
+        teacher = identify_teacher(config, emulated=True)
+        reference = require_reference(storage, config, load_corpus(storage, corpus_id), emulated=True)
+        calibration = calibrate_dtypes(config, corpus_id, teacher, reference, num_sequences)
+    if as_json:
+        print_json(describe_fidelity(calibration, config))
+    else:
+        print_fidelity(console, storage, calibration, config)
+    check_fidelity(storage, corpus_id, teacher, reference, config)
 
 
 def select(

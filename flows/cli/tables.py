@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -11,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from miniplm import layout
-from miniplm.artifacts import CorpusManifest, DomainSelection, SelectionManifest
+from miniplm.artifacts import Calibration, CorpusManifest, DomainSelection, SelectionManifest
+from miniplm.config import RunConfig
 from miniplm.run_record import RunRecord, StudentRecord
 from miniplm.run_status import RunStatus
 from miniplm.storage import Storage
@@ -178,6 +180,67 @@ def print_findings(findings: list[Finding]) -> None:
         console.print(Text(f"{finding.state:<8}", colours[finding.state]), f"{finding.name}: {finding.value}", soft_wrap=True)
         if finding.advice:
             console.print(f"{'':10}{finding.advice}", style="dim", soft_wrap=True)
+
+
+def describe_fidelity(calibration: Calibration, config: RunConfig) -> dict[str, object]:
+    """A calibration's facts for machines, without its lists of NLLs."""
+    from miniplm.scoring.calibration import measure_fidelity
+
+    fidelity = measure_fidelity(calibration, config.selection.ratio, config.selection.score)
+    models = {
+        role: {
+            "model_id": scores.model_id,
+            "dtype": scores.dtype,
+            "tokens_per_second": scores.tokens_per_second,
+            "float32_tokens_per_second": scores.float32_tokens_per_second,
+        }
+        for role, scores in (("teacher", calibration.teacher), ("reference", calibration.reference))
+    }
+    return {
+        "corpus_id": calibration.corpus_id,
+        "device": calibration.device,
+        "selection_ratio": config.selection.ratio,
+        **asdict(fidelity),
+        "min_overlap": config.scoring.min_overlap,
+        "passes": fidelity.overlap >= config.scoring.min_overlap,
+        **models,
+    }
+
+
+def print_fidelity(console: Console, storage: Storage, calibration: Calibration, config: RunConfig) -> None:
+    """What the dtypes change against float32, and whether they pass the gate."""
+    from miniplm.scoring.calibration import measure_fidelity
+
+    fidelity = measure_fidelity(calibration, config.selection.ratio, config.selection.score)
+    table = make_table(
+        f"Dtypes against float32, {fidelity.num_sequences} candidates of {calibration.corpus_id}",
+        "model",
+        "dtype",
+        "mean bias",
+        "rate",
+        "float32 rate",
+    )
+    for role, scores, bias in (
+        ("teacher", calibration.teacher, fidelity.teacher_bias),
+        ("reference", calibration.reference, fidelity.reference_bias),
+    ):
+        table.add_row(
+            f"{role} {scores.model_id}",
+            scores.dtype,
+            f"{bias:+.5f} nats a token",
+            f"{scores.tokens_per_second:,.0f} tokens/s",
+            f"{scores.float32_tokens_per_second:,.0f} tokens/s",
+        )
+    console.print(table)
+    passes = fidelity.overlap >= config.scoring.min_overlap
+    console.print(f"difference score: Spearman {fidelity.spearman:.5f} with float32")
+    console.print(
+        f"selected at ratio {config.selection.ratio:g}: {fidelity.overlap:.2%} of float32's {fidelity.num_selected} sequences; "
+        f"scoring.min_overlap is {config.scoring.min_overlap:g}: {'passes' if passes else 'REFUSED'}",
+        style="green" if passes else "red",
+    )
+    path = layout.calibration(calibration.corpus_id, calibration.teacher.model_id, calibration.reference.model_id)
+    console.print(f"measured on {calibration.device}, without compiling; kept at {storage.url(path)}", style="dim", soft_wrap=True)
 
 
 def print_plan(plan: RunPlan) -> None:

@@ -6,31 +6,81 @@ from typing import Any
 
 import torch
 
-from miniplm.errors import ConfigError
+from miniplm.errors import ConfigError, DeviceError
+from miniplm.models.fp8 import supports_fp8
+
+# CUDA devices of this process that stopped answering; a process cannot use such a device again.
+_lost: set[int] = set()
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto` is the GPU where there is one. Raises `ConfigError` for a device that this machine lacks."""
+    """`auto` is the GPU where there is one, the next one where the first was lost.
+
+    Raises `ConfigError` for a device that this machine lacks, `DeviceError` where the device was lost.
+    """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        left = [index for index in range(torch.cuda.device_count()) if index not in _lost]
+        if not left:
+            raise DeviceError("no GPU of this machine answers any more; look at `nvidia-smi`, then start the command again")
+        return torch.device("cuda", left[0]) if _lost else torch.device("cuda")
     resolved = torch.device(device)
     if resolved.type == "cuda" and (not torch.cuda.is_available() or (resolved.index or 0) >= torch.cuda.device_count()):
         raise ConfigError(
             f"scoring.device is {device!r}, but this machine has {torch.cuda.device_count()} CUDA devices; use auto or cpu"
         )
+    if resolved.type == "cuda" and (resolved.index or 0) in _lost:
+        raise DeviceError(f"{device} stopped answering; look at `nvidia-smi`, then start the command again")
     if resolved.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("scoring.device is 'mps', but this machine has none; use auto or cpu")
     return resolved
 
 
-def resolve_dtype(dtype: str, device: torch.device) -> str:
-    """`auto` is float32 on a CPU and bfloat16 on a GPU."""
+def mark_lost(device: torch.device) -> None:
+    """Takes a GPU that stopped answering out of use for this process."""
+    if device.type == "cuda":
+        _lost.add(device.index or 0)
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether an error says that the device itself failed, so that this process cannot use it any more."""
+    message = str(error).lower()
+    return isinstance(error, RuntimeError) and "cuda error" in message and "out of memory" not in message
+
+
+def resolve_dtype(dtype: str, device: torch.device, emulated: bool = False) -> str:
+    """`auto` is float32 on a CPU and bfloat16 on a GPU.
+
+    On a CPU with instructions for bfloat16 that is faster too (`has_native_bfloat16`), but float32 gives the same
+    scores on every machine, so it is for the user to ask for. Raises `ConfigError` for fp8 on a device that has none.
+    """
+    if dtype == "fp8" and not emulated and not supports_fp8(device):
+        raise ConfigError(
+            f"dtype fp8 needs a GPU of compute capability 8.9 or higher (H100, L40S, ...), not {describe_device(device)}; use auto. "
+            "What fp8 would do to the selection can be measured here: `miniplm score CONFIG --calibrate 200`"
+        )
     if dtype != "auto":
         return dtype
     return "float32" if device.type == "cpu" else "bfloat16"
 
 
+def has_native_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 itself (AMX or AVX512-BF16); one that does not is faster in float32."""
+    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+
+
+def describe_device(device: torch.device) -> str:
+    """A device's name for people."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} with {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+
+
 def torch_dtype(dtype: str) -> torch.dtype:
+    """PyTorch's type of weights and activations; with fp8, what is not multiplied in fp8 is bfloat16."""
+    if dtype == "fp8":
+        return torch.bfloat16
     resolved: Any = getattr(torch, dtype)
     assert isinstance(resolved, torch.dtype)
     return resolved

@@ -127,3 +127,18 @@ def check_finite_weights(files: list[Path]) -> None:
         raise ModelError(
             f"model folder {files[0].parent} has weights that are NaN or infinite: {list_offenders(broken)}. Use another copy or checkpoint"
         )
+
+
+def count_stored_parameters(files: list[Path]) -> int:
+    """Parameters in the weight files; tied weights count once."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in files:
+        with safe_open(path, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - not a dict
+                size = 1
+                for dimension in tensors.get_slice(key).get_shape():
+                    size *= dimension
+                total += size
+    return total

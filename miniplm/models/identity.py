@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from miniplm.artifacts import ModelEntry
-from miniplm.models.files import list_weight_files, read_model_config
+from miniplm.models.files import count_stored_parameters, list_weight_files, read_model_config
 from miniplm.storage import digest_content, digest_file
 
 # Raised when a change of the code changes the scores of an unchanged model.
@@ -19,7 +19,12 @@ _VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "u
 
 
 def identify_model(
-    folder: Path, source: str, dtype: str, revision: str | None = None, trust_remote_code: bool = False
+    folder: Path,
+    source: str,
+    dtype: str,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    attention: Literal["sequence", "document"] = "sequence",
 ) -> ModelEntry:
     """The entry of a given model whose files are in `folder`; `source` is its hub id or path.
 
@@ -29,19 +34,30 @@ def identify_model(
     weights_digest = digest_weights(files)
     num_parameters = count_stored_parameters(files)
     return ModelEntry(
-        model_id=name_model(num_parameters, weights_digest, read_model_config(folder), dtype),
+        model_id=name_model(num_parameters, weights_digest, read_model_config(folder), dtype, attention),
         source=source,
         revision=revision,
         trust_remote_code=trust_remote_code,
         dtype=dtype,
+        attention=attention,
         weights_digest=weights_digest,
         num_parameters=num_parameters,
     )
 
 
-def name_model(num_parameters: int, weights_digest: str, config: dict[str, Any], dtype: str) -> str:
-    """The id of a model, e.g. `llama-135m-float32-<12 hex>`: of its weights, configuration, dtype and `SCORING_VERSION`, not of its place."""
-    return f"{slug(str(config.get('model_type', 'model')))}-{_size(num_parameters)}-{dtype}-{digest_content([weights_digest, stable_config(config), dtype, SCORING_VERSION])}"
+def name_model(
+    num_parameters: int,
+    weights_digest: str,
+    config: dict[str, Any],
+    dtype: str,
+    attention: Literal["sequence", "document"] = "sequence",
+) -> str:
+    """The id of a model, e.g. `llama-135m-float32-<12 hex>`: of all that changes its scores, not of its place.
+
+    That is its weights, configuration, dtype, attention and `SCORING_VERSION`.
+    """
+    content = [weights_digest, stable_config(config), dtype, SCORING_VERSION] + ([] if attention == "sequence" else [attention])
+    return f"{slug(str(config.get('model_type', 'model')))}-{_size(num_parameters)}-{dtype}-{digest_content(content)}"
 
 
 def _size(num_parameters: int) -> str:
@@ -59,21 +75,6 @@ def digest_weights(files: list[Path]) -> str:
 def stable_config(config: dict[str, Any]) -> dict[str, Any]:
     """A model configuration without what changes nothing in its numbers."""
     return {key: value for key, value in config.items() if key not in _VOLATILE}
-
-
-def count_stored_parameters(files: list[Path]) -> int:
-    """Parameters in the weight files; tied weights count once."""
-    from safetensors import safe_open
-
-    total = 0
-    for path in files:
-        with safe_open(path, framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 - not a dict
-                size = 1
-                for dimension in tensors.get_slice(key).get_shape():
-                    size *= dimension
-                total += size
-    return total
 
 
 def slug(name: str) -> str:

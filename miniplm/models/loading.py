@@ -12,6 +12,9 @@ from torch import nn
 from miniplm.errors import ModelError, list_offenders
 from miniplm.models.devices import torch_dtype
 from miniplm.models.files import check_finite_weights, list_weight_files, read_model_config
+from miniplm.models.fp8 import convert_to_fp8
+from miniplm.models.packed_linear import can_pack, pack_linears
+from miniplm.models.placement import place_model
 from miniplm.nll import Head
 
 
@@ -28,12 +31,18 @@ class LoadedModel:
     vocab_size: int
     max_positions: int | None
     name: str
+    # The attention implementation that transformers gave the model.
+    own_attention: str = "sdpa"
+    # Layers lie on several devices, computed one after the other.
+    is_spread: bool = False
     # Where the numbers depend on the length of the padded batch, only sequences of one length may share a batch.
     needs_equal_lengths: bool = False
 
 
-def load_model(folder: Path, dtype: str, device: torch.device, trust_remote_code: bool = False) -> LoadedModel:
-    """The model of a folder, in evaluation mode on `device`.
+def load_model(
+    folder: Path, dtype: str, device: torch.device, trust_remote_code: bool = False, will_compile: bool = False
+) -> LoadedModel:
+    """The model of a folder, in evaluation mode on `device`; on a CPU with its linear layers packed, unless torch.compile is to see them.
 
     Raises `ModelError` where a file is missing, damaged or unsafe, weights are missing or not finite, the
     family is not known, or body and head together do not give the model's own logits.
@@ -43,6 +52,7 @@ def load_model(folder: Path, dtype: str, device: torch.device, trust_remote_code
 
     read_model_config(folder)
     check_finite_weights(list_weight_files(folder))
+    devices = place_model(folder, dtype, device)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             str(folder),
@@ -51,18 +61,30 @@ def load_model(folder: Path, dtype: str, device: torch.device, trust_remote_code
             local_files_only=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            **({} if devices is None else {"device_map": "auto", "max_memory": devices}),
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"model folder {folder} cannot be loaded as a causal language model: {reason[0]}") from error
     _check_all_loaded(folder, info)
-    model = model.eval().requires_grad_(False).to(device)
+    model = model.eval().requires_grad_(False)
+    if devices is None:
+        model = model.to(device)
+    else:
+        # Inputs go where the first layer is; accelerate's hooks carry what it gives to the next.
+        device = model.get_input_embeddings().weight.device
     body, head = split_head(model)
     _check_head(folder, model, body, head)
+    if dtype == "fp8":
+        _convert_to_fp8(folder, body)
+    elif not will_compile and can_pack(device, torch_dtype(dtype)):
+        pack_linears(body)
     return LoadedModel(
         body=body,
         head=head,
         device=device,
+        own_attention=model.config._attn_implementation,
+        is_spread=devices is not None,
         vocab_size=head.weight_VH.shape[0],
         max_positions=_max_positions(model.config),
         name=folder.name,
@@ -113,6 +135,19 @@ def _check_all_loaded(folder: Path, info: dict[str, Any]) -> None:
             raise ModelError(
                 f"model folder {folder} {meaning}: {list_offenders(names)}; they would be random. Copy the model again"
             )
+
+
+@torch.no_grad()
+def _convert_to_fp8(folder: Path, body: nn.Module) -> None:
+    if convert_to_fp8(body) == 0:
+        raise ModelError(f"model folder {folder} has no linear layer that could be computed in fp8; use dtype bfloat16")
+    try:
+        body(input_ids=torch.ones((1, 8), dtype=torch.long, device=next(body.parameters()).device), use_cache=False)
+    except AttributeError as error:
+        # Mamba and its like take a layer's weight for themselves.
+        raise ModelError(
+            f"model folder {folder} uses the weights of its layers in a way that fp8 does not allow ({error}); use dtype bfloat16"
+        ) from error
 
 
 @torch.inference_mode()

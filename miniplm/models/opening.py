@@ -17,10 +17,10 @@ from miniplm.models.loading import LoadedModel, load_model
 from miniplm.storage import Storage
 
 
-def open_model(storage: Storage, entry: ModelEntry, device: torch.device) -> LoadedModel:
+def open_model(storage: Storage, entry: ModelEntry, device: torch.device, will_compile: bool = False) -> LoadedModel:
     """The model of an entry on `device`. Raises `ModelError` as `locate_model` and `load_model`."""
     with model_files(storage, entry) as folder:
-        return load_model(folder, entry.dtype, device, entry.trust_remote_code)
+        return load_model(folder, entry.dtype, device, entry.trust_remote_code, will_compile)
 
 
 @contextmanager

@@ -1,23 +1,37 @@
-"""Scores sequences under a model: the sum of NLL over the scored targets of each, never storing a batch's logits."""
+"""Scores sequences under a model: the sum of NLL over the scored targets of each, at the device's own speed.
+
+Batches follow each other on the device without a pause: while one computes, the next is built and copied, and the
+results of those before come back. What is scored is what `miniplm.nll.mask_scored_targets` says: every target whose
+input is not EOS.
+"""
 
 from __future__ import annotations
 
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from miniplm.errors import ModelError, ScoreError
-from miniplm.models.devices import describe_memory, is_out_of_memory
+from miniplm.errors import DeviceError, ModelError, ScoreError, first_line
+from miniplm.models.devices import describe_memory, is_device_lost, is_out_of_memory, mark_lost
 from miniplm.models.loading import LoadedModel
-from miniplm.nll import mask_scored_targets, nll_of_hidden, sum_nll_by_sequence
-from miniplm.scoring.batches import plan_batches
+from miniplm.scoring.batches import Attention, IntArray, cut_segments, plan_batches, resolve_tokens_per_batch
+from miniplm.scoring.forward import Compile, ForwardPass
+from miniplm.scoring.model_inputs import Batch, build_batch
+from miniplm.scoring.throughput import DeviceClock, Throughput, count_flops_per_token, measure_matmul_peak
 
 TokenCallback = Callable[[int], None]
+
+# Batches given to the device before the results of the first are waited for.
+_BATCHES_AHEAD = 3
+_LENGTH_STEP = 256
 
 
 @dataclass(frozen=True)
@@ -26,74 +40,190 @@ class SequenceScores:
 
     nll_sum: np.ndarray[Any, np.dtype[np.float64]]
     num_scored_tokens: np.ndarray[Any, np.dtype[np.int32]]
+    throughput: Throughput
 
 
-def score_sequences(
-    model: LoadedModel,
-    sequences: Sequence[np.ndarray[Any, Any]],
-    eos_token_id: int,
-    tokens_per_batch: int,
-    on_tokens: TokenCallback = lambda num_tokens: None,
-) -> SequenceScores:
-    """Sum of NLL over the scored targets of each sequence (see `mask_scored_targets`), a token id array each.
+class Scorer:
+    """A model ready to score any number of shards. One thread at a time has the device; others prepare meanwhile."""
 
-    In float32 the result is within 1e-4 nats a token of a float64 computation, whatever the batch. A batch that
-    runs out of memory is halved, and so are those after it. `on_tokens` is told the tokens of each finished batch.
-    Raises `ModelError` for a token id beyond the vocabulary or a sequence longer than the model's positions, and
-    `ScoreError` where one sequence alone does not fit in memory.
-    """
-    _check_sequences(model, sequences)
-    nll_sum = np.zeros(len(sequences), dtype=np.float64)
-    num_scored_tokens = np.zeros(len(sequences), dtype=np.int32)
-    lengths = [len(sequence) for sequence in sequences]
-    pending = deque(plan_batches(lengths, tokens_per_batch, model.needs_equal_lengths))
-    largest = max((len(batch) for batch in pending), default=0)
-    while pending:
-        batch = pending.popleft()
-        if len(batch) > largest:
-            pending.extendleft([batch[largest:], batch[:largest]])
-            continue
+    def __init__(
+        self,
+        model: LoadedModel,
+        tokens_per_batch: int | str = "auto",
+        attention: Attention = "sequence",
+        compile: Compile = "auto",
+        cache_folder: Path | None = None,
+        head_kernel: str | None = None,
+    ) -> None:
+        """`tokens_per_batch` is halved for good when memory runs out. Other arguments as of `ForwardPass`."""
+        self.model = model
+        self.attention = attention
+        self.tokens_per_batch = resolve_tokens_per_batch(tokens_per_batch, model.device.type)
+        self.forward = ForwardPass(model, compile, cache_folder, head_kernel)
+        self._device_turn = threading.Lock()
+        self._longest = 1
+        # Here and not later, when another thread may have the device.
+        self._matmul_peak = measure_matmul_peak(model.device, model.head.weight_VH.dtype)
+
+    def describe(self) -> dict[str, str | int | bool]:
+        """How the model is run, for the record."""
+        return {
+            "layout": self.forward.layout,
+            "compiled": self.forward.is_compiled,
+            "head": self.forward.head.name,
+            "tokens_per_batch": self.tokens_per_batch,
+            "attention": self.attention,
+        }
+
+    def warm_up(self, num_inputs: int) -> None:
+        """Compiles for sequences of `num_inputs` inputs, so that no shard waits for it."""
+        if self.forward.is_compiled:
+            length = min(num_inputs, self.model.max_positions or num_inputs)
+            # Token 1 everywhere, and an EOS that does not occur.
+            self.score([np.ones(length + 1, dtype=np.int64)] * max(1, self.tokens_per_batch // length), eos_token_id=-1)
+
+    def score(
+        self,
+        sequences: Sequence[np.ndarray[Any, Any]],
+        eos_token_id: int,
+        on_tokens: TokenCallback = lambda num_tokens: None,
+    ) -> SequenceScores:
+        """Sum of NLL over the scored targets of each sequence, a token id array each.
+
+        In float32 the result is within 1e-4 nats a token of a float64 computation, whatever the batch. A batch that
+        runs out of memory is halved, and so are those after it. `on_tokens` is told the tokens of each finished
+        batch. Raises `ModelError` for a token id beyond the vocabulary or a sequence longer than the model's
+        positions, `ScoreError` where one sequence alone does not fit in memory, `DeviceError` where the GPU is gone.
+        """
+        _check_sequences(self.model, sequences)
+        segments = cut_segments(sequences, eos_token_id, self.attention)
+        work = _Work(
+            nll_sum=np.zeros(len(sequences), dtype=np.float64),
+            num_scored=np.zeros(len(sequences), dtype=np.int32),
+            on_tokens=on_tokens,
+        )
+        longest = self._keep_longest(int(segments.length.max(initial=1)))
+        left = np.arange(len(segments), dtype=np.int64)
+        batches = self._plan(segments.length, left)
+        clock = DeviceClock(self.model.device)
+        with self._device_turn:
+            started = time.perf_counter()
+            while batches:
+                chosen = batches.popleft()
+                try:
+                    batch = build_batch(
+                        sequences, segments, chosen, eos_token_id, self.forward.layout, longest, self._num_computed(longest)
+                    )
+                    result = self._launch(batch, clock)
+                except Exception as error:
+                    self._give_up_or_halve(error, segments.length[chosen])
+                    # Neither the batch that failed nor one that was planned after it is done.
+                    batches = self._plan(segments.length, np.concatenate([chosen, *batches]))
+                    self._collect(work, segments.sequence, at_most=0)
+                    continue
+                work.add(batch, result)
+                self._collect(work, segments.sequence, at_most=_BATCHES_AHEAD - 1)
+            self._collect(work, segments.sequence, at_most=0)
+            clock.settle()
+            seconds = time.perf_counter() - started
+        num_tokens = sum(len(sequence) for sequence in sequences)
+        if work.num_told < num_tokens:
+            on_tokens(num_tokens - work.num_told)
+        mean_length = float(segments.length.mean()) if len(segments) else 0.0
+        return SequenceScores(work.nll_sum, work.num_scored, self._throughput(num_tokens, seconds, clock, mean_length))
+
+    def _plan(self, lengths: IntArray, left: IntArray) -> deque[IntArray]:
+        plan = plan_batches(lengths[left], self.tokens_per_batch, self.forward.layout, self.model.needs_equal_lengths)
+        return deque(left[batch] for batch in plan)
+
+    def _keep_longest(self, num_inputs: int) -> int:
+        """The most inputs of a segment, as a number that changes little: a compiled body is compiled for it."""
+        limit = self.model.max_positions or num_inputs + _LENGTH_STEP
+        self._longest = max(self._longest, min(-(-num_inputs // _LENGTH_STEP) * _LENGTH_STEP, limit))
+        return self._longest
+
+    def _num_computed(self, longest: int) -> int | None:
+        return max(self.tokens_per_batch, longest) if self.forward.has_static_shapes else None
+
+    def _launch(self, batch: Batch, clock: DeviceClock) -> tuple[Tensor, torch.cuda.Event | None]:
+        """Gives a batch to the device; its NLLs are there once the event has happened."""
+        device = self.model.device
+        inputs = batch.inputs.to(device)
+        clock.start()
+        nll_M = self.forward(inputs)
+        clock.stop()
+        if device.type != "cuda":
+            return nll_M.cpu(), None
+        on_host_M = torch.empty(nll_M.shape, dtype=nll_M.dtype, pin_memory=True)
+        on_host_M.copy_(nll_M, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(nll_M.device))
+        return on_host_M, event
+
+    def _collect(self, work: _Work, owners: IntArray, at_most: int) -> None:
         try:
-            sums_B, counts_B = _score_batch(model, [sequences[index] for index in batch], eos_token_id)
+            work.collect(owners, at_most)
         except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(batch) == 1:
-                raise ScoreError(
-                    f"model {model.name}: one sequence of {lengths[batch[0]]} tokens does not fit in memory on {model.device} "
-                    f"({describe_memory(model.device)}); use a smaller dtype, another device or a shorter corpus.sequence_length"
-                ) from error
-            largest = len(batch) // 2
-            pending.appendleft(batch)
-            if model.device.type == "cuda":
-                torch.cuda.empty_cache()
-            continue
-        nll_sum[batch] = sums_B.cpu().numpy()
-        num_scored_tokens[batch] = counts_B.cpu().numpy()
-        on_tokens(sum(lengths[index] for index in batch))
-    return SequenceScores(nll_sum, num_scored_tokens)
+            if is_device_lost(error):
+                raise self._lost(error) from error
+            raise
+
+    def _give_up_or_halve(self, error: Exception, lengths: IntArray) -> None:
+        if is_device_lost(error):
+            raise self._lost(error) from error
+        if not is_out_of_memory(error):
+            raise error
+        if len(lengths) == 1:
+            raise ScoreError(
+                f"model {self.model.name}: one sequence of {int(lengths[0]) + 1} tokens does not fit in memory on {self.model.device} "
+                f"({describe_memory(self.model.device)}); use a smaller dtype, another device or a shorter corpus.sequence_length"
+            ) from error
+        # Under half of what was tried, so that a batch of two is halved too.
+        self.tokens_per_batch = max(1, min(self.tokens_per_batch, int(lengths.sum())) // 2)
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _lost(self, error: Exception) -> DeviceError:
+        mark_lost(self.model.device)
+        return DeviceError(
+            f"{self.model.device} failed while model {self.model.name} ran on it ({first_line(error)}); what it computed is not kept. "
+            "The next try goes to another GPU where there is one; `nvidia-smi` and `dmesg` say more of this one"
+        )
+
+    def _throughput(self, num_tokens: int, seconds: float, clock: DeviceClock, num_inputs: float) -> Throughput:
+        head = self.model.head
+        flops = count_flops_per_token(self.model.body, head, num_inputs)
+        return Throughput(num_tokens, seconds, clock.wait_seconds, flops, self._matmul_peak)
 
 
-@torch.inference_mode()
-def _score_batch(model: LoadedModel, sequences: list[np.ndarray[Any, Any]], eos_token_id: int) -> tuple[Tensor, Tensor]:
-    token_ids_BT, num_tokens_B = pad_sequences(sequences, eos_token_id)
-    mask_BS = mask_scored_targets(token_ids_BT, num_tokens_B, eos_token_id)
-    if not mask_BS.any():
-        return torch.zeros(len(sequences), dtype=torch.float64), mask_BS.sum(dim=1)
-    token_ids_BT, mask_BS = token_ids_BT.to(model.device), mask_BS.to(model.device)
-    # Causal attention: padding on the right is never seen by the tokens before it, so no attention mask is needed.
-    hidden_BSH = model.body(input_ids=token_ids_BT[:, :-1], use_cache=False).last_hidden_state
-    nll_N = nll_of_hidden(model.head, hidden_BSH[mask_BS], token_ids_BT[:, 1:][mask_BS])
-    return sum_nll_by_sequence(nll_N, mask_BS)
+@dataclass
+class _Work:
+    """What is summed up so far, and the batches whose results are still on their way."""
 
+    nll_sum: np.ndarray[Any, np.dtype[np.float64]]
+    num_scored: np.ndarray[Any, np.dtype[np.int32]]
+    on_tokens: TokenCallback
+    num_told: int = 0
 
-def pad_sequences(sequences: Sequence[np.ndarray[Any, Any]], eos_token_id: int) -> tuple[Tensor, Tensor]:
-    """Token ids (B, T) int64, padded on the right with EOS to at least 2 tokens, and the lengths (B,)."""
-    lengths = [len(sequence) for sequence in sequences]
-    token_ids_BT = np.full((len(sequences), max(2, *lengths)), eos_token_id, dtype=np.int64)
-    for row, sequence in enumerate(sequences):
-        token_ids_BT[row, : len(sequence)] = sequence
-    return torch.from_numpy(token_ids_BT), torch.tensor(lengths)
+    def __post_init__(self) -> None:
+        self._in_flight: deque[tuple[Batch, Tensor, torch.cuda.Event | None]] = deque()
+
+    def add(self, batch: Batch, result: tuple[Tensor, torch.cuda.Event | None]) -> None:
+        self._in_flight.append((batch, *result))
+
+    def collect(self, owners: IntArray, at_most: int) -> None:
+        """Adds the results of the oldest batches to their sequences until `at_most` are on their way."""
+        while len(self._in_flight) > at_most:
+            batch, nll_M, event = self._in_flight.popleft()
+            if event is not None:
+                event.synchronize()
+            sums, counts = batch.sum_by_segment(nll_M.numpy())
+            np.add.at(self.nll_sum, owners[batch.segments], sums)
+            np.add.at(self.num_scored, owners[batch.segments], counts.astype(np.int32))
+            # A segment stands for its inputs and the target after them.
+            num_tokens = batch.num_tokens + len(batch.segments)
+            self.num_told += num_tokens
+            self.on_tokens(num_tokens)
 
 
 def _check_sequences(model: LoadedModel, sequences: Sequence[np.ndarray[Any, Any]]) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +13,10 @@ from pydantic import ValidationError
 from miniplm import layout
 from miniplm.artifacts import CorpusManifest, ModelEntry, ScoreShardManifest, ShardEntry
 from miniplm.corpus.reader import read_shard, read_token_ids
-from miniplm.errors import ScoreError, StorageError, list_offenders
-from miniplm.models.loading import LoadedModel
+from miniplm.errors import ModelError, ScoreError, StorageError, list_offenders
+from miniplm.models.devices import describe_device
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
-from miniplm.scoring.engine import score_sequences
+from miniplm.scoring.engine import Scorer
 from miniplm.storage import Storage, digest_file
 from miniplm.versions import list_versions
 
@@ -39,19 +38,19 @@ def score_shard(
     corpus: CorpusManifest,
     shard: ShardEntry,
     entry: ModelEntry,
-    model: LoadedModel,
-    tokens_per_batch: int,
+    scorer: Scorer,
     on_progress: ProgressCallback = ignore_progress,
 ) -> ScoreShardManifest:
     """Scores a candidate shard and publishes `scores/CORPUS_ID/MODEL_ID/shard-N.parquet`, then its manifest.
 
-    Columns: `sequence_id` int64, `num_scored_tokens` int32, `nll_sum` float64 (nats), rows as in the shard.
-    Raises `ScoreError` naming the sequences where a score is not finite (nothing is published), `CorpusError`
-    where the shard is damaged, and what `score_sequences` raises.
+    Columns: `sequence_id` int64, `num_scored_tokens` int32, `nll_sum` float64 (nats), rows as in the shard. Threads
+    that share a scorer read and write while one of them computes. Raises `ScoreError` naming the sequences where a
+    score is not finite (the shard's scores are then set aside under `non-finite/`), `CorpusError` where the shard is
+    damaged, and what `Scorer.score` raises.
     """
-    started = time.perf_counter()
     name = layout.shard_name(shard.shard_index)
     table = read_shard(storage, shard, columns=["sequence_id", "token_ids"])
+    sequences = read_token_ids(table)
     done_tokens = 0
 
     def on_tokens(num_tokens: int) -> None:
@@ -59,16 +58,28 @@ def score_shard(
         done_tokens += num_tokens
         on_progress(Progress(f"score {entry.model_id} {name}", done_tokens, shard.num_tokens, "tokens"))
 
-    scores = score_sequences(model, read_token_ids(table), corpus.tokenizer.eos_token_id, tokens_per_batch, on_tokens)
+    try:
+        scores = scorer.score(sequences, corpus.tokenizer.eos_token_id, on_tokens)
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}") from error
+    on_progress(
+        Progress(f"score {entry.model_id} {name}", shard.num_tokens, shard.num_tokens, "tokens", scores.throughput.describe())
+    )
     sequence_ids = table["sequence_id"].to_numpy()
-    _check_finite(name, entry, sequence_ids, scores.nll_sum)
     columns = [pa.array(sequence_ids), pa.array(scores.num_scored_tokens), pa.array(scores.nll_sum)]
-    relative = layout.score_shard(shard.corpus_id, entry.model_id, shard.shard_index)
+    scored = pa.Table.from_arrays(columns, schema=SCORE_SCHEMA)
+    aside = layout.non_finite_scores(shard.corpus_id, entry.model_id, shard.shard_index)
+    broken = sequence_ids[~np.isfinite(scores.nll_sum)]
+    if len(broken):
+        _publish_scores(storage, aside, scored)
+        raise ScoreError(
+            f"{name}: {len(broken)} of {len(sequence_ids)} sequences have a non-finite NLL under model {entry.model_id} "
+            f"(sequence ids {list_offenders(broken)}); the shard's scores were set aside at {storage.url(aside)} and are not used. "
+            "Score with dtype float32, or look at the sequences with `miniplm inspect RUN --id N`"
+        )
     # A manifest that spoke of an older file must be gone before a new file stands in its place.
     storage.delete(layout.score_shard_manifest(shard.corpus_id, entry.model_id, shard.shard_index))
-    with storage.publish(relative) as path:
-        pq.write_table(pa.Table.from_arrays(columns, schema=SCORE_SCHEMA), path, compression="none", use_dictionary=False)
-        digest, num_bytes = digest_file(path), path.stat().st_size
+    digest, num_bytes = _publish_scores(storage, layout.score_shard(shard.corpus_id, entry.model_id, shard.shard_index), scored)
     manifest = ScoreShardManifest(
         corpus_id=shard.corpus_id,
         model_id=entry.model_id,
@@ -80,13 +91,26 @@ def score_shard(
         num_tokens=shard.num_tokens,
         num_scored_tokens=int(scores.num_scored_tokens.sum()),
         nll_sum=float(scores.nll_sum.sum()),
-        seconds=time.perf_counter() - started,
-        device=str(model.device),
+        seconds=scores.throughput.seconds,
+        device=describe_device(scorer.model.device),
         dtype=entry.dtype,
+        tokens_per_second=scores.throughput.tokens_per_second,
+        matmul_peak_share=scores.throughput.matmul_peak_share,
+        device_wait_share=scores.throughput.device_wait_share,
+        engine=scorer.describe(),
         versions=list_versions(),
     )
     storage.write_json(layout.score_shard_manifest(shard.corpus_id, entry.model_id, shard.shard_index), manifest.as_json())
+    if storage.exists(aside):
+        storage.delete(aside)
     return manifest
+
+
+def _publish_scores(storage: Storage, relative: str, scored: pa.Table) -> tuple[str, int]:
+    """Digest and size of the file that was published."""
+    with storage.publish(relative) as path:
+        pq.write_table(scored, path, compression="none", use_dictionary=False)
+        return digest_file(path), path.stat().st_size
 
 
 def check_score_shard(storage: Storage, shard: ShardEntry, model_id: str) -> ShardScoreState:
@@ -133,12 +157,3 @@ def _find_fault(storage: Storage, relative: str, shard: ShardEntry) -> str:
         return f"its {len(sequence_ids)} rows ({len(np.unique(sequence_ids))} distinct sequence ids) are not one for each of the shard's {len(wanted)} sequences"
     num_broken = int((~np.isfinite(table["nll_sum"].to_numpy())).sum())
     return f"{num_broken} of its NLLs are NULL, NaN or infinite" if num_broken else ""
-
-
-def _check_finite(name: str, entry: ModelEntry, sequence_ids: np.ndarray[Any, Any], nll_sum: np.ndarray[Any, Any]) -> None:
-    broken = sequence_ids[~np.isfinite(nll_sum)]
-    if len(broken):
-        raise ScoreError(
-            f"{name}: {len(broken)} of {len(sequence_ids)} sequences have a non-finite NLL under model {entry.model_id} "
-            f"(sequence ids {list_offenders(broken)}); nothing was published. Score with dtype float32, or look at them with `miniplm inspect RUN --id N`"
-        )

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from miniplm.models.loading import load_model
-from miniplm.scoring.engine import score_sequences
+from miniplm.scoring.engine import Scorer
 from tests.miniplm.made_models import make_llama, save_model
 
 EOS = 0
@@ -25,7 +25,7 @@ def test_scores_on_cuda_agree_with_float64(tmp_path, dtype, tolerance):
     model = make_llama()
     sequences = make_sequences(64)
     loaded = load_model(save_model(model, tmp_path / "m"), dtype, torch.device("cuda"))
-    scores = score_sequences(loaded, sequences, EOS, tokens_per_batch=4096)
+    scores = Scorer(loaded, 4096).score(sequences, EOS)
     for row, sequence in enumerate(sequences):
         token_ids = torch.tensor(sequence.astype(np.int64))
         mask = token_ids[:-1] != EOS

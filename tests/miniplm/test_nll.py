@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from miniplm.nll import Head, mask_scored_targets, nll_of_hidden, nll_of_logits, sum_nll_by_sequence
+from miniplm.nll import Head, mask_scored_targets, nll_in_tiles, nll_of_hidden, nll_of_logits
 
 EOS = 0
 
@@ -68,9 +68,21 @@ def test_softcap_scale_and_bias_are_applied():
     assert head.logits(torch.tensor([[4.0]]))[0].tolist() == pytest.approx(expected)
 
 
-def test_sums_are_float64_and_by_sequence():
-    mask = torch.tensor([[True, False, True], [False, False, False], [False, True, False]])
-    sums, counts = sum_nll_by_sequence(torch.tensor([1.0, 2.0, 4.0]), mask)
-    assert sums.dtype == torch.float64
-    assert sums.tolist() == [3.0, 0.0, 4.0]
-    assert counts.tolist() == [2, 0, 1]
+@pytest.mark.parametrize("head_options", [{}, {"bias_V": torch.linspace(-1, 1, 50)}, {"scale": 0.5, "softcap": 4.0}])
+@pytest.mark.parametrize("tile_tokens", [1, 5, 100])
+@pytest.mark.parametrize("slice_size", [7, 50, 64])
+def test_tiles_give_the_cross_entropy(head_options, tile_tokens, slice_size):
+    torch.manual_seed(0)
+    head = Head(torch.randn(50, 8), **head_options)
+    hidden, targets = torch.randn(13, 8) * 3, torch.randint(0, 50, (13,))
+    slices = head.weight_VH.split(slice_size)
+    biases = [None] * len(slices) if head.bias_V is None else head.bias_V.split(slice_size)
+
+    def reduce_slice(hidden_KH, index):
+        return torch.logsumexp(head.adjust(hidden_KH @ slices[index].T, biases[index]), dim=1)
+
+    ours = nll_in_tiles(head, hidden, targets, tile_tokens, len(slices), reduce_slice)
+    exact = Head(head.weight_VH.double(), **head_options).adjust(hidden.double() @ head.weight_VH.double().T, head.bias_V)
+    torch.testing.assert_close(
+        ours, torch.nn.functional.cross_entropy(exact, targets, reduction="none").float(), atol=1e-5, rtol=1e-5
+    )

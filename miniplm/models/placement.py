@@ -1,0 +1,42 @@
+"""Where a model's layers lie: on the one device asked for, or spread over the GPUs of the machine where it does not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from miniplm.models.files import count_stored_parameters, list_weight_files
+
+# What a batch's activations and the logits of a tile may take; the rest of a GPU is for weights.
+_RESERVED_SHARE = 0.15
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 2}
+
+
+def place_model(folder: Path, dtype: str, device: torch.device) -> dict[int, int] | None:
+    """None where the weights fit on `device`; else bytes for weights on each GPU, from which accelerate lays out the layers.
+
+    Only `cuda` without a number may be spread: who names one GPU wants that one.
+    """
+    if device.type != "cuda" or device.index is not None or torch.cuda.device_count() < 2:
+        return None
+    free = {index: int(torch.cuda.mem_get_info(index)[0] * (1 - _RESERVED_SHARE)) for index in range(torch.cuda.device_count())}
+    return spread_weights(count_weight_bytes(folder, dtype), free)
+
+
+def spread_weights(num_bytes: int, free_bytes: dict[int, int]) -> dict[int, int] | None:
+    """None where the first GPU holds all; else what each GPU takes, as few of them as do. All of them where not even they do."""
+    if num_bytes <= free_bytes[min(free_bytes)]:
+        return None
+    taken: dict[int, int] = {}
+    for index in sorted(free_bytes):
+        taken[index] = free_bytes[index]
+        # One layer's worth a GPU may stay empty, as layers are not cut.
+        if sum(taken.values()) * 0.95 >= num_bytes:
+            break
+    return taken
+
+
+def count_weight_bytes(folder: Path, dtype: str) -> int:
+    """Bytes of a model's weights once they are loaded in `dtype`."""
+    return count_stored_parameters(list_weight_files(folder)) * _BYTES[dtype]

@@ -1,0 +1,210 @@
+"""The fidelity gate: what a dtype changes in the scores and in what is selected, measured against float32 before it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from miniplm import layout
+from miniplm.artifacts import Calibration, CalibrationScores, CorpusManifest, ModelEntry
+from miniplm.config import RunConfig
+from miniplm.corpus.reader import read_shard, read_token_ids
+from miniplm.errors import CorpusError, FidelityError, StorageError
+from miniplm.models.devices import describe_device
+from miniplm.progress import Progress, ProgressCallback, ignore_progress
+from miniplm.scoring.engine import Scorer
+from miniplm.selection.ranking import count_selected
+from miniplm.storage import Storage
+from miniplm.versions import list_versions
+
+# Shards that sequences are drawn from: reading one costs more than scoring a few of its sequences.
+_MOST_SHARDS = 8
+
+FloatArray = np.ndarray[Any, np.dtype[np.float64]]
+OpenScorer = Callable[[ModelEntry], Scorer]
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How far scores in the chosen dtypes are from float32.
+
+    Biases are means of the difference of NLLs, nats a token. `spearman` correlates the ranks of the difference
+    scores; `overlap` is the share of the `num_selected` sequences with the largest float32 difference scores that
+    the chosen dtypes select too.
+    """
+
+    num_sequences: int
+    num_selected: int
+    teacher_bias: float
+    reference_bias: float
+    spearman: float
+    overlap: float
+
+
+def measure_fidelity(calibration: Calibration, ratio: float, score: str) -> Fidelity:
+    """What a calibration says of a selection of `ratio` by `score` (mean or sum)."""
+    counts = np.array(calibration.num_scored_tokens, dtype=np.float64)
+    weight = counts if score == "sum" else np.ones_like(counts)
+    teacher, reference = calibration.teacher, calibration.reference
+    chosen = (np.array(reference.nll) - np.array(teacher.nll)) * weight
+    exact = (np.array(reference.float32_nll) - np.array(teacher.float32_nll)) * weight
+    num_selected = count_selected(len(counts), ratio)
+    kept = set(_select(chosen, num_selected)) & set(_select(exact, num_selected))
+    return Fidelity(
+        num_sequences=len(counts),
+        num_selected=num_selected,
+        teacher_bias=_weighted_bias(teacher, counts),
+        reference_bias=_weighted_bias(reference, counts),
+        spearman=correlate_ranks(chosen, exact),
+        overlap=len(kept) / num_selected if num_selected else 1.0,
+    )
+
+
+def _weighted_bias(scores: CalibrationScores, counts: FloatArray) -> float:
+    return float(np.average(np.array(scores.nll) - np.array(scores.float32_nll), weights=counts))
+
+
+def _select(difference_scores: FloatArray, num_selected: int) -> list[int]:
+    order: list[int] = np.lexsort((np.arange(len(difference_scores)), -difference_scores))[:num_selected].tolist()
+    return order
+
+
+def correlate_ranks(left: FloatArray, right: FloatArray) -> float:
+    """Spearman's rank correlation; equal values share the mean of their ranks. 1 where all ranks of one side are equal."""
+    ranks = []
+    for values in (left, right):
+        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+        last = np.cumsum(counts)
+        ranks.append((last - (counts - 1) / 2)[inverse])
+    if any(np.ptp(rank) == 0 for rank in ranks):
+        return 1.0
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def calibrate(
+    storage: Storage,
+    corpus: CorpusManifest,
+    teacher: ModelEntry,
+    reference: ModelEntry,
+    num_sequences: int,
+    open_scorer: OpenScorer,
+    on_progress: ProgressCallback = ignore_progress,
+) -> Calibration:
+    """Scores some candidates by both models, in their dtype and in float32, and keeps the result with the scores.
+
+    The sequences are drawn evenly from up to 8 shards, always the same ones. `open_scorer` gives the scorer of an
+    entry; one model at a time is held. Raises `CorpusError` where there are too few candidates to compare.
+    """
+    table_ids, sequences = _draw_sequences(storage, corpus, num_sequences)
+    total = sum(len(sequence) for sequence in sequences)
+    device = ""
+    counts: tuple[int, ...] = ()
+
+    def run(entry: ModelEntry, role: str) -> tuple[tuple[float, ...], float]:
+        nonlocal device, counts
+        scorer = open_scorer(entry)
+        done = 0
+
+        def on_tokens(num_tokens: int) -> None:
+            nonlocal done
+            done += num_tokens
+            on_progress(Progress(f"calibrate {role} {entry.dtype}", done, total, "tokens"))
+
+        scores = scorer.score(sequences, corpus.tokenizer.eos_token_id, on_tokens)
+        device = describe_device(scorer.model.device)
+        counts = tuple(scores.num_scored_tokens.tolist())
+        means = scores.nll_sum / np.maximum(scores.num_scored_tokens, 1)
+        if not np.isfinite(means).all():
+            broken = [table_ids[row] for row in np.flatnonzero(~np.isfinite(means))]
+            raise FidelityError(
+                f"{role} {entry.model_id} gives NLLs that are not finite in {entry.dtype} (sequence ids {broken[:10]})"
+            )
+        return tuple(means.tolist()), scores.throughput.tokens_per_second
+
+    def compare(entry: ModelEntry, role: str) -> CalibrationScores:
+        exact, exact_rate = run(entry.model_copy(update={"dtype": "float32"}), role)
+        nll, rate = (exact, exact_rate) if entry.dtype == "float32" else run(entry, role)
+        return CalibrationScores(
+            model_id=entry.model_id,
+            dtype=entry.dtype,
+            nll=nll,
+            float32_nll=exact,
+            tokens_per_second=rate,
+            float32_tokens_per_second=exact_rate,
+        )
+
+    calibration = Calibration(
+        corpus_id=corpus.corpus_id,
+        sequence_ids=tuple(table_ids),
+        teacher=compare(teacher, "teacher"),
+        reference=compare(reference, "reference"),
+        num_scored_tokens=counts,
+        device=device,
+        versions=list_versions(),
+    )
+    storage.write_json(layout.calibration(corpus.corpus_id, teacher.model_id, reference.model_id), calibration.as_json())
+    return calibration
+
+
+def find_calibration(storage: Storage, corpus_id: str, teacher_id: str, reference_id: str) -> Calibration | None:
+    """The calibration of two models on a corpus; None where there is none, or a damaged one."""
+    path = layout.calibration(corpus_id, teacher_id, reference_id)
+    if not storage.exists(path):
+        return None
+    try:
+        return Calibration.model_validate(storage.read_json(path))
+    except (ValidationError, StorageError):
+        return None
+
+
+def needs_calibration(*dtypes: str) -> bool:
+    """Whether one of the dtypes may score only once it has been measured: fp8."""
+    return "fp8" in dtypes
+
+
+def check_fidelity(storage: Storage, corpus_id: str, teacher: ModelEntry, reference: ModelEntry, config: RunConfig) -> None:
+    """Raises `FidelityError` where the calibration falls under `scoring.min_overlap`, or where fp8 has none yet."""
+    calibration = find_calibration(storage, corpus_id, teacher.model_id, reference.model_id)
+    dtypes = f"teacher {teacher.dtype}, reference {reference.dtype}"
+    if calibration is None:
+        if needs_calibration(teacher.dtype, reference.dtype):
+            raise FidelityError(
+                f"{dtypes}: fp8 was not compared with float32 on corpus {corpus_id} yet; run "
+                f"`miniplm score CONFIG --calibrate {config.scoring.calibration_sequences}` first (`miniplm run` does so by itself)"
+            )
+        return
+    fidelity = measure_fidelity(calibration, config.selection.ratio, config.selection.score)
+    if fidelity.overlap < config.scoring.min_overlap:
+        raise FidelityError(
+            f"{dtypes}: of the {fidelity.num_selected} sequences that float32 scores select from {fidelity.num_sequences}, these dtypes "
+            f"select {fidelity.overlap:.1%}, less than scoring.min_overlap {config.scoring.min_overlap:g} (Spearman {fidelity.spearman:.4f}). "
+            "Use dtype bfloat16 or float32, measure on more sequences with `miniplm score CONFIG --calibrate N`, or allow less overlap"
+        )
+
+
+def _draw_sequences(storage: Storage, corpus: CorpusManifest, num_sequences: int) -> tuple[list[int], list[np.ndarray[Any, Any]]]:
+    shards = corpus.split_shards("candidate")
+    num_candidates = sum(shard.num_sequences for shard in shards)
+    if num_candidates < 2:
+        raise CorpusError(f"corpus {corpus.corpus_id} has {num_candidates} candidate sequences; a calibration needs at least 2")
+    step = -(-len(shards) // _MOST_SHARDS)
+    chosen = shards[::step]
+    in_chosen = sum(shard.num_sequences for shard in chosen)
+    wanted = min(num_sequences, in_chosen)
+    # Evenly spaced places in the chosen shards laid end to end.
+    places = np.unique(((np.arange(wanted) + 0.5) * in_chosen / wanted).astype(np.int64))
+    sequence_ids: list[int] = []
+    sequences: list[np.ndarray[Any, Any]] = []
+    first = 0
+    for shard in chosen:
+        rows = places[(places >= first) & (places < first + shard.num_sequences)] - first
+        first += shard.num_sequences
+        if len(rows):
+            table = read_shard(storage, shard, columns=["sequence_id", "token_ids"]).take(rows)
+            sequence_ids += table["sequence_id"].to_pylist()
+            sequences += read_token_ids(table)
+    return sequence_ids, sequences

@@ -1,0 +1,171 @@
+"""The ways to make NLL of hidden states without storing logits, and which of them a device uses.
+
+    tiles      any device and head: logits a tile of tokens x vocabulary at a time
+    compiled   CUDA: the same, each tile's log-sum-exp fused by torch.compile
+    triton     CUDA, plain head: a Triton kernel that reduces a tile in registers
+    quack      CUDA, plain head: QuACK's CuTe kernel with a log-sum-exp epilogue, where quack-kernels is installed
+
+On a GPU each is tried on the model's own head: one that fails or differs from `tiles` is left out, the fastest is
+taken. Shapes as in `miniplm.nll`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from miniplm.errors import first_line
+from miniplm.models.devices import is_device_lost, is_out_of_memory
+from miniplm.models.packed_linear import can_pack, multiply, pack_weight
+from miniplm.nll import Head, nll_in_tiles
+
+NllOfHidden = Callable[[Tensor, Tensor], Tensor]
+
+# Logits of a tile: 16 MiB float32 stay in the cache of a CPU, 128 MiB leave a GPU's products large.
+_CPU_TILE = (1024, 4096)
+_GPU_TILE = (4096, 8192)
+_PROBE_TOKENS = 8192
+# Largest difference from `tiles` that is rounding, nats a token: bfloat16 logits near 30 are 0.125 apart.
+_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.2}
+
+
+@dataclass(frozen=True)
+class HeadKernel:
+    """A way to make NLL: `nll(hidden_NH, targets_N)` gives (N,) float32 nats. `notes` say which ways were left out, and why."""
+
+    name: str
+    nll: NllOfHidden
+    notes: tuple[str, ...] = ()
+
+
+def make_tiles(head: Head) -> HeadKernel:
+    """The form that runs everywhere."""
+    weight_VH = head.weight_VH
+    tile_tokens, slice_size = _CPU_TILE if weight_VH.is_cpu else _GPU_TILE
+    slices = weight_VH.split(slice_size)
+    biases = [None] * len(slices) if head.bias_V is None else list(head.bias_V.split(slice_size))
+    packed = [pack_weight(piece) for piece in slices] if can_pack(weight_VH.device, weight_VH.dtype) else []
+    # Float32 logits of a low precision, without rounding them to it on the way.
+    has_float32_product = weight_VH.is_cuda and weight_VH.dtype != torch.float32
+
+    def reduce_slice(hidden_KH: Tensor, index: int) -> Tensor:
+        if packed:
+            logits_KS = multiply(hidden_KH, packed[index])
+        elif has_float32_product:
+            logits_KS = torch.mm(hidden_KH, slices[index].t(), out_dtype=torch.float32)
+        else:
+            logits_KS = torch.nn.functional.linear(hidden_KH, slices[index]).float()
+        return torch.logsumexp(head.adjust(logits_KS, biases[index]), dim=1)
+
+    return HeadKernel("tiles", lambda hidden, targets: nll_in_tiles(head, hidden, targets, tile_tokens, len(slices), reduce_slice))
+
+
+def choose_head_kernel(head: Head, compile_allowed: bool, only: str | None = None) -> HeadKernel:
+    """The fastest way that is right on this device; on anything but CUDA that is `tiles`.
+
+    `only` names one to be taken without a race: for a benchmark, or as the choice of an earlier process, since a
+    choice that changed between processes would change last bits. Raises `ValueError` where that one does not work here.
+    """
+    tiles = make_tiles(head)
+    if only == "tiles" or (only is None and head.weight_VH.device.type != "cuda"):
+        return tiles
+    makers = {"compiled": _make_compiled, "triton": _make_triton, "quack": _make_quack}
+    if not compile_allowed:
+        del makers["compiled"]
+    hidden_NH, targets_N = _make_probe(head)
+    expected_N = tiles.nll(hidden_NH, targets_N)
+    candidates, notes = [tiles], []
+    for name in makers if only is None else [only]:
+        kernel, reason = _try_kernel(makers[name], head, hidden_NH, targets_N, expected_N)
+        if kernel is not None:
+            candidates.append(kernel)
+        else:
+            notes.append(f"head {name} left out: {reason}")
+    if only is not None and len(candidates) == 1:
+        raise ValueError(f"{notes[0]} (on {head.weight_VH.device})")
+    best = candidates[1] if only else min(candidates, key=lambda kernel: _measure(kernel, hidden_NH, targets_N))
+    return replace(best, notes=tuple(notes))
+
+
+def _make_compiled(head: Head) -> HeadKernel | None:
+    tile_tokens, slice_size = _GPU_TILE
+    slices = head.weight_VH.split(slice_size)
+    biases = [None] * len(slices) if head.bias_V is None else list(head.bias_V.split(slice_size))
+
+    def reduce_tile(hidden_KH: Tensor, weight_SH: Tensor, bias_S: Tensor | None) -> Tensor:
+        return torch.logsumexp(head.adjust((hidden_KH @ weight_SH.t()).float(), bias_S), dim=1)
+
+    compiled = torch.compile(reduce_tile, dynamic=False)
+
+    def reduce_slice(hidden_KH: Tensor, index: int) -> Tensor:
+        return compiled(hidden_KH, slices[index], biases[index])
+
+    return HeadKernel(
+        "compiled", lambda hidden, targets: nll_in_tiles(head, hidden, targets, tile_tokens, len(slices), reduce_slice)
+    )
+
+
+def _make_triton(head: Head) -> HeadKernel | None:
+    from miniplm.scoring import triton_nll
+
+    if not head.is_plain or not triton_nll.is_available(head.weight_VH.device):
+        return None
+    return HeadKernel("triton", lambda hidden_NH, targets_N: triton_nll.nll_by_triton(hidden_NH, head.weight_VH, targets_N))
+
+
+def _make_quack(head: Head) -> HeadKernel | None:
+    if not head.is_plain or head.weight_VH.dtype == torch.float32:
+        return None
+    from quack.epilogue.library import lse_target_epi
+
+    def nll(hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
+        result = lse_target_epi(hidden_NH.contiguous(), head.weight_VH.mT, store_d=False, target=targets_N, tuned=False)
+        difference: Tensor = result["lse"] - result["target_logit"]
+        return difference
+
+    return HeadKernel("quack", nll)
+
+
+def _make_probe(head: Head) -> tuple[Tensor, Tensor]:
+    """Hidden states that give logits of the size that a trained model has, and targets over the whole vocabulary."""
+    weight_VH = head.weight_VH
+    generator = torch.Generator().manual_seed(0)
+    targets_N = torch.randint(0, weight_VH.shape[0], (_PROBE_TOKENS,), generator=generator)
+    hidden_NH = torch.randn((_PROBE_TOKENS, weight_VH.shape[1]), generator=generator)
+    hidden_NH = hidden_NH / hidden_NH.norm(dim=1, keepdim=True) * (8.0 / weight_VH[:4096].float().norm(dim=1).mean().cpu())
+    return hidden_NH.to(weight_VH.device, weight_VH.dtype), targets_N.to(weight_VH.device)
+
+
+def _try_kernel(
+    make: Callable[[Head], HeadKernel | None], head: Head, hidden_NH: Tensor, targets_N: Tensor, expected_N: Tensor
+) -> tuple[HeadKernel | None, str]:
+    """A kernel that gives what `tiles` gives, or none and the reason."""
+    try:
+        kernel = make(head)
+        if kernel is None:
+            return None, "it is not for this head or device"
+        difference = (kernel.nll(hidden_NH, targets_N) - expected_N).abs().max().item()
+    except Exception as error:
+        # An optional package is missing, too old, or knows no such device; memory and a lost device are no such reason.
+        if is_out_of_memory(error) or is_device_lost(error):
+            raise
+        return None, f"{type(error).__name__}: {first_line(error)}"
+    if not difference <= _TOLERANCE[head.weight_VH.dtype]:
+        return None, f"it is wrong here by up to {difference:.3g} nats a token"
+    return kernel, ""
+
+
+def _measure(kernel: HeadKernel, hidden_NH: Tensor, targets_N: Tensor) -> float:
+    """Seconds of the fastest of five passes."""
+    seconds = []
+    for _ in range(5):
+        torch.cuda.synchronize(hidden_NH.device)
+        started = time.perf_counter()
+        kernel.nll(hidden_NH, targets_N)
+        torch.cuda.synchronize(hidden_NH.device)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
