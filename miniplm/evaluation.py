@@ -11,6 +11,7 @@ from miniplm.corpus.reader import read_shard, read_token_ids
 from miniplm.errors import CorpusError, ScoreError
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.scoring.engine import Scorer
+from miniplm.scoring.throughput import Throughput
 from miniplm.storage import Storage
 
 
@@ -39,10 +40,10 @@ def evaluate_heldout(
     num_sequences: dict[str, int] = defaultdict(int)
     done = 0
 
-    def on_tokens(num_tokens: int) -> None:
+    def on_tokens(num_tokens: int, throughput: Throughput) -> None:
         nonlocal done
         done += num_tokens
-        on_progress(Progress(f"evaluate {scorer.model.name}", done, total, "tokens"))
+        on_progress(Progress(f"evaluate {scorer.model.name}", done, total, "tokens", throughput.describe()))
 
     for shard in shards:
         table = read_shard(storage, shard, columns=["domain", "token_ids"])

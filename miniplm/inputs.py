@@ -19,18 +19,18 @@ from miniplm.training.recipe import resolve_training
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
-def check_inputs(config: RunConfig) -> None:
+def check_inputs(config: RunConfig, emulated: bool = False) -> None:
     """Raises a `ConfigError` or `MiniplmError` that names the field, unless the run can start.
 
     Checks that the device exists, the storage root can be written, the sources' globs match files, the tokenizer
     has an end-of-document token, and each given model is whole, has the corpus' tokenizer, room for its
-    vocabulary and positions for its sequences.
+    vocabulary and positions for its sequences. `emulated` allows a dtype that the device has not, for a calibration.
     """
     if config.execution.fan_out != "local":
         raise ConfigError(f"execution.fan_out is {config.execution.fan_out!r}; this version scores in this process only, use local")
     device = resolve_device(config.scoring.device)
     for dtype in (config.teacher.dtype, config.reference.dtype):
-        resolve_dtype(dtype, device)
+        resolve_dtype(dtype, device, emulated)
     check_storage(Storage(config.storage))
     for source in config.corpus.sources:
         find_source_files(source)

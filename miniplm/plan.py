@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,13 +14,14 @@ from miniplm.artifacts import CorpusManifest, ModelEntry, Record
 from miniplm.config import RunConfig, TrainingConfig
 from miniplm.corpus.identity import resolve_corpus_id
 from miniplm.corpus.reader import find_corpus
-from miniplm.models.devices import resolve_device, resolve_dtype, torch_dtype
+from miniplm.models.devices import describe_device, has_native_bfloat16, resolve_device, resolve_dtype, torch_dtype
 from miniplm.models.files import locate_model
 from miniplm.models.loading import LoadedModel, load_model, split_head
 from miniplm.nll import sum_nll_of_hidden
 from miniplm.scorers import find_reference, identify_teacher
 from miniplm.scoring.engine import Scorer
 from miniplm.scoring.shards import check_score_shards
+from miniplm.scoring.throughput import Throughput
 from miniplm.sources.files import find_source_files
 from miniplm.sources.reading import read_records
 from miniplm.sources.records import Document
@@ -34,13 +35,17 @@ _SCORE_BYTES = 20  # a row: sequence id, number of scored tokens, sum of NLL
 
 
 class StagePlan(Record):
-    """One stage: `num_tokens` still to be computed at `tokens_per_second`, both passes counted for training."""
+    """One stage: `num_tokens` still to be computed at `tokens_per_second`, both passes counted for training.
+
+    `matmul_peak_share` is, for scoring, the FLOP/s of the probe over those of a large matrix product on the device.
+    """
 
     name: str
     num_tokens: int
     num_shards: int | None = None
     tokens_per_second: float
     hours: float
+    matmul_peak_share: float | None = None
 
 
 class RunPlan(Record):
@@ -53,6 +58,7 @@ class RunPlan(Record):
     num_corpus_tokens: int
     stages: tuple[StagePlan, ...]
     hours: float
+    unit: str
     storage_bytes: int
     usd_per_gpu_hour: float | None = None
     usd: float | None = None
@@ -84,7 +90,7 @@ def plan_run(config: RunConfig, usd_per_gpu_hour: float | None = None) -> RunPla
         stages.append(_stage("prepare", counts.total_tokens, prepare_rate))
     teacher = load_model(teacher_folder, resolve_dtype(config.teacher.dtype, device), device, config.teacher.trust_remote_code)
     left = _left_to_score(storage, counts, identify_teacher(config) if counts.prepared else None)
-    stages.append(_stage("score teacher", left, probe_scoring(teacher, config, tokenizer), counts.num_shards))
+    stages.append(_scoring_stage("score teacher", left, probe_scoring(teacher, config, tokenizer), counts.num_shards))
     del teacher
     stages += _plan_reference(storage, config, counts, tokenizer, device)
     model_bytes = 0
@@ -96,6 +102,10 @@ def plan_run(config: RunConfig, usd_per_gpu_hour: float | None = None) -> RunPla
         num_tokens = _training_tokens(student.training, config, selected)
         stages.append(_stage(f"train {student.name}", num_tokens, probe_training(model, student.training, config, device)))
     hours = sum(stage.hours for stage in stages)
+    if device.type == "cpu" and has_native_bfloat16() and resolve_dtype(config.teacher.dtype, device) == "float32":
+        notes.append(
+            "this CPU multiplies bfloat16 itself: teacher.dtype=bfloat16 scores faster; `miniplm score CONFIG --calibrate 64` tells by how much and what it changes"
+        )
     # Training keeps weights and two moments in float32, for each kept checkpoint.
     kept = max((student.training.keep_checkpoints for student in config.students), default=0)
     corpus_bytes = 0 if counts.prepared else counts.total_tokens * (2 if tokenizer.entry.vocab_size <= 65536 else 4)
@@ -103,11 +113,12 @@ def plan_run(config: RunConfig, usd_per_gpu_hour: float | None = None) -> RunPla
     return RunPlan(
         run_name=config.name,
         storage=config.storage,
-        device=_describe_device(device),
+        device=describe_device(device),
         corpus_is_prepared=counts.prepared is not None,
         num_corpus_tokens=counts.total_tokens,
         stages=tuple(stages),
         hours=hours,
+        unit="GPU-hour" if device.type == "cuda" else "machine hour",
         storage_bytes=corpus_bytes + scores_bytes + model_bytes * (1 + 3 * kept),
         usd_per_gpu_hour=usd_per_gpu_hour,
         usd=None if usd_per_gpu_hour is None else hours * usd_per_gpu_hour,
@@ -115,15 +126,21 @@ def plan_run(config: RunConfig, usd_per_gpu_hour: float | None = None) -> RunPla
     )
 
 
-def probe_scoring(model: LoadedModel, config: RunConfig, tokenizer: CorpusTokenizer) -> float:
-    """Tokens a second that a loaded model scores, on random full-length sequences."""
+def probe_scoring(model: LoadedModel, config: RunConfig, tokenizer: CorpusTokenizer) -> Throughput:
+    """What a loaded model achieves on random full-length sequences, once it is compiled."""
     scorer = Scorer(model, config.scoring.tokens_per_batch, config.scoring.attention, config.scoring.compile)
     scorer.warm_up(config.corpus.sequence_length)
     length = config.corpus.sequence_length + 1
     rng = np.random.default_rng(0)
     num = max(1, scorer.tokens_per_batch // length) * (1 if model.device.type == "cpu" else 4)
     sequences = list(rng.integers(0, min(model.vocab_size, tokenizer.entry.vocab_size), (num, length)))
-    return _measure(lambda: scorer.score(sequences, tokenizer.eos_token_id), num * length, model.device)
+    scorer.score(sequences[:1], tokenizer.eos_token_id)
+    num_tokens, seconds, wait_seconds = 0, 0.0, 0.0
+    while seconds < _PROBE_SECONDS:
+        achieved = scorer.score(sequences, tokenizer.eos_token_id).throughput
+        num_tokens, seconds = num_tokens + achieved.num_tokens, seconds + achieved.seconds
+        wait_seconds += achieved.wait_seconds
+    return replace(achieved, num_tokens=num_tokens, seconds=seconds, wait_seconds=wait_seconds)
 
 
 def probe_training(model: torch.nn.Module, training: TrainingConfig, config: RunConfig, device: torch.device) -> float:
@@ -161,6 +178,11 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def _scoring_stage(name: str, num_tokens: int, achieved: Throughput, num_shards: int) -> StagePlan:
+    stage = _stage(name, num_tokens, achieved.tokens_per_second, num_shards)
+    return stage.model_copy(update={"matmul_peak_share": achieved.matmul_peak_share})
+
+
 def _stage(name: str, num_tokens: int, rate: float, num_shards: int | None = None) -> StagePlan:
     return StagePlan(
         name=name,
@@ -193,7 +215,7 @@ def _plan_reference(
             body, head, device, head.weight_VH.shape[0], None, reference.architecture, model.config._attn_implementation
         )
     left = _left_to_score(storage, counts, entry)
-    return [*stages, _stage("score reference", left, probe_scoring(loaded, config, tokenizer), counts.num_shards)]
+    return [*stages, _scoring_stage("score reference", left, probe_scoring(loaded, config, tokenizer), counts.num_shards)]
 
 
 def _left_to_score(storage: Storage, counts: _Counts, entry: ModelEntry | None) -> int:
@@ -254,9 +276,3 @@ def _estimate_tokens(config: RunConfig, tokenizer: CorpusTokenizer) -> tuple[int
         if share < 1:
             notes.append(f"{source.path}: tokens estimated from {share:.2%} of {source_bytes / 1e9:.2f} GB")
     return int(total), sampled / max(seconds, 1e-9), notes
-
-
-def _describe_device(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)} (one device)"
-    return f"{device.type}, {torch.get_num_threads()} threads"

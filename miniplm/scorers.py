@@ -85,12 +85,17 @@ def find_reference(storage: Storage, config: RunConfig, corpus: CorpusManifest, 
 
 
 def require_reference(storage: Storage, config: RunConfig, corpus: CorpusManifest, emulated: bool = False) -> ModelEntry:
-    """As `find_reference`; `ModelError` where the reference is yet to be trained."""
+    """As `find_reference`; a training that is finished is published under this dtype's id too. `ModelError` where there is none yet."""
     entry = find_reference(storage, config, corpus, emulated)
-    if entry is None:
+    if entry is not None:
+        return entry
+    training = find_training(storage, plan_reference(config, corpus).training_id)
+    if training is None:
         raise ModelError(
             f"the reference model of corpus {corpus.corpus_id} is not trained yet; run `miniplm train-reference CONFIG`"
         )
+    entry = _trained_entry(config, training, emulated)
+    export_model(storage, training, layout.model_folder(entry.model_id))
     return entry
 
 

@@ -59,6 +59,7 @@ class StageProgress:
         self._lock = threading.Lock()
         self._started = time.monotonic()
         self._updated = 0.0
+        self._detail = ""
         self._artifact = create_progress_artifact(
             progress=self._percent(),
             key=re.sub(r"[^a-z0-9]+", "-", key.lower()).strip("-"),
@@ -73,7 +74,9 @@ class StageProgress:
             with self._lock:
                 self._parts[part] = progress.done
                 done = self.done
-            report_progress(Progress(self.key, done, self.total, self.unit, part))
+                self._detail = progress.detail
+            detail = f"{part} {progress.detail}".rstrip()
+            report_progress(Progress(self.key, done, self.total, self.unit, detail))
             self._update_artifact()
 
         return on_progress
@@ -97,10 +100,12 @@ class StageProgress:
             self._updated = now
             rate = (self.done - self.done_before) / max(now - self._started, 1e-9)
             left = (self.total - self.done) / rate if rate > 0 else float("inf")
-            percent = self._percent()
+            percent, detail = self._percent(), self._detail
         description = f"{self.key}: {self.done:,.0f} of {self.total:,.0f} {self.unit}, {rate:,.0f} {self.unit}/s"
         if left not in (0.0, float("inf")):
             description += f", {left / 60:.1f} minutes left"
+        if detail:
+            description += f" ({detail})"
         try:
             update_progress_artifact(self._artifact, progress=percent, description=description)
         except httpx.HTTPError as error:

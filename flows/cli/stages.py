@@ -91,7 +91,7 @@ def score(
     """Score the candidate shards by one model; shards with verified scores are not scored again."""
     if (model is None) == (calibrate is None):
         raise ConfigError("give either --model teacher or --model reference (score its shards), or --calibrate N (compare dtypes)")
-    config = _begin(target, overrides, storage, verbose)
+    config = _begin(target, overrides, storage, verbose, emulated=model is None)
     if model is None:
         assert calibrate is not None
         _calibrate(config, calibrate, as_json, verbose)
@@ -262,13 +262,13 @@ def report(
     _say(console, as_json, {"report": url}, f"report: {url}")
 
 
-def _begin(target: str | None, overrides: list[str] | None, storage: str, verbose: bool) -> RunConfig:
+def _begin(target: str | None, overrides: list[str] | None, storage: str, verbose: bool, emulated: bool = False) -> RunConfig:
     """The configuration, with its inputs checked as `run` does."""
     start_quietly(verbose)
     config = resolve_config(target, overrides, storage)
     from miniplm.inputs import check_inputs
 
-    check_inputs(config)
+    check_inputs(config, emulated)
     return config
 
 

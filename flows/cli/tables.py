@@ -246,20 +246,24 @@ def print_fidelity(console: Console, storage: Storage, calibration: Calibration,
 def print_plan(plan: RunPlan) -> None:
     """What a run will cost."""
     console = Console(highlight=False, markup=False)
-    table = make_table(f"Plan of run {plan.run_name}", "stage", "tokens", "shards", "rate", "time")
+    table = make_table(f"Plan of run {plan.run_name}", "stage", "tokens", "shards", "rate", "of peak", "time")
     for stage in plan.stages:
         table.add_row(
             stage.name,
             f"{stage.num_tokens:,}",
             "" if stage.num_shards is None else f"{stage.num_shards:,}",
             f"{stage.tokens_per_second:,.0f} tokens/s" if stage.tokens_per_second else "",
+            "" if stage.matmul_peak_share is None else f"{stage.matmul_peak_share:.0%}",
             f"{stage.hours:.2f} h" if stage.hours >= 0.1 else f"{stage.hours * 3600:.0f} s",
         )
     table.add_section()
-    table.add_row("all", "", "", "", f"{plan.hours:.2f} h" if plan.hours >= 0.1 else f"{plan.hours * 3600:.0f} s", style="bold")
+    table.add_row("all", "", "", "", "", f"{plan.hours:.2f} h" if plan.hours >= 0.1 else f"{plan.hours * 3600:.0f} s", style="bold")
     console.print(table)
-    console.print(f"measured on {plan.device}; storage {plan.storage_bytes / 1e9:.3f} GB at {plan.storage}", soft_wrap=True)
+    console.print(
+        f"{plan.hours:.2f} {plan.unit}s measured on one {plan.device}; of peak: FLOP/s over those of a large matrix product; storage {plan.storage_bytes / 1e9:.3f} GB at {plan.storage}",
+        soft_wrap=True,
+    )
     if plan.usd is not None:
-        console.print(f"about {plan.usd:,.2f} USD at {plan.usd_per_gpu_hour:g} USD a device hour")
+        console.print(f"about {plan.usd:,.2f} USD at {plan.usd_per_gpu_hour:g} USD a {plan.unit}")
     for note in plan.notes:
         console.print(note, style="dim", soft_wrap=True)

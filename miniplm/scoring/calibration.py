@@ -17,6 +17,7 @@ from miniplm.errors import CorpusError, FidelityError, StorageError
 from miniplm.models.devices import describe_device
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.scoring.engine import Scorer
+from miniplm.scoring.throughput import Throughput
 from miniplm.selection.ranking import count_selected
 from miniplm.storage import Storage
 from miniplm.versions import list_versions
@@ -109,10 +110,10 @@ def calibrate(
         scorer = open_scorer(entry)
         done = 0
 
-        def on_tokens(num_tokens: int) -> None:
+        def on_tokens(num_tokens: int, throughput: Throughput) -> None:
             nonlocal done
             done += num_tokens
-            on_progress(Progress(f"calibrate {role} {entry.dtype}", done, total, "tokens"))
+            on_progress(Progress(f"calibrate {role} {entry.dtype}", done, total, "tokens", throughput.describe()))
 
         scores = scorer.score(sequences, corpus.tokenizer.eos_token_id, on_tokens)
         device = describe_device(scorer.model.device)

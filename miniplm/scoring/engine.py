@@ -27,7 +27,8 @@ from miniplm.scoring.forward import Compile, ForwardPass
 from miniplm.scoring.model_inputs import Batch, build_batch
 from miniplm.scoring.throughput import DeviceClock, Throughput, count_flops_per_token, measure_matmul_peak
 
-TokenCallback = Callable[[int], None]
+# Told the tokens of each finished batch, and what the device has achieved on these sequences so far.
+TokenCallback = Callable[[int, Throughput], None]
 
 # Batches given to the device before the results of the first are waited for.
 _BATCHES_AHEAD = 3
@@ -86,28 +87,33 @@ class Scorer:
         self,
         sequences: Sequence[np.ndarray[Any, Any]],
         eos_token_id: int,
-        on_tokens: TokenCallback = lambda num_tokens: None,
+        on_tokens: TokenCallback = lambda num_tokens, throughput: None,
     ) -> SequenceScores:
         """Sum of NLL over the scored targets of each sequence, a token id array each.
 
         In float32 the result is within 1e-4 nats a token of a float64 computation, whatever the batch. A batch that
-        runs out of memory is halved, and so are those after it. `on_tokens` is told the tokens of each finished
-        batch. Raises `ModelError` for a token id beyond the vocabulary or a sequence longer than the model's
+        runs out of memory is halved, and so are those after it. Raises `ModelError` for a token id beyond the vocabulary or a sequence longer than the model's
         positions, `ScoreError` where one sequence alone does not fit in memory, `DeviceError` where the GPU is gone.
         """
         _check_sequences(self.model, sequences)
         segments = cut_segments(sequences, eos_token_id, self.attention)
-        work = _Work(
-            nll_sum=np.zeros(len(sequences), dtype=np.float64),
-            num_scored=np.zeros(len(sequences), dtype=np.int32),
-            on_tokens=on_tokens,
-        )
+        mean_length = float(segments.length.mean()) if len(segments) else 0.0
+        flops_per_token = count_flops_per_token(self.model.body, self.model.head, mean_length)
         longest = self._keep_longest(int(segments.length.max(initial=1)))
         left = np.arange(len(segments), dtype=np.int64)
         batches = self._plan(segments.length, left)
         clock = DeviceClock(self.model.device)
         with self._device_turn:
             started = time.perf_counter()
+
+            def tell(num_tokens: int) -> None:
+                on_tokens(num_tokens, achieved(work.num_told))
+
+            def achieved(num_tokens: int) -> Throughput:
+                clock.settle()
+                return Throughput(num_tokens, time.perf_counter() - started, clock.wait_seconds, flops_per_token, self._matmul_peak)
+
+            work = _Work(np.zeros(len(sequences)), np.zeros(len(sequences), dtype=np.int32), tell)
             while batches:
                 chosen = batches.popleft()
                 try:
@@ -124,13 +130,11 @@ class Scorer:
                 work.add(batch, result)
                 self._collect(work, segments.sequence, at_most=_BATCHES_AHEAD - 1)
             self._collect(work, segments.sequence, at_most=0)
-            clock.settle()
-            seconds = time.perf_counter() - started
-        num_tokens = sum(len(sequence) for sequence in sequences)
+            num_tokens = sum(len(sequence) for sequence in sequences)
+            throughput = achieved(num_tokens)
         if work.num_told < num_tokens:
-            on_tokens(num_tokens - work.num_told)
-        mean_length = float(segments.length.mean()) if len(segments) else 0.0
-        return SequenceScores(work.nll_sum, work.num_scored, self._throughput(num_tokens, seconds, clock, mean_length))
+            on_tokens(num_tokens - work.num_told, throughput)
+        return SequenceScores(work.nll_sum, work.num_scored, throughput)
 
     def _plan(self, lengths: IntArray, left: IntArray) -> deque[IntArray]:
         plan = plan_batches(lengths[left], self.tokens_per_batch, self.forward.layout, self.model.needs_equal_lengths)
@@ -190,11 +194,6 @@ class Scorer:
             "The next try goes to another GPU where there is one; `nvidia-smi` and `dmesg` say more of this one"
         )
 
-    def _throughput(self, num_tokens: int, seconds: float, clock: DeviceClock, num_inputs: float) -> Throughput:
-        head = self.model.head
-        flops = count_flops_per_token(self.model.body, head, num_inputs)
-        return Throughput(num_tokens, seconds, clock.wait_seconds, flops, self._matmul_peak)
-
 
 @dataclass
 class _Work:
@@ -202,7 +201,7 @@ class _Work:
 
     nll_sum: np.ndarray[Any, np.dtype[np.float64]]
     num_scored: np.ndarray[Any, np.dtype[np.int32]]
-    on_tokens: TokenCallback
+    on_tokens: Callable[[int], None]
     num_told: int = 0
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from miniplm.errors import ModelError, ScoreError, StorageError, list_offenders
 from miniplm.models.devices import describe_device
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.scoring.engine import Scorer
+from miniplm.scoring.throughput import Throughput
 from miniplm.storage import Storage, digest_file
 from miniplm.versions import list_versions
 
@@ -53,18 +54,15 @@ def score_shard(
     sequences = read_token_ids(table)
     done_tokens = 0
 
-    def on_tokens(num_tokens: int) -> None:
+    def on_tokens(num_tokens: int, throughput: Throughput) -> None:
         nonlocal done_tokens
         done_tokens += num_tokens
-        on_progress(Progress(f"score {entry.model_id} {name}", done_tokens, shard.num_tokens, "tokens"))
+        on_progress(Progress(f"score {entry.model_id} {name}", done_tokens, shard.num_tokens, "tokens", throughput.describe()))
 
     try:
         scores = scorer.score(sequences, corpus.tokenizer.eos_token_id, on_tokens)
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from error
-    on_progress(
-        Progress(f"score {entry.model_id} {name}", shard.num_tokens, shard.num_tokens, "tokens", scores.throughput.describe())
-    )
     sequence_ids = table["sequence_id"].to_numpy()
     columns = [pa.array(sequence_ids), pa.array(scores.num_scored_tokens), pa.array(scores.nll_sum)]
     scored = pa.Table.from_arrays(columns, schema=SCORE_SCHEMA)

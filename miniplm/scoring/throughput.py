@@ -6,6 +6,7 @@ Only inputs of sequences count as tokens, never padding, so a rate says how fast
 from __future__ import annotations
 
 import time
+from collections import deque
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -119,7 +120,7 @@ class DeviceClock:
         self._has_events = device.type == "cuda"
         self._last_end: torch.cuda.Event | float | None = None
         self.wait_seconds = 0.0
-        self._pending: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._pending: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
 
     def start(self) -> None:
         """Before a batch is given to the device."""
@@ -135,10 +136,10 @@ class DeviceClock:
         self._last_end = self._mark()
 
     def settle(self) -> None:
-        """Adds up the waits of all batches that are done; call it when the device has finished."""
-        for end, begin in self._pending:
+        """Adds up the waits before those batches that the device has reached."""
+        while self._pending and self._pending[0][1].query():
+            end, begin = self._pending.popleft()
             self.wait_seconds += max(0.0, end.elapsed_time(begin)) / 1000
-        self._pending.clear()
 
     def _mark(self) -> torch.cuda.Event | float:
         if not self._has_events:

@@ -147,7 +147,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(llama, monkeypatch):
     scorer = Scorer(llama, 100_000)
     sizes = fail_when(monkeypatch, lambda num_tokens: num_tokens > 120, RuntimeError("DefaultCPUAllocator: can't allocate memory"))
     told = []
-    scores = scorer.score(sequences, EOS, told.append)
+    scores = scorer.score(sequences, EOS, lambda num_tokens, throughput: told.append(num_tokens))
     np.testing.assert_allclose(scores.nll_sum, base.nll_sum, atol=1e-3)
     np.testing.assert_array_equal(scores.num_scored_tokens, base.num_scored_tokens)
     num_inputs = sum(len(sequence) - 1 for sequence in sequences)

@@ -1,0 +1,143 @@
+"""The fidelity gate: what dtypes change against float32, kept with the scores, and refused where it is too much."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from miniplm import layout
+from miniplm.artifacts import Calibration, CalibrationScores
+from miniplm.config import RunConfig
+from miniplm.errors import CorpusError, FidelityError
+from miniplm.models.identity import identify_model
+from miniplm.models.loading import load_model
+from miniplm.scoring.calibration import calibrate, check_fidelity, correlate_ranks, find_calibration, measure_fidelity
+from miniplm.scoring.engine import Scorer
+from miniplm.storage import Storage
+from tests.miniplm.made_corpora import make_corpus
+from tests.miniplm.made_models import make_llama, save_model
+
+CPU = torch.device("cpu")
+
+
+def make_calibration(teacher_nll, exact_teacher_nll, reference_nll, counts):
+    def scores(nll, exact):
+        return CalibrationScores(
+            model_id="m", dtype="fp8", nll=nll, float32_nll=exact, tokens_per_second=2.0, float32_tokens_per_second=1.0
+        )
+
+    return Calibration(
+        corpus_id="made",
+        sequence_ids=range(len(counts)),
+        num_scored_tokens=counts,
+        teacher=scores(teacher_nll, exact_teacher_nll),
+        reference=scores(reference_nll, reference_nll),
+        device="cpu",
+        versions={},
+    )
+
+
+def make_config(**scoring):
+    return RunConfig.model_validate(
+        {
+            "name": "c",
+            "corpus": {"sources": [{"path": "x", "domain_name": "d"}], "tokenizer": "t"},
+            "teacher": {"model": "t"},
+            "reference": {"model": "r"},
+            "scoring": scoring,
+        }
+    )
+
+
+def test_a_worked_case():
+    """Difference scores 4 3 2 1 exactly, 4 1 2 3 in fp8: of the best two one stays, ranks correlate by 0.2."""
+    calibration = make_calibration([0.0, 2.0, 1.0, 0.0], [0.0, 0.0, 1.0, 2.0], [4.0, 3.0, 3.0, 3.0], [1, 1, 1, 3])
+    fidelity = measure_fidelity(calibration, 0.5, "mean")
+    assert (fidelity.num_selected, fidelity.overlap) == (2, 0.5)
+    assert fidelity.spearman == pytest.approx(0.2)
+    assert fidelity.teacher_bias == pytest.approx((2.0 + 3 * -2.0) / 6)
+    assert fidelity.reference_bias == 0
+    # sums: exactly 4 3 2 3, in fp8 4 1 2 9; the tie at 3 goes to the smaller id
+    assert measure_fidelity(calibration, 0.5, "sum").overlap == 0.5
+
+
+def test_rank_correlation_agrees_with_pandas():
+    rng = np.random.default_rng(0)
+    left, right = rng.integers(0, 20, 200).astype(float), rng.normal(size=200)
+    right[:50] = left[:50]
+    assert correlate_ranks(left, right) == pytest.approx(pd.Series(left).rank().corr(pd.Series(right).rank()))
+
+
+@pytest.fixture
+def made(tmp_path):
+    storage = Storage(str(tmp_path / "data"))
+    rng = np.random.default_rng(0)
+    corpus = make_corpus(storage, {"candidate": [[rng.integers(1, 100, 30) for _ in range(25)] for _ in range(3)]})
+    folders = [save_model(make_llama(seed), tmp_path / name) for seed, name in enumerate(("teacher", "reference"))]
+
+    def run(dtype, num_sequences):
+        teacher, reference = (identify_model(folder, str(folder), dtype) for folder in folders)
+
+        def open_scorer(entry):
+            folder = folders[0] if entry.source == teacher.source else folders[1]
+            return Scorer(load_model(folder, entry.dtype, CPU), 256)
+
+        return teacher, reference, calibrate(storage, corpus, teacher, reference, num_sequences, open_scorer)
+
+    return storage, corpus, run
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "fp8"])
+def test_a_calibration_is_kept_and_says_what_the_dtype_changes(made, dtype):
+    storage, corpus, run = made
+    teacher, reference, calibration = run(dtype, 40)
+    assert find_calibration(storage, corpus.corpus_id, teacher.model_id, reference.model_id) == calibration
+    assert len(set(calibration.sequence_ids)) == 40
+    assert {sequence_id // 25 for sequence_id in calibration.sequence_ids} == {0, 1, 2}
+    fidelity = measure_fidelity(calibration, 0.5, "mean")
+    assert 0 < abs(fidelity.teacher_bias) < 0.1
+    assert 0.97 < fidelity.spearman < 1
+    check_fidelity(storage, corpus.corpus_id, teacher, reference, make_config(min_overlap=fidelity.overlap))
+
+
+def test_a_dtype_under_the_least_overlap_is_refused(made):
+    storage, corpus, run = made
+    teacher, reference, calibration = run("bfloat16", 40)
+    worse = calibration.teacher.model_copy(update={"nll": tuple(reversed(calibration.teacher.nll))})
+    path = layout.calibration(corpus.corpus_id, teacher.model_id, reference.model_id)
+    storage.write_json(path, calibration.model_copy(update={"teacher": worse}).as_json())
+    with pytest.raises(
+        FidelityError, match=r"of the 20 sequences that float32 scores select from 40, these dtypes select .*min_overlap 0.98"
+    ):
+        check_fidelity(storage, corpus.corpus_id, teacher, reference, make_config())
+
+
+def test_float32_against_itself_changes_nothing(made):
+    *_, calibration = made[2]("float32", 10)
+    fidelity = measure_fidelity(calibration, 0.3, "mean")
+    assert (fidelity.num_selected, fidelity.overlap, fidelity.teacher_bias) == (3, 1.0, 0.0)
+    assert fidelity.spearman == pytest.approx(1)
+
+
+def test_fp8_without_a_calibration_does_not_score(made, tmp_path):
+    storage, corpus, _ = made
+    entries = [identify_model(tmp_path / name, name, "fp8") for name in ("teacher", "reference")]
+    with pytest.raises(FidelityError, match=r"fp8 was not compared with float32 .*--calibrate 256"):
+        check_fidelity(storage, corpus.corpus_id, *entries, make_config())
+    exact = [entry.model_copy(update={"dtype": "bfloat16"}) for entry in entries]
+    check_fidelity(storage, corpus.corpus_id, *exact, make_config())
+
+
+def test_a_damaged_calibration_is_none(made):
+    storage, corpus, run = made
+    teacher, reference, _ = run("bfloat16", 4)
+    storage.write_json(layout.calibration(corpus.corpus_id, teacher.model_id, reference.model_id), {"corpus_id": 3})
+    assert find_calibration(storage, corpus.corpus_id, teacher.model_id, reference.model_id) is None
+
+
+def test_too_few_candidates(tmp_path):
+    storage = Storage(str(tmp_path))
+    corpus = make_corpus(storage, {"candidate": [[[1, 2, 3]]]})
+    entry = identify_model(save_model(make_llama(), tmp_path / "m"), "m", "bfloat16")
+    with pytest.raises(CorpusError, match="1 candidate sequences; a calibration needs at least 2"):
+        calibrate(storage, corpus, entry, entry, 4, lambda entry: None)
