@@ -7,7 +7,6 @@ import os
 import threading
 import time
 
-import torch
 from prefect import get_run_logger, task
 
 from miniplm import layout
@@ -15,7 +14,7 @@ from miniplm.artifacts import Calibration, ModelEntry, ScoreShardManifest
 from miniplm.config import ScoringConfig
 from miniplm.corpus.reader import load_corpus
 from miniplm.errors import CorpusError
-from miniplm.models.devices import resolve_device
+from miniplm.models.devices import free_cached_memory, resolve_device
 from miniplm.progress import Progress
 from miniplm.scorers import open_scorer
 from miniplm.scoring import calibration, shards
@@ -44,8 +43,7 @@ def _load_once(storage: Storage, entry: ModelEntry, scoring: ScoringConfig, sequ
 def _release() -> None:
     _loaded.clear()
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    free_cached_memory()
 
 
 def release_model() -> None:
@@ -58,7 +56,7 @@ def release_model() -> None:
 def load_model(storage_url: str, entry: ModelEntry, scoring: ScoringConfig, sequence_length: int, role: str) -> None:
     """Loads, checks and compiles the model once, before any shard: what is wrong with it is said once, not by every shard."""
     started = time.perf_counter()
-    report_progress(Progress(f"load {role}", 0, 1, "models"))
+    report_progress(Progress(f"load {role}", 0, 1, "model"))
     scorer = _load_once(Storage(storage_url), entry, scoring, sequence_length)
     how = scorer.describe()
     parts = [
@@ -68,7 +66,7 @@ def load_model(storage_url: str, entry: ModelEntry, scoring: ScoringConfig, sequ
     ]
     detail = f"{', '.join(parts)}, in {time.perf_counter() - started:.1f} s. {'; '.join(scorer.forward.notes)}".strip()
     get_run_logger().info("%s %s: %s", role, entry.model_id, detail)
-    report_progress(Progress(f"load {role}", 1, 1, "models", detail))
+    report_progress(Progress(f"load {role}", 1, 1, "model", detail))
 
 
 @task(name="score-shard", task_run_name="score {corpus_id} {entry.model_id} shard-{shard_index:05d}", **TASK_OPTIONS)

@@ -57,7 +57,8 @@ class TerminalProgress:
                 if finished or not rate or progress.total is None
                 else f"{_duration((progress.total - progress.done) / rate)} left"
             )
-            shown = f"{_amount(rate, progress.unit)}/s" if rate else ""
+            # One thing has no rate.
+            shown = f"{_amount(rate, progress.unit)}/s" if rate and progress.total != 1 else ""
             if self._live:
                 self._bars.update(
                     work.bar,

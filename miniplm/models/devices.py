@@ -43,6 +43,12 @@ def mark_lost(device: torch.device) -> None:
         _lost.add(device.index or 0)
 
 
+def free_cached_memory() -> None:
+    """Gives back what PyTorch keeps of the GPUs' memory; nothing once a GPU was lost, which every such call would trip over."""
+    if torch.cuda.is_available() and not _lost:
+        torch.cuda.empty_cache()
+
+
 def is_device_lost(error: BaseException) -> bool:
     """Whether an error says that the device itself failed, so that this process cannot use it any more."""
     message = str(error).lower()

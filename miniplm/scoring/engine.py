@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from miniplm.errors import DeviceError, ModelError, ScoreError, first_line
-from miniplm.models.devices import describe_memory, is_device_lost, is_out_of_memory, mark_lost
+from miniplm.models.devices import describe_memory, free_cached_memory, is_device_lost, is_out_of_memory, mark_lost
 from miniplm.models.loading import LoadedModel
 from miniplm.scoring.batches import Attention, IntArray, cut_segments, plan_batches, resolve_tokens_per_batch
 from miniplm.scoring.forward import Compile, ForwardPass
@@ -59,7 +59,7 @@ class Scorer:
         """`tokens_per_batch` is halved for good when memory runs out. Other arguments as of `ForwardPass`."""
         self.model = model
         self.attention = attention
-        self.tokens_per_batch = resolve_tokens_per_batch(tokens_per_batch, model.device.type)
+        self.tokens_per_batch = resolve_tokens_per_batch(tokens_per_batch, model.device.type, model.head.weight_VH.shape[1])
         self.forward = ForwardPass(model, compile, cache_folder, head_kernel)
         self._device_turn = threading.Lock()
         self._longest = 1
@@ -128,7 +128,7 @@ class Scorer:
                     self._collect(work, segments.sequence, at_most=0)
                     continue
                 work.add(batch, result)
-                self._collect(work, segments.sequence, at_most=_BATCHES_AHEAD - 1)
+                self._collect(work, segments.sequence, at_most=_BATCHES_AHEAD - 1 if self.model.device.type == "cuda" else 0)
             self._collect(work, segments.sequence, at_most=0)
             num_tokens = sum(len(sequence) for sequence in sequences)
             throughput = achieved(num_tokens)
@@ -184,8 +184,7 @@ class Scorer:
             ) from error
         # Under half of what was tried, so that a batch of two is halved too.
         self.tokens_per_batch = max(1, min(self.tokens_per_batch, int(lengths.sum())) // 2)
-        if self.model.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_cached_memory()
 
     def _lost(self, error: Exception) -> DeviceError:
         mark_lost(self.model.device)

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from miniplm.models.loading import load_model
+from miniplm.nll import Head
 from miniplm.scoring.engine import Scorer
+from miniplm.scoring.heads import choose_head_kernel
 from tests.miniplm.made_models import make_llama, save_model
 
 EOS = 0
@@ -34,3 +36,36 @@ def test_scores_on_cuda_agree_with_float64(tmp_path, dtype, tolerance):
         nll = -log_probs.gather(1, token_ids[1:, None])[:, 0][mask].sum().item()
         assert scores.num_scored_tokens[row] == mask.sum()
         assert scores.nll_sum[row] == pytest.approx(nll, abs=tolerance * max(1, mask.sum().item()))
+
+
+@pytest.mark.parametrize("attention", ["sequence", "document"])
+@pytest.mark.parametrize("compile", ["on", "off"])
+def test_segments_on_cuda_agree_with_padded_rows_in_float32(tmp_path, attention, compile):
+    folder = save_model(make_llama(), tmp_path / "m")
+    sequences = make_sequences(64)
+    exact = Scorer(load_model(folder, "float32", torch.device("cuda")), 1024, attention, "off").score(sequences, EOS)
+    scorer = Scorer(load_model(folder, "bfloat16", torch.device("cuda")), 1024, attention, compile)
+    scorer.warm_up(99)
+    assert scorer.forward.layout == "flat"
+    assert scorer.describe()["compiled"] is (compile == "on")
+    scores = scorer.score(sequences, EOS)
+    np.testing.assert_array_equal(scores.num_scored_tokens, exact.num_scored_tokens)
+    np.testing.assert_allclose(scores.nll_sum, exact.nll_sum, atol=5e-2 * 100)
+    assert scores.throughput.device_wait_share < 1
+
+
+@pytest.mark.parametrize("name", ["compiled", "triton", "quack"])
+@pytest.mark.parametrize(("width", "vocab_size"), [(512, 151_936), (2048, 50_000), (576, 49_152)])
+def test_head_kernels_agree_with_float64(name, width, vocab_size):
+    if name == "quack":
+        pytest.importorskip("quack")
+    torch.manual_seed(0)
+    weight_VH = torch.randn(vocab_size, width, device="cuda", dtype=torch.bfloat16) * 0.05
+    hidden_NH, targets_N = (
+        torch.randn(8192, width, device="cuda", dtype=torch.bfloat16),
+        torch.randint(0, vocab_size, (8192,)).cuda(),
+    )
+    kernel = choose_head_kernel(Head(weight_VH), compile_allowed=True, only=name)
+    rows = torch.arange(0, 8192, 97, device="cuda")
+    exact = torch.nn.functional.cross_entropy(hidden_NH[rows].double() @ weight_VH.double().T, targets_N[rows], reduction="none")
+    torch.testing.assert_close(kernel.nll(hidden_NH, targets_N)[rows].double(), exact, atol=2e-2, rtol=0)
