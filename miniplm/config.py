@@ -206,7 +206,7 @@ class ScoringConfig(Section):
         pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$",
         description="auto (a GPU where there is one), cpu, cuda, cuda:N or mps; with auto and cuda a model larger than one GPU is spread over all",
     )
-    compile: Literal["auto", "on", "off"] = Field(
+    compile: Literal["auto"] | bool = Field(
         "auto", description="torch.compile of the model; auto: on a GPU. A model that does not compile runs as it is"
     )
     min_overlap: float = Field(

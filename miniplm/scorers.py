@@ -41,7 +41,7 @@ def open_scorer(
     device = resolve_device(scoring.device)
     resolve_dtype(entry.dtype, device, emulated)
     cache_folder = Path(storage.path(layout.compile_cache())) if storage.is_local else None
-    model = open_model(storage, entry, device, will_compile=scoring.compile == "on")
+    model = open_model(storage, entry, device, will_compile=scoring.compile is True)
     scorer = Scorer(model, scoring.tokens_per_batch, entry.attention, scoring.compile, cache_folder)
     scorer.warm_up(sequence_length)
     return scorer

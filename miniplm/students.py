@@ -107,7 +107,7 @@ def evaluate_student(
             model = load_model(
                 storage.download(layout.student_folder(config.name, student_name), Path(folder) / student_name), dtype, device
             )
-        scorer = Scorer(model, config.scoring.tokens_per_batch, compile="off")
+        scorer = Scorer(model, config.scoring.tokens_per_batch, compile=False)
         evaluation = evaluate_heldout(storage, corpus, scorer, training.weights_digest, on_progress)
         storage.write_json(layout.training_evaluation(training.training_id), evaluation.as_json())
     storage.write_json(f"{layout.student_folder(config.name, student_name)}/{EVALUATION}", evaluation.as_json())

@@ -8,6 +8,7 @@ import threading
 import time
 
 from prefect import get_run_logger, task
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from miniplm import layout
 from miniplm.artifacts import Calibration, ModelEntry, ScoreShardManifest
@@ -34,10 +35,17 @@ def _load_once(storage: Storage, entry: ModelEntry, scoring: ScoringConfig, sequ
         if key not in _loaded:
             _release()
             if storage.is_local:
-                # What is compiled once is found by the next process. Code from a remote root is not run.
-                os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", storage.path(layout.compile_cache()))
+                _keep_compiled(storage.path(layout.compile_cache()))
             _loaded[key] = open_scorer(storage, entry, scoring, sequence_length)
         return _loaded[key]
+
+
+def _keep_compiled(folder: str) -> None:
+    """Lets the next process find what this one compiles, unless the user said where. Never on a remote root: its code is not run here."""
+    default = default_cache_dir()
+    # PyTorch sets the variable to its default by itself, when it is imported.
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default) == default:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
 
 
 def _release() -> None:
@@ -99,7 +107,7 @@ def calibrate_dtypes(
     def open_one(entry: ModelEntry) -> Scorer:
         release_model()
         # Compiling takes longer than a calibration; and what the device has not is emulated.
-        plain = scoring.model_copy(update={"compile": "off"})
+        plain = scoring.model_copy(update={"compile": False})
         with _loading:
             key = (storage.root, entry.model_id, entry.dtype)
             _loaded[key] = open_scorer(storage, entry, plain, corpus.sequence_length, emulated=True)

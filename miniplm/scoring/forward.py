@@ -23,7 +23,7 @@ from miniplm.scoring.batches import Layout
 from miniplm.scoring.heads import HeadKernel, choose_head_kernel
 from miniplm.scoring.model_inputs import ModelInputs
 
-Compile = Literal["auto", "on", "off"]
+Compile = Literal["auto"] | bool
 
 _log = logging.getLogger("miniplm")
 
@@ -42,7 +42,7 @@ class ForwardPass:
         self.model = model
         self.notes: list[str] = []
         self.layout: Layout = self._find_layout()
-        wanted = compile == "on" or (compile == "auto" and model.device.type == "cuda" and not model.is_spread)
+        wanted = compile is True or (compile == "auto" and model.device.type == "cuda" and not model.is_spread)
         self._compiled: Callable[..., Any] | None = torch.compile(model.body) if wanted else None
         self.head = self._choose_head(wanted, cache_folder, head_kernel)
         for note in self.head.notes:

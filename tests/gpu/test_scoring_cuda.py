@@ -39,15 +39,15 @@ def test_scores_on_cuda_agree_with_float64(tmp_path, dtype, tolerance):
 
 
 @pytest.mark.parametrize("attention", ["sequence", "document"])
-@pytest.mark.parametrize("compile", ["on", "off"])
+@pytest.mark.parametrize("compile", [True, False])
 def test_segments_on_cuda_agree_with_padded_rows_in_float32(tmp_path, attention, compile):
     folder = save_model(make_llama(), tmp_path / "m")
     sequences = make_sequences(64)
-    exact = Scorer(load_model(folder, "float32", torch.device("cuda")), 1024, attention, "off").score(sequences, EOS)
+    exact = Scorer(load_model(folder, "float32", torch.device("cuda")), 1024, attention, False).score(sequences, EOS)
     scorer = Scorer(load_model(folder, "bfloat16", torch.device("cuda")), 1024, attention, compile)
     scorer.warm_up(99)
     assert scorer.forward.layout == "flat"
-    assert scorer.describe()["compiled"] is (compile == "on")
+    assert scorer.describe()["compiled"] is compile
     scores = scorer.score(sequences, EOS)
     np.testing.assert_array_equal(scores.num_scored_tokens, exact.num_scored_tokens)
     np.testing.assert_allclose(scores.nll_sum, exact.nll_sum, atol=5e-2 * 100)

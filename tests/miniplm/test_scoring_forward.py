@@ -34,8 +34,8 @@ def make_sequences(num):
 
 def test_a_compiled_body_gives_the_same_scores_and_fills_its_batches(folder, llama):
     sequences = make_sequences(9)
-    plain = Scorer(llama, 128, compile="off").score(sequences, EOS)
-    scorer = Scorer(load_model(folder, "float32", CPU, will_compile=True), 128, compile="on")
+    plain = Scorer(llama, 128, compile=False).score(sequences, EOS)
+    scorer = Scorer(load_model(folder, "float32", CPU, will_compile=True), 128, compile=True)
     scorer.warm_up(59)
     shapes = []
     real = scorer.forward._compiled
@@ -50,8 +50,8 @@ def test_a_compiled_body_gives_the_same_scores_and_fills_its_batches(folder, lla
 
 def test_a_body_that_does_not_compile_runs_as_it_is_and_says_so_once(llama, caplog):
     sequences = make_sequences(9)
-    plain = Scorer(llama, 64, compile="off").score(sequences, EOS)
-    scorer = Scorer(llama, 64, compile="on")
+    plain = Scorer(llama, 64, compile=False).score(sequences, EOS)
+    scorer = Scorer(llama, 64, compile=True)
 
     def broken(**_):
         raise RuntimeError("Unsupported: an odd model")

@@ -53,3 +53,17 @@ def test_score_takes_a_model_or_a_calibration(prepared, prefect_server):
         result = run_miniplm("score", str(prepared), *arguments, prefect=prefect_server)
         assert result.returncode == 2
         assert "give either --model teacher or --model reference (score its shards), or --calibrate N" in result.stderr
+
+
+def test_what_was_compiled_is_kept_next_to_the_models(prepared, prefect_server):
+    arguments = ("score", str(prepared), "--model", "teacher", "--shard", "0", "--set", "scoring.compile=true", "--json")
+    result = run_miniplm(*arguments, prefect=prefect_server)
+    assert result.returncode == 0, result.stderr
+    facts = json.loads(result.stdout)
+    data = prepared.parent / "data"
+    assert list((data / "models" / "compile-cache").rglob("*.so"))
+    manifest = json.loads((data / "scores" / facts["corpus_id"] / facts["model"]["model_id"] / "shard-00000.json").read_text())
+    assert manifest["engine"]["compiled"] is True
+    assert manifest["tokens_per_second"] > 0
+    assert 0 < manifest["matmul_peak_share"] < 1
+    assert 0 <= manifest["device_wait_share"] < 1
