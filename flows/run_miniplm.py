@@ -14,10 +14,11 @@ from flows.train_student import train_student
 from flows.write_report import write_report
 from miniplm import layout
 from miniplm.config import RunConfig
+from miniplm.corpus.reader import load_corpus
 from miniplm.locks import exclusive
 from miniplm.run_log import RunLog
 from miniplm.run_record import RunRecord
-from miniplm.scoring.calibration import check_fidelity, find_calibration, needs_calibration
+from miniplm.scoring.calibration import check_fidelity, find_sufficient, needs_calibration
 from miniplm.storage import Storage
 from tasks.models import check_inputs, identify_teacher
 
@@ -38,13 +39,13 @@ def run_miniplm(config: RunConfig) -> RunRecord:
         if needs_calibration(teacher.dtype, config.reference.dtype):
             # The gate compares difference scores, so it needs the reference before the teacher's hours are spent.
             reference, stage = train_reference(config, corpus_id)
-            if find_calibration(storage, corpus_id, teacher.model_id, reference.model_id) is None:
+            if find_sufficient(storage, load_corpus(storage, corpus_id), teacher, reference, config) is None:
                 calibrate_dtypes(config, corpus_id, teacher, reference, config.scoring.calibration_sequences)
-            check_fidelity(storage, corpus_id, teacher, reference, config)
+            check_fidelity(storage, load_corpus(storage, corpus_id), teacher, reference, config)
         log.add_stage(score_corpus(config, corpus_id, teacher, "teacher"), teacher=teacher)
         reference, stage = train_reference(config, corpus_id)
         log.add_stage(stage, reference=reference)
-        check_fidelity(storage, corpus_id, teacher, reference, config)
+        check_fidelity(storage, load_corpus(storage, corpus_id), teacher, reference, config)
         log.add_stage(score_corpus(config, corpus_id, reference, "reference"))
         selection_id, stage = select_sequences(config, corpus_id, teacher, reference)
         log.add_stage(stage, selection_id=selection_id)

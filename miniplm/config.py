@@ -192,7 +192,7 @@ class ReferenceConfig(Section):
 
 
 class ScoringConfig(Section):
-    """How the two models run over the candidate shards. But for `attention`, none of it changes the scores beyond rounding."""
+    """How the two models run over the candidate shards. Of it, only `attention` changes the scores beyond rounding."""
 
     attention: Literal["sequence", "document"] = Field(
         "sequence",
@@ -216,7 +216,9 @@ class ScoringConfig(Section):
         description="fidelity gate: least share of the sequences selected by float32 scores that the chosen dtypes select too, in [0, 1]",
     )
     calibration_sequences: int = Field(
-        256, ge=16, description="sequences on which fp8 is compared with float32 before it may score; `score --calibrate N` takes N"
+        1024,
+        ge=16,
+        description="sequences on which fp8 is compared with float32 before it may score; `score --calibrate N` takes N",
     )
 
     @model_validator(mode="after")

@@ -40,7 +40,11 @@ class ScoreError(MiniplmError):
 
 
 class DeviceError(MiniplmError):
-    """A GPU stopped answering, or none is left; what it computed is not kept."""
+    """A GPU stopped answering; what it computed is not kept. Another try goes to another one."""
+
+
+class NoDeviceError(MiniplmError):
+    """No GPU of the machine, or not the one asked for, answers any more."""
 
 
 class FidelityError(MiniplmError):

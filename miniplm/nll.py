@@ -42,8 +42,12 @@ class Head:
         return self.bias_V is None and self.scale is None and self.softcap is None
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
-        """Float32 logits (N, V) of hidden states of the weights' dtype."""
-        return self.adjust(torch.nn.functional.linear(hidden_NH, self.weight_VH, self.bias_V).float())
+        """Float32 logits (N, V) of hidden states, taken in the weights' dtype."""
+        return self.adjust(torch.nn.functional.linear(self._cast(hidden_NH), self.weight_VH, self.bias_V).float())
+
+    def _cast(self, hidden_NH: Tensor) -> Tensor:
+        """In the weights' dtype, which some families' hidden states are not (Mamba: float32); autocast does so by itself."""
+        return hidden_NH if torch.is_autocast_enabled(hidden_NH.device.type) else hidden_NH.to(self.weight_VH.dtype)
 
     def adjust(self, logits: Tensor, bias: Tensor | None = None) -> Tensor:
         """What comes after `W h`, elementwise on float32 logits: a bias where it is not added yet, scale and softcap."""

@@ -16,6 +16,7 @@ from miniplm.corpus.identity import resolve_corpus_id
 from miniplm.corpus.reader import find_corpus
 from miniplm.models.devices import describe_device, has_native_bfloat16, resolve_device, resolve_dtype, torch_dtype
 from miniplm.models.files import locate_model
+from miniplm.models.fp8 import convert_to_fp8
 from miniplm.models.loading import LoadedModel, load_model, split_head
 from miniplm.nll import sum_nll_of_hidden
 from miniplm.scorers import find_reference, identify_teacher
@@ -88,7 +89,13 @@ def plan_run(config: RunConfig, usd_per_gpu_hour: float | None = None) -> RunPla
     stages = []
     if counts.prepared is None:
         stages.append(_stage("prepare", counts.total_tokens, prepare_rate))
-    teacher = load_model(teacher_folder, resolve_dtype(config.teacher.dtype, device), device, config.teacher.trust_remote_code)
+    teacher = load_model(
+        teacher_folder,
+        resolve_dtype(config.teacher.dtype, device),
+        device,
+        config.teacher.trust_remote_code,
+        config.scoring.compile is True,
+    )
     left = _left_to_score(storage, counts, identify_teacher(config) if counts.prepared else None)
     stages.append(_scoring_stage("score teacher", left, probe_scoring(teacher, config, tokenizer), counts.num_shards))
     del teacher
@@ -135,12 +142,11 @@ def probe_scoring(model: LoadedModel, config: RunConfig, tokenizer: CorpusTokeni
     num = max(1, scorer.tokens_per_batch // length) * (1 if model.device.type == "cpu" else 4)
     sequences = list(rng.integers(0, min(model.vocab_size, tokenizer.entry.vocab_size), (num, length)))
     scorer.score(sequences[:1], tokenizer.eos_token_id)
-    num_tokens, seconds, wait_seconds = 0, 0.0, 0.0
+    num_tokens, seconds = 0, 0.0
     while seconds < _PROBE_SECONDS:
         achieved = scorer.score(sequences, tokenizer.eos_token_id).throughput
         num_tokens, seconds = num_tokens + achieved.num_tokens, seconds + achieved.seconds
-        wait_seconds += achieved.wait_seconds
-    return replace(achieved, num_tokens=num_tokens, seconds=seconds, wait_seconds=wait_seconds)
+    return replace(achieved, num_tokens=num_tokens, seconds=seconds, wait_seconds=None)
 
 
 def probe_training(model: torch.nn.Module, training: TrainingConfig, config: RunConfig, device: torch.device) -> float:
@@ -211,6 +217,8 @@ def _plan_reference(
             stages.append(_stage("train reference", num_tokens, probe_training(model, reference.training, config, device)))
         model = model.to(device, torch_dtype(dtype)).eval().requires_grad_(False)
         body, head = split_head(model)
+        if dtype == "fp8":
+            convert_to_fp8(body)
         loaded = LoadedModel(
             body, head, device, head.weight_VH.shape[0], None, reference.architecture, model.config._attn_implementation
         )

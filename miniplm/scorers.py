@@ -8,7 +8,7 @@ from miniplm import layout
 from miniplm.artifacts import CorpusManifest, ModelEntry, TrainingManifest
 from miniplm.config import RunConfig, ScoringConfig
 from miniplm.errors import ModelError
-from miniplm.models.devices import resolve_device, resolve_dtype
+from miniplm.models.devices import device_errors, resolve_device, resolve_dtype, use_device
 from miniplm.models.files import locate_model
 from miniplm.models.identity import identify_model, name_model
 from miniplm.models.opening import open_model
@@ -41,9 +41,10 @@ def open_scorer(
     device = resolve_device(scoring.device)
     resolve_dtype(entry.dtype, device, emulated)
     cache_folder = Path(storage.path(layout.compile_cache())) if storage.is_local else None
-    model = open_model(storage, entry, device, will_compile=scoring.compile is True)
-    scorer = Scorer(model, scoring.tokens_per_batch, entry.attention, scoring.compile, cache_folder)
-    scorer.warm_up(sequence_length)
+    with use_device(device), device_errors(device, f"loading model {entry.model_id}"):
+        model = open_model(storage, entry, device, will_compile=scoring.compile is True)
+        scorer = Scorer(model, scoring.tokens_per_batch, entry.attention, scoring.compile, cache_folder)
+        scorer.warm_up(sequence_length)
     return scorer
 
 

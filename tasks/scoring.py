@@ -46,6 +46,7 @@ def _keep_compiled(folder: str) -> None:
     # PyTorch sets the variable to its default by itself, when it is imported.
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default) == default:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+    os.environ.setdefault("TRITON_CACHE_DIR", f"{folder}/triton")
 
 
 def _release() -> None:
@@ -106,11 +107,11 @@ def calibrate_dtypes(
 
     def open_one(entry: ModelEntry) -> Scorer:
         release_model()
-        # Compiling takes longer than a calibration; and what the device has not is emulated.
-        plain = scoring.model_copy(update={"compile": False})
+        # The dtype is measured as it will run, compiled or not; float32 is not worth the compiling.
+        how = scoring.model_copy(update={"compile": False}) if entry.dtype == "float32" else scoring
         with _loading:
             key = (storage.root, entry.model_id, entry.dtype)
-            _loaded[key] = open_scorer(storage, entry, plain, corpus.sequence_length, emulated=True)
+            _loaded[key] = open_scorer(storage, entry, how, corpus.sequence_length, emulated=True)
             return _loaded[key]
 
     try:

@@ -120,16 +120,17 @@ def _check_gate(config: RunConfig, corpus_id: str, model: Role, entry: ModelEntr
     from miniplm.storage import Storage
 
     storage = Storage(config.storage)
+    corpus = load_corpus(storage, corpus_id)
     if model == "reference":
-        check_fidelity(storage, corpus_id, identify_teacher(config), entry, config)
+        check_fidelity(storage, corpus, identify_teacher(config), entry, config)
         return
-    reference = find_reference(storage, config, load_corpus(storage, corpus_id))
+    reference = find_reference(storage, config, corpus)
     if reference is not None:
-        check_fidelity(storage, corpus_id, entry, reference, config)
+        check_fidelity(storage, corpus, entry, reference, config)
     elif "fp8" in (entry.dtype, config.reference.dtype):
         raise ModelError(
             "fp8 scores only once it was compared with float32, by both models, and the reference is not trained yet; "
-            "run `miniplm train-reference CONFIG`, then `miniplm score CONFIG --calibrate 256`"
+            "run `miniplm train-reference CONFIG`, then `miniplm score CONFIG --calibrate 1024`"
         )
 
 
@@ -139,7 +140,7 @@ def _calibrate(config: RunConfig, num_sequences: int, as_json: bool, verbose: bo
         from flows.cli.tables import describe_fidelity, print_fidelity
         from miniplm.corpus.reader import load_corpus
         from miniplm.scorers import identify_teacher, require_reference
-        from miniplm.scoring.calibration import check_fidelity
+        from miniplm.scoring.calibration import judge_fidelity
         from miniplm.storage import Storage
 
         storage, corpus_id = Storage(config.storage), _find_corpus_id(config)
@@ -150,7 +151,7 @@ def _calibrate(config: RunConfig, num_sequences: int, as_json: bool, verbose: bo
         print_json(describe_fidelity(calibration, config))
     else:
         print_fidelity(console, storage, calibration, config)
-    check_fidelity(storage, corpus_id, teacher, reference, config)
+    judge_fidelity(calibration, config)
 
 
 def select(

@@ -235,12 +235,12 @@ def print_fidelity(console: Console, storage: Storage, calibration: Calibration,
     passes = fidelity.overlap >= config.scoring.min_overlap
     console.print(f"difference score: Spearman {fidelity.spearman:.5f} with float32")
     console.print(
-        f"selected at ratio {config.selection.ratio:g}: {fidelity.overlap:.2%} of float32's {fidelity.num_selected} sequences; "
+        f"selected at ratio {config.selection.ratio:g}: {fidelity.overlap:.2%} ± {fidelity.overlap_error:.2%} of float32's {fidelity.num_selected} sequences; "
         f"scoring.min_overlap is {config.scoring.min_overlap:g}: {'passes' if passes else 'REFUSED'}",
         style="green" if passes else "red",
     )
     path = layout.calibration(calibration.corpus_id, calibration.teacher.model_id, calibration.reference.model_id)
-    console.print(f"measured on {calibration.device}, without compiling; kept at {storage.url(path)}", style="dim", soft_wrap=True)
+    console.print(f"measured on {calibration.device}; kept at {storage.url(path)}", style="dim", soft_wrap=True)
 
 
 def print_plan(plan: RunPlan) -> None:

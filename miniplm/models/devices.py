@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 
-from miniplm.errors import ConfigError, DeviceError
+from miniplm.errors import ConfigError, DeviceError, NoDeviceError, first_line
 from miniplm.models.fp8 import supports_fp8
+
+# Errors after which a CUDA context is of no use any more, by whichever library they are said.
+_LOST_TEXTS = (
+    "illegal memory access",
+    "unspecified launch failure",
+    "device-side assert",
+    "misaligned address",
+    "uncorrectable ecc",
+    "hardware stack error",
+    "fallen off the bus",
+    "cuda error: unknown error",
+    "devices are busy or unavailable",
+    "gpu is lost",
+)
+# Errors that say there is no memory left without saying "out of memory".
+_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
 
 # CUDA devices of this process that stopped answering; a process cannot use such a device again.
 _lost: set[int] = set()
@@ -16,14 +34,14 @@ _lost: set[int] = set()
 def resolve_device(device: str) -> torch.device:
     """`auto` is the GPU where there is one, the next one where the first was lost.
 
-    Raises `ConfigError` for a device that this machine lacks, `DeviceError` where the device was lost.
+    Raises `ConfigError` for a device that this machine lacks, `NoDeviceError` where the device was lost and there is no other.
     """
     if device == "auto":
         if not torch.cuda.is_available():
             return torch.device("cpu")
         left = [index for index in range(torch.cuda.device_count()) if index not in _lost]
         if not left:
-            raise DeviceError("no GPU of this machine answers any more; look at `nvidia-smi`, then start the command again")
+            raise NoDeviceError("no GPU of this machine answers any more; look at `nvidia-smi`, then start the command again")
         return torch.device("cuda", left[0]) if _lost else torch.device("cuda")
     resolved = torch.device(device)
     if resolved.type == "cuda" and (not torch.cuda.is_available() or (resolved.index or 0) >= torch.cuda.device_count()):
@@ -31,7 +49,7 @@ def resolve_device(device: str) -> torch.device:
             f"scoring.device is {device!r}, but this machine has {torch.cuda.device_count()} CUDA devices; use auto or cpu"
         )
     if resolved.type == "cuda" and (resolved.index or 0) in _lost:
-        raise DeviceError(f"{device} stopped answering; look at `nvidia-smi`, then start the command again")
+        raise NoDeviceError(f"{device} stopped answering; look at `nvidia-smi`, then start the command again")
     if resolved.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("scoring.device is 'mps', but this machine has none; use auto or cpu")
     return resolved
@@ -52,7 +70,27 @@ def free_cached_memory() -> None:
 def is_device_lost(error: BaseException) -> bool:
     """Whether an error says that the device itself failed, so that this process cannot use it any more."""
     message = str(error).lower()
-    return isinstance(error, RuntimeError) and "cuda error" in message and "out of memory" not in message
+    return isinstance(error, RuntimeError) and any(text in message for text in _LOST_TEXTS)
+
+
+@contextmanager
+def device_errors(device: torch.device, work: str) -> Iterator[None]:
+    """Turns the loss of a device during `work` into a `DeviceError`, and takes the device out of use."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_device_lost(error):
+            raise
+        mark_lost(device)
+        raise DeviceError(
+            f"{device} failed during {work} ({first_line(error)}); what it computed is not kept. "
+            "The next try goes to another GPU where there is one; `nvidia-smi` and `dmesg` say more of this one"
+        ) from error
+
+
+def use_device(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a GPU the current one of this thread for the block: pinned memory and kernels of others go by that."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def resolve_dtype(dtype: str, device: torch.device, emulated: bool = False) -> str:
@@ -97,15 +135,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     message = str(error).lower()
-    return isinstance(error, RuntimeError) and (
-        "out of memory" in message or "can't allocate memory" in message or "not enough memory" in message
-    )
+    return isinstance(error, RuntimeError) and any(text in message for text in _MEMORY_TEXTS)
 
 
 def describe_memory(device: torch.device) -> str:
     """Free and total memory of a device, for an error message."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
+        # What PyTorch keeps for itself is free too.
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     else:
         import psutil
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from miniplm.errors import ModelError, list_offenders
-from miniplm.models.devices import torch_dtype
+from miniplm.models.devices import describe_memory, is_out_of_memory, torch_dtype
 from miniplm.models.files import check_finite_weights, list_weight_files, read_model_config
 from miniplm.models.fp8 import convert_to_fp8
 from miniplm.models.packed_linear import can_pack, pack_linears
@@ -69,7 +69,7 @@ def load_model(
     _check_all_loaded(folder, info)
     model = model.eval().requires_grad_(False)
     if devices is None:
-        model = model.to(device)
+        model = _move(model, folder, device)
     else:
         # Inputs go where the first layer is; accelerate's hooks carry what it gives to the next.
         device = model.get_input_embeddings().weight.device
@@ -137,6 +137,18 @@ def _check_all_loaded(folder: Path, info: dict[str, Any]) -> None:
             )
 
 
+def _move(model: Any, folder: Path, device: torch.device) -> Any:
+    try:
+        return model.to(device)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"model folder {folder} does not fit on {device} ({describe_memory(device)}); use a smaller dtype, a larger GPU, "
+            "or scoring.device: auto, which spreads it over the GPUs of the machine"
+        ) from error
+
+
 @torch.no_grad()
 def _convert_to_fp8(folder: Path, body: nn.Module) -> None:
     if convert_to_fp8(body) == 0:
@@ -156,8 +168,8 @@ def _check_head(folder: Path, model: Any, body: nn.Module, head: Head) -> None:
     vocab_size = head.weight_VH.shape[0]
     device = head.weight_VH.device
     token_ids_1T = (torch.arange(16, device=device) * 7919 % vocab_size)[None, :]
-    ours_TV = head.logits(body(input_ids=token_ids_1T, use_cache=False).last_hidden_state[0])
-    theirs_TV = model(input_ids=token_ids_1T, use_cache=False).logits[0].float()
+    ours_TV = head.logits(body(input_ids=token_ids_1T, use_cache=False).last_hidden_state[0].to(device))
+    theirs_TV = model(input_ids=token_ids_1T, use_cache=False).logits[0].float().to(device)
     tolerance = (1e-4 if head.weight_VH.dtype == torch.float32 else 3e-2) * max(1.0, theirs_TV.abs().max().item())
     difference = (ours_TV - theirs_TV).abs().max().item()
     if not difference <= tolerance:

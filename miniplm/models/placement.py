@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from miniplm.errors import ModelError
 from miniplm.models.files import count_stored_parameters, list_weight_files
 
 # What a batch's activations and the logits of a tile may take; the rest of a GPU is for weights.
@@ -25,7 +26,7 @@ def place_model(folder: Path, dtype: str, device: torch.device) -> dict[int, int
 
 
 def spread_weights(num_bytes: int, free_bytes: dict[int, int]) -> dict[int, int] | None:
-    """None where the first GPU holds all; else what each GPU takes, as few of them as do. All of them where not even they do."""
+    """None where the first GPU holds all; else what each GPU takes, as few of them as do. Raises `ModelError` where all are too small."""
     if num_bytes <= free_bytes[min(free_bytes)]:
         return None
     taken: dict[int, int] = {}
@@ -33,8 +34,12 @@ def spread_weights(num_bytes: int, free_bytes: dict[int, int]) -> dict[int, int]
         taken[index] = free_bytes[index]
         # One layer's worth a GPU may stay empty, as layers are not cut.
         if sum(taken.values()) * 0.95 >= num_bytes:
-            break
-    return taken
+            return taken
+    # What does not fit would be left on the host or the disk, and fetched for every batch.
+    raise ModelError(
+        f"the model has {num_bytes / 2**30:.1f} GiB of weights, and the {len(taken)} GPUs of this machine have "
+        f"{sum(taken.values()) / 2**30:.1f} GiB for them; use a smaller dtype or a larger machine"
+    )
 
 
 def count_weight_bytes(folder: Path, dtype: str) -> int:

@@ -18,7 +18,8 @@ IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
 # Tokens a forward pass where the configuration says auto. On 2 CPU cores 2,048 was as fast as any (SmolLM2-135M float32:
 # 1,024: 1,091 tokens/s, 2,048: 1,112, 4,096: 1,061; 2026-11-24). A GPU wants more to fill its multiprocessors, the more
-# the narrower the model: on an H100 a width of 2,048 was faster with 16,384 than with 65,536 (161,900 to 156,300 tokens/s).
+# the narrower the model: on an H100, without this engine, a compiled body of width 2,048 was faster with 16,384 tokens than
+# with 65,536 (161,900 to 156,300 tokens/s, 2026-11).
 _CPU_TOKENS = 2048
 _GPU_TOKENS, _GPU_TOKENS_WIDE = 65536, 16384
 _WIDE = 1024

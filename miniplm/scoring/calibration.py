@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from miniplm.artifacts import Calibration, CalibrationScores, CorpusManifest, Mo
 from miniplm.config import RunConfig
 from miniplm.corpus.reader import read_shard, read_token_ids
 from miniplm.errors import CorpusError, FidelityError, StorageError
-from miniplm.models.devices import describe_device
+from miniplm.models.devices import describe_device, resolve_device
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.scoring.engine import Scorer
 from miniplm.scoring.throughput import Throughput
@@ -35,7 +36,7 @@ class Fidelity:
 
     Biases are means of the difference of NLLs, nats a token. `spearman` correlates the ranks of the difference
     scores; `overlap` is the share of the `num_selected` sequences with the largest float32 difference scores that
-    the chosen dtypes select too.
+    the chosen dtypes select too, `overlap_error` its standard error as a share of that many.
     """
 
     num_sequences: int
@@ -44,6 +45,7 @@ class Fidelity:
     reference_bias: float
     spearman: float
     overlap: float
+    overlap_error: float
 
 
 def measure_fidelity(calibration: Calibration, ratio: float, score: str) -> Fidelity:
@@ -55,13 +57,15 @@ def measure_fidelity(calibration: Calibration, ratio: float, score: str) -> Fide
     exact = (np.array(reference.float32_nll) - np.array(teacher.float32_nll)) * weight
     num_selected = count_selected(len(counts), ratio)
     kept = set(_select(chosen, num_selected)) & set(_select(exact, num_selected))
+    overlap = len(kept) / num_selected if num_selected else 1.0
     return Fidelity(
         num_sequences=len(counts),
         num_selected=num_selected,
         teacher_bias=_weighted_bias(teacher, counts),
         reference_bias=_weighted_bias(reference, counts),
         spearman=correlate_ranks(chosen, exact),
-        overlap=len(kept) / num_selected if num_selected else 1.0,
+        overlap=overlap,
+        overlap_error=math.sqrt(overlap * (1 - overlap) / max(num_selected, 1)),
     )
 
 
@@ -167,21 +171,37 @@ def needs_calibration(*dtypes: str) -> bool:
     return "fp8" in dtypes
 
 
-def check_fidelity(storage: Storage, corpus_id: str, teacher: ModelEntry, reference: ModelEntry, config: RunConfig) -> None:
-    """Raises `FidelityError` where the calibration falls under `scoring.min_overlap`, or where fp8 has none yet."""
-    calibration = find_calibration(storage, corpus_id, teacher.model_id, reference.model_id)
-    dtypes = f"teacher {teacher.dtype}, reference {reference.dtype}"
-    if calibration is None:
-        if needs_calibration(teacher.dtype, reference.dtype):
-            raise FidelityError(
-                f"{dtypes}: fp8 was not compared with float32 on corpus {corpus_id} yet; run "
-                f"`miniplm score CONFIG --calibrate {config.scoring.calibration_sequences}` first (`miniplm run` does so by itself)"
-            )
-        return
+def find_sufficient(
+    storage: Storage, corpus: CorpusManifest, teacher: ModelEntry, reference: ModelEntry, config: RunConfig
+) -> Calibration | None:
+    """The calibration that may let fp8 pass: on enough sequences, and made on the device that is to score, not emulated elsewhere."""
+    calibration = find_calibration(storage, corpus.corpus_id, teacher.model_id, reference.model_id)
+    if calibration is None or calibration.device != describe_device(resolve_device(config.scoring.device)):
+        return None
+    wanted = min(config.scoring.calibration_sequences, corpus.split_counts("candidate").num_sequences)
+    return calibration if len(calibration.sequence_ids) >= wanted else None
+
+
+def check_fidelity(storage: Storage, corpus: CorpusManifest, teacher: ModelEntry, reference: ModelEntry, config: RunConfig) -> None:
+    """Raises `FidelityError` where a calibration falls under `scoring.min_overlap`, or where fp8 has no sufficient one."""
+    needed = needs_calibration(teacher.dtype, reference.dtype)
+    if needed and find_sufficient(storage, corpus, teacher, reference, config) is None:
+        raise FidelityError(
+            f"teacher {teacher.dtype}, reference {reference.dtype}: fp8 was not compared with float32 on corpus "
+            f"{corpus.corpus_id} on this device yet; run `miniplm score CONFIG --calibrate {config.scoring.calibration_sequences}` "
+            "first (`miniplm run` does so by itself)"
+        )
+    calibration = find_calibration(storage, corpus.corpus_id, teacher.model_id, reference.model_id)
+    if calibration is not None:
+        judge_fidelity(calibration, config)
+
+
+def judge_fidelity(calibration: Calibration, config: RunConfig) -> None:
+    """Raises `FidelityError` where a calibration falls under `scoring.min_overlap`."""
     fidelity = measure_fidelity(calibration, config.selection.ratio, config.selection.score)
     if fidelity.overlap < config.scoring.min_overlap:
         raise FidelityError(
-            f"{dtypes}: of the {fidelity.num_selected} sequences that float32 scores select from {fidelity.num_sequences}, these dtypes "
+            f"teacher {calibration.teacher.dtype}, reference {calibration.reference.dtype}: of the {fidelity.num_selected} sequences that float32 scores select from {fidelity.num_sequences}, these dtypes "
             f"select {fidelity.overlap:.1%}, less than scoring.min_overlap {config.scoring.min_overlap:g} (Spearman {fidelity.spearman:.4f}). "
             "Use dtype bfloat16 or float32, measure on more sequences with `miniplm score CONFIG --calibrate N`, or allow less overlap"
         )

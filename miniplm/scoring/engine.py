@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from miniplm.errors import DeviceError, ModelError, ScoreError, first_line
-from miniplm.models.devices import describe_memory, free_cached_memory, is_device_lost, is_out_of_memory, mark_lost
+from miniplm.errors import ModelError, ScoreError
+from miniplm.models.devices import describe_memory, device_errors, free_cached_memory, is_out_of_memory, use_device
 from miniplm.models.loading import LoadedModel
 from miniplm.scoring.batches import Attention, IntArray, cut_segments, plan_batches, resolve_tokens_per_batch
 from miniplm.scoring.forward import Compile, ForwardPass
@@ -56,7 +56,7 @@ class Scorer:
         cache_folder: Path | None = None,
         head_kernel: str | None = None,
     ) -> None:
-        """`tokens_per_batch` is halved for good when memory runs out. Other arguments as of `ForwardPass`."""
+        """`tokens_per_batch` is halved for good when memory runs out, filling included. Other arguments as of `ForwardPass`."""
         self.model = model
         self.attention = attention
         self.tokens_per_batch = resolve_tokens_per_batch(tokens_per_batch, model.device.type, model.head.weight_VH.shape[1])
@@ -97,39 +97,44 @@ class Scorer:
         """
         _check_sequences(self.model, sequences)
         segments = cut_segments(sequences, eos_token_id, self.attention)
-        mean_length = float(segments.length.mean()) if len(segments) else 0.0
+        # What a token sees on average is half of its own segment.
+        mean_length = float((segments.length**2).sum() / segments.length.sum()) if len(segments) else 0.0
         flops_per_token = count_flops_per_token(self.model.body, self.model.head, mean_length)
-        longest = self._keep_longest(int(segments.length.max(initial=1)))
-        left = np.arange(len(segments), dtype=np.int64)
-        batches = self._plan(segments.length, left)
-        clock = DeviceClock(self.model.device)
-        with self._device_turn:
+        device = self.model.device
+        clock = DeviceClock(device)
+        with self._device_turn, use_device(device), device_errors(device, f"scoring by model {self.model.name}"):
             started = time.perf_counter()
+            # From here on the device waits until the first batch is there.
+            clock.stop()
+            longest = self._keep_longest(int(segments.length.max(initial=1)))
+            batches = self._plan(segments.length, np.arange(len(segments), dtype=np.int64))
 
             def tell(num_tokens: int) -> None:
                 on_tokens(num_tokens, achieved(work.num_told))
 
             def achieved(num_tokens: int) -> Throughput:
                 clock.settle()
-                return Throughput(num_tokens, time.perf_counter() - started, clock.wait_seconds, flops_per_token, self._matmul_peak)
+                # The events are those of one device; what the others wait is not seen.
+                wait_seconds = None if self.model.is_spread else clock.wait_seconds
+                return Throughput(num_tokens, time.perf_counter() - started, wait_seconds, flops_per_token, self._matmul_peak)
 
             work = _Work(np.zeros(len(sequences)), np.zeros(len(sequences), dtype=np.int32), tell)
             while batches:
                 chosen = batches.popleft()
                 try:
                     batch = build_batch(
-                        sequences, segments, chosen, eos_token_id, self.forward.layout, longest, self._num_computed(longest)
+                        sequences, segments, chosen, eos_token_id, self.forward.layout, longest, self._filled_tokens()
                     )
                     result = self._launch(batch, clock)
                 except Exception as error:
                     self._give_up_or_halve(error, segments.length[chosen])
                     # Neither the batch that failed nor one that was planned after it is done.
                     batches = self._plan(segments.length, np.concatenate([chosen, *batches]))
-                    self._collect(work, segments.sequence, at_most=0)
+                    work.collect(segments.sequence, at_most=0)
                     continue
                 work.add(batch, result)
-                self._collect(work, segments.sequence, at_most=_BATCHES_AHEAD - 1 if self.model.device.type == "cuda" else 0)
-            self._collect(work, segments.sequence, at_most=0)
+                work.collect(segments.sequence, at_most=_BATCHES_AHEAD - 1 if device.type == "cuda" else 0)
+            work.collect(segments.sequence, at_most=0)
             num_tokens = sum(len(sequence) for sequence in sequences)
             throughput = achieved(num_tokens)
         if work.num_told < num_tokens:
@@ -146,8 +151,13 @@ class Scorer:
         self._longest = max(self._longest, min(-(-num_inputs // _LENGTH_STEP) * _LENGTH_STEP, limit))
         return self._longest
 
-    def _num_computed(self, longest: int) -> int | None:
-        return max(self.tokens_per_batch, longest) if self.forward.has_static_shapes else None
+    def _filled_tokens(self) -> int | None:
+        return self.tokens_per_batch if self.forward.has_static_shapes else None
+
+    def _count_computed(self, lengths: IntArray) -> int:
+        """Tokens that the device computes for a batch, padding and filling included."""
+        num_tokens = int(len(lengths) * lengths.max() if self.forward.layout == "rows" else lengths.sum())
+        return max(num_tokens, self._filled_tokens() or 0)
 
     def _launch(self, batch: Batch, clock: DeviceClock) -> tuple[Tensor, torch.cuda.Event | None]:
         """Gives a batch to the device; its NLLs are there once the event has happened."""
@@ -164,34 +174,18 @@ class Scorer:
         event.record(torch.cuda.current_stream(nll_M.device))
         return on_host_M, event
 
-    def _collect(self, work: _Work, owners: IntArray, at_most: int) -> None:
-        try:
-            work.collect(owners, at_most)
-        except Exception as error:
-            if is_device_lost(error):
-                raise self._lost(error) from error
-            raise
-
     def _give_up_or_halve(self, error: Exception, lengths: IntArray) -> None:
-        if is_device_lost(error):
-            raise self._lost(error) from error
         if not is_out_of_memory(error):
             raise error
-        if len(lengths) == 1:
+        num_computed = self._count_computed(lengths)
+        if len(lengths) == 1 and num_computed == lengths[0]:
             raise ScoreError(
                 f"model {self.model.name}: one sequence of {int(lengths[0]) + 1} tokens does not fit in memory on {self.model.device} "
                 f"({describe_memory(self.model.device)}); use a smaller dtype, another device or a shorter corpus.sequence_length"
             ) from error
-        # Under half of what was tried, so that a batch of two is halved too.
-        self.tokens_per_batch = max(1, min(self.tokens_per_batch, int(lengths.sum())) // 2)
+        # Half of what was tried, not of what is allowed, so that a batch of two is halved too.
+        self.tokens_per_batch = max(1, num_computed // 2)
         free_cached_memory()
-
-    def _lost(self, error: Exception) -> DeviceError:
-        mark_lost(self.model.device)
-        return DeviceError(
-            f"{self.model.device} failed while model {self.model.name} ran on it ({first_line(error)}); what it computed is not kept. "
-            "The next try goes to another GPU where there is one; `nvidia-smi` and `dmesg` say more of this one"
-        )
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """What a device achieves: tokens a second, the share of its matmul peak, and the share of time it waited.
 
-Only inputs of sequences count as tokens, never padding, so a rate says how fast a corpus is worked off.
+Tokens are those of the sequences, never padding, so a rate says how fast a corpus is worked off.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PEAK_SECONDS = 0.2
 
 
 def count_flops_per_token(body: nn.Module, head: Head, num_inputs: float) -> float | None:
-    """Floating-point operations of a forward pass a token, of segments of `num_inputs` inputs (their mean).
+    """Floating-point operations of a forward pass a token, in segments of `num_inputs` inputs (their mean over tokens).
 
         2 * (weights of linear layers + H * V) + 4 * L * D * (num_inputs + 1) / 2
 
@@ -84,7 +84,7 @@ class Throughput:
 
     num_tokens: int
     seconds: float
-    wait_seconds: float
+    wait_seconds: float | None
     flops_per_token: float | None
     matmul_peak: float | None
 
@@ -100,7 +100,7 @@ class Throughput:
 
     @property
     def device_wait_share(self) -> float | None:
-        return min(1.0, self.wait_seconds / self.seconds) if self.seconds > 0 else None
+        return min(1.0, self.wait_seconds / self.seconds) if self.seconds > 0 and self.wait_seconds is not None else None
 
     def describe(self) -> str:
         """`71 % of matmul peak, waits 0.4 %`, for people."""
@@ -132,7 +132,7 @@ class DeviceClock:
             self._pending.append((self._last_end, now))
 
     def stop(self) -> None:
-        """After a batch was given to the device."""
+        """After a batch was given to the device, and where it is first held."""
         self._last_end = self._mark()
 
     def settle(self) -> None:

@@ -11,7 +11,14 @@ from miniplm.config import RunConfig
 from miniplm.errors import CorpusError, FidelityError
 from miniplm.models.identity import identify_model
 from miniplm.models.loading import load_model
-from miniplm.scoring.calibration import calibrate, check_fidelity, correlate_ranks, find_calibration, measure_fidelity
+from miniplm.scoring.calibration import (
+    calibrate,
+    check_fidelity,
+    correlate_ranks,
+    find_calibration,
+    judge_fidelity,
+    measure_fidelity,
+)
 from miniplm.scoring.engine import Scorer
 from miniplm.storage import Storage
 from tests.miniplm.made_corpora import make_corpus
@@ -97,7 +104,7 @@ def test_a_calibration_is_kept_and_says_what_the_dtype_changes(made, dtype):
     fidelity = measure_fidelity(calibration, 0.5, "mean")
     assert 0 < abs(fidelity.teacher_bias) < 0.1
     assert 0.97 < fidelity.spearman < 1
-    check_fidelity(storage, corpus.corpus_id, teacher, reference, make_config(min_overlap=fidelity.overlap))
+    judge_fidelity(calibration, make_config(min_overlap=fidelity.overlap))
 
 
 def test_a_dtype_under_the_least_overlap_is_refused(made):
@@ -109,7 +116,7 @@ def test_a_dtype_under_the_least_overlap_is_refused(made):
     with pytest.raises(
         FidelityError, match=r"of the 20 sequences that float32 scores select from 40, these dtypes select .*min_overlap 0.98"
     ):
-        check_fidelity(storage, corpus.corpus_id, teacher, reference, make_config())
+        check_fidelity(storage, corpus, teacher, reference, make_config())
 
 
 def test_float32_against_itself_changes_nothing(made):
@@ -120,12 +127,22 @@ def test_float32_against_itself_changes_nothing(made):
 
 
 def test_fp8_without_a_calibration_does_not_score(made, tmp_path):
-    storage, corpus, _ = made
+    storage, corpus, run = made
     entries = [identify_model(tmp_path / name, name, "fp8") for name in ("teacher", "reference")]
-    with pytest.raises(FidelityError, match=r"fp8 was not compared with float32 .*--calibrate 256"):
-        check_fidelity(storage, corpus.corpus_id, *entries, make_config())
-    exact = [entry.model_copy(update={"dtype": "bfloat16"}) for entry in entries]
-    check_fidelity(storage, corpus.corpus_id, *exact, make_config())
+    with pytest.raises(FidelityError, match=r"fp8 was not compared with float32 .*--calibrate 1024"):
+        check_fidelity(storage, corpus, *entries, make_config())
+    # too few sequences do not open the gate, nor does another device
+    run("fp8", 4)
+    with pytest.raises(FidelityError, match="on this device yet"):
+        check_fidelity(storage, corpus, *entries, make_config(min_overlap=0))
+    *_, calibration = run("fp8", 75)
+    check_fidelity(storage, corpus, *entries, make_config(min_overlap=0))
+    path = layout.calibration(corpus.corpus_id, *(entry.model_id for entry in entries))
+    storage.write_json(path, calibration.model_copy(update={"device": "another"}).as_json())
+    with pytest.raises(FidelityError, match="on this device yet"):
+        check_fidelity(storage, corpus, *entries, make_config(min_overlap=0))
+    exact = [entry.model_copy(update={"dtype": "bfloat16", "model_id": "other"}) for entry in entries]
+    check_fidelity(storage, corpus, *exact, make_config())
 
 
 def test_a_damaged_calibration_is_none(made):

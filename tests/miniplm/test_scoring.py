@@ -160,6 +160,17 @@ def test_out_of_memory_halves_the_batch_and_goes_on(llama, monkeypatch):
     assert max(sizes[num_tried:]) <= 120
 
 
+def test_what_fills_a_batch_is_given_up_before_a_sequence_is(llama, monkeypatch):
+    """A compiled body computes whole batches; one short sequence in a batch that is too large is no sequence that is too large."""
+    scorer = Scorer(llama, 1024)
+    monkeypatch.setattr(ForwardPass, "has_static_shapes", True)
+    expected = Scorer(llama, 64).score([np.arange(1, 33)], EOS).nll_sum
+    sizes = fail_when(monkeypatch, lambda num_tokens: num_tokens > 300, torch.OutOfMemoryError("CUDA out of memory"))
+    np.testing.assert_allclose(scorer.score([np.arange(1, 33)], EOS).nll_sum, expected, rtol=1e-6)
+    assert sizes[-3:] == [1024, 512, 256]
+    assert scorer.tokens_per_batch == 256
+
+
 def test_one_sequence_that_does_not_fit_is_an_error(llama, monkeypatch):
     scorer = Scorer(llama, 64)
     sizes = fail_when(monkeypatch, lambda num_tokens: True, torch.OutOfMemoryError("CUDA out of memory"))
@@ -178,7 +189,7 @@ def test_an_error_that_is_not_memory_is_not_swallowed(llama, monkeypatch):
 def test_a_device_that_disappears_is_said_and_not_scored_on(llama, monkeypatch):
     scorer = Scorer(llama, 64)
     fail_when(monkeypatch, lambda num_tokens: True, RuntimeError("CUDA error: unspecified launch failure"))
-    with pytest.raises(DeviceError, match=r"cpu failed while model llama ran on it \(CUDA error: unspecified launch failure\)"):
+    with pytest.raises(DeviceError, match=r"cpu failed during scoring by model llama \(CUDA error: unspecified launch failure\)"):
         scorer.score([np.arange(1, 6)] * 4, EOS)
 
 

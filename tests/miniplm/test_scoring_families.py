@@ -56,6 +56,25 @@ def test_scores_agree_with_float64(family, attention):
         assert scores.nll_sum[row] == pytest.approx(sum(oracle(model, run) for run in runs), abs=1e-4 * max(1, num_scored))
 
 
+def test_low_precision_takes_the_same_layout_and_stays_near(family, tmp_path):
+    name, model, _ = family
+    loaded = load_model(save_model(make_family(name), tmp_path / name), "bfloat16", CPU)
+    scorer = Scorer(loaded, 128)
+    assert scorer.forward.layout == ("rows" if name in ROWS else "flat")
+    sequences = make_sequences(6, seed=2)
+    scores = scorer.score(sequences, EOS)
+    for row, sequence in enumerate(sequences):
+        assert scores.nll_sum[row] == pytest.approx(oracle(model, sequence), rel=0.1, abs=1)
+
+
+def test_a_large_channel_does_not_hide_what_leaks(tmp_path):
+    """Falcon ignores the borders of segments; a channel that is large for all tokens, as trained models have, must not cover that up."""
+    model = make_family("falcon")
+    model.transformer.ln_f.bias.data[3] = 60
+    loaded = load_model(save_model(model, tmp_path / "falcon"), "bfloat16", CPU)
+    assert Scorer(loaded, 128).forward.layout == "rows"
+
+
 def test_scores_do_not_depend_on_neighbours(family):
     _, _, loaded = family
     sequences = make_sequences(8, seed=1)

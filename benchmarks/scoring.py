@@ -1,0 +1,299 @@
+"""How fast MiniPLM scores, against the published way and lm-evaluation-harness, measured in one run on one device.
+
+    python -m benchmarks.scoring --model models/smollm2-135m          a real model on real text
+    python -m benchmarks.scoring --model qwen1.5-1.8b --heads         the published teacher's size, random weights
+
+Every side reads the same shards and gives the score of every sequence; benchmarks/README.md says what the columns mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from transformers.utils.logging import disable_progress_bar
+
+from benchmarks.published_scoring import PublishedSide
+from benchmarks.records import append_rows, describe_place, format_table, show
+from benchmarks.scoring_heads import measure_heads
+from benchmarks.scoring_inputs import RANDOM_MODELS, Inputs, make_random_inputs, make_text_inputs, write_random_model
+from benchmarks.scoring_sides import LmEvalSide, OurSide, SideRun
+from miniplm import layout
+from miniplm.errors import ConfigError, MiniplmError
+from miniplm.models.devices import resolve_device, torch_dtype
+from miniplm.models.files import count_stored_parameters, list_weight_files
+from miniplm.models.loading import load_model
+from miniplm.scoring.throughput import count_flops_per_token, measure_matmul_peak
+from miniplm.storage import Storage
+
+Side = PublishedSide | OurSide | LmEvalSide
+
+# With these a side takes about half a minute: at this share of the matmul peak.
+_SECONDS_A_SIDE, _SHARE_ASSUMED = 30, 0.3
+_GIB = 2**30
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scoring", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = ", ".join(RANDOM_MODELS)
+    parser.add_argument("--model", default="models/smollm2-135m", help=f"a folder with a real model, or random weights: {names}")
+    parser.add_argument("--dtypes", help="dtypes of our side; default bfloat16,fp8 on a GPU, float32,bfloat16 on a CPU")
+    parser.add_argument("--sides", default="published,ours", help="published, ours or both, with a comma (default: both)")
+    parser.add_argument(
+        "--lm-eval",
+        action="store_true",
+        help="also lm-evaluation-harness (package lm_eval); in float32 on a CPU, bfloat16 on a GPU",
+    )
+    parser.add_argument("--lm-eval-batch", help="its batch size: a number or auto; default auto on a GPU, 8 on a CPU")
+    parser.add_argument(
+        "--batch", type=int, help="sequences a batch of the published side; default 16 on a GPU, as published, 8 on a CPU"
+    )
+    parser.add_argument("--tokens-per-batch", default="auto", help="tokens a batch of our side; default auto, as a run has it")
+    parser.add_argument("--sequences", type=int, help="sequences to score; default: about 30 s a side")
+    parser.add_argument("--shards", type=int, help="shards they are cut into; default 4 on a GPU, 2 on a CPU")
+    parser.add_argument("--length", type=int, default=1024, help="targets a sequence (default 1024, as published)")
+    parser.add_argument(
+        "--text", default="samples/demo/*.jsonl.zst", help="jsonl files for a real model (default: the sample, `make assets`)"
+    )
+    parser.add_argument("--eos-token", help="the token between documents; default the tokenizer's own (SmolLM2: '<|endoftext|>')")
+    parser.add_argument(
+        "--repeats", type=int, default=2, help="runs of each side, in turn; the best counts, all are printed (default 2)"
+    )
+    parser.add_argument("--heads", action="store_true", help="also time each kernel of the head alone")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--json", type=Path, help="file that a JSON object for each side is appended to, a line each")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    disable_progress_bar()
+    with tempfile.TemporaryDirectory(prefix="miniplm-benchmark-") as scratch:
+        # What was compiled before is not found, so that start-up is what a new machine has.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{scratch}/compile-cache"
+        try:
+            _run(arguments, Path(scratch))
+        except (MiniplmError, ConfigError) as error:
+            raise SystemExit(f"benchmarks.scoring: {error}") from None
+
+
+def _run(arguments: argparse.Namespace, scratch: Path) -> None:
+    device = resolve_device(arguments.device)
+    place = describe_place(device)
+    inputs = _make_inputs(arguments, scratch, device)
+    common = place | {
+        "model": Path(arguments.model).name,
+        "num_parameters": count_stored_parameters(list_weight_files(inputs.folder)),
+        "data": inputs.data,
+        "num_sequences": inputs.num_sequences,
+        "num_shards": len(inputs.shards),
+        "num_tokens": inputs.num_tokens,
+    }
+    print(
+        f"{common['model']} on {place['device']} ({place['processor']}), {inputs.num_sequences:,} sequences, {inputs.num_tokens:,} tokens: {inputs.data}"
+    )
+    if arguments.heads:
+        _report_heads(arguments, inputs, device, common)
+    sides = _open_sides(arguments, inputs, device)
+    runs: list[list[SideRun]] = [[] for _ in sides]
+    memory: list[float | None] = [None] * len(sides)
+    peaks: dict[torch.dtype, float] = defaultdict(float)
+    for repeat in range(arguments.repeats):
+        # Measured again each time, without what was measured before: other work on the machine lowers a peak, nothing raises it.
+        for dtype in {torch_dtype(side.dtype) for side in sides}:
+            peaks[dtype] = max(peaks[dtype], measure_matmul_peak.__wrapped__(device, dtype))
+        for index, side in enumerate(sides):
+            run, used = _run_once(side, device)
+            runs[index].append(run)
+            memory[index] = used if used is None else max(used, memory[index] or 0.0)
+            print(
+                f"  run {repeat + 1} {side.name} {side.dtype}: {run.seconds:.2f} s, {inputs.num_tokens / run.seconds:,.0f} tokens/s",
+                flush=True,
+            )
+    rows = _make_rows(inputs, device, sides, runs, memory, peaks)
+    _print_rows(rows)
+    if arguments.json:
+        append_rows(arguments.json, [{"benchmark": "scoring"} | common | row for row in rows])
+
+
+def _make_inputs(arguments: argparse.Namespace, scratch: Path, device: torch.device) -> Inputs:
+    is_random = arguments.model in RANDOM_MODELS
+    folder = scratch / arguments.model if is_random else Path(arguments.model)
+    if is_random:
+        write_random_model(arguments.model, folder, device)
+    elif not folder.is_dir():
+        raise ConfigError(f"--model {arguments.model} is neither a folder nor one of {', '.join(RANDOM_MODELS)}")
+    num_shards = arguments.shards or (4 if device.type == "cuda" else 2)
+    num_sequences = arguments.sequences
+    if num_sequences is None:
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        rate = _SHARE_ASSUMED * measure_matmul_peak(device, dtype) / (2 * count_stored_parameters(list_weight_files(folder)))
+        # Whole batches of the published side, so that the last ones are not smaller than the others.
+        step = _published_batch(arguments, device) * num_shards
+        num_sequences = max(1, round(_SECONDS_A_SIDE * rate / arguments.length / step)) * step
+    storage = Storage(str(scratch / "storage"))
+    if is_random:
+        return make_random_inputs(folder, storage, num_sequences, num_shards, arguments.length)
+    return make_text_inputs(folder, storage, num_sequences, num_shards, arguments.length, arguments.text, arguments.eos_token)
+
+
+def _published_batch(arguments: argparse.Namespace, device: torch.device) -> int:
+    return int(arguments.batch or (16 if device.type == "cuda" else 8))
+
+
+def _open_sides(arguments: argparse.Namespace, inputs: Inputs, device: torch.device) -> list[Side]:
+    on_gpu = device.type == "cuda"
+    wanted = arguments.sides.split(",")
+    sides: list[Side] = []
+    if "published" in wanted:
+        sides.append(PublishedSide(inputs, device, "float16" if on_gpu else "float32", _published_batch(arguments, device)))
+    if arguments.lm_eval:
+        batch = arguments.lm_eval_batch or ("auto" if on_gpu else "8")
+        sides.append(LmEvalSide(inputs, device, "bfloat16" if on_gpu else "float32", batch))
+    if "ours" in wanted:
+        tokens = arguments.tokens_per_batch
+        dtypes = (arguments.dtypes or ("bfloat16,fp8" if on_gpu else "float32,bfloat16")).split(",")
+        sides += [OurSide(inputs, device, dtype, tokens if tokens == "auto" else int(tokens)) for dtype in dtypes]
+    if not sides:
+        raise ConfigError(f"--sides {arguments.sides} names no side; give published, ours or both")
+    return sides
+
+
+def _run_once(side: Side, device: torch.device) -> tuple[SideRun, float | None]:
+    """A run, and the most GPU memory (GiB) that was in use beyond what was before it: the weights of all sides."""
+    gc.collect()
+    if device.type != "cuda":
+        return side.run(), None
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run = side.run()
+    return run, (torch.cuda.max_memory_allocated(device) - before) / _GIB
+
+
+def _make_rows(
+    inputs: Inputs,
+    device: torch.device,
+    sides: list[Side],
+    runs: list[list[SideRun]],
+    memory: list[float | None],
+    peaks: dict[torch.dtype, float],
+) -> list[dict[str, Any]]:
+    """A row a side. The first side that is not ours is what the others are compared with."""
+    baseline = next((index for index, side in enumerate(sides) if side.name != "ours"), None)
+    best = [min(side_runs, key=lambda run: run.seconds) for side_runs in runs]
+    num_inputs = inputs.num_tokens - inputs.num_sequences
+    plain = load_model(inputs.folder, "bfloat16", device)
+    flops = count_flops_per_token(plain.body, plain.head, num_inputs / inputs.num_sequences)
+    del plain
+    means = [_read_means(inputs, side) for side in sides]
+    rows = []
+    for index, (side, run) in enumerate(zip(sides, best, strict=True)):
+        peak = peaks[torch_dtype(side.dtype)]
+        base = means[baseline] if baseline is not None else None
+        own = means[index]
+        differences = None if own is None or base is None or index == baseline else own - base
+        rows.append(
+            {
+                "side": side.name,
+                "dtype": side.dtype,
+                "seconds": [other.seconds for other in runs[index]],
+                "tokens_per_second": inputs.num_tokens / run.seconds,
+                "baseline": None if baseline is None else sides[baseline].name,
+                "ratio": None if baseline is None else best[baseline].seconds / run.seconds,
+                "flops_per_token": flops,
+                "matmul_peak": peak,
+                "matmul_peak_share": None if flops is None else flops * num_inputs / run.seconds / peak,
+                "device_wait_share": None if run.busy_seconds is None else max(0.0, 1 - run.busy_seconds / run.seconds),
+                "gpu_memory_gib_beyond_weights": memory[index],
+                "start_up_seconds": side.start_up_seconds,
+                "head": side.head,
+                "engine": side.engine,
+                "mean_nll": None if own is None else float(own.mean()),
+                "max_abs_difference": None if differences is None else float(np.abs(differences).max()),
+                "mean_difference": None if differences is None else float(differences.mean()),
+            }
+            | run.details
+        )
+    return rows
+
+
+def _read_means(inputs: Inputs, side: Side) -> NDArray[np.float64] | None:
+    """Mean NLL a scored token of each sequence, from the score files of a side."""
+    if side.model_id is None:
+        return None
+    parts = []
+    for shard in inputs.shards:
+        with inputs.storage.open(layout.score_shard(shard.corpus_id, side.model_id, shard.shard_index)) as file:
+            table = pq.read_table(file).sort_by("sequence_id")
+        parts.append(table["nll_sum"].to_numpy() / np.maximum(table["num_scored_tokens"].to_numpy(), 1))
+    return np.concatenate(parts)
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    baseline = rows[0]["baseline"] or "-"
+    header = [
+        "side",
+        "dtype",
+        "tokens/s",
+        f"x {baseline}",
+        "of matmul peak",
+        "device waits",
+        "GiB beyond weights",
+        "start-up s",
+        "head",
+        "max diff nats",
+    ]
+    cells = [
+        [
+            row["side"],
+            row["dtype"],
+            show(row["tokens_per_second"], ",.0f"),
+            show(row["ratio"], ".2f"),
+            show(row["matmul_peak_share"], ".1%"),
+            show(row["device_wait_share"], ".1%"),
+            show(row["gpu_memory_gib_beyond_weights"], ".2f"),
+            show(row["start_up_seconds"], ".1f"),
+            row["head"],
+            show(row["max_abs_difference"], ".2g"),
+        ]
+        for row in rows
+    ]
+    print("\n" + format_table(header, cells))
+    for row in rows:
+        for note in row["engine"].get("notes", ()):
+            print(f"{row['side']} {row['dtype']}: {note}")
+
+
+def _report_heads(arguments: argparse.Namespace, inputs: Inputs, device: torch.device, common: dict[str, Any]) -> None:
+    dtype = "bfloat16" if device.type == "cuda" else "float32"
+    rows = list(measure_heads(load_model(inputs.folder, dtype, device).head))
+    header = ["kernel", "dtype", "tokens", "ms", "tokens/s", "of matmul peak"]
+    print("\n" + format_table(header, [_head_cells(row) for row in rows]))
+    for row in rows:
+        if "reason" in row:
+            print(f"{row['kernel']}: {row['reason']}")
+    if arguments.json:
+        append_rows(arguments.json, [{"benchmark": "scoring-head"} | common | row for row in rows])
+
+
+def _head_cells(row: dict[str, Any]) -> list[str]:
+    seconds = row.get("seconds")
+    milliseconds = None if seconds is None else 1000 * seconds
+    rates = [show(milliseconds, ",.2f"), show(row.get("tokens_per_second"), ",.0f"), show(row.get("matmul_peak_share"), ".1%")]
+    return [row["kernel"], row["dtype"], f"{row['num_tokens']:,}", *rates]
+
+
+if __name__ == "__main__":
+    main()
