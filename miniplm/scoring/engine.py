@@ -30,8 +30,9 @@ from miniplm.scoring.throughput import DeviceClock, Throughput, count_flops_per_
 # Told the tokens of each finished batch, and what the device has achieved on these sequences so far.
 TokenCallback = Callable[[int, Throughput], None]
 
-# Batches given to the device before the results of the first are waited for.
-_BATCHES_AHEAD = 3
+# Batches given to a GPU before the results of the first are waited for: a quarter of a second of a small model, in which
+# whoever is told of the progress may be slow.
+_BATCHES_AHEAD = 6
 _LENGTH_STEP = 256
 
 
