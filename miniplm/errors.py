@@ -71,6 +71,14 @@ class StorageError(MiniplmError):
     """The storage root cannot be read or written."""
 
 
+class StorageUnavailableError(StorageError):
+    """The storage root could not be reached, or kept failing, for as long as is tried; another time it may be there."""
+
+
+class DamagedFileError(StorageError):
+    """A file at the storage root was read, and its content is not what it has to be."""
+
+
 class BusyError(MiniplmError):
     """Another process works on the same artifact."""
 

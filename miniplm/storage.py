@@ -2,7 +2,7 @@
 
 A file is written under a temporary name and appears under its final name complete: by an atomic rename where
 the file system has one (`file`), by one upload of a finished local file elsewhere (`s3`, `gs`, `memory`), where
-an object becomes visible only when its upload has ended.
+an object becomes visible only when its upload has ended. How S3 is spoken to is in `object_stores`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
@@ -26,25 +27,38 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from miniplm.errors import StorageError
+from miniplm.errors import DamagedFileError, StorageError, StorageUnavailableError, first_line
 
 _TEMPORARY_PREFIX = ".tmp-"
 _BLOCK_BYTES = 1 << 20
+# What is read of an object at a time: large beside the time that a request takes to be answered.
+STREAM_BYTES = 16 << 20
+_MOST_DOWNLOADS = 8
+_SECONDS_OF_A_DAY = 86400.0
+
+
+def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a URL and the path in it. S3's bears faults and caches no listing; credentials are found by botocore."""
+    if not url.startswith(("s3://", "s3a://")):
+        filesystem, path = url_to_fs(url)
+        return filesystem, str(path)
+    from miniplm.object_stores import PatientS3FileSystem
+
+    return PatientS3FileSystem(), str(PatientS3FileSystem._strip_protocol(url))
 
 
 class Storage:
     """Reads and publishes files below a root URL; all paths given to it are relative to the root, with `/`.
 
-    Raises `StorageError` where the root cannot be written (no right, no space) and `FileNotFoundError` where a
-    file that is read does not exist.
+    Raises `StorageError` where the root cannot be used (no right, no space, no bucket, wrong credentials),
+    `StorageUnavailableError` where it may be usable later, and `FileNotFoundError` where a file that is read does not exist.
     """
 
     def __init__(self, root: str) -> None:
         self.root = root if root.endswith("://") else root.rstrip("/") or root
-        filesystem, path = url_to_fs(self.root, **({"default_cache_type": "none"} if root.startswith("s3") else {}))
-        self.filesystem = cast(fsspec.AbstractFileSystem, filesystem)
-        self.root_path = str(path).rstrip("/")
-        self.is_local = isinstance(filesystem, LocalFileSystem)
+        self.filesystem, path = open_filesystem(self.root)
+        self.root_path = path.rstrip("/")
+        self.is_local = isinstance(self.filesystem, LocalFileSystem)
 
     def path(self, relative: str) -> str:
         """The path of a file as the root's file system knows it (no protocol)."""
@@ -55,36 +69,41 @@ class Storage:
         return self.path(relative) if self.is_local else self.filesystem.unstrip_protocol(self.path(relative))
 
     def exists(self, relative: str) -> bool:
-        return bool(self.filesystem.exists(self.path(relative)))
+        with self._remote_errors("read", relative):
+            return bool(self.filesystem.exists(self.path(relative)))
 
     def size_bytes(self, relative: str) -> int:
-        return int(self.filesystem.size(self.path(relative)))
+        with self._remote_errors("read", relative):
+            return int(self.filesystem.size(self.path(relative)))
 
     def list_names(self, relative: str) -> list[str]:
         """Names directly below a folder, sorted; empty where the folder does not exist."""
         try:
-            entries = self.filesystem.ls(self.path(relative), detail=False)
+            with self._remote_errors("list", relative):
+                entries = self.filesystem.ls(self.path(relative), detail=False)
         except FileNotFoundError:
             return []
         names = {posixpath.basename(str(entry).rstrip("/")) for entry in entries}
         return sorted(name for name in names if name and not name.startswith(_TEMPORARY_PREFIX))
 
     def open(self, relative: str) -> IO[bytes]:
-        return cast(IO[bytes], self.filesystem.open(self.path(relative), "rb"))
+        with self._remote_errors("read", relative):
+            return cast(IO[bytes], self.filesystem.open(self.path(relative), "rb"))
 
     def read_bytes(self, relative: str) -> bytes:
-        return cast(bytes, self.filesystem.cat_file(self.path(relative)))
+        with self._remote_errors("read", relative):
+            return cast(bytes, self.filesystem.cat_file(self.path(relative)))
 
     def read_json(self, relative: str) -> Any:
-        """The parsed file; `StorageError` where it is not JSON."""
+        """The parsed file; `DamagedFileError` where it is not JSON."""
         try:
             return json.loads(self.read_bytes(relative))
         except ValueError as error:
-            raise StorageError(f"{self.url(relative)} is not valid JSON ({error}); delete it and run again") from error
+            raise DamagedFileError(f"{self.url(relative)} is not valid JSON ({error}); delete it and run again") from error
 
     def digest(self, relative: str) -> str:
         """`sha256:` and the hex digest of a file's bytes."""
-        with self.open(relative) as file:
+        with self._remote_errors("read", relative), open_stream(self.filesystem, self.path(relative)) as file:
             return digest_stream(file)
 
     @contextmanager
@@ -110,7 +129,8 @@ class Storage:
                         os.fsync(file.fileno())
                     os.replace(temporary, final)
                 else:
-                    self.filesystem.put_file(str(temporary), final)
+                    with self._remote_errors("write", relative):
+                        self.filesystem.put_file(str(temporary), final)
         finally:
             if self.is_local:
                 temporary.unlink(missing_ok=True)
@@ -131,19 +151,35 @@ class Storage:
             return Path(self.path(relative))
         folder.mkdir(parents=True, exist_ok=True)
         for name in self.list_names(relative):
-            self.filesystem.get_file(self.path(posixpath.join(relative, name)), str(folder / name))
+            self._download_file(posixpath.join(relative, name), folder / name)
         return folder
+
+    def _download_file(self, relative: str, target: Path) -> None:
+        path, size = self.path(relative), self.size_bytes(relative)
+
+        def copy(start: int) -> None:
+            with self._remote_errors("read", relative):
+                content = self.filesystem.cat_file(path, start=start, end=min(size, start + STREAM_BYTES))
+            os.pwrite(file.fileno(), content, start)
+
+        with open(target, "wb") as file, ThreadPoolExecutor(_MOST_DOWNLOADS) as pool:
+            for _ in pool.map(copy, range(0, size, STREAM_BYTES)):
+                pass
 
     def delete(self, relative: str) -> None:
         """Deletes a file or a folder; nothing happens where there is none."""
         if self.exists(relative):
-            self.filesystem.rm(self.path(relative), recursive=True)
+            with self._remote_errors("delete", relative), contextlib.suppress(FileNotFoundError):  # another process was faster
+                self.filesystem.rm(self.path(relative), recursive=True)
 
     def delete_temporary_files(self, relative: str, older_than_seconds: float = 0.0) -> int:
         """Deletes what dead processes left behind below a folder and says how many files that were.
 
-        Where other processes may be at work there, only what is older than any file takes to be written.
+        Where other processes may be at work there, only what is older than any file takes to be written; at a
+        remote root, which has no locks, that is always so, and unfinished uploads of a day are what is deleted.
         """
+        if abort_old_uploads := getattr(self.filesystem, "abort_old_uploads", None):
+            return int(abort_old_uploads(self.path(relative), max(older_than_seconds, _SECONDS_OF_A_DAY)))
         if not self.is_local or not os.path.isdir(self.path(relative)):
             return 0
         num_deleted = 0
@@ -170,9 +206,34 @@ class Storage:
                 ) from error
             raise
 
+    @contextmanager
+    def _remote_errors(self, action: str, relative: str) -> Iterator[None]:
+        """Each remote file system has errors of its own; S3's come as `StorageError` from `object_stores` already."""
+        try:
+            yield
+        except (StorageError, FileNotFoundError):
+            raise
+        except Exception as error:
+            if self.is_local:
+                raise
+            # `gs`, `az` and others: what is no refusal may be mended by time.
+            kind = (
+                StorageUnavailableError if isinstance(error, OSError) and not isinstance(error, PermissionError) else StorageError
+            )
+            raise kind(
+                f"cannot {action} {self.url(relative)}: {type(error).__name__}: {first_line(error)}. "
+                "Check `storage`, and the credentials in the environment"
+            ) from error
+
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NOT_WRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR})
+
+
+def open_stream(filesystem: fsspec.AbstractFileSystem, path: str) -> IO[bytes]:
+    """A file to be read from its start to its end; of a remote one, many blocks at a time are fetched ahead."""
+    ahead = {} if isinstance(filesystem, LocalFileSystem) else {"cache_type": "readahead", "block_size": STREAM_BYTES}
+    return cast(IO[bytes], filesystem.open(path, "rb", **ahead))
 
 
 def digest_stream(file: IO[bytes]) -> str:

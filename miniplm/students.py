@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from miniplm import layout
 from miniplm.artifacts import CorpusManifest, Evaluation, SelectionManifest, TrainingManifest
 from miniplm.config import RunConfig, StudentConfig
-from miniplm.errors import ConfigError, StorageError, TrainingError
+from miniplm.errors import ConfigError, DamagedFileError, TrainingError
 from miniplm.evaluation import evaluate_heldout
 from miniplm.models.devices import resolve_device, resolve_dtype
 from miniplm.models.loading import load_model
@@ -129,7 +129,7 @@ def _read_evaluation(storage: Storage, corpus: CorpusManifest, training: Trainin
         return None
     try:
         evaluation = Evaluation.model_validate(storage.read_json(path))
-    except (ValidationError, StorageError):
+    except (ValidationError, DamagedFileError):
         return None
     matches = (evaluation.corpus_id, evaluation.weights_digest) == (corpus.corpus_id, training.weights_digest)
     return evaluation if matches else None

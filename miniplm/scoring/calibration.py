@@ -14,7 +14,7 @@ from miniplm import layout
 from miniplm.artifacts import Calibration, CalibrationScores, CorpusManifest, ModelEntry
 from miniplm.config import RunConfig
 from miniplm.corpus.reader import read_shard, read_token_ids
-from miniplm.errors import CorpusError, FidelityError, StorageError
+from miniplm.errors import CorpusError, DamagedFileError, FidelityError
 from miniplm.models.devices import describe_device, resolve_device
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.scoring.engine import Scorer
@@ -162,7 +162,7 @@ def find_calibration(storage: Storage, corpus_id: str, teacher_id: str, referenc
         return None
     try:
         return Calibration.model_validate(storage.read_json(path))
-    except (ValidationError, StorageError):
+    except (ValidationError, DamagedFileError):
         return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 from miniplm import layout
 from miniplm.artifacts import CorpusManifest, ModelEntry, ScoreShardManifest, ShardEntry
 from miniplm.corpus.reader import read_shard, read_token_ids
-from miniplm.errors import ModelError, ScoreError, StorageError, list_offenders
+from miniplm.errors import DamagedFileError, ModelError, ScoreError, list_offenders
 from miniplm.models.devices import describe_device
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.scoring.engine import Scorer
@@ -21,6 +22,7 @@ from miniplm.scoring.throughput import Throughput
 from miniplm.storage import Storage, digest_file
 from miniplm.versions import list_versions
 
+_MOST_CHECKS = 32
 SCORE_SCHEMA = pa.schema([("sequence_id", pa.int64()), ("num_scored_tokens", pa.int32()), ("nll_sum", pa.float64())])
 
 
@@ -120,7 +122,7 @@ def check_score_shard(storage: Storage, shard: ShardEntry, model_id: str) -> Sha
         return ShardScoreState(index, "missing")
     try:
         manifest = ScoreShardManifest.model_validate(storage.read_json(manifest_path))
-    except (ValidationError, StorageError) as error:
+    except (ValidationError, DamagedFileError) as error:
         return ShardScoreState(index, "broken", reason=f"its manifest is damaged ({str(error).splitlines()[0]})")
     if manifest.shard_digest != shard.digest:
         return ShardScoreState(index, "broken", reason="its scores are of other sequences than the corpus holds")
@@ -140,7 +142,12 @@ def check_score_shard(storage: Storage, shard: ShardEntry, model_id: str) -> Sha
 
 def check_score_shards(storage: Storage, corpus: CorpusManifest, model_id: str) -> list[ShardScoreState]:
     """The state of every candidate shard of a corpus under one model, in the order of their index."""
-    return [check_score_shard(storage, shard, model_id) for shard in corpus.split_shards("candidate")]
+    shards = corpus.split_shards("candidate")
+    if storage.is_local:
+        return [check_score_shard(storage, shard, model_id) for shard in shards]
+    # A shard is some eight requests, nearly all of it waiting.
+    with ThreadPoolExecutor(_MOST_CHECKS) as pool:
+        return list(pool.map(lambda shard: check_score_shard(storage, shard, model_id), shards))
 
 
 def _find_fault(storage: Storage, relative: str, shard: ShardEntry) -> str:

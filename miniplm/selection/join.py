@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import duckdb
 
 from miniplm import layout
 from miniplm.artifacts import CorpusManifest, ShardEntry
-from miniplm.errors import CorpusError, ScoreJoinError, list_offenders
+from miniplm.errors import CorpusError, ScoreJoinError, StorageError, StorageUnavailableError, list_offenders
 from miniplm.scoring.shards import check_score_shards
 from miniplm.storage import Storage
 
@@ -20,14 +21,21 @@ _ROLES = ("teacher", "reference")
 
 @contextmanager
 def connect(storage: Storage) -> Iterator[duckdb.DuckDBPyConnection]:
-    """An in-memory DuckDB that reads files at the storage root; what does not fit in memory spills to a temporary folder."""
+    """An in-memory DuckDB that reads files at the storage root; what does not fit in memory spills to a temporary folder.
+
+    Raises what a remote root raises, which DuckDB makes an error of its own.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="miniplm-duckdb-") as spill,
         duckdb.connect(config={"temp_directory": spill}) as connection,
     ):
         if not storage.is_local:
             connection.register_filesystem(storage.filesystem)
-        yield connection
+        try:
+            yield connection
+        except duckdb.Error as error:
+            _raise_store_error(error)
+            raise
 
 
 def check_scores(storage: Storage, corpus: CorpusManifest, teacher_id: str, reference_id: str) -> list[str]:
@@ -84,16 +92,17 @@ def candidate_scores(
         for role in _ROLES:
             _check_role(connection, shards, role)
         _check_same_targets(connection, shards)
-    except (duckdb.IOException, duckdb.InvalidInputException) as error:
-        # The score files have their digests checked, so it is a corpus shard that cannot be read.
-        raise CorpusError(
-            f"a candidate shard of corpus {corpus.corpus_id} cannot be read ({_first_line(error)}). {_FIND_DAMAGE}"
-        ) from error
     except duckdb.Error as error:
-        if type(error) is not duckdb.Error:
+        _raise_store_error(error)
+        # The score files have their digests checked, so it is a corpus shard that cannot be read.
+        if isinstance(error, duckdb.IOException | duckdb.InvalidInputException):
+            fault = "cannot be read"
+        elif type(error) is duckdb.Error:
+            fault = "is damaged"
+        else:
             raise
         raise CorpusError(
-            f"a candidate shard of corpus {corpus.corpus_id} is damaged ({_first_line(error)}). {_FIND_DAMAGE}"
+            f"a candidate shard of corpus {corpus.corpus_id} {fault} ({_first_line(error)}). {_FIND_DAMAGE}"
         ) from error
     difference = (
         "reference.nll_sum - teacher.nll_sum"
@@ -111,6 +120,16 @@ def candidate_scores(
 
 
 _FIND_DAMAGE = "`miniplm status CONFIG` names the shards that are not what the manifest says; delete their files and run `miniplm prepare CONFIG`"
+
+
+_STORE_ERRORS = {kind.__name__: kind for kind in (StorageError, StorageUnavailableError)}
+
+
+def _raise_store_error(error: duckdb.Error) -> None:
+    """Raises the error of a remote root that DuckDB met while it read: all that is left of it is a line of the message."""
+    told = re.search(rf"^({'|'.join(_STORE_ERRORS)}): (.+)$", str(error), re.MULTILINE)
+    if told:
+        raise _STORE_ERRORS[told[1]](told[2]) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from miniplm import layout
 from miniplm.artifacts import CorpusManifest, DomainSelection, SelectionManifest, SelectionShardEntry
 from miniplm.config import SelectionConfig
-from miniplm.errors import CorpusError, ScoreJoinError, StorageError
+from miniplm.errors import CorpusError, DamagedFileError, ScoreJoinError
 from miniplm.locks import exclusive
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.selection.join import candidate_scores, check_scores, connect
@@ -57,7 +57,7 @@ def find_selection(storage: Storage, selection_id: str) -> SelectionManifest | N
         return None
     try:
         manifest = SelectionManifest.model_validate(storage.read_json(path))
-    except (ValidationError, StorageError):
+    except (ValidationError, DamagedFileError):
         return None
     for shard in manifest.shards:
         relative = layout.selection_shard(selection_id, shard.shard_index)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from miniplm import layout
-from miniplm.errors import StorageError
+from miniplm.errors import DamagedFileError
 from miniplm.sources.files import SourceFile, open_raw
 from miniplm.storage import Storage, digest_stream
 
@@ -36,7 +36,7 @@ def _read_kept(storage: Storage) -> dict[str, str]:
         return {}
     try:
         kept = storage.read_json(layout.source_digests())
-    except StorageError:
+    except DamagedFileError:
         return {}  # only a memory of what can be read again; written anew
     return kept if isinstance(kept, dict) else {}
 

@@ -15,11 +15,11 @@ from typing import IO, Any, Literal, cast
 
 import fsspec
 import zstandard
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from miniplm.config import SourceConfig
 from miniplm.errors import SourceError, list_offenders
+from miniplm.storage import open_filesystem, open_stream
 
 Compression = Literal["gzip", "zstd", "bzip2"]
 BytesCallback = Callable[[int], None]
@@ -68,7 +68,7 @@ def find_source_files(source: SourceConfig) -> list[SourceFile]:
 
     Raises `SourceError` where there are none, or the path is a folder and the format is not `text`.
     """
-    filesystem, path = url_to_fs(source.path)
+    filesystem, path = open_filesystem(source.path)
     filesystem.invalidate_cache()
     try:
         infos = _list_infos(filesystem, path, source)
@@ -80,11 +80,17 @@ def find_source_files(source: SourceConfig) -> list[SourceFile]:
     return sorted(files, key=lambda file: file.path)
 
 
+def locate_source(source: SourceConfig) -> str:
+    """The full URL of what a source's path names, wildcards as they are: the same from every working directory."""
+    filesystem, path = open_filesystem(source.path)
+    return str(filesystem.unstrip_protocol(path))
+
+
 @contextmanager
 def open_raw(file: SourceFile) -> Iterator[IO[bytes]]:
     """The file as it is stored. Raises `SourceError` where it cannot be opened."""
     try:
-        opened = cast(IO[bytes], file.filesystem.open(file.filesystem_path, "rb"))
+        opened = open_stream(file.filesystem, file.filesystem_path)
     except FileNotFoundError:
         raise SourceError(f"{file.path} has gone; put it back and run again") from None
     except PermissionError as error:

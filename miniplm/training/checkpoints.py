@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from miniplm import layout
 from miniplm.artifacts import CheckpointMetrics, Record
-from miniplm.errors import StorageError
+from miniplm.errors import DamagedFileError, StorageError
 from miniplm.models.files import list_weight_files
 from miniplm.models.identity import digest_weights
 from miniplm.storage import Storage, digest_file
@@ -106,7 +106,7 @@ def find_checkpoint(storage: Storage, training_id: str, step: int) -> Checkpoint
         return None
     try:
         manifest = CheckpointManifest.model_validate(storage.read_json(f"{folder}/{MANIFEST}"))
-    except (ValidationError, StorageError):
+    except (ValidationError, DamagedFileError):
         return None
     if (manifest.training_id, manifest.step) != (training_id, step):
         return None

@@ -7,7 +7,7 @@ import shutil
 from pydantic import ValidationError
 
 from miniplm.artifacts import TrainingManifest
-from miniplm.errors import StorageError, TrainingError
+from miniplm.errors import DamagedFileError, TrainingError
 from miniplm.locks import exclusive
 from miniplm.storage import Storage, digest_file
 
@@ -52,7 +52,7 @@ def find_export(storage: Storage, folder: str) -> TrainingManifest | None:
         return None
     try:
         manifest = TrainingManifest.model_validate(storage.read_json(path))
-    except (ValidationError, StorageError):
+    except (ValidationError, DamagedFileError):
         return None
     for name, digest in manifest.files.items():
         if not storage.exists(f"{folder}/{name}") or storage.digest(f"{folder}/{name}") != digest:

@@ -10,7 +10,7 @@ from miniplm import layout
 from miniplm.architectures import build_model, count_parameters
 from miniplm.artifacts import CheckpointMetrics, TrainingManifest
 from miniplm.corpus.reader import load_corpus_tokenizer
-from miniplm.errors import StorageError, TrainingError
+from miniplm.errors import DamagedFileError, TrainingError
 from miniplm.locks import exclusive
 from miniplm.models.devices import describe_memory, is_out_of_memory
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
@@ -56,7 +56,7 @@ def find_training(storage: Storage, training_id: str) -> TrainingManifest | None
         return None
     try:
         manifest = TrainingManifest.model_validate(storage.read_json(path))
-    except (ValidationError, StorageError):
+    except (ValidationError, DamagedFileError):
         return None
     checkpoint = find_checkpoint(storage, training_id, manifest.num_steps)
     if manifest.training_id != training_id or checkpoint is None or checkpoint.weights_digest != manifest.weights_digest:

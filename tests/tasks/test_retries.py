@@ -14,7 +14,7 @@ import torch
 from prefect import flow, task
 from prefect.testing.utilities import prefect_test_harness
 
-from miniplm.errors import ConfigError, ScoreError, StorageError
+from miniplm.errors import ConfigError, ScoreError, StorageError, StorageUnavailableError
 from tasks.retries import TASK_OPTIONS, is_transient
 
 WITHOUT_DELAY = {**TASK_OPTIONS, "retry_delay_seconds": 0}
@@ -40,6 +40,7 @@ def server():
         (ConfigError("x"), False),
         (ScoreError("x"), False),
         (StorageError("x"), False),
+        (StorageUnavailableError("x"), True),
         (RuntimeError("shape"), False),
     ],
 )
