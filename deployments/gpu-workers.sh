@@ -1,0 +1,126 @@
+#!/usr/bin/env bash
+# One Prefect worker for each GPU of this machine, in the foreground.
+set -euo pipefail
+
+usage() {
+    cat <<'HELP'
+usage: deployments/gpu-workers.sh [OPTION]...
+
+Starts one Prefect worker for each GPU of this machine and stays in the foreground. Each worker sees its GPU alone
+(CUDA_VISIBLE_DEVICES) and takes one flow run at a time, so two runs never share a GPU. SIGTERM or Ctrl-C stops all of
+them. When one ends by itself the others are stopped too, and this ends with exit code 1: what supervises it starts all
+of them again. Where each GPU shall be supervised alone, use deployments/systemd/miniplm-gpu-worker@.service.
+
+options
+  --gpus LIST     all (default), numbers as nvidia-smi shows them (0,1,3), or none: one worker without a GPU
+  --pool NAME     work pool to take runs from (default: miniplm-gpu)
+  --queue NAME    its work queue (default: all queues of the pool)
+  --name NAME     the workers are NAME-gpu0, NAME-gpu1, ... (default: this machine's host name)
+  -h, --help      this text
+
+environment
+  PREFECT_API_URL           the Prefect server, such as http://fleet:4200/api (must be set)
+  PREFECT_API_AUTH_STRING   USER:PASSWORD, where the server asks for them
+  AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY     of the storage root, for s3://
+These are set unless they are already: PREFECT_FLOWS_HEARTBEAT_FREQUENCY=30 (deployments/automations/stale-run.yaml
+counts on it), PREFECT_WORKER_QUERY_SECONDS=2, PREFECT_WORKER_HEARTBEAT_SECONDS=10, PREFECT_LOGGING_EXTRA_LOGGERS=miniplm,
+PREFECT_SERVER_ANALYTICS_ENABLED=false, DO_NOT_TRACK=1.
+
+Exit codes: 0 stopped, 1 a worker ended by itself, 2 bad input.
+
+example
+  PREFECT_API_URL=http://fleet:4200/api PREFECT_API_AUTH_STRING=miniplm:... deployments/gpu-workers.sh --gpus 0,1
+HELP
+}
+
+fail() {
+    printf 'gpu-workers: %s\n' "$@" >&2
+    exit 2
+}
+
+pool=miniplm-gpu queue='' gpus=all name=$(hostname)
+while (($#)); do
+    case $1 in
+        -h | --help) usage; exit 0 ;;
+        --pool | --queue | --gpus | --name)
+            [[ -n ${2:-} ]] || fail "$1 wants a value; see --help"
+            printf -v "${1#--}" '%s' "$2"
+            shift 2
+            ;;
+        *) fail "there is no option $1; see --help" ;;
+    esac
+done
+[[ -n ${PREFECT_API_URL:-} ]] || fail "PREFECT_API_URL is not set, so a worker has no server to ask; see --help"
+
+case $gpus in
+    none) devices=('') ;;
+    all)
+        command -v nvidia-smi >/dev/null || fail "there is no nvidia-smi, so the GPUs cannot be listed; name them: --gpus 0,1 (or none)"
+        listed=$(nvidia-smi --query-gpu=index --format=csv,noheader) || fail "nvidia-smi failed: $listed"
+        mapfile -t devices <<<"$listed"
+        [[ -n ${devices[0]} ]] || fail "nvidia-smi lists no GPU; --gpus none starts one worker without"
+        ;;
+    *)
+        [[ $gpus =~ ^[0-9]+(,[0-9]+)*$ ]] || fail "--gpus $gpus: give all, none, or numbers such as 0,1,3"
+        IFS=, read -ra devices <<<"$gpus"
+        repeated=$(printf '%s\n' "${devices[@]}" | sort | uniq -d)
+        [[ -z $repeated ]] || fail "--gpus $gpus: ${repeated//$'\n'/, } is given twice; two workers would share a GPU"
+        ;;
+esac
+
+# The checkout's own prefect, where this is a checkout.
+bin=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.venv/bin
+command -v prefect >/dev/null || PATH=$bin:$PATH
+command -v prefect >/dev/null || fail "there is no prefect on PATH nor in $bin; run make setup, or install the wheel"
+
+export PREFECT_FLOWS_HEARTBEAT_FREQUENCY=${PREFECT_FLOWS_HEARTBEAT_FREQUENCY:-30}
+export PREFECT_WORKER_QUERY_SECONDS=${PREFECT_WORKER_QUERY_SECONDS:-2}
+export PREFECT_WORKER_HEARTBEAT_SECONDS=${PREFECT_WORKER_HEARTBEAT_SECONDS:-10}
+export PREFECT_LOGGING_EXTRA_LOGGERS=${PREFECT_LOGGING_EXTRA_LOGGERS:-miniplm}
+export PREFECT_SERVER_ANALYTICS_ENABLED=${PREFECT_SERVER_ANALYTICS_ENABLED:-false}
+export DO_NOT_TRACK=${DO_NOT_TRACK:-1}
+# The numbers of nvidia-smi, which sorts by bus; CUDA alone sorts the fastest first.
+export CUDA_DEVICE_ORDER=PCI_BUS_ID
+
+pids=()
+stopping=''
+stop() {
+    stopping=1
+    # "No such process" is one that has ended already.
+    for pid in "${pids[@]}"; do kill -TERM "$pid" 2>/dev/null || true; done
+}
+trap stop TERM INT HUP
+
+start_worker() {
+    local device=$1 label
+    label=${device:+gpu$device}
+    local command=(prefect worker start --pool "$pool" --type process --limit 1 --name "$name-${label:-cpu}")
+    [[ -n $queue ]] && command+=(--work-queue "$queue")
+    # A process that bash starts with & ignores SIGINT, and an ignored signal stays ignored across exec. Python undoes that, and
+    # gives the worker a session of its own: Ctrl-C then reaches this script alone, which stops each worker once.
+    CUDA_VISIBLE_DEVICES=$device python3 -c '
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+os.setsid()
+os.execvp(sys.argv[1], sys.argv[1:])' "${command[@]}" &
+    pids+=($!)
+    printf 'gpu-workers: %s, pid %s, pool %s\n' "$name-${label:-cpu}" "$!" "$pool"
+}
+
+for device in "${devices[@]}"; do
+    [[ -n $stopping ]] || start_worker "${device// /}"
+done
+
+# Ends when a worker ends or a trapped signal comes.
+wait -n "${pids[@]}" || true
+if [[ -z $stopping ]]; then
+    echo "gpu-workers: a worker ended by itself; stopping the others" >&2
+    ended=1
+    stop
+fi
+for pid in "${pids[@]}"; do
+    # A further signal interrupts wait, so again until the process is gone.
+    while kill -0 "$pid" 2>/dev/null; do wait "$pid" || true; done
+done
+exit "${ended:-0}"
