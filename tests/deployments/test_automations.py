@@ -277,7 +277,22 @@ def test_a_silent_run_crashes_and_those_that_beat_or_ended_do_not(client, world)
     assert states == {"silent": "CRASHED", "beating": "RUNNING", "completed": "COMPLETED", "of others": "RUNNING"}
 
 
-def test_a_pool_whose_last_worker_is_gone_is_told(world, notifications):
+def list_pool_events(client: SyncPrefectClient, pool) -> list[str]:
+    """The events of a pool, oldest first."""
+    resource = f"prefect.work-pool.{pool.id}"
+    found = client.request("POST", "/events/filter", json={"filter": {"any_resource": {"id": [resource]}, "order": "ASC"}}).json()
+    return [event["event"] for event in found["events"] if event["resource"]["prefect.resource.id"] == resource]
+
+
+def test_a_pool_whose_last_worker_is_gone_is_told(client, world, notifications):
+    """The worker beat once, with an interval of one second; the server itself finds that it is gone."""
+    wait_for(lambda: list_pool_events(client, world.pool).count("prefect.work-pool.not-ready") == 2, 60)
+    assert list_pool_events(client, world.pool) == [
+        "prefect.work-pool.created",
+        "prefect.work-pool.not-ready",
+        "prefect.work-pool.ready",
+        "prefect.work-pool.not-ready",
+    ]
     told = wait_for(lambda: [text for text in notifications if "no worker for miniplm-test" in text], 60)
     assert f"/work-pools/work-pool/{world.pool.name}" in told[0]
 

@@ -1,0 +1,2 @@
+-- Prefect searches flow runs and logs with it.
+CREATE EXTENSION IF NOT EXISTS pg_trgm;

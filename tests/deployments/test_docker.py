@@ -1,0 +1,255 @@
+"""The Dockerfile and compose.yaml, read as Docker would: what must not be in them, and what each needs from elsewhere.
+
+There is no Docker engine where the tests run, so nothing is built here.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+
+DOCKERFILE = ROOT / "docker" / "Dockerfile"
+COMPOSE = ROOT / "docker" / "compose.yaml"
+EXAMPLE = ROOT / "docker" / ".env.example"
+SECRET = re.compile(r"PASSWORD|SECRET|TOKEN|AUTH|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
+OURS = ("server", "setup", "cpu-worker", "gpu-worker-")
+
+
+def read_instructions(text: str) -> list[tuple[str, str]]:
+    """(INSTRUCTION, rest) of a Dockerfile, with continued lines joined and comments gone."""
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
+    return [(line.split()[0].upper(), line.partition(" ")[2].strip()) for line in joined.splitlines() if line.strip()]
+
+
+def read_stages() -> dict[str, list[tuple[str, str]]]:
+    """The instructions of each stage by its name, FROM first; those before the first FROM under ''."""
+    stages: dict[str, list[tuple[str, str]]] = {"": []}
+    current = ""
+    for instruction, rest in read_instructions(DOCKERFILE.read_text()):
+        if instruction == "FROM":
+            current = rest.split()[-1]
+            stages[current] = []
+        stages[current].append((instruction, rest))
+    return stages
+
+
+STAGES = read_stages()
+SERVICES = yaml.safe_load(COMPOSE.read_text())["services"]
+
+
+def lineage(stage: str) -> list[tuple[str, str]]:
+    """All instructions that make a stage's image, those of the stages it is from first."""
+    parent = STAGES[stage][0][1].split()[0]
+    return (lineage(parent) if parent in STAGES else []) + STAGES[stage]
+
+
+def read_constraints() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if "==" in line)
+
+
+def is_ignored(path: str) -> bool:
+    """Whether .dockerignore keeps a path, or the folder it is in, out of the build: the last rule that matches decides."""
+    ignored = False
+    for line in (ROOT / ".dockerignore").read_text().splitlines():
+        rule = line.strip()
+        if not rule or rule.startswith("#"):
+            continue
+        pattern, keeps = rule.removeprefix("!"), rule.startswith("!")
+        prefixes = ["/".join(path.split("/")[: end + 1]) for end in range(path.count("/") + 1)]
+        if any(fnmatch(prefix, pattern) or fnmatch(f"/{prefix}", pattern.replace("**/", "*/")) for prefix in prefixes):
+            ignored = not keeps
+    return ignored
+
+
+@pytest.mark.parametrize("stage", ["cpu", "gpu"])
+def test_an_image_runs_as_somebody_without_privilege_after_the_last_thing_is_installed(stage):
+    instructions = lineage(stage)
+    users = [index for index, (instruction, _) in enumerate(instructions) if instruction == "USER"]
+    installs = [index for index, (_, rest) in enumerate(instructions) if "install" in rest and "CMD" not in rest]
+    assert users[-1] > max(installs)
+    assert instructions[users[-1]][1] == "10001:10001"
+    assert "--uid 10001" in " ".join(rest for _, rest in instructions)
+
+
+@pytest.mark.parametrize("stage", ["cpu", "gpu"])
+def test_signals_reach_the_worker(stage):
+    """The exec form, behind an init: a shell between them would swallow SIGTERM."""
+    last = dict(lineage(stage))
+    assert last["ENTRYPOINT"] == '["tini", "-s", "--"]'
+    assert last["CMD"].startswith('["prefect", "worker", "start"')
+    assert f'"miniplm-{stage}"' in last["CMD"]
+    assert "--with-healthcheck" in last["CMD"]
+    assert "127.0.0.1:8080/health" in last["HEALTHCHECK"]
+    environment = " ".join(rest for instruction, rest in lineage(stage) if instruction == "ENV")
+    for setting in (
+        "PYTHONUNBUFFERED=1",
+        "PREFECT_HOME=/home/miniplm/.prefect",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY=30",
+        "PREFECT_WORKER_WEBSERVER_PORT=8080",
+        "PREFECT_LOGGING_EXTRA_LOGGERS=miniplm",
+        "DO_NOT_TRACK=1",
+    ):
+        assert setting in environment
+
+
+def test_base_images_have_an_exact_version():
+    (python,) = [rest for instruction, rest in STAGES[""] if instruction == "ARG"]
+    assert re.fullmatch(r"PYTHON=python:3\.\d+\.\d+-slim-[a-z]+", python)
+    for name, instructions in STAGES.items():
+        if name:
+            parent = instructions[0][1].split()[0]
+            assert parent == "${PYTHON}" or parent in STAGES
+
+
+def test_no_secret_is_in_a_layer():
+    text = DOCKERFILE.read_text()
+    assert not [rest for instruction, rest in read_instructions(text) if instruction in ("ENV", "ARG") and SECRET.search(rest)]
+    assert is_ignored("docker/.env")
+    assert is_ignored("deployments/.env")
+    assert is_ignored(".git/config")
+    assert is_ignored("data/runs")
+    assert is_ignored(".fleet/secrets/server")
+    assert (ROOT / "docker" / ".gitignore").read_text().split() == [".env"]
+
+
+def test_what_is_copied_is_there_and_in_the_build():
+    copied = [shlex.split(rest) for name in STAGES for instruction, rest in STAGES[name] if instruction == "COPY"]
+    sources = [source for words in copied if not words[0].startswith("--from=") for source in words[:-1]]
+    assert {"pyproject.toml", "constraints.txt", "miniplm", "tasks", "flows", "deployments", "docker/setup.sh"} <= set(sources)
+    assert [source for source in sources if not (ROOT / source).exists()] == []
+    assert [source for source in sources if is_ignored(source)] == []
+    for words in copied:
+        if words[0].startswith("--from="):
+            assert words[0].removeprefix("--from=") in STAGES
+
+
+def test_every_install_is_under_the_constraints_and_the_cpu_image_takes_the_cpu_build():
+    installs = [rest for name in STAGES for _, rest in STAGES[name] if "pip install" in rest]
+    assert installs
+    for install in installs:
+        assert "--constraint /src/constraints.txt" in install or "--no-deps /wheels/*.whl" in install
+    assert "download.pytorch.org/whl/cpu" in " ".join(rest for _, rest in lineage("cpu-packages"))
+    assert "whl/cpu" not in " ".join(rest for _, rest in lineage("gpu-packages"))
+    assert {"torch", "prefect", "fastapi"} <= set(read_constraints())
+
+
+def test_server_and_workers_are_the_same_build_and_so_the_same_prefect():
+    """No image of Prefect's own, which could be another version than constraints.txt has."""
+    images = {name: service["image"] for name, service in SERVICES.items()}
+    assert images.pop("postgres") == "postgres:17.6-bookworm"
+    assert images.pop("s3") == "chrislusf/seaweedfs:4.48"
+    assert set(images.values()) == {"${MINIPLM_CPU_IMAGE:-miniplm:cpu}", "${MINIPLM_GPU_IMAGE:-miniplm:gpu}"}
+    assert all(images[name].endswith("gpu}") == name.startswith("gpu") for name in images)
+    assert "latest" not in COMPOSE.read_text()
+
+
+def read_variables(text: str) -> dict[str, set[str]]:
+    """Each ${NAME} of compose.yaml, with what follows it: ':?' must be given, ':-' has a default, '' neither."""
+    found: dict[str, set[str]] = {}
+    for name, rest in re.findall(r"\$\{([A-Z0-9_]+)([^}]*)\}", text):
+        found.setdefault(name, set()).add(rest[:2])
+    return found
+
+
+def test_the_example_names_every_variable_and_gives_no_password():
+    variables = read_variables(COMPOSE.read_text())
+    example = dict(re.findall(r"^([A-Z0-9_]+)=(.*)$", EXAMPLE.read_text(), flags=re.MULTILINE))
+    assert set(example) == set(variables)
+    assert set(example.values()) == {""}
+    required = {name for name, kinds in variables.items() if kinds == {":?"}}
+    assert required == {"MINIPLM_API_AUTH", "POSTGRES_PASSWORD", "S3_ACCESS_KEY", "S3_SECRET_KEY"}
+    assert {name for name in variables if SECRET.search(name)} - required == {"HF_TOKEN"}
+    assert all(kinds in ({":?"}, {":-"}) for kinds in variables.values())
+
+
+def test_no_secret_is_written_into_compose():
+    for name, service in SERVICES.items():
+        for variable, value in service.get("environment", {}).items():
+            if SECRET.search(variable):
+                assert re.match(r"\$\{[A-Z0-9_]+:[?-]", value), f"{name}: {variable}"
+
+
+def test_only_the_server_and_s3_are_published_and_on_this_machine_alone():
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert published == {
+        "server": ["${MINIPLM_LISTEN:-127.0.0.1}:${MINIPLM_PORT:-4200}:4200"],
+        "s3": ["${MINIPLM_LISTEN:-127.0.0.1}:${S3_PORT:-8333}:8333"],
+    }
+
+
+def test_authentication_is_on_and_every_client_has_it():
+    assert "PREFECT_SERVER_API_AUTH_STRING" in SERVICES["server"]["environment"]
+    clients = [name for name in SERVICES if name.startswith(OURS)]
+    assert len(clients) == 11
+    for name in clients:
+        assert SERVICES[name]["environment"]["PREFECT_API_AUTH_STRING"].startswith("${MINIPLM_API_AUTH:?")
+
+
+def test_what_others_wait_for_says_whether_it_is_healthy():
+    for name, service in SERVICES.items():
+        for other, condition in service.get("depends_on", {}).items():
+            if condition["condition"] == "service_healthy":
+                assert "test" in SERVICES[other]["healthcheck"], f"{name} waits for {other}"
+    assert {"postgres", "server", "s3"} <= {name for name, service in SERVICES.items() if "healthcheck" in service}
+    assert SERVICES["setup"]["depends_on"]["server"] == {"condition": "service_healthy"}
+    assert SERVICES["cpu-worker"]["depends_on"]["setup"] == {"condition": "service_completed_successfully"}
+
+
+def test_everything_but_the_setup_comes_back_after_a_restart_with_what_it_stored():
+    volumes = set(yaml.safe_load(COMPOSE.read_text())["volumes"])
+    mounted = {volume.partition(":")[0] for service in SERVICES.values() for volume in service.get("volumes", [])}
+    assert volumes == mounted - {"./postgres"}
+    for name, service in SERVICES.items():
+        assert service["restart"] == ("on-failure:5" if name == "setup" else "unless-stopped"), name
+        assert name == "setup" or "stop_grace_period" in service
+        if name.startswith(OURS):
+            assert service["init"] is True
+            assert service["cap_drop"] == ["ALL"]
+
+
+def test_a_gpu_worker_has_one_gpu_and_a_profile_as_many_as_it_says():
+    workers = {name: service for name, service in SERVICES.items() if name.startswith("gpu-worker-")}
+    devices = [service["deploy"]["resources"]["reservations"]["devices"] for service in workers.values()]
+    assert devices == [[{"driver": "nvidia", "device_ids": [str(number)], "capabilities": ["gpu"]}] for number in range(8)]
+    assert {service["environment"]["CUDA_VISIBLE_DEVICES"] for service in workers.values()} == {"0"}
+    started = {
+        profile: sum(profile in service["profiles"] for service in workers.values())
+        for profile in ("gpu", "gpu-2", "gpu-4", "gpu-8")
+    }
+    assert started == {"gpu": 1, "gpu-2": 2, "gpu-4": 4, "gpu-8": 8}
+
+
+def test_pools_are_the_two_that_there_are_and_set_up_before_a_worker_asks():
+    named = {
+        service["command"][service["command"].index("--pool") + 1]
+        for service in SERVICES.values()
+        if "--pool" in service.get("command", [])
+    }
+    assert named == {"miniplm-cpu", "miniplm-gpu"}
+    setup = (ROOT / "docker" / "setup.sh").read_text()
+    assert "for pool in miniplm-cpu miniplm-gpu; do" in setup
+    for path in re.findall(r"deployments/\S+\.(?:yaml|py)", setup):
+        assert (ROOT / path).is_file(), path
+
+
+def test_a_worker_beats_often_enough_for_the_automation_that_listens():
+    for name in ("cpu-worker", "gpu-worker-0", "gpu-worker-7"):
+        environment = SERVICES[name]["environment"]
+        assert environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
+        assert environment["AWS_ENDPOINT_URL"] == "${S3_ENDPOINT:-http://s3:8333}"
+        assert SERVICES[name]["volumes"] == ["huggingface:/cache/huggingface"]
+
+
+def test_postgres_makes_the_extension_that_prefect_searches_with():
+    assert "./postgres:/docker-entrypoint-initdb.d:ro" in SERVICES["postgres"]["volumes"]
+    scripts = [path.read_text() for path in Path(ROOT / "docker" / "postgres").glob("*.sql")]
+    assert any("CREATE EXTENSION IF NOT EXISTS pg_trgm" in script for script in scripts)
