@@ -35,13 +35,19 @@ class ShardEntry(Record):
 
 
 class SourceEntry(Record):
-    """One source file. Its records are documents `first_document_id` ... + `num_records` - 1, rejected ones included."""
+    """One source file. Its records are documents `first_document_id` ... + `num_records` - 1, rejected ones included.
+
+    `corpus_id` is the corpus for which it was read, `reading` a digest of how: format, fields and compression. The
+    same bytes read in the same way are the same file, whatever it is called. Both are empty in older manifests.
+    """
 
     path: str
     digest: str
     num_bytes: int
     num_records: int
     first_document_id: int
+    corpus_id: str = ""
+    reading: str = ""
 
 
 class DomainCounts(Record):
@@ -68,6 +74,9 @@ class CorpusManifest(Record):
 
     num_records == sum of documents over splits and domains + sum of `rejected`.
     num_tokens of a split's shards == sum of its domains' num_tokens.
+
+    An extension names its `parent`; its sources, counts and shards are those of the parent and then its own, so all of
+    the above holds for the whole. The parent's shards stay where they are, and so do their scores and quarantine.
     """
 
     corpus_id: str
@@ -81,9 +90,22 @@ class CorpusManifest(Record):
     shards: tuple[ShardEntry, ...]
     versions: dict[str, str]
 
+    @property
+    def lineage(self) -> tuple[str, ...]:
+        """The corpora that this one extends, the first of all first, and then itself."""
+        if self.parent is None:
+            return (self.corpus_id,)
+        return tuple(dict.fromkeys(source.corpus_id for source in self.sources))
+
     def split_shards(self, split: Split) -> tuple[ShardEntry, ...]:
         """The shards of one split in the order of their index."""
         return tuple(sorted((shard for shard in self.shards if shard.split == split), key=lambda shard: shard.shard_index))
+
+    def root_shards(self, split: Split) -> tuple[ShardEntry, ...]:
+        """The shards of one split that the first corpus of the lineage has: all of them, unless this is an extension."""
+        if self.parent is None:
+            return self.split_shards(split)
+        return tuple(shard for shard in self.split_shards(split) if shard.corpus_id == self.lineage[0])
 
     def split_counts(self, split: Split) -> DomainCounts:
         """Documents, bytes, tokens and sequences of a split over all domains."""

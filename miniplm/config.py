@@ -96,6 +96,11 @@ class CorpusConfig(Section):
     sequences_per_shard: int = Field(65536, ge=1, description="sequences a shard file; a shard is the unit of scoring and of retry")
     splits: SplitsConfig = SplitsConfig()
     seed: int = Field(0, ge=0, description="seed of the hash that puts a document into a split")
+    extend: bool = Field(
+        False,
+        description="true: source files that are new since the last preparation with the same settings are added to that corpus as an "
+        "extension, nothing old is prepared or scored again; false: the corpus is made of exactly the files found",
+    )
     trust_remote_code: bool = Field(False, description="run Python code that comes with the tokenizer; only for sources you trust")
 
 

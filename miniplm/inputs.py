@@ -59,7 +59,15 @@ def check_splits(config: RunConfig, corpus: CorpusManifest) -> None:
         "heldout": bool(config.students) and config.evaluation.heldout,
     }
     for split in corpus.domains:
-        if needed.get(split) and not corpus.split_shards(split):
+        # The reference is that of the first corpus, so that its scores stay good when the corpus grows.
+        shards = corpus.root_shards(split) if split == "reference" else corpus.split_shards(split)
+        if needed.get(split) and not shards:
+            if split == "reference" and corpus.parent is not None:
+                raise CorpusError(
+                    f"corpus {corpus.lineage[0]}, which {corpus.corpus_id} extends, has no sequence in its reference split, and the "
+                    "reference model is trained on that of the first corpus; prepare once with corpus.extend=false, which makes the "
+                    "corpus anew of all files, or give reference.model"
+                )
             raise CorpusError(
                 f"corpus {corpus.corpus_id} has no sequence in its {split} split, which this run needs; "
                 f"give corpus.splits.{split} a larger share, or the corpus more documents"

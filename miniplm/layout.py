@@ -43,6 +43,11 @@ def quarantine_file(corpus_id: str, part_index: int) -> str:
     return f"{quarantine_folder(corpus_id)}/rejected-{part_index:05d}.jsonl"
 
 
+def newest_corpus(settings_digest: str) -> str:
+    """Which corpus was prepared last with these sources and settings, so that new files can be added to it; a hint, verified."""
+    return f"corpora/growing/{settings_digest}.json"
+
+
 def source_digests() -> str:
     """Digests of source files by their identity (path, size, time), so that none is read twice to name a corpus."""
     return "corpora/source-digests.json"

@@ -12,7 +12,7 @@ import torch
 from miniplm.architectures import build_model, resolve_vocab_size
 from miniplm.artifacts import CorpusManifest, ModelEntry, Record
 from miniplm.config import RunConfig, TrainingConfig
-from miniplm.corpus.identity import resolve_corpus_id
+from miniplm.corpus.identity import CorpusPlan, plan_corpus
 from miniplm.corpus.reader import find_corpus
 from miniplm.models.devices import describe_device, has_native_bfloat16, resolve_device, resolve_dtype, torch_dtype
 from miniplm.models.files import locate_model
@@ -23,7 +23,6 @@ from miniplm.scorers import find_reference, identify_teacher
 from miniplm.scoring.engine import Scorer
 from miniplm.scoring.shards import check_score_shards
 from miniplm.scoring.throughput import Throughput
-from miniplm.sources.files import find_source_files
 from miniplm.sources.reading import read_records
 from miniplm.sources.records import Document
 from miniplm.storage import Storage
@@ -68,11 +67,15 @@ class RunPlan(Record):
 
 @dataclass(frozen=True)
 class _Counts:
+    """Tokens of the whole corpus; `prepared` is what is there of it, `new_...` what is yet to be prepared, estimated."""
+
     candidate_tokens: int
     reference_tokens: int
     total_tokens: int
     num_shards: int
     prepared: CorpusManifest | None
+    new_candidate_tokens: int = 0
+    new_tokens: int = 0
 
 
 def plan_run(config: RunConfig, usd_per_gpu_hour: float | None = None) -> RunPlan:
@@ -87,8 +90,8 @@ def plan_run(config: RunConfig, usd_per_gpu_hour: float | None = None) -> RunPla
     counts, prepare_rate, notes = _count_tokens(storage, config, tokenizer)
     teacher_folder = locate_model(config.teacher.model, config.teacher.revision)
     stages = []
-    if counts.prepared is None:
-        stages.append(_stage("prepare", counts.total_tokens, prepare_rate))
+    if counts.prepared is None or counts.new_tokens:
+        stages.append(_stage("prepare", counts.new_tokens, prepare_rate))
     teacher = load_model(
         teacher_folder,
         resolve_dtype(config.teacher.dtype, device),
@@ -115,13 +118,13 @@ def plan_run(config: RunConfig, usd_per_gpu_hour: float | None = None) -> RunPla
         )
     # Training keeps weights and two moments in float32, for each kept checkpoint.
     kept = max((student.training.keep_checkpoints for student in config.students), default=0)
-    corpus_bytes = 0 if counts.prepared else counts.total_tokens * (2 if tokenizer.entry.vocab_size <= 65536 else 4)
+    corpus_bytes = counts.new_tokens * (2 if tokenizer.entry.vocab_size <= 65536 else 4)
     scores_bytes = 2 * _SCORE_BYTES * counts.candidate_tokens // config.corpus.sequence_length
     return RunPlan(
         run_name=config.name,
         storage=config.storage,
         device=describe_device(device),
-        corpus_is_prepared=counts.prepared is not None,
+        corpus_is_prepared=counts.prepared is not None and not counts.new_tokens,
         num_corpus_tokens=counts.total_tokens,
         stages=tuple(stages),
         hours=hours,
@@ -230,7 +233,8 @@ def _left_to_score(storage: Storage, counts: _Counts, entry: ModelEntry | None) 
     if counts.prepared is None or entry is None:
         return counts.candidate_tokens
     done = {state.shard_index for state in check_score_shards(storage, counts.prepared, entry.model_id) if state.state == "done"}
-    return sum(shard.num_tokens for shard in counts.prepared.split_shards("candidate") if shard.shard_index not in done)
+    left = sum(shard.num_tokens for shard in counts.prepared.split_shards("candidate") if shard.shard_index not in done)
+    return left + counts.new_candidate_tokens
 
 
 def _training_tokens(training: TrainingConfig, config: RunConfig, data_tokens: int) -> int:
@@ -241,24 +245,39 @@ def _training_tokens(training: TrainingConfig, config: RunConfig, data_tokens: i
 
 
 def _count_tokens(storage: Storage, config: RunConfig, tokenizer: CorpusTokenizer) -> tuple[_Counts, float, list[str]]:
-    prepared = find_corpus(storage, resolve_corpus_id(storage, config.corpus))
-    if prepared is not None:
-        tokens = {split: prepared.split_counts(split).num_tokens for split in prepared.domains}
-        num_shards = len(prepared.split_shards("candidate"))
-        return _Counts(tokens.get("candidate", 0), tokens.get("reference", 0), sum(tokens.values()), num_shards, prepared), 0.0, []
-    total, rate, notes = _estimate_tokens(config, tokenizer)
+    """What is prepared is counted, the rest estimated: the whole corpus, or the new files of one that grows."""
+    planned = plan_corpus(storage, config.corpus)
+    prepared = find_corpus(storage, planned.corpus_id)
+    is_whole = prepared is not None
+    prepared = prepared or planned.parent
+    tokens = {split: prepared.split_counts(split).num_tokens for split in prepared.domains} if prepared else {}
+    num_shards = len(prepared.split_shards("candidate")) if prepared else 0
+    # The reference stays that of the first corpus.
+    reference_tokens = sum(shard.num_tokens for shard in prepared.root_shards("reference")) if prepared else 0
+    total, rate, notes = (0, 0.0, []) if is_whole else _estimate_tokens(config, planned, tokenizer)
     splits = config.corpus.splits
     candidates = int(total * (1 - splits.reference - splits.heldout))
     num_sequences = candidates / (config.corpus.sequence_length + 1)
-    num_shards = max(1, -(-int(num_sequences) // config.corpus.sequences_per_shard))
-    return _Counts(candidates, int(total * splits.reference), total, num_shards, None), rate, notes
+    num_new_shards = 0 if is_whole else max(1, -(-int(num_sequences) // config.corpus.sequences_per_shard))
+    counts = _Counts(
+        candidate_tokens=tokens.get("candidate", 0) + candidates,
+        reference_tokens=reference_tokens if prepared else int(total * splits.reference),
+        total_tokens=sum(tokens.values()) + total,
+        num_shards=num_shards + num_new_shards,
+        prepared=prepared,
+        new_candidate_tokens=candidates,
+        new_tokens=total,
+    )
+    return counts, rate, notes
 
 
-def _estimate_tokens(config: RunConfig, tokenizer: CorpusTokenizer) -> tuple[int, float, list[str]]:
-    """Tokens of all sources by the tokens a stored byte of a sample, and the tokens a second that the sample took."""
+def _estimate_tokens(config: RunConfig, planned: CorpusPlan, tokenizer: CorpusTokenizer) -> tuple[int, float, list[str]]:
+    """Tokens of all files to be prepared by the tokens a stored byte of a sample, and the tokens a second that the sample took."""
     total, seconds, sampled, notes = 0.0, 0.0, 0, []
     for source in config.corpus.sources:
-        files = find_source_files(source)
+        files = [file.file for file in planned.files if file.source is source]
+        if not files:
+            continue
         step = max(1, len(files) // _SAMPLE_FILES)
         num_bytes, num_tokens = 0, 0
 

@@ -8,7 +8,7 @@ from typing import Literal
 from miniplm import layout
 from miniplm.artifacts import CorpusManifest, ModelEntry, Record, SelectionManifest
 from miniplm.config import RunConfig, config_as_dict
-from miniplm.corpus.identity import resolve_corpus_id
+from miniplm.corpus.identity import plan_corpus, resolve_corpus_id
 from miniplm.corpus.reader import find_corpus, load_corpus
 from miniplm.errors import RunError, ScoreJoinError
 from miniplm.run_record import RunRecord, load_run, save_run
@@ -54,11 +54,14 @@ class RunStatus(Record):
 def check_run(storage: Storage, config: RunConfig) -> RunStatus:
     """Verifies every artifact that the configuration names: files, digests and counts. Computes and writes nothing.
 
+    Of a corpus that grows and has new files, it is the corpus so far; its first stage is then `partial` at best.
+
     Raises what the resolution of ids raises: `SourceError`, `TokenizerError`, `ModelError` for a given model.
     """
     stages: list[StageStatus] = []
-    corpus = find_corpus(storage, resolve_corpus_id(storage, config.corpus))
-    stages.append(_corpus_stage(storage, corpus))
+    plan = plan_corpus(storage, config.corpus)
+    corpus = find_corpus(storage, plan.corpus_id) or plan.parent
+    stages.append(_corpus_stage(storage, corpus, num_new_files=len(plan.files) if corpus and corpus is plan.parent else 0))
     teacher = identify_teacher(config)
     reference = find_reference(storage, config, corpus) if corpus else None
     stages.append(_scores_stage(storage, corpus, teacher, "teacher"))
@@ -132,7 +135,7 @@ def _find_selection(
         return None
 
 
-def _corpus_stage(storage: Storage, corpus: CorpusManifest | None) -> StageStatus:
+def _corpus_stage(storage: Storage, corpus: CorpusManifest | None, num_new_files: int) -> StageStatus:
     if corpus is None:
         return StageStatus(name="prepare", state="missing", num_done=0, num_total=0, unit="shards")
     broken = []
@@ -146,11 +149,11 @@ def _corpus_stage(storage: Storage, corpus: CorpusManifest | None) -> StageStatu
             )
     return StageStatus(
         name="prepare",
-        state="broken" if broken else "done",
+        state="broken" if broken else "partial" if num_new_files else "done",
         num_done=len(corpus.shards) - len(broken),
         num_total=len(corpus.shards),
         unit="shards",
-        detail=corpus.corpus_id,
+        detail=corpus.corpus_id + (f", {num_new_files} new source files to add" if num_new_files else ""),
         shards=tuple(broken),
     )
 

@@ -1,13 +1,20 @@
-"""The id of a corpus: made of what its sources hold and of how they are cut, never of path strings."""
+"""The id of a corpus: made of what its sources hold and of how they are cut, never of path strings.
+
+The id of an extension is made of its parent's and of what its new files hold.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from miniplm.artifacts import CorpusManifest
 from miniplm.config import CorpusConfig, SourceConfig
+from miniplm.corpus.growth import find_newest_corpus
+from miniplm.errors import SourceError, list_offenders
 from miniplm.packing import PACKING_VERSION
 from miniplm.sources.digests import digest_source_files
-from miniplm.sources.files import SourceFile, find_source_files
+from miniplm.sources.files import SourceFile, find_source_files, locate_source
 from miniplm.storage import Storage, digest_content
 from miniplm.tokenization import CorpusTokenizer, load_tokenizer
 
@@ -20,34 +27,55 @@ class PlannedFile:
     source: SourceConfig
     digest: str
 
+    @property
+    def reading(self) -> str:
+        """A digest of how the bytes become documents; the same bytes are read otherwise under another ending."""
+        return digest_content([_describe_reading(self.source), self.file.compression])
+
 
 @dataclass(frozen=True)
 class CorpusPlan:
-    """What a preparation will read and with what; `files` are in the order of the documents."""
+    """What a preparation will read and with what.
+
+    `files` are in the order of the documents, of an extension its own only; `found` are all that the sources name.
+    `newest` is, with `corpus.extend`, the corpus that was prepared last: this one, or the one that this one extends.
+    """
 
     corpus_id: str
     files: tuple[PlannedFile, ...]
     tokenizer: CorpusTokenizer
+    settings_digest: str
+    found: tuple[PlannedFile, ...]
+    newest: CorpusManifest | None = None
+
+    @property
+    def parent(self) -> CorpusManifest | None:
+        """The corpus that this one extends."""
+        return None if self.newest is None or self.newest.corpus_id == self.corpus_id else self.newest
 
 
 def resolve_corpus_id(storage: Storage, config: CorpusConfig) -> str:
     """The id of the corpus that `config` describes, e.g. `c-1a2b3c4d5e6f`, prepared or not.
 
-    Source files are read once, for their digests. Raises `SourceError` for a source that matches nothing or
-    cannot be read, `TokenizerError` for the tokenizer.
+    Source files are read once, for their digests. Raises `SourceError` for a source that matches nothing or cannot
+    be read, `TokenizerError` for the tokenizer, and with `corpus.extend` what `list_new_files` and
+    `find_newest_corpus` raise.
     """
     return plan_corpus(storage, config).corpus_id
 
 
 def plan_corpus(storage: Storage, config: CorpusConfig) -> CorpusPlan:
-    """The id, files and tokenizer of a corpus; raises what `resolve_corpus_id` raises."""
+    """The id, files and tokenizer of a corpus; raises what `resolve_corpus_id` raises.
+
+    With `corpus.extend`, where a corpus of the same sources and settings was prepared before: that corpus if no file
+    is new to it, else an extension of it by the new files.
+    """
     # The sources first: they are looked up faster than a tokenizer is loaded.
     found = [(source, find_source_files(source)) for source in config.sources]
     tokenizer = load_tokenizer(config.tokenizer, config.eos_token, config.trust_remote_code)
     digests = iter(digest_source_files(storage, [file for _, files in found for file in files]))
     planned = [[PlannedFile(file, source, next(digests)) for file in files] for source, files in found]
-    content = {
-        "sources": [_describe_source(source, files) for (source, _), files in zip(found, planned, strict=True)],
+    settings = {
         "tokenizer": tokenizer.encoding_digest,
         "eos_token_id": tokenizer.eos_token_id,
         "vocab_size": tokenizer.entry.vocab_size,
@@ -57,15 +85,68 @@ def plan_corpus(storage: Storage, config: CorpusConfig) -> CorpusPlan:
         "seed": config.seed,
         "packing_version": PACKING_VERSION,
     }
-    return CorpusPlan(f"c-{digest_content(content)}", tuple(file for files in planned for file in files), tokenizer)
+    # Where the sources lie is in here, though in no id: folders whose files look alike are not one growing corpus.
+    places = [{"place": locate_source(source), **_describe_reading(source)} for source in config.sources]
+    settings_digest = digest_content({"sources": places, **settings}, length=16)
+    files = tuple(file for files in planned for file in files)
+    newest = find_newest_corpus(storage, settings_digest) if config.extend else None
+    if newest is None or not _agrees(newest, config, tokenizer):
+        sources = [_describe_source(source, files) for (source, _), files in zip(found, planned, strict=True)]
+        return CorpusPlan(f"c-{digest_content({'sources': sources, **settings})}", files, tokenizer, settings_digest, files)
+    new = list_new_files(newest, files)
+    if not new:
+        return CorpusPlan(newest.corpus_id, files, tokenizer, settings_digest, files, newest)
+    content = {"parent": newest.corpus_id, "files": [[file.digest, file.reading] for file in new]}
+    return CorpusPlan(f"c-{digest_content(content)}", new, tokenizer, settings_digest, files, newest)
 
 
-def _describe_source(source: SourceConfig, files: list[PlannedFile]) -> dict[str, object]:
+def list_new_files(corpus: CorpusManifest, files: tuple[PlannedFile, ...]) -> tuple[PlannedFile, ...]:
+    """The files whose bytes are not in a corpus yet, in their order, each content once.
+
+    A file is known by its bytes and by how they are read (format, fields, compression). So one that was renamed or
+    moved is not new, one that is gone changes nothing, and a copy of a file that is in, or of another new one, is
+    not added: it cannot be told from a renamed one. Raises `SourceError` where a file has other bytes than the
+    corpus took from the same path.
+    """
+    known = {(entry.digest, entry.reading) for entry in corpus.sources}
+    places = {(entry.path, entry.reading) for entry in corpus.sources}
+    new: dict[tuple[str, str], PlannedFile] = {}
+    changed = []
+    for planned in files:
+        # Older manifests do not say how a file was read: always as the settings say, which are the same.
+        if (planned.digest, planned.reading) in known or (planned.digest, "") in known:
+            continue
+        if (planned.file.path, planned.reading) in places or (planned.file.path, "") in places:
+            changed.append(planned.file.path)
+        new.setdefault((planned.digest, planned.reading), planned)
+    if changed:
+        raise SourceError(
+            f"changed since corpus {corpus.corpus_id} was prepared: {list_offenders(changed)}. With corpus.extend a corpus takes in "
+            "new files only, and what it took from a file stays in it. Put the file back as it was and give the changed text a new "
+            "file name, or set corpus.extend=false once, which makes the corpus anew of the files found and has all of it scored again"
+        )
+    return tuple(new.values())
+
+
+def _agrees(manifest: CorpusManifest, config: CorpusConfig, tokenizer: CorpusTokenizer) -> bool:
+    """Whether a corpus can be of these settings; what it was found by is only a hint."""
+    ours, its = tokenizer.entry, manifest.tokenizer
+    same_tokenizer = (ours.digest, ours.vocab_size, ours.eos_token_id) == (its.digest, its.vocab_size, its.eos_token_id)
+    return same_tokenizer and manifest.sequence_length == config.sequence_length
+
+
+def _describe_reading(source: SourceConfig) -> dict[str, Any]:
     return {
         "format": source.format,
         "text": None if source.format == "text" else source.text,
         "domain": source.domain,
         "domain_name": source.domain_name,
+    }
+
+
+def _describe_source(source: SourceConfig, files: list[PlannedFile]) -> dict[str, object]:
+    return {
+        **_describe_reading(source),
         # The same bytes are read otherwise under another ending.
         "files": [[planned.digest, planned.file.compression] for planned in files],
     }

@@ -1,4 +1,4 @@
-"""Prepares a corpus: documents in, sequences in shards out, at the speed of the tokenizer and in bounded memory.
+"""Prepares a corpus, or its extension by new files: documents in, sequences in shards out.
 
 A preparation that was killed goes on from its last closed shard and ends with the same bytes as an undisturbed one.
 """
@@ -6,47 +6,51 @@ A preparation that was killed goes on from its last closed shard and ends with t
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from miniplm import __version__, layout
-from miniplm.artifacts import CorpusManifest, ShardEntry, SourceEntry, Split
+from miniplm.artifacts import CorpusManifest, DomainCounts, ShardEntry, SourceEntry
 from miniplm.config import CorpusConfig
-from miniplm.corpus.assembly import SplitAssembly
-from miniplm.corpus.identity import CorpusPlan, PlannedFile, plan_corpus
+from miniplm.corpus.assembly import SplitAssembly, add_counts
+from miniplm.corpus.document_pass import DocumentPass
+from miniplm.corpus.growth import SPLITS, count_offsets, remember_newest_corpus
+from miniplm.corpus.identity import CorpusPlan, plan_corpus
+from miniplm.corpus.mending import mend_shards
 from miniplm.corpus.quarantine import Quarantine
 from miniplm.corpus.reader import find_corpus, load_corpus_tokenizer
 from miniplm.corpus.shards import OpenShard
 from miniplm.corpus.state import PreparationState, has_shards, load_state
 from miniplm.errors import CorpusError
 from miniplm.locks import exclusive
-from miniplm.packing import SentenceEnds
-from miniplm.progress import Progress, ProgressCallback, ignore_progress
+from miniplm.progress import ProgressCallback, ignore_progress
 from miniplm.sources.files import DamagedSourceError
-from miniplm.sources.reading import read_records
-from miniplm.sources.records import Document, Record, Rejection, make_excerpt
-from miniplm.splits import assign_split
 from miniplm.storage import Storage, digest_file
-from miniplm.tokenization import CorpusTokenizer, TokenIds
-
-# Texts tokenised together: enough for many cores, little enough to hold several times over.
-_BATCH_BYTES = 4 << 20
-_BATCH_RECORDS = 1000
-
-_SPLITS: tuple[Split, ...] = ("candidate", "reference", "heldout")
+from miniplm.tokenization import CorpusTokenizer
 
 
 def prepare_corpus(storage: Storage, config: CorpusConfig, on_progress: ProgressCallback = ignore_progress) -> CorpusManifest:
     """The manifest of the corpus that `config` describes, which is prepared if it is not there whole.
 
-    Raises `SourceError` for a source that matches nothing, cannot be read or holds no usable document,
-    `TokenizerError` for the tokenizer, `CorpusError` where the splits leave no candidate, `BusyError` where
-    another process prepares the same corpus. Progress counts the bytes of the source files as they are stored.
+    With `corpus.extend` new files become an extension of the corpus that was prepared last with the same sources and
+    settings: nothing that is there is read, written or named anew, but shards that are missing are made again.
+    Raises `SourceError` for a source that matches nothing, cannot be read or holds no usable document (of which an
+    extension may be empty), or for a file that changed under an extended corpus; `TokenizerError` for the tokenizer,
+    `CorpusError` where the splits leave no candidate or a missing shard of an extended corpus cannot be made again,
+    `BusyError` where another process prepares the same corpus. Progress counts the stored bytes of the files read.
     """
     plan = plan_corpus(storage, config)
+    manifest = _provide_corpus(storage, config, plan, on_progress)
+    remember_newest_corpus(storage, plan.settings_digest, manifest)
+    return manifest
+
+
+def _provide_corpus(storage: Storage, config: CorpusConfig, plan: CorpusPlan, on_progress: ProgressCallback) -> CorpusManifest:
+    if plan.newest is not None:
+        mend_shards(storage, config, plan.newest, plan.found, plan.tokenizer, on_progress)
+        if plan.parent is None:
+            _mend_tokenizer(storage, config, plan)
+            return plan.newest
     manifest = _find_whole_corpus(storage, plan.corpus_id)
     state = layout.corpus_preparation(plan.corpus_id)
     if manifest is not None and not storage.exists(state):
@@ -91,24 +95,6 @@ def _mend_tokenizer(storage: Storage, config: CorpusConfig, plan: CorpusPlan) ->
         _write_tokenizer(storage, plan.corpus_id, plan.tokenizer)
 
 
-@dataclass(frozen=True)
-class _FileEnd:
-    """All records of a file have been read."""
-
-    planned: PlannedFile
-    first_document_id: int
-    num_records: int
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Records in order; `needed` are those that are documents still to be packed, with their splits and token ids."""
-
-    items: list[Record | _FileEnd]
-    needed: dict[int, Split]
-    token_ids: Future[list[TokenIds]]
-
-
 class _Preparation:
     """One preparation from its state, or from nothing, to the manifest."""
 
@@ -116,141 +102,45 @@ class _Preparation:
         self._storage = storage
         self._config = config
         self._plan = plan
-        self._on_progress = on_progress
         self._versions = _read_versions()
         state = load_state(storage, plan.corpus_id, self._versions)
         if state is None and storage.is_local:
             # Nothing that is there can be gone on from; leftovers of other versions would only lie about. Where there
             # are no locks they may be the work of another process, and are written over with the same bytes instead.
             storage.delete(layout.corpus_folder(plan.corpus_id))
-        self._sources = _keep_sources(state)
+        self._offsets = count_offsets(plan.parent.sources, plan.parent.shards) if plan.parent else count_offsets()
         self._shards = list(state.shards) if state else []
-        self._first_document_id = state.first_document_id if state else 0
         self._quarantine = (
             Quarantine(storage, plan.corpus_id, state.num_records_checked, state.rejected, state.num_quarantine_files)
             if state
             else Quarantine(storage, plan.corpus_id)
         )
-        ends = SentenceEnds(plan.tokenizer)
-        entry = plan.tokenizer.entry
-        self._assemblies: dict[Split, SplitAssembly] = {
-            split: SplitAssembly(
-                split,
-                ends,
-                entry.vocab_size,
-                entry.eos_token_id,
-                config.sequence_length,
-                config.sequences_per_shard,
-                self._close_shard,
-                state.splits[split] if state else None,
-            )
-            for split in _SPLITS
-        }
-        # The record that is being taken in: those before it are done with, as far as rejections go.
-        self._document_id = self._first_document_id
-        self._num_bytes_read = 0
-        self._num_documents = 0
-        self._num_tokens = 0
-
-    def run(self) -> CorpusManifest:
-        for batch in self._tokenise(self._read_batches()):
-            token_ids = dict(zip(batch.needed, batch.token_ids.result(), strict=True))
-            for item in batch.items:
-                if isinstance(item, _FileEnd):
-                    self._end_file(item)
-                else:
-                    self._document_id = item.document_id
-                    self._take(item, batch.needed.get(item.document_id), token_ids.get(item.document_id))
-            self._report()
-        num_records = sum(source.num_records for source in self._sources)
-        self._document_id = num_records
-        self._check_usable(num_records)
-        for split in _SPLITS:
-            self._assemblies[split].finish(num_records)
-        self._quarantine.flush()
-        return self._publish_manifest(num_records)
-
-    def _take(self, record: Record, split: Split | None, token_ids: TokenIds | None) -> None:
-        if isinstance(record, Rejection):
-            self._quarantine.add(record)
-            return
-        self._num_documents += 1
-        if split is None or token_ids is None:
-            return  # its sequences lie in closed shards, or in the packers that the state gave back
-        if not len(token_ids):
-            message = "the tokenizer makes no token of the text"
-            self._quarantine.add(Rejection(record.document_id, record.origin, "no_tokens", message, make_excerpt(record.text)))
-            return
-        self._num_tokens += len(token_ids) + 1
-        self._assemblies[split].add_document(record, token_ids)
-
-    def _end_file(self, end: _FileEnd) -> None:
-        file = end.planned.file
-        file.check_unchanged()
-        self._sources.append(
-            SourceEntry(
-                path=file.path,
-                digest=end.planned.digest,
-                num_bytes=file.num_bytes,
-                num_records=end.num_records,
-                first_document_id=end.first_document_id,
-            )
+        self._documents = DocumentPass(
+            config,
+            plan.tokenizer,
+            plan.corpus_id,
+            plan.files,
+            self._offsets.document_id,
+            _keep_sources(state),
+            state.splits if state else self._offsets.make_states(),
+            self._close_shard,
+            self._quarantine.add,
+            on_progress,
         )
 
-    def _read_batches(self) -> Iterator[list[Record | _FileEnd]]:
-        items: list[Record | _FileEnd] = []
-        num_bytes = 0
-        for item in self._read_items():
-            items.append(item)
-            num_bytes += item.num_bytes if isinstance(item, Document) else 0
-            if num_bytes >= _BATCH_BYTES or len(items) >= _BATCH_RECORDS:
-                yield items
-                items, num_bytes = [], 0
-        if items:
-            yield items
-
-    def _read_items(self) -> Iterator[Record | _FileEnd]:
-        document_id = sum(source.num_records for source in self._sources)
-        self._num_bytes_read = sum(source.num_bytes for source in self._sources)
-        for planned in self._plan.files[len(self._sources) :]:
-            num_bytes_before = self._num_bytes_read
-            num_skipped = max(0, self._first_document_id - document_id)
-            num_records = num_skipped
-            for record in read_records(planned.file, planned.source, document_id, num_skipped, self._count_bytes):
-                num_records += 1
-                yield record
-            self._num_bytes_read = num_bytes_before + planned.file.num_bytes
-            yield _FileEnd(planned, document_id, num_records)
-            document_id += num_records
-
-    def _count_bytes(self, num_bytes: int) -> None:
-        self._num_bytes_read += num_bytes
-
-    def _tokenise(self, batches: Iterator[list[Record | _FileEnd]]) -> Iterator[_Batch]:
-        """Each batch with its token ids to come: one batch is tokenised while the one before it is packed."""
-        with ThreadPoolExecutor(1) as thread:
-            waiting: _Batch | None = None
-            for items in batches:
-                needed = {document.document_id: (document.text, split) for document, split in self._choose_needed(items)}
-                texts = [text for text, _ in needed.values()]
-                encoded = thread.submit(self._plan.tokenizer.encode_documents, texts)
-                if waiting is not None:
-                    yield waiting
-                waiting = _Batch(items, {document_id: split for document_id, (_, split) in needed.items()}, encoded)
-            if waiting is not None:
-                yield waiting
-
-    def _choose_needed(self, items: list[Record | _FileEnd]) -> Iterator[tuple[Document, Split]]:
-        for item in items:
-            if isinstance(item, Document):
-                split = assign_split(item.text.encode("utf-8"), self._config.seed, self._config.splits)
-                if self._assemblies[split].needs(item.document_id):
-                    yield item, split
+    def run(self) -> CorpusManifest:
+        for _ in self._documents.take_batches():
+            pass
+        if self._plan.parent is None:
+            self._check_usable(self._documents.next_document_id)
+        self._documents.finish()
+        self._quarantine.flush()
+        return self._publish_manifest()
 
     def _close_shard(self, assembly: SplitAssembly, shard: OpenShard) -> None:
         """Publishes a full shard and then the state that counts it in: killed in between, the shard is made again."""
         shard_index = assembly.state.next_shard_index - 1
-        first_sequence_id = sum(entry.num_sequences for entry in self._shards)
+        first_sequence_id = self._offsets.sequence_id + sum(entry.num_sequences for entry in self._shards)
         relative = layout.corpus_shard(self._plan.corpus_id, assembly.split, shard_index)
         with self._storage.publish(relative) as path:
             shard.write(path, first_sequence_id)
@@ -270,17 +160,21 @@ class _Preparation:
         self._quarantine.flush()
         state = PreparationState(
             versions=self._versions,
-            num_records_checked=self._document_id,
+            num_records_checked=self._documents.document_id,
             rejected=self._quarantine.rejected,
             num_quarantine_files=self._quarantine.num_files,
-            sources=tuple(self._sources),
+            sources=tuple(self._documents.sources),
             shards=tuple(self._shards),
-            splits={split: assembly.state for split, assembly in self._assemblies.items()},
+            splits={split: assembly.state for split, assembly in self._documents.assemblies.items()},
         )
         self._storage.write_json(layout.corpus_preparation(self._plan.corpus_id), state.as_json())
 
     def _check_usable(self, num_records: int) -> None:
-        num_documents = {split: sum(count.num_documents for count in self._assemblies[split].counts.values()) for split in _SPLITS}
+        """Only of a corpus of its own: an extension may add nothing, else one bad file would stop all that come after it."""
+        num_documents = {
+            split: sum(count.num_documents for count in assembly.counts.values())
+            for split, assembly in self._documents.assemblies.items()
+        }
         if not any(num_documents.values()):
             reasons = ", ".join(f"{reason}: {count}" for reason, count in self._quarantine.rejected.items())
             found = f"{num_records} records, all rejected ({reasons})" if num_records else "no record"
@@ -288,24 +182,28 @@ class _Preparation:
             example = (
                 f". The first: {first.origin.path}, {first.origin.unit} {first.origin.number}: {first.message}" if first else ""
             )
-            raise DamagedSourceError(f"no usable document: the {len(self._sources)} source files hold {found}{example}")
+            raise DamagedSourceError(f"no usable document: the {len(self._documents.sources)} source files hold {found}{example}")
         if not num_documents["candidate"]:
             raise CorpusError(
                 f"no candidate sequences: of {sum(num_documents.values())} documents {num_documents['reference']} fell to the "
                 f"reference split and {num_documents['heldout']} to the heldout split; lower corpus.splits, or give more documents"
             )
 
-    def _publish_manifest(self, num_records: int) -> CorpusManifest:
-        corpus_id, tokenizer = self._plan.corpus_id, self._plan.tokenizer
+    def _publish_manifest(self) -> CorpusManifest:
+        corpus_id, tokenizer, parent = self._plan.corpus_id, self._plan.tokenizer, self._plan.parent
         manifest = CorpusManifest(
             corpus_id=corpus_id,
+            parent=parent.corpus_id if parent else None,
             tokenizer=tokenizer.entry,
             sequence_length=self._config.sequence_length,
-            sources=tuple(self._sources),
-            num_records=num_records,
-            rejected=self._quarantine.rejected,
-            domains={split: dict(sorted(assembly.counts.items())) for split, assembly in self._assemblies.items()},
-            shards=tuple(self._shards),
+            sources=(*_list_sources(parent), *self._documents.sources),
+            num_records=self._documents.next_document_id,
+            rejected=_add_rejected(parent.rejected if parent else {}, self._quarantine.rejected),
+            domains={
+                split: _add_domains(parent.domains.get(split, {}) if parent else {}, assembly.counts)
+                for split, assembly in self._documents.assemblies.items()
+            },
+            shards=(*(parent.shards if parent else ()), *self._shards),
             versions=self._versions,
         )
         _check_counts(manifest)
@@ -313,11 +211,6 @@ class _Preparation:
         self._storage.write_json(layout.corpus_manifest(corpus_id), manifest.as_json())
         self._storage.delete(layout.corpus_preparation(corpus_id))
         return manifest
-
-    def _report(self) -> None:
-        total = sum(planned.file.num_bytes for planned in self._plan.files)
-        detail = f"{self._num_documents:,} documents, {self._num_tokens:,} tokens"
-        self._on_progress(Progress("prepare", min(self._num_bytes_read, total), total, "bytes", detail))
 
 
 def _keep_sources(state: PreparationState | None) -> list[SourceEntry]:
@@ -330,9 +223,25 @@ def _keep_sources(state: PreparationState | None) -> list[SourceEntry]:
     return kept
 
 
+def _list_sources(parent: CorpusManifest | None) -> list[SourceEntry]:
+    """The files of a parent, each with the corpus it was read for, which older manifests do not say."""
+    if parent is None:
+        return []
+    return [source if source.corpus_id else source.model_copy(update={"corpus_id": parent.corpus_id}) for source in parent.sources]
+
+
+def _add_rejected(first: dict[str, int], second: dict[str, int]) -> dict[str, int]:
+    return {reason: first.get(reason, 0) + second.get(reason, 0) for reason in sorted({*first, *second})}
+
+
+def _add_domains(first: dict[str, DomainCounts], second: dict[str, DomainCounts]) -> dict[str, DomainCounts]:
+    none = DomainCounts()
+    return {domain: add_counts(first.get(domain, none), second.get(domain, none)) for domain in sorted({*first, *second})}
+
+
 def _check_counts(manifest: CorpusManifest) -> None:
     """Nothing may be lost: every record is in a domain or rejected, every token of a domain in a shard."""
-    by_split = {split: manifest.split_counts(split) for split in _SPLITS}
+    by_split = {split: manifest.split_counts(split) for split in SPLITS}
     num_documents = sum(counts.num_documents for counts in by_split.values())
     assert manifest.num_records == num_documents + sum(manifest.rejected.values()), "records and documents do not add up"
     for split, counts in by_split.items():

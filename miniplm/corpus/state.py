@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -82,10 +83,14 @@ def load_state(storage: Storage, corpus_id: str, versions: dict[str, str]) -> Pr
     return state if has_shards(storage, state.shards) else None
 
 
-def has_shards(storage: Storage, shards: tuple[ShardEntry, ...]) -> bool:
+def has_shards(storage: Storage, shards: Iterable[ShardEntry]) -> bool:
     """Whether every shard file is there with its recorded size."""
+    return next(find_missing_shards(storage, shards), None) is None
+
+
+def find_missing_shards(storage: Storage, shards: Iterable[ShardEntry]) -> Iterator[ShardEntry]:
+    """The shards whose file is not there with its recorded size."""
     for shard in shards:
         path = layout.corpus_shard(shard.corpus_id, shard.split, shard.shard_index)
         if not storage.exists(path) or storage.size_bytes(path) != shard.num_bytes:
-            return False
-    return True
+            yield shard

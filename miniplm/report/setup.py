@@ -84,7 +84,8 @@ def _render_rejected(corpus: CorpusManifest) -> str:
         [escape(reason), format_count(number)] for reason, number in sorted(rejected.items(), key=lambda item: (-item[1], item[0]))
     ]
     table = make_table(["Reason", "Rejected records"], rows)
-    return f"<h3>Rejected</h3>\n{table}\n<p class='note'>Each is listed with its file, line and reason in the corpus's <code>quarantine</code> folder.</p>"
+    where = "corpus" if corpus.parent is None else "corpus that read it (this one or one that it extends)"
+    return f"<h3>Rejected</h3>\n{table}\n<p class='note'>Each is listed with its file, line and reason in the <code>quarantine</code> folder of the {where}.</p>"
 
 
 def _render_domain_counts(corpus: CorpusManifest) -> str:
@@ -133,6 +134,7 @@ def _list_facts(content: ReportContent) -> list[tuple[str, str]]:
     if corpus is not None:
         facts += [
             ("corpus", format_code(corpus.corpus_id)),
+            *([("extends", f"corpus {format_code(corpus.parent)}")] if corpus.parent else []),
             (
                 "tokenizer",
                 f"{format_code(corpus.tokenizer.name)}, {format_count(corpus.tokenizer.vocab_size)} tokens, documents end with "

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from miniplm.artifacts import CorpusManifest, SelectionManifest, Split
+from miniplm.artifacts import CorpusManifest, SelectionManifest, ShardEntry, Split
 from miniplm.errors import TrainingError
 from miniplm.storage import Storage, digest_content
 from miniplm.training.data import TrainingShard
@@ -38,7 +39,12 @@ class MethodInputs:
 
     def digest_split(self, split: Split) -> str:
         """A digest of all sequences of a split in their order; the same for two corpora that share them."""
-        return digest_content([[shard.digest, shard.num_sequences] for shard in self.corpus.split_shards(split)], length=16)
+        return digest_shards(self.corpus.split_shards(split))
+
+
+def digest_shards(shards: Sequence[ShardEntry]) -> str:
+    """A digest of all sequences of some shards in their order."""
+    return digest_content([[shard.digest, shard.num_sequences] for shard in shards], length=16)
 
 
 class TrainingMethod(ABC):
