@@ -2,16 +2,50 @@
 
 from __future__ import annotations
 
-from prefect import flow
+from typing import Annotated
 
+from prefect import flow
+from pydantic import Field
+
+from flows.work_pool.single import run_on_pool
+from miniplm import __version__
 from miniplm.artifacts import Calibration, ModelEntry
-from miniplm.config import RunConfig
-from tasks import scoring
+from miniplm.config import RunConfig, config_as_dict
+from miniplm.errors import PoolWorkError
+from miniplm.pinning import for_worker
+from miniplm.scoring.calibration import find_calibration
+from miniplm.storage import Storage
+from tasks import scoring, workers
 
 
 @flow(name="calibrate-dtypes", flow_run_name="calibrate {teacher.dtype} and {reference.dtype} on {corpus_id}")
 def calibrate_dtypes(
-    config: RunConfig, corpus_id: str, teacher: ModelEntry, reference: ModelEntry, num_sequences: int
+    config: Annotated[RunConfig, Field(description="the run's configuration")],
+    corpus_id: Annotated[str, Field(description="the prepared corpus")],
+    teacher: Annotated[ModelEntry, Field(description="the teacher, as its run names it")],
+    reference: Annotated[ModelEntry, Field(description="the reference model, as its run names it")],
+    num_sequences: Annotated[int, Field(description="candidate sequences to score in both precisions", ge=2)],
+    version: Annotated[
+        str, Field(description="version of miniplm that gives the work; a worker of another one refuses")
+    ] = __version__,
 ) -> Calibration:
     """Scores `num_sequences` candidates in both precisions; what it says is judged by whoever uses it."""
-    return scoring.calibrate_dtypes(config.storage, corpus_id, teacher, reference, config.scoring, num_sequences)
+    workers.prepare_worker(version)
+    if not config.is_on_work_pool:
+        return scoring.calibrate_dtypes(config.storage, corpus_id, teacher, reference, config.scoring, num_sequences)
+    parameters = {
+        "config": config_as_dict(for_worker(config)),
+        "corpus_id": corpus_id,
+        "teacher": teacher.as_json(),
+        "reference": reference.as_json(),
+        "num_sequences": num_sequences,
+        "version": __version__,
+    }
+    tag = f"calibration:{corpus_id}:{teacher.model_id}:{reference.model_id}:{num_sequences}"
+    run_on_pool("calibrate-dtypes", f"calibrate {teacher.dtype} and {reference.dtype} on {corpus_id}", parameters, config, tag)
+    calibration = find_calibration(Storage(config.storage), corpus_id, teacher.model_id, reference.model_id)
+    if calibration is None:
+        raise PoolWorkError(
+            f"a worker compared the dtypes on corpus {corpus_id}, but {config.storage} does not show the result here"
+        )
+    return calibration

@@ -2,32 +2,63 @@
 
 from __future__ import annotations
 
-from prefect import flow
+from collections.abc import Sequence
+from typing import Annotated
+
+from prefect import flow, task
+from prefect.runtime import flow_run
+from pydantic import Field
 
 from flows.calibrate_dtypes import calibrate_dtypes
+from flows.config_parameter import ConfigUrl, resolve_parameter
 from flows.evaluate_student import evaluate_student
 from flows.prepare_corpus import prepare_corpus
 from flows.score_corpus import score_corpus
 from flows.select_sequences import select_sequences
 from flows.train_reference import train_reference
 from flows.train_student import train_student
+from flows.work_pool.cancellation import cancel_children
+from flows.work_pool.pinning import make_portable, pin_to_workers
 from flows.write_report import write_report
 from miniplm import layout
+from miniplm.artifacts import ModelEntry
 from miniplm.config import RunConfig
 from miniplm.corpus.reader import load_corpus
 from miniplm.locks import exclusive
 from miniplm.run_log import RunLog
-from miniplm.run_record import RunRecord
+from miniplm.run_record import RunRecord, StageRecord
 from miniplm.scoring.calibration import check_fidelity, find_sufficient, needs_calibration
 from miniplm.storage import Storage
 from tasks.models import check_inputs, identify_teacher
+from tasks.retries import TASK_OPTIONS
+from tasks.workers import use_credentials
 
 _SECONDS_OF_A_DAY = 86400.0
 
 
-@flow(name="run-miniplm", flow_run_name="run {config.name}")
-def run_miniplm(config: RunConfig) -> RunRecord:
+def _name_run() -> str:
+    config = flow_run.get_parameters()["config"]
+    if isinstance(config, str):
+        return f"run {config.rsplit('/', 1)[-1].rsplit('.', 1)[0]}"
+    return f"run {config['name'] if isinstance(config, dict) else config.name}"
+
+
+@flow(name="run-miniplm", flow_run_name=_name_run, on_cancellation=[cancel_children])
+def run_miniplm(
+    config: Annotated[
+        RunConfig | ConfigUrl,
+        Field(title="Configuration", description="a run's configuration: the URL of its YAML file, or all of it here"),
+    ],
+    overrides: Annotated[
+        Sequence[str],
+        Field(title="Changes", description="fields to change, as FIELD=VALUE, e.g. selection.ratio=0.3"),
+    ] = (),
+) -> RunRecord:
     """Refines a corpus and trains the students on it; whatever is finished at the storage root is not done again."""
+    use_credentials()
+    config = resolve_parameter(config, overrides)
+    if config.is_on_work_pool:
+        config = make_portable(config)
     check_inputs(config)
     storage = Storage(config.storage)
     with exclusive(storage, layout.run_folder(config.name), f"run {config.name}"):
@@ -35,6 +66,9 @@ def run_miniplm(config: RunConfig) -> RunRecord:
         log = RunLog(storage, config)
         corpus_id, stage = prepare_corpus(config)
         log.add_stage(stage, corpus_id=corpus_id)
+        if config.is_on_work_pool:
+            config = pin_to_workers(config)
+            log.set_config(config)
         teacher = identify_teacher(config)
         if needs_calibration(teacher.dtype, config.reference.dtype):
             # The gate compares difference scores, so it needs the reference before the teacher's hours are spent.
@@ -42,11 +76,7 @@ def run_miniplm(config: RunConfig) -> RunRecord:
             if find_sufficient(storage, load_corpus(storage, corpus_id), teacher, reference, config) is None:
                 calibrate_dtypes(config, corpus_id, teacher, reference, config.scoring.calibration_sequences)
             check_fidelity(storage, load_corpus(storage, corpus_id), teacher, reference, config)
-        log.add_stage(score_corpus(config, corpus_id, teacher, "teacher"), teacher=teacher)
-        reference, stage = train_reference(config, corpus_id)
-        log.add_stage(stage, reference=reference)
-        check_fidelity(storage, load_corpus(storage, corpus_id), teacher, reference, config)
-        log.add_stage(score_corpus(config, corpus_id, reference, "reference"))
+        reference = _score(config, corpus_id, teacher, log)
         selection_id, stage = select_sequences(config, corpus_id, teacher, reference)
         log.add_stage(stage, selection_id=selection_id)
         for student in config.students:
@@ -60,3 +90,32 @@ def run_miniplm(config: RunConfig) -> RunRecord:
         log.finish()
         write_report(config.storage, config.name)
         return log.record
+
+
+def _score(config: RunConfig, corpus_id: str, teacher: ModelEntry, log: RunLog) -> ModelEntry:
+    """Both models score the corpus: on a work pool at the same time, here one after the other. Returns the reference."""
+    storage = Storage(config.storage)
+    by_teacher = None
+    if config.is_on_work_pool:
+        by_teacher = _score_beside.submit(config, corpus_id, teacher)
+    else:
+        log.add_stage(score_corpus(config, corpus_id, teacher, "teacher"), teacher=teacher)
+    try:
+        reference, stage = train_reference(config, corpus_id)
+        check_fidelity(storage, load_corpus(storage, corpus_id), teacher, reference, config)
+        by_reference = score_corpus(config, corpus_id, reference, "reference")
+    except Exception:
+        # The teacher's shards are waited for all the same: what they cost is not thrown away, and what failed of them is told.
+        if by_teacher is not None:
+            by_teacher.wait()
+        raise
+    if by_teacher is not None:
+        log.add_stage(by_teacher.result(), teacher=teacher)
+    log.add_stage(stage, reference=reference)
+    log.add_stage(by_reference)
+    return reference
+
+
+@task(name="score-beside", task_run_name="score by {entry.model_id}, beside the reference", **TASK_OPTIONS)
+def _score_beside(config: RunConfig, corpus_id: str, entry: ModelEntry) -> StageRecord:
+    return score_corpus(config, corpus_id, entry, "teacher")

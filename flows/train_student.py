@@ -1,15 +1,59 @@
-"""A selection and a student's configuration become a trained, evaluated student."""
+"""A selection and a student's configuration become a trained student."""
 
 from __future__ import annotations
 
-from prefect import flow
+from typing import Annotated
 
-from miniplm.config import RunConfig
+from prefect import flow
+from pydantic import Field
+
+from flows.work_pool.single import run_on_pool
+from miniplm import __version__
+from miniplm.config import RunConfig, config_as_dict
+from miniplm.corpus.reader import load_corpus
+from miniplm.pinning import for_worker
 from miniplm.run_record import StageRecord, StudentRecord
-from tasks import students
+from miniplm.selection.ranking import load_selection
+from miniplm.storage import Storage
+from miniplm.students import find_student, plan_student
+from tasks import students, workers
 
 
 @flow(name="train-student", flow_run_name="train {student_name} of {config.name}")
-def train_student(config: RunConfig, corpus_id: str, selection_id: str, student_name: str) -> tuple[StudentRecord, StageRecord]:
-    """Trains one student of a run."""
-    return students.train_student(config, corpus_id, selection_id, student_name)
+def train_student(
+    config: Annotated[RunConfig, Field(description="the run's configuration")],
+    corpus_id: Annotated[str, Field(description="the prepared corpus")],
+    selection_id: Annotated[str, Field(description="the selection, made of that corpus")],
+    student_name: Annotated[str, Field(description="which student of the configuration")],
+    evaluate: Annotated[bool, Field(description="measure the student on the held-out split when it is trained")] = False,
+    version: Annotated[
+        str, Field(description="version of miniplm that gives the work; a worker of another one refuses")
+    ] = __version__,
+) -> tuple[StudentRecord, StageRecord]:
+    """Trains one student of a run, from its last checkpoint; on a work pool a worker does, and measures it."""
+    workers.prepare_worker(version)
+    if config.is_on_work_pool:
+        _train_on_pool(config, corpus_id, selection_id, student_name)
+    record, stage = students.train_student(config, corpus_id, selection_id, student_name)
+    if evaluate:
+        record, _ = students.evaluate_student(config, corpus_id, student_name, record)
+    return record, stage
+
+
+def _train_on_pool(config: RunConfig, corpus_id: str, selection_id: str, student_name: str) -> None:
+    """Has a worker train the student, and measure it where the run wants that, unless both are done."""
+    storage = Storage(config.storage)
+    corpus, selection = load_corpus(storage, corpus_id), load_selection(storage, selection_id)
+    found = find_student(storage, config, corpus, selection, student_name)
+    if found is not None and (found.evaluation is not None or not config.evaluation.heldout):
+        return
+    parameters = {
+        "config": config_as_dict(for_worker(config)),
+        "corpus_id": corpus_id,
+        "selection_id": selection_id,
+        "student_name": student_name,
+        "evaluate": config.evaluation.heldout,
+        "version": __version__,
+    }
+    tag = f"training:{plan_student(config, corpus, selection, student_name).training_id}"
+    run_on_pool("train-student", f"train {student_name} of {config.name}", parameters, config, tag)

@@ -124,7 +124,8 @@ class ScoreShardManifest(Record):
     `shard_digest` is of the sequences that were scored, so scores of another file of the same name do not count.
     `seconds` are those in which the shard had the device; `matmul_peak_share` is FLOP/s over those of a large product
     in the same dtype (bfloat16 for fp8) measured on the same device, `device_wait_share` the part of `seconds` in
-    which the device had nothing to do; `engine` says how the model was run.
+    which the device had nothing to do; `engine` says how the model was run; `worker` which process did it, and
+    `start_seconds` how long that process took from its start until the model was ready, once for all its shards.
     """
 
     corpus_id: str
@@ -144,7 +145,27 @@ class ScoreShardManifest(Record):
     matmul_peak_share: float | None = None
     device_wait_share: float | None = None
     engine: dict[str, str | int | bool] = {}
+    worker: str = ""
+    start_seconds: float | None = None
     versions: dict[str, str]
+
+
+class ScoreFailure(Record):
+    """Why a shard could not be scored the last time it was tried.
+
+    `lasting` failures are the shard's or the configuration's own (damaged data, a non-finite score): another try
+    gives the same. `flow_run_id` is empty where no Prefect server knows of it.
+    """
+
+    corpus_id: str
+    model_id: str
+    shard_index: int
+    error: str
+    reason: str
+    lasting: bool
+    worker: str
+    flow_run_id: str = ""
+    failed_at: str
 
 
 class ModelEntry(Record):

@@ -261,11 +261,31 @@ class EvaluationConfig(Section):
 
 
 class ExecutionConfig(Section):
-    """Where the shards are scored."""
+    """Where the shards are scored and the models trained, and how a fleet is watched."""
 
     fan_out: Literal["local", "work-pool"] = Field(
-        "local", description="local: in this process; work-pool: by the workers of a Prefect work pool"
+        "local",
+        description="local: in this process; work-pool: by the GPU workers of a Prefect work pool, with a Prefect server (docs/fleet.md)",
     )
+    shards_per_batch: int | Literal["auto"] = Field(
+        "auto",
+        description="work-pool: candidate shards a flow run, which loads the model once; auto: so many that starting takes under 1 % "
+        "of the time, by what start and shards were measured to take, and that all workers have work",
+    )
+    stale_seconds: int = Field(
+        300,
+        ge=60,
+        description="work-pool: seconds without a sign of life after which a flow run is taken for dead and its shards are given to others",
+    )
+    min_tokens_per_second: float | None = Field(
+        None, gt=0, description="work-pool: a lower rate of a model over all workers raises the event miniplm.throughput-low"
+    )
+
+    @model_validator(mode="after")
+    def _check_batch(self) -> ExecutionConfig:
+        if self.shards_per_batch != "auto" and self.shards_per_batch < 1:
+            raise ValueError(f"shards_per_batch is {self.shards_per_batch}; it must be at least 1, or auto")
+        return self
 
 
 class RunConfig(Section):
@@ -281,6 +301,16 @@ class RunConfig(Section):
     students: tuple[StudentConfig, ...] = Field((), description="the models to train; may be empty to stop after selection")
     evaluation: EvaluationConfig = EvaluationConfig()
     execution: ExecutionConfig = ExecutionConfig()
+
+    @property
+    def is_on_work_pool(self) -> bool:
+        """Whether workers elsewhere score and train, so that this process only plans."""
+        return self.execution.fan_out == "work-pool"
+
+    @property
+    def planning_device(self) -> str:
+        """The device that names in this process are made for. Workers' devices are not here, and need not be: their dtypes are pinned."""
+        return "cpu" if self.is_on_work_pool else self.scoring.device
 
     @model_validator(mode="after")
     def _check_run(self) -> RunConfig:

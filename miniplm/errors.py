@@ -79,6 +79,18 @@ class DamagedFileError(StorageError):
     """A file at the storage root was read, and its content is not what it has to be."""
 
 
+class VersionError(MiniplmError):
+    """A worker has another version of this package than the run that gave it work."""
+
+
+class PrefectApiError(MiniplmError):
+    """The Prefect server does not answer, refuses the credentials, or does not know what a run on a work pool needs."""
+
+
+class PoolWorkError(MiniplmError):
+    """A flow run on a work pool that this run depends on failed, was cancelled, or died too often."""
+
+
 class BusyError(MiniplmError):
     """Another process works on the same artifact."""
 

@@ -26,11 +26,13 @@ def check_inputs(config: RunConfig, emulated: bool = False) -> None:
     has an end-of-document token, and each given model is whole, has the corpus' tokenizer, room for its
     vocabulary and positions for its sequences. `emulated` allows a dtype that the device has not, for a calibration.
     """
-    if config.execution.fan_out != "local":
-        raise ConfigError(f"execution.fan_out is {config.execution.fan_out!r}; this version scores in this process only, use local")
-    device = resolve_device(config.scoring.device)
+    device = resolve_device(config.planning_device)
     for dtype in (config.teacher.dtype, config.reference.dtype):
-        resolve_dtype(dtype, device, emulated)
+        resolve_dtype(dtype, device, emulated or config.is_on_work_pool)
+    if config.is_on_work_pool and Storage(config.storage).root.startswith("memory:"):
+        raise ConfigError(
+            "execution.fan_out is work-pool, but `storage` is memory://, which no other process sees; use s3:// or a shared folder"
+        )
     check_storage(Storage(config.storage))
     for source in config.corpus.sources:
         find_source_files(source)
@@ -49,7 +51,7 @@ def _check_trainings(config: RunConfig, tokenizer: CorpusTokenizer) -> None:
     for architecture, vocab_size, training in trainings:
         describe_architecture(architecture)
         resolve_vocab_size(vocab_size, tokenizer.entry.vocab_size)
-        resolve_training(training, config.scoring.device)
+        resolve_training(training, config.planning_device)
 
 
 def check_splits(config: RunConfig, corpus: CorpusManifest) -> None:

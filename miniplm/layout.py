@@ -74,6 +74,15 @@ def non_finite_scores(corpus_id: str, model_id: str, shard_index: int) -> str:
     return f"{scores_folder(corpus_id, model_id)}/non-finite/{shard_name(shard_index)}.parquet"
 
 
+def score_failures_folder(corpus_id: str, model_id: str) -> str:
+    return f"{scores_folder(corpus_id, model_id)}/failures"
+
+
+def score_failure(corpus_id: str, model_id: str, shard_index: int) -> str:
+    """Why a shard could not be scored the last time; gone once it is scored."""
+    return f"{score_failures_folder(corpus_id, model_id)}/{shard_name(shard_index)}.json"
+
+
 def calibration(corpus_id: str, teacher_id: str, reference_id: str) -> str:
     """What two models in their dtypes select, compared with themselves in float32."""
     return f"scores/{corpus_id}/calibrations/{teacher_id}--{reference_id}.json"
@@ -136,6 +145,11 @@ def run_record(run_name: str) -> str:
 
 def run_report(run_name: str) -> str:
     return f"{run_folder(run_name)}/report.html"
+
+
+def worker_description(run_name: str) -> str:
+    """What kind of device the workers of a run have; only runs on a work pool that leave a dtype to the device have one."""
+    return f"{run_folder(run_name)}/worker.json"
 
 
 def student_folder(run_name: str, student_name: str) -> str:

@@ -32,6 +32,10 @@ class RunLog:
             started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
+    def set_config(self, config: RunConfig) -> None:
+        """Records the configuration anew, with what a fleet's workers have made explicit."""
+        self._save(config=config_as_dict(config))
+
     def add_stage(self, stage: StageRecord, **results: Any) -> None:
         """Adds a finished stage and the ids that it gave."""
         if stage.reused and (earlier := self._earlier.get((stage.name, stage.num_units))) is not None:

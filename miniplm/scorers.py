@@ -26,7 +26,7 @@ def identify_teacher(config: RunConfig, emulated: bool = False) -> ModelEntry:
     Raises `ModelError` where its files are not there or not whole.
     """
     teacher = config.teacher
-    dtype = resolve_dtype(teacher.dtype, resolve_device(config.scoring.device), emulated)
+    dtype = _resolve_dtype(config, teacher.dtype, emulated)
     folder = locate_model(teacher.model, teacher.revision)
     return identify_model(folder, teacher.model, dtype, teacher.revision, teacher.trust_remote_code, config.scoring.attention)
 
@@ -59,7 +59,7 @@ def plan_reference(config: RunConfig, corpus: CorpusManifest) -> TrainingPlan:
         reference.architecture,
         reference.training,
         vocab_size=reference.vocab_size,
-        device=config.scoring.device,
+        device=config.planning_device,
         trust_remote_code=reference.trust_remote_code,
         trust_tokenizer_code=config.corpus.trust_remote_code,
     )
@@ -111,7 +111,12 @@ def train_reference(
 
 
 def _reference_dtype(config: RunConfig, emulated: bool = False) -> str:
-    return resolve_dtype(config.reference.dtype, resolve_device(config.scoring.device), emulated)
+    return _resolve_dtype(config, config.reference.dtype, emulated)
+
+
+def _resolve_dtype(config: RunConfig, dtype: str, emulated: bool) -> str:
+    # Whether the workers of a pool have fp8 is for them to say, when they load the model.
+    return resolve_dtype(dtype, resolve_device(config.planning_device), emulated or config.is_on_work_pool)
 
 
 def _trained_entry(config: RunConfig, training: TrainingManifest, emulated: bool = False) -> ModelEntry:

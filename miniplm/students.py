@@ -37,7 +37,7 @@ def plan_student(config: RunConfig, corpus: CorpusManifest, selection: Selection
         vocab_size=student.vocab_size,
         selection=selection,
         selection_seed=config.selection.seed,
-        device=config.scoring.device,
+        device=config.planning_device,
         trust_tokenizer_code=config.corpus.trust_remote_code,
     )
 

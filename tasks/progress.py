@@ -85,6 +85,14 @@ class StageProgress:
     def done(self) -> float:
         return self.done_before + sum(self._parts.values())
 
+    def show(self, done: float, detail: str) -> None:
+        """Shows that `done` of the total is done, what was done before included: for work that others do."""
+        with self._lock:
+            self._parts = {"": done - self.done_before}
+            self._detail = detail
+        report_progress(Progress(self.key, done, self.total, self.unit, detail))
+        self._update_artifact()
+
     def finish(self) -> None:
         """Writes the last state to the artifact."""
         self._update_artifact(force=True)

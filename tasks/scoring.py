@@ -6,29 +6,49 @@ import gc
 import os
 import threading
 import time
+from dataclasses import dataclass
 
+import psutil
 from prefect import get_run_logger, task
+from prefect.runtime import flow_run
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from miniplm import layout
-from miniplm.artifacts import Calibration, ModelEntry, ScoreShardManifest
+from miniplm.artifacts import Calibration, CorpusManifest, ModelEntry, ScoreShardManifest, ShardEntry
 from miniplm.config import ScoringConfig
 from miniplm.corpus.reader import load_corpus
-from miniplm.errors import CorpusError
+from miniplm.errors import CorpusError, StorageError
 from miniplm.models.devices import free_cached_memory, resolve_device
 from miniplm.progress import Progress
 from miniplm.scorers import open_scorer
 from miniplm.scoring import calibration, shards
 from miniplm.scoring.engine import Scorer
+from miniplm.scoring.failures import clear_failure, record_failure
 from miniplm.storage import Storage
 from tasks.progress import report_progress, shard_callback
 from tasks.retries import TASK_OPTIONS
+from tasks.workers import name_worker
 
-_loaded: dict[tuple[str, str, str], Scorer] = {}
+
+class StoppedError(Exception):
+    """A shard was given up since its run was cancelled."""
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A model that is ready; `start_seconds` from the start of this process, or of the loading where it was at work before."""
+
+    scorer: Scorer
+    start_seconds: float
+
+
+_loaded: dict[tuple[str, str, str], _Loaded] = {}
 _loading = threading.Lock()
+_corpora: dict[tuple[str, str], tuple[CorpusManifest, dict[int, ShardEntry]]] = {}
+_stopping = threading.Event()
 
 
-def _load_once(storage: Storage, entry: ModelEntry, scoring: ScoringConfig, sequence_length: int) -> Scorer:
+def _load_once(storage: Storage, entry: ModelEntry, scoring: ScoringConfig, sequence_length: int) -> _Loaded:
     """The scorer of an entry; only the last one asked for is kept, so that two models never share a device's memory."""
     with _loading:
         key = (storage.root, entry.model_id, str(resolve_device(scoring.device)))
@@ -36,8 +56,26 @@ def _load_once(storage: Storage, entry: ModelEntry, scoring: ScoringConfig, sequ
             _release()
             if storage.is_local:
                 _keep_compiled(storage.path(layout.compile_cache()))
-            _loaded[key] = open_scorer(storage, entry, scoring, sequence_length)
+            began = time.time()
+            scorer = open_scorer(storage, entry, scoring, sequence_length)
+            if not _has_loaded:
+                _has_loaded.append(True)
+                began = psutil.Process().create_time()
+            _loaded[key] = _Loaded(scorer, time.time() - began)
         return _loaded[key]
+
+
+# Whether this process has loaded a model before: only the first time the start of Python belongs to it.
+_has_loaded: list[bool] = []
+
+
+def _find_corpus(storage: Storage, corpus_id: str) -> tuple[CorpusManifest, dict[int, ShardEntry]]:
+    """A corpus and its candidate shards by index, read once for all of them: with thousands of shards the manifest is long."""
+    key = (storage.root, corpus_id)
+    if key not in _corpora:
+        corpus = load_corpus(storage, corpus_id)
+        _corpora[key] = corpus, {shard.shard_index: shard for shard in corpus.split_shards("candidate")}
+    return _corpora[key]
 
 
 def _keep_compiled(folder: str) -> None:
@@ -59,14 +97,21 @@ def release_model() -> None:
     """Lets go of the model that was loaded last."""
     with _loading:
         _release()
+    _corpora.clear()
+
+
+def stop_scoring() -> None:
+    """Lets the shards of this process end at their next batch of tokens, unpublished: the run was cancelled."""
+    _stopping.set()
 
 
 @task(name="load-model", task_run_name="load {entry.model_id}", **TASK_OPTIONS)
 def load_model(storage_url: str, entry: ModelEntry, scoring: ScoringConfig, sequence_length: int, role: str) -> None:
     """Loads, checks and compiles the model once, before any shard: what is wrong with it is said once, not by every shard."""
     started = time.perf_counter()
+    _stopping.clear()
     report_progress(Progress(f"load {role}", 0, 1, "model"))
-    scorer = _load_once(Storage(storage_url), entry, scoring, sequence_length)
+    scorer = _load_once(Storage(storage_url), entry, scoring, sequence_length).scorer
     how = scorer.describe()
     parts = [
         entry.dtype,
@@ -82,19 +127,41 @@ def load_model(storage_url: str, entry: ModelEntry, scoring: ScoringConfig, sequ
 def score_shard(
     storage_url: str, corpus_id: str, entry: ModelEntry, shard_index: int, scoring: ScoringConfig, stage: str
 ) -> ScoreShardManifest:
-    """Scores one candidate shard, or returns its manifest where it is scored already."""
+    """Scores one candidate shard, or returns its manifest where it is scored already; what fails is recorded with the scores."""
     storage = Storage(storage_url)
-    corpus = load_corpus(storage, corpus_id)
-    shard = next((shard for shard in corpus.split_shards("candidate") if shard.shard_index == shard_index), None)
+    corpus, candidates = _find_corpus(storage, corpus_id)
+    shard = candidates.get(shard_index)
     if shard is None:
-        num_shards = len(corpus.split_shards("candidate"))
-        raise CorpusError(f"corpus {corpus_id} has no candidate shard {shard_index}; its shards are 0 to {num_shards - 1}")
+        raise CorpusError(f"corpus {corpus_id} has no candidate shard {shard_index}; its shards are 0 to {len(candidates) - 1}")
     state = shards.check_score_shard(storage, shard, entry.model_id)
     if state.manifest is not None:
         return state.manifest
-    scorer = _load_once(storage, entry, scoring, corpus.sequence_length)
-    callback = shard_callback(stage, layout.shard_name(shard_index))
-    return shards.score_shard(storage, corpus, shard, entry, scorer, callback)
+    on_progress = shard_callback(stage, layout.shard_name(shard_index))
+
+    def unless_stopped(progress: Progress) -> None:
+        if _stopping.is_set():
+            raise StoppedError(f"{layout.shard_name(shard_index)} was stopped before it was done; nothing of it is published")
+        on_progress(progress)
+
+    try:
+        loaded = _load_once(storage, entry, scoring, corpus.sequence_length)
+        unless_stopped(Progress(stage, 0, shard.num_tokens, "tokens"))
+        manifest = shards.score_shard(
+            storage, corpus, shard, entry, loaded.scorer, unless_stopped, name_worker(), loaded.start_seconds
+        )
+    except Exception as error:
+        if not isinstance(error, StoppedError):
+            _record(storage, shard, entry, error)
+        raise
+    clear_failure(storage, shard, entry.model_id)
+    return manifest
+
+
+def _record(storage: Storage, shard: ShardEntry, entry: ModelEntry, error: Exception) -> None:
+    try:
+        record_failure(storage, shard, entry, error, name_worker(), flow_run.get_id() or "")
+    except (StorageError, OSError) as unrecorded:
+        error.add_note(f"(and that could not be recorded: {unrecorded})")
 
 
 @task(name="calibrate-dtypes", task_run_name="calibrate {teacher.dtype} and {reference.dtype} on {corpus_id}", **TASK_OPTIONS)
@@ -110,9 +177,10 @@ def calibrate_dtypes(
         # The dtype is measured as it will run, compiled or not; float32 is not worth the compiling.
         how = scoring.model_copy(update={"compile": False}) if entry.dtype == "float32" else scoring
         with _loading:
-            key = (storage.root, entry.model_id, entry.dtype)
-            _loaded[key] = open_scorer(storage, entry, how, corpus.sequence_length, emulated=True)
-            return _loaded[key]
+            began = time.time()
+            scorer = open_scorer(storage, entry, how, corpus.sequence_length, emulated=True)
+            _loaded[(storage.root, entry.model_id, entry.dtype)] = _Loaded(scorer, time.time() - began)
+            return scorer
 
     try:
         return calibration.calibrate(storage, corpus, teacher, reference, num_sequences, open_one, report_progress)

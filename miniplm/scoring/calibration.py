@@ -176,10 +176,17 @@ def find_sufficient(
 ) -> Calibration | None:
     """The calibration that may let fp8 pass: on enough sequences, and made on the device that is to score, not emulated elsewhere."""
     calibration = find_calibration(storage, corpus.corpus_id, teacher.model_id, reference.model_id)
-    if calibration is None or calibration.device != describe_device(resolve_device(config.scoring.device)):
+    if calibration is None or not _is_measured(calibration, config):
         return None
     wanted = min(config.scoring.calibration_sequences, corpus.split_counts("candidate").num_sequences)
     return calibration if len(calibration.sequence_ids) >= wanted else None
+
+
+def _is_measured(calibration: Calibration, config: RunConfig) -> bool:
+    """Whether it was made where the scores will be: on this device, or by a worker of the pool, which is no CPU that emulates."""
+    if config.is_on_work_pool:
+        return not calibration.device.startswith("cpu")
+    return calibration.device == describe_device(resolve_device(config.scoring.device))
 
 
 def check_fidelity(storage: Storage, corpus: CorpusManifest, teacher: ModelEntry, reference: ModelEntry, config: RunConfig) -> None:

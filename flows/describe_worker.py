@@ -1,0 +1,23 @@
+"""A worker of the pool says what kind of device it has, so that `dtype: auto` means the same in the whole run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from prefect import flow
+from pydantic import Field
+
+from miniplm import __version__
+from miniplm.pinning import WorkerDescription
+from tasks import workers
+
+
+@flow(name="describe-worker", flow_run_name="describe a worker for {run}")
+def describe_worker(
+    storage: Annotated[str, Field(description="fsspec URL of the storage root")],
+    run: Annotated[str, Field(description="name of the run that asks")],
+    version: Annotated[str, Field(description="version of miniplm that asks; a worker of another one refuses")] = __version__,
+) -> WorkerDescription:
+    """Leaves the description of this worker's device with the run."""
+    workers.prepare_worker(version)
+    return workers.describe_worker(storage, run)

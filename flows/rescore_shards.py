@@ -1,0 +1,70 @@
+"""Repairs a run's scores: shards that failed, are missing or broken are scored, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from prefect import flow
+from pydantic import Field
+
+from flows.run_parameter import RunName, StorageUrl, load_run_config
+from flows.score_corpus import score_corpus
+from flows.work_pool.cancellation import cancel_children
+from flows.work_pool.pinning import make_portable
+from miniplm.artifacts import ModelEntry
+from miniplm.corpus.reader import load_corpus
+from miniplm.errors import ConfigError, MiniplmError, ModelError, RunError
+from miniplm.run_record import StageRecord, load_run
+from miniplm.scorers import find_reference, identify_teacher
+from miniplm.storage import Storage
+from tasks.workers import use_credentials
+
+
+@flow(name="rescore-shards", flow_run_name="rescore {run} {model}", on_cancellation=[cancel_children])
+def rescore_shards(
+    storage: StorageUrl,
+    run: RunName,
+    model: Annotated[
+        Literal["both", "teacher", "reference"], Field(title="Model", description="whose scores are repaired")
+    ] = "both",
+    shards: Annotated[
+        Literal["all failed"] | Sequence[Annotated[int, Field(ge=0)]],
+        Field(title="Shards", description="`all failed`: every shard without a verified score; or shard numbers, from 0"),
+    ] = "all failed",
+    again: Annotated[bool, Field(title="Again", description="score the given shards even where a verified score is there")] = False,
+) -> list[StageRecord]:
+    """Scores what is missing of the given shards, by the workers of the pool where the run used them.
+
+    Raises `RunError` for an unknown run, `ConfigError` for a shard that the corpus does not have, and `ScoreError`
+    naming the shards that failed again, after both models.
+    """
+    use_credentials()
+    if again and shards == "all failed":
+        raise ConfigError("`again` scores shards that are fine; name them in `shards`")
+    config = load_run_config(storage, run)
+    if config.is_on_work_pool:
+        config = make_portable(config)
+    root = Storage(storage)
+    record = load_run(root, run)
+    if record.corpus_id is None:
+        raise RunError(f"run {run} has no corpus yet, so it has no shard to repair; start it again")
+    wanted = None if shards == "all failed" else [int(index) for index in shards]
+    entries: dict[Literal["teacher", "reference"], ModelEntry | None] = {}
+    if model != "reference":
+        entries["teacher"] = record.teacher or identify_teacher(config)
+    if model != "teacher":
+        entries["reference"] = record.reference or find_reference(root, config, load_corpus(root, record.corpus_id))
+    stages, failures = [], []
+    for role, entry in entries.items():
+        if entry is None:
+            if model == role:
+                raise ModelError(f"run {run} has no reference model yet; start the run again, which trains it and goes on")
+            continue
+        try:
+            stages.append(score_corpus(config, record.corpus_id, entry, role, wanted, again))
+        except MiniplmError as error:  # the other model's shards are repaired all the same; then this is told
+            failures.append(error)
+    if failures:
+        raise failures[0]
+    return stages

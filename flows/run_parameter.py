@@ -1,0 +1,25 @@
+"""A run as a flow's parameter: where it lies and what it is called."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from miniplm.config import RunConfig, Url
+from miniplm.config_files import check_config
+from miniplm.run_record import load_run
+from miniplm.storage import Storage
+
+StorageUrl = Annotated[
+    Url, Field(title="Storage", description="fsspec URL of the storage root, e.g. s3://bucket/prefix or /mnt/miniplm")
+]
+RunName = Annotated[
+    str, Field(title="Run", description="name of a run that has its record there; `miniplm status` lists it", min_length=1)
+]
+
+
+def load_run_config(storage: str, run: str) -> RunConfig:
+    """The configuration that a run's record keeps, at this root. Raises `RunError` naming the runs there are."""
+    content = load_run(Storage(storage), run).config | {"storage": storage}
+    return check_config(content, f"run {run} at {storage}")

@@ -1,0 +1,20 @@
+"""Ends what a run has on the work pool when the run itself is cancelled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.flows import Flow
+
+from flows.work_pool import fleet
+
+# The deployments whose flow runs a run starts on the pool.
+DEPLOYMENTS = ("score-shards", "train-reference", "train-student", "calibrate-dtypes", "describe-worker")
+
+
+def cancel_children(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """An `on_cancellation` hook: cancels the flow runs that this one has started and that live."""
+    for deployment in DEPLOYMENTS:
+        for child in fleet.find_live(deployment, [f"parent:{flow_run.id}"]):
+            fleet.cancel(child)

@@ -1,0 +1,173 @@
+"""What a run asks of the Prefect server: which flow runs live, to make one, to end one, how many workers there are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterName,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    FlowRunFilterTags,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.responses import DeploymentResponse
+from prefect.concurrency.sync import concurrency
+from prefect.deployments import run_deployment
+from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventOrder, EventResourceFilter
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.logging import get_logger
+from prefect.settings import PREFECT_API_URL
+from prefect.states import Cancelling, Crashed
+
+from miniplm.errors import ConfigError, PrefectApiError
+
+# All flow runs of this project have it, so that automations and people find them.
+TAG = "miniplm"
+
+_LIVE = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED, StateType.CANCELLING]
+_PAGE = 200
+# A server that is started again is away for a minute; one that is away longer needs a person.
+_PATIENCE_SECONDS = 900.0
+# Held while looking for live flow runs and making new ones, for a second; a holder that dies is out after this.
+_LOCK = "miniplm-submission"
+_LOCK_SECONDS = 60.0
+_DAYS = timedelta(days=2)
+
+T = TypeVar("T")
+
+
+def with_patience(call: Callable[[SyncPrefectClient], T]) -> T:
+    """What `call` gives; while the server is away it is tried again, for up to a quarter of an hour.
+
+    Raises `PrefectApiError` when that is over, or at once where the server refuses the credentials.
+    """
+    began, wait = time.monotonic(), 1.0
+    while True:
+        try:
+            with get_client(sync_client=True) as client:
+                return call(client)
+        except (httpx.TransportError, PrefectHTTPStatusError) as error:
+            status = error.response.status_code if isinstance(error, PrefectHTTPStatusError) else None
+            if status in (401, 403):
+                raise PrefectApiError(
+                    f"the Prefect server at {PREFECT_API_URL.value()} refuses the credentials; set PREFECT_API_AUTH_STRING to its user:password"
+                ) from error
+            if status is not None and status < 500:
+                raise
+            if time.monotonic() - began > _PATIENCE_SECONDS:
+                raise PrefectApiError(
+                    f"the Prefect server at {PREFECT_API_URL.value()} has not answered for {_PATIENCE_SECONDS / 60:.0f} minutes "
+                    f"({type(error).__name__}); start it again and retry this run: what is scored is kept"
+                ) from error
+            get_logger("miniplm").warning("the Prefect server does not answer (%s); trying again", type(error).__name__)
+            time.sleep(wait)
+            wait = min(wait * 2, 15.0)
+
+
+def find_deployment(name: str) -> DeploymentResponse:
+    """The deployment of this project's flow `name`. Raises `PrefectApiError` where there is none."""
+    if not PREFECT_API_URL.value():
+        raise ConfigError(
+            "execution.fan_out is work-pool, which needs a Prefect server: set PREFECT_API_URL (docs/fleet.md), or use fan_out: local"
+        )
+    try:
+        return with_patience(lambda client: client.read_deployment_by_name(f"{name}/{name}"))
+    except ObjectNotFound:
+        raise PrefectApiError(
+            f"the Prefect server at {PREFECT_API_URL.value()} has no deployment {name}; "
+            "make it with `prefect --no-prompt deploy --prefect-file deployments/prefect.yaml --all` in a checkout"
+        ) from None
+
+
+def find_live(deployment: str, tags: Sequence[str]) -> list[FlowRun]:
+    """The flow runs of a deployment with all these tags that are not at their end."""
+    found: list[FlowRun] = []
+    for page in _pages(deployment, tags):
+        found += page
+    return found
+
+
+def _pages(deployment: str, tags: Sequence[str]) -> Iterator[list[FlowRun]]:
+    offset = 0
+    while True:
+        # Bound now, as the call may be made again.
+        def read(client: SyncPrefectClient, offset: int = offset) -> list[FlowRun]:
+            return client.read_flow_runs(
+                deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[deployment])),
+                flow_run_filter=FlowRunFilter(
+                    tags=FlowRunFilterTags(all_=list(tags)), state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_LIVE))
+                ),
+                limit=_PAGE,
+                offset=offset,
+            )
+
+        page = with_patience(read)
+        yield page
+        if len(page) < _PAGE:
+            return
+        offset += _PAGE
+
+
+def read_run(flow_run_id: UUID) -> FlowRun:
+    """A flow run as the server knows it now."""
+    return with_patience(lambda client: client.read_flow_run(flow_run_id))
+
+
+@contextmanager
+def submission_lock() -> Iterator[None]:
+    """One process at a time looks for live flow runs and makes new ones, so that two runs never start the same work."""
+    with_patience(lambda client: client.upsert_global_concurrency_limit_by_name(_LOCK, 1))
+    with concurrency(_LOCK, lease_duration=_LOCK_SECONDS, strict=True, raise_on_lease_renewal_failure=False):
+        yield
+
+
+def submit(deployment: str, name: str, parameters: dict[str, Any], tags: Sequence[str]) -> FlowRun:
+    """Makes a flow run of a deployment, seen in the UI below the flow run that calls; a worker of its pool takes it."""
+    run = run_deployment(
+        f"{deployment}/{deployment}", parameters=parameters, flow_run_name=name, tags=[TAG, *tags], timeout=0, as_subflow=True
+    )
+    assert isinstance(run, FlowRun)
+    return run
+
+
+def crash(run: FlowRun, message: str) -> None:
+    """Marks a flow run as crashed, whatever it was: its process is not there to do it."""
+    with_patience(lambda client: client.set_flow_run_state(run.id, Crashed(message=message), force=True))
+
+
+def cancel(run: FlowRun) -> None:
+    """Cancels a flow run; its worker ends the process within half a minute."""
+    with_patience(lambda client: client.set_flow_run_state(run.id, Cancelling()))
+
+
+def count_workers(deployment: str) -> tuple[int, str]:
+    """How many workers of the deployment's pool are online, and the pool's name."""
+    pool = find_deployment(deployment).work_pool_name or ""
+    try:
+        workers = with_patience(lambda client: client.read_workers_for_work_pool(pool))
+    except ObjectNotFound:
+        return 0, pool
+    return sum(str(getattr(worker.status, "value", worker.status)) == "ONLINE" for worker in workers), pool
+
+
+def find_last_heartbeat(run: FlowRun) -> str | None:
+    """The id of the last sign of life that the flow run's process sent; its clock may be wrong by two days."""
+    now = datetime.now(UTC)
+    filter = EventFilter(
+        event=EventNameFilter(name=["prefect.flow-run.heartbeat"]),
+        resource=EventResourceFilter(id=[f"prefect.flow-run.{run.id}"]),
+        occurred=EventOccurredFilter(since=now - 30 * _DAYS, until=now + _DAYS),
+        order=EventOrder.DESC,
+    )
+    page = with_patience(lambda client: client.read_events(filter, limit=1))
+    return str(page.events[0].id) if page.events else None

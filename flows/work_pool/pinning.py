@@ -1,0 +1,53 @@
+"""Makes a configuration mean the same on every machine of a fleet: paths are absolute, dtypes explicit."""
+
+from __future__ import annotations
+
+from prefect.runtime import flow_run
+
+from flows.work_pool import fleet
+from flows.work_pool.cancellation import DEPLOYMENTS
+from flows.work_pool.single import run_on_pool
+from miniplm import __version__
+from miniplm.config import RunConfig
+from miniplm.errors import ConfigError, PoolWorkError, VersionError
+from miniplm.pinning import find_worker, make_absolute, needs_worker, pin_dtypes
+from miniplm.storage import Storage
+
+
+def make_portable(config: RunConfig) -> RunConfig:
+    """The configuration with absolute paths, on a server that knows the deployments it needs.
+
+    Raises `PrefectApiError` or `ConfigError` where there is no such server, and `ConfigError` for a relative
+    storage root in a flow run of a deployment, whose working folder is a temporary one.
+    """
+    if "://" not in config.storage and not config.storage.startswith("/") and flow_run.get_deployment_id():
+        raise ConfigError(
+            f"storage is {config.storage!r}, relative to a folder that a worker deletes; give a URL or an absolute path"
+        )
+    for name in DEPLOYMENTS:
+        fleet.find_deployment(name)
+    return make_absolute(config)
+
+
+def pin_to_workers(config: RunConfig) -> RunConfig:
+    """The configuration with its dtypes as the workers resolve them; one is asked where only they know, once a run."""
+    if config.scoring.device != "auto":
+        return pin_dtypes(config, config.scoring.device.split(":")[0])
+    if not needs_worker(config):
+        return config
+    storage = Storage(config.storage)
+    worker = find_worker(storage, config.name)
+    if worker is None:
+        parameters = {"storage": config.storage, "run": config.name, "version": __version__}
+        run_on_pool("describe-worker", f"describe a worker for {config.name}", parameters, config, f"describe:{config.name}")
+        worker = find_worker(storage, config.name)
+    if worker is None:
+        raise PoolWorkError(
+            f"a worker of pool {fleet.count_workers('describe-worker')[1]} described itself, but {config.storage} does not show it here; "
+            "do all machines see the same storage?"
+        )
+    if worker.version != __version__:
+        raise VersionError(
+            f"worker {worker.worker} has miniplm {worker.version}, this run is of {__version__}; install one version everywhere"
+        )
+    return pin_dtypes(config, worker.device_type)

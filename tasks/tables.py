@@ -1,0 +1,81 @@
+"""The table of a model's shards in the UI: one artifact, kept up to date in place."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect.artifacts import create_table_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.logging import get_logger
+
+from miniplm import layout
+from miniplm.artifacts import ScoreShardManifest, ShardEntry
+
+# A page that shows more rows is of no use to people, and slow.
+_MOST_ROWS = 2000
+
+
+class ShardTable:
+    """State, tokens, mean NLL, worker and seconds of each shard; failed ones first."""
+
+    def __init__(self, key: str, title: str) -> None:
+        self._key, self._title = key.lower().replace("_", "-"), title
+        self._artifact: UUID | None = None
+        self._published_at = 0.0
+
+    def is_due(self, seconds: float) -> bool:
+        """Whether the last publication is that long ago."""
+        return time.monotonic() - self._published_at >= seconds
+
+    def publish(
+        self,
+        shards: Sequence[ShardEntry],
+        done: Mapping[int, ScoreShardManifest],
+        failed: Mapping[int, str],
+        running: Mapping[int, str],
+    ) -> None:
+        """Makes the artifact, or brings it up to date."""
+        self._published_at = time.monotonic()
+        order = {"failed": 0, "scoring": 1, "waiting": 2, "done": 3}
+        rows = sorted(
+            (_make_row(shard, done, failed, running) for shard in shards), key=lambda row: (order[row["state"]], row["shard"])
+        )
+        counts = {state: sum(row["state"] == state for row in rows) for state in order}
+        description = f"{self._title}: " + ", ".join(f"{count:,} {state}" for state, count in counts.items() if count)
+        if len(rows) > _MOST_ROWS:
+            description += f" (the first {_MOST_ROWS:,} of {len(rows):,} rows)"
+            rows = rows[:_MOST_ROWS]
+        try:
+            if self._artifact is None:
+                created = create_table_artifact(rows, key=self._key, description=description)
+                assert isinstance(created, UUID)
+                self._artifact = created
+            else:
+                with get_client(sync_client=True) as client:
+                    client.update_artifact(self._artifact, ArtifactUpdate(data=json.dumps(rows), description=description))
+        except httpx.HTTPError as error:
+            # A table that is late must not fail a run.
+            get_logger("miniplm").warning("the table of shards could not be shown: %s", error)
+
+
+def _make_row(
+    shard: ShardEntry, done: Mapping[int, ScoreShardManifest], failed: Mapping[int, str], running: Mapping[int, str]
+) -> dict[str, Any]:
+    index = shard.shard_index
+    manifest = done.get(index)
+    state = "done" if manifest else "failed" if index in failed else "scoring" if index in running else "waiting"
+    return {
+        "shard": layout.shard_name(index),
+        "state": state,
+        "tokens": shard.num_tokens,
+        "mean NLL": f"{manifest.nll_sum / max(manifest.num_scored_tokens, 1):.4f}" if manifest else "",
+        "worker": manifest.worker if manifest else "",
+        "seconds": round(manifest.seconds, 1) if manifest else "",
+        "remark": failed.get(index, running.get(index, "") if state == "scoring" else ""),
+    }
