@@ -8,14 +8,16 @@ usage: deployments/gpu-workers.sh [OPTION]...
 
 Starts one Prefect worker for each GPU of this machine and stays in the foreground. Each worker sees its GPU alone
 (CUDA_VISIBLE_DEVICES) and takes one flow run at a time, so two runs never share a GPU. SIGTERM or Ctrl-C stops all of
-them. When one ends by itself the others are stopped too, and this ends with exit code 1: what supervises it starts all
+them; runs they had are marked Crashed, so that whatever waits for them starts them elsewhere. When one ends by itself the others are stopped too, and this ends with exit code 1: what supervises it starts all
 of them again. Where each GPU shall be supervised alone, use deployments/systemd/miniplm-gpu-worker@.service.
 
 options
   --gpus LIST     all (default), numbers as nvidia-smi shows them (0,1,3), or none: one worker without a GPU
   --pool NAME     work pool to take runs from (default: miniplm-gpu)
   --queue NAME    its work queue (default: all queues of the pool)
-  --name NAME     the workers are NAME-gpu0, NAME-gpu1, ... (default: this machine's host name)
+  --name NAME     the workers are NAME-gpu0, NAME-gpu1, ... (default: this machine's host name); a single one is NAME
+  --limit N       flow runs that a worker takes at a time (default: 1; more only for a pool whose runs need no GPU)
+  --healthcheck   the first worker answers on http://PREFECT_WORKER_WEBSERVER_HOST:PREFECT_WORKER_WEBSERVER_PORT/health
   -h, --help      this text
 
 environment
@@ -38,11 +40,12 @@ fail() {
     exit 2
 }
 
-pool=miniplm-gpu queue='' gpus=all name=$(hostname)
+pool=miniplm-gpu queue='' gpus=all name='' limit=1 healthcheck=''
 while (($#)); do
     case $1 in
         -h | --help) usage; exit 0 ;;
-        --pool | --queue | --gpus | --name)
+        --healthcheck) healthcheck=1; shift ;;
+        --pool | --queue | --gpus | --name | --limit)
             [[ -n ${2:-} ]] || fail "$1 wants a value; see --help"
             printf -v "${1#--}" '%s' "$2"
             shift 2
@@ -50,6 +53,7 @@ while (($#)); do
         *) fail "there is no option $1; see --help" ;;
     esac
 done
+[[ $limit =~ ^[1-9][0-9]*$ ]] || fail "--limit $limit: give a number from 1"
 [[ -n ${PREFECT_API_URL:-} ]] || fail "PREFECT_API_URL is not set, so a worker has no server to ask; see --help"
 
 case $gpus in
@@ -82,20 +86,45 @@ export DO_NOT_TRACK=${DO_NOT_TRACK:-1}
 # The numbers of nvidia-smi, which sorts by bus; CUDA alone sorts the fastest first.
 export CUDA_DEVICE_ORDER=PCI_BUS_ID
 
-pids=()
+pids=() runs=()
 stopping=''
+# A worker that is stopped kills its run's process and tells nobody (Prefect 3.8.8): the run would count as Running until its
+# silence is noticed. So the runs are noted first, by the environment that a worker gives their processes, and told afterwards.
+note_runs() {
+    local pid child children run
+    for pid in "${pids[@]}"; do
+        children=$(cat /proc/"$pid"/task/*/children 2>/dev/null || true)
+        for child in $children; do
+            run=$(tr '\0' '\n' 2>/dev/null </proc/"$child"/environ | sed -n 's/^PREFECT__FLOW_RUN_ID=//p' || true)
+            [[ -z $run ]] || runs+=("$run")
+        done
+    done
+}
+tell_runs() {
+    local run state='{"state": {"type": "CRASHED", "message": "Its worker was stopped."}}'
+    for run in "${runs[@]}"; do
+        # A run that has ended in the meantime stays as it is: the server refuses.
+        timeout 20 prefect api POST "/flow_runs/$run/set_state" --data "$state" >/dev/null 2>&1 \
+            || echo "gpu-workers: the server could not be told that run $run is stopped; it will find it silent" >&2 &
+    done
+    wait
+}
 stop() {
     stopping=1
+    note_runs
     # "No such process" is one that has ended already.
     for pid in "${pids[@]}"; do kill -TERM "$pid" 2>/dev/null || true; done
 }
 trap stop TERM INT HUP
 
 start_worker() {
-    local device=$1 label
-    label=${device:+gpu$device}
-    local command=(prefect worker start --pool "$pool" --type process --limit 1 --name "$name-${label:-cpu}")
-    [[ -n $queue ]] && command+=(--work-queue "$queue")
+    local device=$1 worker
+    worker=${name:-$HOSTNAME}-${device:+gpu}${device:-cpu}
+    [[ -z $name || ${#devices[@]} -gt 1 ]] || worker=$name
+    local command=(prefect worker start --pool "$pool" --type process --limit "$limit" --name "$worker")
+    [[ -z $queue ]] || command+=(--work-queue "$queue")
+    [[ -z $healthcheck ]] || command+=(--with-healthcheck)
+    healthcheck=''
     # A process that bash starts with & ignores SIGINT, and an ignored signal stays ignored across exec. Python undoes that, and
     # gives the worker a session of its own: Ctrl-C then reaches this script alone, which stops each worker once.
     CUDA_VISIBLE_DEVICES=$device python3 -c '
@@ -105,7 +134,7 @@ signal.signal(signal.SIGTERM, signal.SIG_DFL)
 os.setsid()
 os.execvp(sys.argv[1], sys.argv[1:])' "${command[@]}" &
     pids+=($!)
-    printf 'gpu-workers: %s, pid %s, pool %s\n' "$name-${label:-cpu}" "$!" "$pool"
+    printf 'gpu-workers: %s, pid %s, pool %s\n' "$worker" "$!" "$pool"
 }
 
 for device in "${devices[@]}"; do
@@ -123,4 +152,5 @@ for pid in "${pids[@]}"; do
     # A further signal interrupts wait, so again until the process is gone.
     while kill -0 "$pid" 2>/dev/null; do wait "$pid" || true; done
 done
+tell_runs
 exit "${ended:-0}"

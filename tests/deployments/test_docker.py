@@ -82,12 +82,12 @@ def test_an_image_runs_as_somebody_without_privilege_after_the_last_thing_is_ins
 
 @pytest.mark.parametrize("stage", ["cpu", "gpu"])
 def test_signals_reach_the_worker(stage):
-    """The exec form, behind an init: a shell between them would swallow SIGTERM."""
+    """The exec form, behind an init; the script passes SIGTERM on, as its own test shows."""
     last = dict(lineage(stage))
     assert last["ENTRYPOINT"] == '["tini", "-s", "--"]'
-    assert last["CMD"].startswith('["prefect", "worker", "start"')
-    assert f'"miniplm-{stage}"' in last["CMD"]
-    assert "--with-healthcheck" in last["CMD"]
+    assert last["CMD"].startswith('["deployments/gpu-workers.sh"')
+    assert f'"--pool", "miniplm-{stage}"' in last["CMD"]
+    assert "--healthcheck" in last["CMD"]
     assert "127.0.0.1:8080/health" in last["HEALTHCHECK"]
     environment = " ".join(rest for instruction, rest in lineage(stage) if instruction == "ENV")
     for setting in (
@@ -220,7 +220,8 @@ def test_a_gpu_worker_has_one_gpu_and_a_profile_as_many_as_it_says():
     workers = {name: service for name, service in SERVICES.items() if name.startswith("gpu-worker-")}
     devices = [service["deploy"]["resources"]["reservations"]["devices"] for service in workers.values()]
     assert devices == [[{"driver": "nvidia", "device_ids": [str(number)], "capabilities": ["gpu"]}] for number in range(8)]
-    assert {service["environment"]["CUDA_VISIBLE_DEVICES"] for service in workers.values()} == {"0"}
+    pinned = {service["command"][service["command"].index("--gpus") + 1] for service in workers.values()}
+    assert pinned == {"0"}, "the only GPU of a container is its number 0"
     started = {
         profile: sum(profile in service["profiles"] for service in workers.values())
         for profile in ("gpu", "gpu-2", "gpu-4", "gpu-8")

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -21,10 +22,18 @@ UNIT = ROOT / "deployments" / "systemd" / "miniplm-gpu-worker@.service"
 # Writes down how it was called and which signals it would ignore, then waits for SIGTERM as a worker does.
 STUB = """#!/usr/bin/env python3
 import json, os, pathlib, signal, sys, time
-name = sys.argv[sys.argv.index("--name") + 1]
 folder = pathlib.Path(os.environ["STUB_FOLDER"])
+if sys.argv[1] == "api":
+    (folder / "told").open("a").write(" ".join(sys.argv[1:]) + "\\n")
+    sys.exit(0)
+name = sys.argv[sys.argv.index("--name") + 1]
+if run := os.environ.get("STUB_RUN"):
+    import subprocess
+    child = subprocess.Popen(["sleep", "60"], env={**os.environ, "PREFECT__FLOW_RUN_ID": f"{run}-{name}"})
 def stop(number, frame):
     (folder / f"{name}.stopped").write_text(signal.Signals(number).name)
+    if run:
+        child.kill()
     sys.exit(0)
 signal.signal(signal.SIGTERM, stop)
 facts = {
@@ -121,6 +130,17 @@ def test_ctrl_c_at_the_terminal_reaches_each_worker_once_through_the_script(mach
     assert set(stopped(machine).values()) == {"SIGTERM"}
 
 
+def test_the_server_is_told_of_the_runs_that_were_stopped(machine):
+    """The stub's workers each have a child with the id of a run in its environment, as Prefect's have."""
+    process, _ = start({**machine, "STUB_RUN": "run"}, "--gpus", "0,1", num_workers=2)
+    process.terminate()
+    assert process.wait(10) == 0
+    state = '{"state": {"type": "CRASHED", "message": "Its worker was stopped."}}'
+    assert sorted((Path(machine["STUB_FOLDER"]) / "told").read_text().splitlines()) == [
+        f"api POST /flow_runs/run-host-gpu{gpu}/set_state --data {state}" for gpu in (0, 1)
+    ]
+
+
 def test_one_that_dies_takes_the_others_with_it_and_is_said(machine):
     process, workers = start({**machine, "STUB_DIES": "gpu1"}, "--gpus", "0,1", num_workers=2)
     assert process.wait(10) == 1
@@ -128,16 +148,36 @@ def test_one_that_dies_takes_the_others_with_it_and_is_said(machine):
     assert not any(is_alive(worker["pid"]) for worker in workers.values())
 
 
-def test_what_is_set_stays_and_pool_queue_and_no_gpu_are_taken(machine):
+def test_what_is_set_stays_and_pool_queue_limit_and_no_gpu_are_taken(machine):
     given = {**machine, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "45"}
-    process, workers = start(given, "--gpus", "none", "--pool", "other", "--queue", "urgent", num_workers=1)
+    process, workers = start(given, "--gpus", "none", "--pool", "other", "--queue", "urgent", "--limit", "8", num_workers=1)
     process.terminate()
     assert process.wait(10) == 0
     (worker,) = workers.values()
     assert worker["environment"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "45"
     assert worker["environment"]["CUDA_VISIBLE_DEVICES"] == ""
-    assert worker["arguments"][2:4] == ["--pool", "other"]
-    assert worker["arguments"][-4:] == ["--name", "host-cpu", "--work-queue", "urgent"]
+    assert worker["arguments"] == [
+        *("worker", "start", "--pool", "other", "--type", "process", "--limit", "8", "--name", "host", "--work-queue", "urgent")
+    ]
+
+
+def test_one_worker_answers_for_all_when_asked_for_health(machine):
+    """Two would fight for the port; that all end with the first that ends makes one enough."""
+    process, workers = start(machine, "--healthcheck", num_workers=2)
+    process.terminate()
+    assert process.wait(10) == 0
+    assert ["--with-healthcheck" in workers[name]["arguments"] for name in ("host-gpu0", "host-gpu1")] == [True, False]
+
+
+def test_a_worker_without_a_name_has_the_machine_s_and_its_gpu_s(machine):
+    process = subprocess.Popen([str(SCRIPT), "--gpus", "3"], env=machine, start_new_session=True)
+    expected = Path(machine["STUB_FOLDER"]) / f"{socket.gethostname()}-gpu3.json"
+    deadline = time.monotonic() + 20
+    while not expected.exists():
+        assert time.monotonic() < deadline, list(expected.parent.glob("*.json"))
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(10) == 0
 
 
 @pytest.mark.parametrize(
@@ -146,6 +186,7 @@ def test_what_is_set_stays_and_pool_queue_and_no_gpu_are_taken(machine):
         (["--gpus", "0,x"], None, "give all, none, or numbers"),
         (["--gpus", "1,0,1"], None, "1 is given twice"),
         (["--gpus"], None, "--gpus wants a value"),
+        (["--limit", "none"], None, "give a number from 1"),
         (["--workers", "2"], None, "there is no option --workers"),
         ([], "PREFECT_API_URL", "PREFECT_API_URL is not set"),
     ],
