@@ -145,6 +145,38 @@ class PatientS3FileSystem(S3FileSystem):  # type: ignore[misc]
     def _endpoint(self) -> str:
         return "" if self._s3 is None else str(self._s3.meta.endpoint_url)
 
+    async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
+        """A range, or the whole: one request for a small object, which also tells the size of a large one, whose rest comes in parts."""
+        if start is not None or end is not None:
+            return bytes(await super()._cat_file(path, start=start, end=end, **kwargs))
+        for num_tries in itertools.count(1):
+            try:
+                return await self._read_whole(path)
+            except OSError as error:
+                response = find_response(error)
+                code = "" if response is None else response["Error"].get("Code")
+                if code in ("InvalidRange", "416"):
+                    return b""
+                # It was replaced between two parts, and a mixture of both is neither.
+                if code not in ("PreconditionFailed", "412") or num_tries == 3:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def _read_whole(self, path: str) -> bytes:
+        bucket, key, _ = self.split_path(path)
+        first = await self._call_s3("get_object", Bucket=bucket, Key=key, Range=f"bytes=0-{PART_BYTES - 1}")
+        content = bytes(await first["Body"].read())
+        size = int(first["ContentRange"].rpartition("/")[2]) if "ContentRange" in first else len(content)
+        slots = asyncio.Semaphore(self.max_concurrency)
+
+        async def read_part(start: int) -> bytes:
+            async with slots:
+                part = f"bytes={start}-{min(size, start + PART_BYTES) - 1}"
+                answer = await self._call_s3("get_object", Bucket=bucket, Key=key, Range=part, IfMatch=first["ETag"])
+                return bytes(await answer["Body"].read())
+
+        return b"".join([content, *await asyncio.gather(*map(read_part, range(len(content), size, PART_BYTES)))])
+
     async def _put_file(self, lpath: str, rpath: str, **kwargs: Any) -> None:
         """One request for a small file, parts at the same time for a large one; nothing is visible before all is there."""
         bucket, key, _ = self.split_path(rpath)
@@ -233,6 +265,30 @@ class PatientS3FileSystem(S3FileSystem):  # type: ignore[misc]
 
     # s3fs bound its own at the definition of its class.
     call_s3 = sync_wrapper(_call_s3)
+
+
+class SnapshotS3FileSystem(PatientS3FileSystem):
+    """For readers of many files that no longer change: one listing of a folder answers all questions about its files.
+
+    DuckDB asks seven times for each file that it reads. What appears after the first question is looked for as ever.
+    """
+
+    cachable = False
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._listed: dict[str, asyncio.Future[dict[str, Any]]] = {}
+
+    async def _info(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        path = self._strip_protocol(path)
+        folder = self._parent(path)
+        if folder not in self._listed:
+            self._listed[folder] = asyncio.ensure_future(self._list_files(folder))
+        files = await self._listed[folder]
+        return files[path] if path in files else await super()._info(path, *args, **kwargs)
+
+    async def _list_files(self, folder: str) -> dict[str, Any]:
+        return {entry["name"]: entry for entry in await self._lsdir(folder) if entry["type"] == "file"}
 
 
 class _ReadBody:

@@ -35,11 +35,12 @@ _BLOCK_BYTES = 1 << 20
 STREAM_BYTES = 16 << 20
 _MOST_DOWNLOADS = 8
 _SECONDS_OF_A_DAY = 86400.0
+_S3_PROTOCOLS = ("s3://", "s3a://")
 
 
 def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URL and the path in it. S3's bears faults and caches no listing; credentials are found by botocore."""
-    if not url.startswith(("s3://", "s3a://")):
+    if not url.startswith(_S3_PROTOCOLS):
         filesystem, path = url_to_fs(url)
         return filesystem, str(path)
     from miniplm.object_stores import PatientS3FileSystem
@@ -59,6 +60,14 @@ class Storage:
         self.filesystem, path = open_filesystem(self.root)
         self.root_path = path.rstrip("/")
         self.is_local = isinstance(self.filesystem, LocalFileSystem)
+
+    def open_snapshot(self) -> fsspec.AbstractFileSystem:
+        """The root's file system for a reader of many files that no longer change while it reads."""
+        if not self.root.startswith(_S3_PROTOCOLS):
+            return self.filesystem
+        from miniplm.object_stores import SnapshotS3FileSystem
+
+        return SnapshotS3FileSystem()
 
     def path(self, relative: str) -> str:
         """The path of a file as the root's file system knows it (no protocol)."""

@@ -11,10 +11,14 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.command_line import environment
+
+if TYPE_CHECKING:
+    from tests.s3_server import S3Server
 
 # Two cores, several processes: one thread each, set before torch is imported anywhere.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -78,3 +82,12 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[st
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server with one empty bucket, started once a session (1.5 s)."""
+    from tests.s3_server import start_s3_server
+
+    with start_s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server

@@ -17,6 +17,7 @@ from miniplm.scoring.shards import check_score_shards
 from miniplm.storage import Storage
 
 _ROLES = ("teacher", "reference")
+_REMOTE_THREADS = 16
 
 
 @contextmanager
@@ -30,7 +31,9 @@ def connect(storage: Storage) -> Iterator[duckdb.DuckDBPyConnection]:
         duckdb.connect(config={"temp_directory": spill}) as connection,
     ):
         if not storage.is_local:
-            connection.register_filesystem(storage.filesystem)
+            connection.register_filesystem(storage.open_snapshot())
+            # A thread waits for the store most of the time.
+            connection.execute(f"SET threads = {_REMOTE_THREADS}")
         try:
             yield connection
         except duckdb.Error as error:
@@ -80,14 +83,18 @@ def candidate_scores(
     finite score from each model; it names the shards and the command that repairs them.
     """
     shards = corpus.split_shards("candidate")
+    sources: dict[str, tuple[str, list[str]]] = {}
     for role, model_id in zip(_ROLES, (teacher_id, reference_id), strict=True):
-        files = [storage.url(layout.score_shard(shard.corpus_id, model_id, shard.shard_index)) for shard in shards]
-        connection.execute(f"CREATE OR REPLACE TEMP VIEW {role}_scores AS SELECT * FROM read_parquet({_sql_list(files)})")
-    files = [storage.url(layout.corpus_shard(shard.corpus_id, shard.split, shard.shard_index)) for shard in shards]
-    connection.execute(
-        f"CREATE OR REPLACE TEMP VIEW candidates AS SELECT sequence_id, domain::VARCHAR AS domain, num_tokens FROM read_parquet({_sql_list(files)})"
-    )
+        scores = [layout.score_shard(shard.corpus_id, model_id, shard.shard_index) for shard in shards]
+        sources[f"{role}_scores"] = ("*", scores)
+    candidates = [layout.corpus_shard(shard.corpus_id, shard.split, shard.shard_index) for shard in shards]
+    sources["candidates"] = ("sequence_id, domain::VARCHAR AS domain, num_tokens", candidates)
+    # A dozen queries follow. Local files are read again for each, remote ones once.
+    kind = "VIEW" if storage.is_local else "TABLE"
     try:
+        for name, (columns, relatives) in sources.items():
+            files = _sql_list([storage.url(relative) for relative in relatives])
+            connection.execute(f"CREATE OR REPLACE TEMP {kind} {name} AS SELECT {columns} FROM read_parquet({files})")
         _check_candidates(connection, shards)
         for role in _ROLES:
             _check_role(connection, shards, role)
