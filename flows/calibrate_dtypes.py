@@ -20,16 +20,23 @@ from tasks import scoring, workers
 
 @flow(name="calibrate-dtypes", flow_run_name="calibrate {teacher.dtype} and {reference.dtype} on {corpus_id}")
 def calibrate_dtypes(
-    config: Annotated[RunConfig, Field(description="the run's configuration")],
-    corpus_id: Annotated[str, Field(description="the prepared corpus")],
-    teacher: Annotated[ModelEntry, Field(description="the teacher, as its run names it")],
-    reference: Annotated[ModelEntry, Field(description="the reference model, as its run names it")],
-    num_sequences: Annotated[int, Field(description="candidate sequences to score in both precisions", ge=2)],
-    version: Annotated[
-        str, Field(description="version of miniplm that gives the work; a worker of another one refuses")
-    ] = __version__,
+    config: RunConfig,
+    corpus_id: str,
+    teacher: ModelEntry,
+    reference: ModelEntry,
+    num_sequences: Annotated[int, Field(ge=2)],
+    version: str = __version__,
 ) -> Calibration:
-    """Scores `num_sequences` candidates in both precisions; what it says is judged by whoever uses it."""
+    """Scores `num_sequences` candidates in both precisions; what it says is judged by whoever uses it.
+
+    Args:
+        config: the run's configuration
+        corpus_id: the prepared corpus
+        teacher: the teacher, as its run names it
+        reference: the reference model, as its run names it
+        num_sequences: candidate sequences to score in both precisions
+        version: version of miniplm that gives the work; a worker of another one refuses
+    """
     workers.prepare_worker(version)
     if not config.is_on_work_pool:
         return scoring.calibrate_dtypes(config.storage, corpus_id, teacher, reference, config.scoring, num_sequences)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from prefect import flow
-from pydantic import Field
 
 from miniplm import __version__
 from miniplm.pinning import WorkerDescription
@@ -14,10 +11,16 @@ from tasks import workers
 
 @flow(name="describe-worker", flow_run_name="describe a worker for {run}")
 def describe_worker(
-    storage: Annotated[str, Field(description="fsspec URL of the storage root")],
-    run: Annotated[str, Field(description="name of the run that asks")],
-    version: Annotated[str, Field(description="version of miniplm that asks; a worker of another one refuses")] = __version__,
+    storage: str,
+    run: str,
+    version: str = __version__,
 ) -> WorkerDescription:
-    """Leaves the description of this worker's device with the run."""
+    """Leaves the description of this worker's device with the run.
+
+    Args:
+        storage: fsspec URL of the storage root
+        run: name of the run that asks
+        version: version of miniplm that asks; a worker of another one refuses
+    """
     workers.prepare_worker(version)
     return workers.describe_worker(storage, run)

@@ -14,7 +14,7 @@ from flows.work_pool.cancellation import cancel_children
 from flows.work_pool.pinning import make_portable
 from miniplm.artifacts import ModelEntry
 from miniplm.corpus.reader import load_corpus
-from miniplm.errors import ConfigError, MiniplmError, ModelError, RunError
+from miniplm.errors import ConfigError, MiniplmError, ModelError, RunError, ScoreError
 from miniplm.run_record import StageRecord, load_run
 from miniplm.scorers import find_reference, identify_teacher
 from miniplm.storage import Storage
@@ -25,19 +25,21 @@ from tasks.workers import use_credentials
 def rescore_shards(
     storage: StorageUrl,
     run: RunName,
-    model: Annotated[
-        Literal["both", "teacher", "reference"], Field(title="Model", description="whose scores are repaired")
-    ] = "both",
-    shards: Annotated[
-        Literal["all failed"] | Sequence[Annotated[int, Field(ge=0)]],
-        Field(title="Shards", description="`all failed`: every shard without a verified score; or shard numbers, from 0"),
-    ] = "all failed",
-    again: Annotated[bool, Field(title="Again", description="score the given shards even where a verified score is there")] = False,
+    model: Literal["both", "teacher", "reference"] = "both",
+    shards: Literal["all failed"] | Sequence[Annotated[int, Field(ge=0)]] = "all failed",
+    again: bool = False,
 ) -> list[StageRecord]:
     """Scores what is missing of the given shards, by the workers of the pool where the run used them.
 
     Raises `RunError` for an unknown run, `ConfigError` for a shard that the corpus does not have, and `ScoreError`
     naming the shards that failed again, after both models.
+
+    Args:
+        storage: fsspec URL of the storage root, e.g. s3://bucket/prefix or /mnt/miniplm
+        run: name of a run that has its record at this storage root
+        model: whose scores are repaired
+        shards: `all failed`: every shard without a verified score; or shard numbers, from 0
+        again: score the given shards even where a verified score is there
     """
     use_credentials()
     if again and shards == "all failed":
@@ -65,6 +67,8 @@ def rescore_shards(
             stages.append(score_corpus(config, record.corpus_id, entry, role, wanted, again))
         except MiniplmError as error:  # the other model's shards are repaired all the same; then this is told
             failures.append(error)
-    if failures:
+    if len(failures) == 1:
         raise failures[0]
+    if failures:
+        raise ScoreError("\n".join(str(failure) for failure in failures))
     return stages

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
 
 from prefect import flow, task
 from prefect.runtime import flow_run
-from pydantic import Field
 
 from flows.calibrate_dtypes import calibrate_dtypes
 from flows.config_parameter import ConfigUrl, resolve_parameter
@@ -31,7 +29,7 @@ from miniplm.scoring.calibration import check_fidelity, find_sufficient, needs_c
 from miniplm.storage import Storage
 from tasks.models import check_inputs, identify_teacher
 from tasks.retries import TASK_OPTIONS
-from tasks.workers import use_credentials
+from tasks.workers import rename_run, use_credentials
 
 _SECONDS_OF_A_DAY = 86400.0
 
@@ -45,18 +43,18 @@ def _name_run() -> str:
 
 @flow(name="run-miniplm", flow_run_name=_name_run, on_cancellation=[cancel_children])
 def run_miniplm(
-    config: Annotated[
-        RunConfig | ConfigUrl,
-        Field(title="Configuration", description="a run's configuration: the URL of its YAML file, or all of it here"),
-    ],
-    overrides: Annotated[
-        Sequence[str],
-        Field(title="Changes", description="fields to change, as FIELD=VALUE, e.g. selection.ratio=0.3"),
-    ] = (),
+    config: RunConfig | ConfigUrl,
+    overrides: Sequence[str] = (),
 ) -> RunRecord:
-    """Refines a corpus and trains the students on it; whatever is finished at the storage root is not done again."""
+    """Refines a corpus and trains the students on it; whatever is finished at the storage root is not done again.
+
+    Args:
+        config: a run's configuration: the URL of its YAML file, or all of it here
+        overrides: fields to change, as FIELD=VALUE, e.g. selection.ratio=0.3
+    """
     use_credentials()
     config = resolve_parameter(config, overrides)
+    rename_run(f"run {config.name}")
     if config.is_on_work_pool:
         config = make_portable(config)
     check_inputs(config)

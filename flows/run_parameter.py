@@ -11,12 +11,8 @@ from miniplm.config_files import check_config
 from miniplm.run_record import load_run
 from miniplm.storage import Storage
 
-StorageUrl = Annotated[
-    Url, Field(title="Storage", description="fsspec URL of the storage root, e.g. s3://bucket/prefix or /mnt/miniplm")
-]
-RunName = Annotated[
-    str, Field(title="Run", description="name of a run that has its record there; `miniplm status` lists it", min_length=1)
-]
+StorageUrl = Url
+RunName = Annotated[str, Field(min_length=1)]
 
 
 def load_run_config(storage: str, run: str) -> RunConfig:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, NoReturn
+from typing import Literal, NoReturn
 
 from prefect import flow
 from prefect.futures import wait
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
-from pydantic import Field
 
 from miniplm import __version__, layout
 from miniplm.artifacts import ModelEntry, ScoreShardManifest
@@ -44,22 +43,31 @@ def _name_run() -> str:
     task_runner=ThreadPoolTaskRunner(max_workers=2),  # type: ignore[arg-type]
 )
 def score_shards(
-    storage: Annotated[str, Field(description="fsspec URL of the storage root")],
-    corpus_id: Annotated[str, Field(description="the corpus whose candidate shards are scored, e.g. c-1a2b3c4d5e6f")],
-    model: Annotated[ModelEntry, Field(description="the model, as its run names it")],
-    role: Annotated[Literal["teacher", "reference"], Field(description="what the model is in the run")],
-    shard_indices: Annotated[Sequence[int], Field(description="the shards of this batch, from 0")],
-    scoring: Annotated[ScoringConfig, Field(description="how the model runs over the shards")],
-    done_tokens: Annotated[int, Field(description="tokens that are scored already, for the progress of the whole")] = 0,
-    remark: Annotated[str, Field(description="a remark for the progress")] = "",
-    version: Annotated[
-        str, Field(description="version of miniplm that gives the work; a worker of another one refuses")
-    ] = __version__,
+    storage: str,
+    corpus_id: str,
+    model: ModelEntry,
+    role: Literal["teacher", "reference"],
+    shard_indices: Sequence[int],
+    scoring: ScoringConfig,
+    done_tokens: int = 0,
+    remark: str = "",
+    version: str = __version__,
 ) -> list[ScoreShardManifest]:
     """Scores the given shards but those that are scored already; returns the manifests of all.
 
     Raises `ScoreError` naming the shards that failed with their reasons, once all others are done; `RunFailedError`
     where one of the reasons is in no input; `VersionError` where this worker is of another version.
+
+    Args:
+        storage: fsspec URL of the storage root
+        corpus_id: the corpus whose candidate shards are scored, e.g. c-1a2b3c4d5e6f
+        model: the model, as its run names it
+        role: what the model is in the run
+        shard_indices: the shards of this batch, from 0
+        scoring: how the model runs over the shards
+        done_tokens: tokens that are scored already, for the progress of the whole
+        remark: a remark for the progress
+        version: version of miniplm that gives the work; a worker of another one refuses
     """
     prepare_worker(version)
     root = Storage(storage)

@@ -25,19 +25,21 @@ from tasks.workers import use_credentials
 def select_and_train(
     storage: StorageUrl,
     run: RunName,
-    name: Annotated[Name, Field(title="New run", description="name of the new run, whose report compares its students")],
-    ratio: Annotated[
-        float | None, Field(title="Ratio", gt=0, le=1, description="kept share of the candidates, in (0, 1]; empty: as in the run")
-    ] = None,
-    score: Annotated[
-        Literal["mean", "sum"] | None,
-        Field(title="Score", description="rank by nats a token (mean) or a sequence (sum); empty: as in the run"),
-    ] = None,
-    students: Annotated[
-        Sequence[StudentConfig] | None, Field(title="Students", description="the models to train; empty: those of the run")
-    ] = None,
+    name: Name,
+    ratio: Annotated[float | None, Field(gt=0, le=1)] = None,
+    score: Literal["mean", "sum"] | None = None,
+    students: Sequence[StudentConfig] | None = None,
 ) -> RunRecord:
-    """Selects anew from a run's scores, trains and evaluates students, writes a report. Raises `ScoreJoinError` where scores are missing."""
+    """Selects anew from a run's scores, trains and evaluates students, writes a report. Raises `ScoreJoinError` where scores are missing.
+
+    Args:
+        storage: fsspec URL of the storage root, e.g. s3://bucket/prefix or /mnt/miniplm
+        run: name of a run that has its record at this storage root
+        name: name of the new run, whose report compares its students
+        ratio: kept share of the candidates, in (0, 1]; empty: as in the run
+        score: rank by nats a token (mean) or a sequence (sum); empty: as in the run
+        students: the models to train; empty: those of the run
+    """
     use_credentials()
     config = _change(load_run_config(storage, run), name, ratio, score, students)
     _require_scores(Storage(storage), run)

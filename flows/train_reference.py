@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from prefect import flow
-from pydantic import Field
 
 from flows.work_pool.single import run_on_pool
 from miniplm import __version__
@@ -21,13 +18,17 @@ from tasks import models, workers
 
 @flow(name="train-reference", flow_run_name="train reference of {corpus_id}")
 def train_reference(
-    config: Annotated[RunConfig, Field(description="the run's configuration")],
-    corpus_id: Annotated[str, Field(description="the prepared corpus")],
-    version: Annotated[
-        str, Field(description="version of miniplm that gives the work; a worker of another one refuses")
-    ] = __version__,
+    config: RunConfig,
+    corpus_id: str,
+    version: str = __version__,
 ) -> tuple[ModelEntry, StageRecord]:
-    """Provides the reference model of a run; on a work pool a worker trains it."""
+    """Provides the reference model of a run; on a work pool a worker trains it.
+
+    Args:
+        config: the run's configuration
+        corpus_id: the prepared corpus
+        version: version of miniplm that gives the work; a worker of another one refuses
+    """
     workers.prepare_worker(version)
     if config.is_on_work_pool:
         storage = Storage(config.storage)

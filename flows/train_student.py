@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from prefect import flow
-from pydantic import Field
 
 from flows.work_pool.single import run_on_pool
 from miniplm import __version__
@@ -21,16 +18,23 @@ from tasks import students, workers
 
 @flow(name="train-student", flow_run_name="train {student_name} of {config.name}")
 def train_student(
-    config: Annotated[RunConfig, Field(description="the run's configuration")],
-    corpus_id: Annotated[str, Field(description="the prepared corpus")],
-    selection_id: Annotated[str, Field(description="the selection, made of that corpus")],
-    student_name: Annotated[str, Field(description="which student of the configuration")],
-    evaluate: Annotated[bool, Field(description="measure the student on the held-out split when it is trained")] = False,
-    version: Annotated[
-        str, Field(description="version of miniplm that gives the work; a worker of another one refuses")
-    ] = __version__,
+    config: RunConfig,
+    corpus_id: str,
+    selection_id: str,
+    student_name: str,
+    evaluate: bool = False,
+    version: str = __version__,
 ) -> tuple[StudentRecord, StageRecord]:
-    """Trains one student of a run, from its last checkpoint; on a work pool a worker does, and measures it."""
+    """Trains one student of a run, from its last checkpoint; on a work pool a worker does, and measures it.
+
+    Args:
+        config: the run's configuration
+        corpus_id: the prepared corpus
+        selection_id: the selection, made of that corpus
+        student_name: which student of the configuration
+        evaluate: measure the student on the held-out split when it is trained
+        version: version of miniplm that gives the work; a worker of another one refuses
+    """
     workers.prepare_worker(version)
     if config.is_on_work_pool:
         _train_on_pool(config, corpus_id, selection_id, student_name)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+from uuid import UUID
 
 from prefect import task
+from prefect.client.orchestration import get_client
+from prefect.runtime import flow_run
 
 from miniplm import __version__
 from miniplm.errors import VersionError
@@ -39,6 +42,14 @@ def describe_worker(storage_url: str, run_name: str) -> WorkerDescription:
     )
     save_worker(Storage(storage_url), run_name, description)
     return description
+
+
+def rename_run(name: str) -> None:
+    """Gives this flow run the name that it got to know only now."""
+    run_id = flow_run.get_id()
+    if run_id and flow_run.get_name() != name:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(UUID(run_id), name=name)
 
 
 def use_credentials() -> None:

@@ -9,7 +9,7 @@ import traceback
 import typer
 from rich.console import Console
 
-from flows.cli import facts, runs, stages
+from flows.cli import facts, fleet, runs, stages
 from flows.cli.options import is_verbose
 from miniplm import __version__
 from miniplm.errors import ConfigError, MiniplmError, RunFailedError
@@ -30,6 +30,7 @@ RUNNING, STAGES, FACTS = "Run", "One stage at a time", "Look"
 app.command("run", rich_help_panel=RUNNING)(runs.run)
 app.command("demo", rich_help_panel=RUNNING)(runs.demo)
 app.command("plan", rich_help_panel=RUNNING)(runs.plan)
+app.command("rescore", rich_help_panel=RUNNING)(fleet.rescore)
 app.command("prepare", rich_help_panel=STAGES)(stages.prepare)
 app.command("train-reference", rich_help_panel=STAGES)(stages.train_reference)
 app.command("score", rich_help_panel=STAGES)(stages.score)

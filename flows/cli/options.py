@@ -50,15 +50,31 @@ def resolve_config(target: str | None, overrides: Sequence[str] | None, storage:
     """
     if target is None:
         target = _find_only_run(storage)
-    elif target.endswith((".yaml", ".yml", ".json")) or "/" in target or Path(target).is_file():
-        return load_config(target, overrides or ())
+    elif is_config_file(target):
+        return _as_on_workers(load_config(target, overrides or ()))
     from miniplm.run_record import load_run
     from miniplm.storage import Storage
 
     content = load_run(Storage(storage), target).config
     for override in overrides or ():
         apply_override(content, override)
-    return check_config(content, f"run {target} at {storage}")
+    return _as_on_workers(check_config(content, f"run {target} at {storage}"))
+
+
+def is_config_file(target: str) -> bool:
+    """Whether a command's target is the YAML file of a run, not a run's name."""
+    return target.endswith((".yaml", ".yml", ".json")) or "/" in target or Path(target).is_file()
+
+
+def _as_on_workers(config: RunConfig) -> RunConfig:
+    """A run on a work pool as its workers see it: with absolute paths, and the dtypes that they have pinned."""
+    if not config.is_on_work_pool:
+        return config
+    from miniplm.pinning import find_pinned, make_absolute
+    from miniplm.storage import Storage
+
+    config = make_absolute(config)
+    return find_pinned(Storage(config.storage), config)
 
 
 def _find_only_run(storage: str) -> str:
@@ -96,6 +112,9 @@ def watched_flow(verbose: bool, as_json: bool) -> Iterator[Console]:
     """Live progress in the terminal while a flow runs; on stderr where stdout is for JSON."""
     start_quietly(verbose)
     console = Console(stderr=as_json, highlight=False, markup=False)
+    from flows.cli.prefect_api import require_prefect_api
+
+    require_prefect_api()
     if console.is_terminal and not verbose:
         console.print("starting ...", end="\r", style="dim")
     from transformers.utils import logging as transformers_logging

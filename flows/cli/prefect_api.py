@@ -3,6 +3,31 @@
 from __future__ import annotations
 
 from miniplm.doctor import Finding
+from miniplm.errors import PrefectApiError
+
+
+def require_prefect_api() -> None:
+    """Raises `PrefectApiError` where PREFECT_API_URL names a server that does not answer, or refuses these credentials."""
+    import httpx
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import PrefectHTTPStatusError
+    from prefect.settings import PREFECT_API_URL
+
+    url = PREFECT_API_URL.value()
+    if not url:
+        return
+    try:
+        with get_client(sync_client=True) as client:
+            client.read_work_pools(limit=1)
+    except PrefectHTTPStatusError as error:
+        status = error.response.status_code
+        advice = "set PREFECT_API_AUTH_STRING to its user:password" if status in (401, 403) else "look at the server's log"
+        raise PrefectApiError(f"the Prefect server at {url} answers {status} {error.response.reason_phrase}; {advice}") from error
+    except (httpx.HTTPError, RuntimeError) as error:
+        raise PrefectApiError(
+            f"no answer from the Prefect server at {url} ({type(error).__name__}). Start it (`prefect server start`, or "
+            "`deployments/local-fleet.sh start`), correct PREFECT_API_URL, or unset it to run without a server"
+        ) from error
 
 
 def check_prefect_api() -> Finding:

@@ -29,6 +29,10 @@ def run(
     target: Target = None,
     overrides: Overrides = None,
     storage: StorageRoot = DEFAULT_STORAGE,
+    submit: Annotated[
+        bool,
+        typer.Option("--submit", help="Give the run to the fleet (deployment run-miniplm) and return; watch it in the Prefect UI."),
+    ] = False,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
@@ -38,7 +42,13 @@ def run(
     ratio or student costs no new scores.
     """
     start_quietly(verbose)
-    _run(resolve_config(target, overrides, storage), as_json, verbose)
+    config = resolve_config(target, overrides, storage)
+    if submit:
+        from flows.cli.fleet import submit_run
+
+        submit_run(config, as_json, verbose)
+    else:
+        _run(config, as_json, verbose)
 
 
 def demo(overrides: Overrides = None, as_json: AsJson = False, verbose: Verbose = False) -> None:
