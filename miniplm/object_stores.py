@@ -24,6 +24,7 @@ from typing import Any
 
 import aiohttp
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError, SSLError
+from botocore.exceptions import ConnectionError as NoConnectionError
 from botocore.httpchecksum import FlexibleChecksumError
 from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync_wrapper
@@ -43,6 +44,7 @@ _ABORT_SECONDS = 15.0
 
 _PASSING_ERRORS = (
     HTTPClientError,
+    NoConnectionError,  # which s3fs itself does not try again
     aiohttp.ClientError,
     ResponseParserError,
     IncompleteReadError,

@@ -92,7 +92,9 @@ class Storage:
                 entries = self.filesystem.ls(self.path(relative), detail=False)
         except FileNotFoundError:
             return []
-        names = {posixpath.basename(str(entry).rstrip("/")) for entry in entries}
+        # An object store may hold a placeholder for the folder itself.
+        paths = {str(entry).rstrip("/") for entry in entries} - {self.path(relative)}
+        names = {posixpath.basename(path) for path in paths}
         return sorted(name for name in names if name and not name.startswith(_TEMPORARY_PREFIX))
 
     def open(self, relative: str) -> IO[bytes]:

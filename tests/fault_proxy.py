@@ -20,6 +20,7 @@ _ANSWERS = {
     "503": ("503 Service Unavailable", "SlowDown"),
     "500": ("500 Internal Server Error", "InternalError"),
     "403": ("403 Forbidden", "AccessDenied"),
+    "404": ("404 Not Found", "NoSuchUpload"),
 }
 
 
@@ -47,7 +48,7 @@ class FaultProxy:
 
     @property
     def num_faults(self) -> int:
-        return sum(self.counts[kind] for kind in (*KINDS, "403"))
+        return sum(self.counts[kind] for kind in KINDS)
 
     @contextmanager
     def run(self) -> Iterator[FaultProxy]:
