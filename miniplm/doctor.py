@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from miniplm.artifacts import Record
+from miniplm.errors import StorageError
 from miniplm.storage import Storage
 
 State = Literal["ok", "warning", "problem"]
@@ -158,13 +160,17 @@ def _check_storage(storage_url: str) -> Iterator[Finding]:
     content = uuid.uuid4().bytes
     try:
         storage.write_bytes(probe, content)
+        start = time.perf_counter()
         intact = storage.read_bytes(probe) == content
+        milliseconds = (time.perf_counter() - start) * 1000
         storage.delete(probe)
     except Exception as error:
+        # An error of ours says what to do itself.
+        reason = str(error) if isinstance(error, StorageError) else f"{type(error).__name__}: {error}"
         yield Finding(
             name="storage",
             state="problem",
-            value=f"{storage_url}: {type(error).__name__}: {error}",
+            value=f"{storage_url}: {reason}",
             advice="give the config a `storage` that this user may write to; for S3 check the URL, the credentials and the endpoint",
         )
         return
@@ -178,7 +184,7 @@ def _check_storage(storage_url: str) -> Iterator[Finding]:
         state="ok" if intact and deleted else "problem",
         value=f"{storage_url}: "
         + (
-            "written, read back and deleted a file"
+            "written, read back and deleted a file" + ("" if storage.is_local else f"; a small read takes {milliseconds:.0f} ms")
             if intact and deleted
             else "the file came back changed"
             if not intact

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib.metadata import version
 from pathlib import Path
 
-import fsspec
+import fsspec.config
 import pytest
 import torch
 
@@ -45,6 +46,18 @@ def test_no_storage_given_looks_at_none() -> None:
 def test_other_file_systems_are_probed_too() -> None:
     assert find(diagnose("memory://doctor/root"), "storage").state == "ok"
     assert not [path for path in fsspec.filesystem("memory").store if "doctor-" in path]
+
+
+def test_a_bucket_is_probed_and_its_distance_told(s3_server, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"endpoint_url": s3_server.endpoint, "key": s3_server.key, "secret": s3_server.secret}
+    monkeypatch.setitem(fsspec.config.conf, "s3", options)
+    finding = find(diagnose(f"s3://{s3_server.bucket}/doctor"), "storage")
+    assert finding.state == "ok"
+    assert re.search(r"deleted a file; a small read takes \d+ ms$", finding.value)
+    assert Storage(f"s3://{s3_server.bucket}/doctor").list_names("") == []
+    finding = find(diagnose("s3://nobucket/doctor"), "storage")
+    assert finding.state == "problem"
+    assert "the bucket nobucket does not exist" in finding.value
 
 
 def test_root_below_a_file_is_a_problem(tmp_path: Path) -> None:
