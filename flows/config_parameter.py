@@ -21,6 +21,8 @@ ConfigUrl = Annotated[
     ),
 ]
 
+InlineConfig = Annotated[RunConfig, Field(title="All of it, here")]
+
 # Below which URLs a worker reads configurations, separated by spaces; without it, any URL of the protocols below.
 ALLOWED_VARIABLE = "MINIPLM_CONFIG_URLS"
 _PROTOCOLS = ("s3", "gs", "gcs", "https", "file")

@@ -20,13 +20,16 @@ from miniplm.scorers import find_reference, identify_teacher
 from miniplm.storage import Storage
 from tasks.workers import use_credentials
 
+AllFailed = Annotated[Literal["all failed"], Field(title="All failed")]
+TheseShards = Annotated[Sequence[Annotated[int, Field(ge=0)]], Field(title="These shards")]
+
 
 @flow(name="rescore-shards", flow_run_name="rescore {run} {model}", on_cancellation=[cancel_children])
 def rescore_shards(
     storage: StorageUrl,
     run: RunName,
     model: Literal["both", "teacher", "reference"] = "both",
-    shards: Literal["all failed"] | Sequence[Annotated[int, Field(ge=0)]] = "all failed",
+    shards: AllFailed | TheseShards = "all failed",
     again: bool = False,
 ) -> list[StageRecord]:
     """Scores what is missing of the given shards, by the workers of the pool where the run used them.

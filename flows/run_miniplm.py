@@ -8,7 +8,7 @@ from prefect import flow, task
 from prefect.runtime import flow_run
 
 from flows.calibrate_dtypes import calibrate_dtypes
-from flows.config_parameter import ConfigUrl, resolve_parameter
+from flows.config_parameter import ConfigUrl, InlineConfig, resolve_parameter
 from flows.evaluate_student import evaluate_student
 from flows.prepare_corpus import prepare_corpus
 from flows.score_corpus import score_corpus
@@ -43,7 +43,7 @@ def _name_run() -> str:
 
 @flow(name="run-miniplm", flow_run_name=_name_run, on_cancellation=[cancel_children])
 def run_miniplm(
-    config: RunConfig | ConfigUrl,
+    config: ConfigUrl | InlineConfig,
     overrides: Sequence[str] = (),
 ) -> RunRecord:
     """Refines a corpus and trains the students on it; whatever is finished at the storage root is not done again.

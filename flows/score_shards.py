@@ -83,7 +83,7 @@ def score_shards(
     try:
         if todo:
             load_model(storage, model, scoring, corpus.sequence_length, role)
-            with stage_progress(stage, total, "tokens", done, remark):
+            with stage_progress(stage, total, "tokens", done, remark, artifact=f"batch {role} {corpus_id}"):
                 for start in range(0, len(todo), _SHARDS_AT_ONCE):
                     futures = {
                         index: score_shard.submit(storage, corpus_id, model, index, scoring, stage)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-import httpx
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from prefect.logging import get_logger
-
 from miniplm.progress import Progress, ProgressCallback
+from tasks.artifacts import LiveArtifact, make_key
 
 _watchers: list[ProgressCallback] = []
 _lock = threading.Lock()
@@ -52,7 +48,7 @@ class StageProgress:
     `done` counts what was there before; the rate is of what this process does.
     """
 
-    def __init__(self, key: str, total: float, unit: str, done: float = 0.0, remark: str = "") -> None:
+    def __init__(self, key: str, total: float, unit: str, done: float = 0.0, remark: str = "", artifact: str | None = None) -> None:
         self.key, self.total, self.unit = key, total, unit
         self.done_before = done
         self._parts: dict[str, float] = {}
@@ -60,11 +56,8 @@ class StageProgress:
         self._started = time.monotonic()
         self._updated = 0.0
         self._detail = ""
-        self._artifact = create_progress_artifact(
-            progress=self._percent(),
-            key=re.sub(r"[^a-z0-9]+", "-", key.lower()).strip("-"),
-            description=f"{key}: {total:,.0f} {unit}",
-        )
+        self._artifact = LiveArtifact("progress", make_key(artifact or key))
+        self._artifact.publish(self._percent(), f"{key}: {total:,.0f} {unit}")
         report_progress(Progress(key, done, total, unit, remark))
 
     def callback(self, part: str) -> Callable[[Progress], None]:
@@ -114,20 +107,18 @@ class StageProgress:
             description += f", {left / 60:.1f} minutes left"
         if detail:
             description += f" ({detail})"
-        try:
-            update_progress_artifact(self._artifact, progress=percent, description=description)
-        except httpx.HTTPError as error:
-            # Scoring costs more than its display: a server that is away for a moment must not fail a shard.
-            get_logger("miniplm").warning("the progress artifact could not be updated: %s", error)
+        self._artifact.publish(percent, description)
 
 
 _stages: dict[str, StageProgress] = {}
 
 
 @contextmanager
-def stage_progress(key: str, total: float, unit: str, done: float = 0.0, remark: str = "") -> Iterator[StageProgress]:
-    """Opens the progress of a stage, found by its tasks under `key` with `shard_callback`."""
-    stage = StageProgress(key, total, unit, done, remark)
+def stage_progress(
+    key: str, total: float, unit: str, done: float = 0.0, remark: str = "", artifact: str | None = None
+) -> Iterator[StageProgress]:
+    """Opens the progress of a stage, found by its tasks under `key` with `shard_callback`; `artifact` is its key in the UI."""
+    stage = StageProgress(key, total, unit, done, remark, artifact)
     _stages[key] = stage
     try:
         yield stage

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from prefect import task
-from prefect.artifacts import create_markdown_artifact
 
 from miniplm.report import write_report as write_page
 from miniplm.storage import Storage
+from tasks.artifacts import LiveArtifact, make_key
 from tasks.retries import TASK_OPTIONS
 
 
@@ -14,5 +14,7 @@ from tasks.retries import TASK_OPTIONS
 def write_report(storage_url: str, run_name: str) -> str:
     """Writes `report.html` and returns where it lies."""
     url = write_page(Storage(storage_url), run_name)
-    create_markdown_artifact(f"The report of {run_name} is at `{url}`", key="report", description="report.html")
+    link = url if "://" in url else f"file://{url}"
+    description = f"The report of {run_name}, at `{url}`. A browser opens it where it sees that place; else copy the file, it is whole in itself."
+    LiveArtifact("markdown", make_key("report", run_name)).publish(f"[report.html of {run_name}]({link})", description)
     return url

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+
 from prefect import task
-from prefect.artifacts import create_table_artifact
 
 from miniplm.artifacts import ModelEntry, SelectionManifest
 from miniplm.config import SelectionConfig
 from miniplm.corpus.reader import load_corpus
 from miniplm.selection import ranking
+from miniplm.selection.plot import plot_selection
 from miniplm.storage import Storage
+from tasks.artifacts import LiveArtifact, make_key
 from tasks.progress import report_progress
 from tasks.retries import TASK_OPTIONS
 
@@ -36,5 +39,11 @@ def select_sequences(
         }
         for domain, counts in manifest.domains.items()
     ]
-    create_table_artifact(rows, key="selection", description=f"{manifest.selection_id}: {manifest.num_selected:,} sequences kept")
+    summary = (
+        f"{manifest.selection_id}: {manifest.num_selected:,} of {manifest.num_candidates:,} sequences kept "
+        f"({manifest.num_selected_tokens:,} tokens), {manifest.num_negative:,} candidates with a negative difference score"
+    )
+    LiveArtifact("table", make_key("selection", corpus_id)).publish(rows, summary)
+    plot = base64.b64encode(plot_selection(manifest)).decode()
+    LiveArtifact("image", make_key("selection-plot", corpus_id)).publish(f"data:image/png;base64,{plot}", summary)
     return manifest, reused

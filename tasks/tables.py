@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
-from uuid import UUID
-
-import httpx
-from prefect.artifacts import create_table_artifact
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import ArtifactUpdate
-from prefect.logging import get_logger
 
 from miniplm import layout
 from miniplm.artifacts import ScoreShardManifest, ShardEntry
+from tasks.artifacts import LiveArtifact, make_key
 
 # A page that shows more rows is of no use to people, and slow.
 _MOST_ROWS = 2000
@@ -25,8 +18,8 @@ class ShardTable:
     """State, tokens, mean NLL, worker and seconds of each shard; failed ones first."""
 
     def __init__(self, key: str, title: str) -> None:
-        self._key, self._title = key.lower().replace("_", "-"), title
-        self._artifact: UUID | None = None
+        self._title = title
+        self._artifact = LiveArtifact("table", make_key(key))
         self._published_at = 0.0
 
     def is_due(self, seconds: float) -> bool:
@@ -51,17 +44,7 @@ class ShardTable:
         if len(rows) > _MOST_ROWS:
             description += f" (the first {_MOST_ROWS:,} of {len(rows):,} rows)"
             rows = rows[:_MOST_ROWS]
-        try:
-            if self._artifact is None:
-                created = create_table_artifact(rows, key=self._key, description=description)
-                assert isinstance(created, UUID)
-                self._artifact = created
-            else:
-                with get_client(sync_client=True) as client:
-                    client.update_artifact(self._artifact, ArtifactUpdate(data=json.dumps(rows), description=description))
-        except httpx.HTTPError as error:
-            # A table that is late must not fail a run.
-            get_logger("miniplm").warning("the table of shards could not be shown: %s", error)
+        self._artifact.publish(rows, description)
 
 
 def _make_row(

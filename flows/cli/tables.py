@@ -119,8 +119,11 @@ def print_corpus(console: Console, storage: Storage, manifest: CorpusManifest) -
     console.print(
         f"{manifest.num_records:,} records read, {rejected:,} rejected" + (f" ({reasons})" if reasons else ""), soft_wrap=True
     )
+    if manifest.parent is not None:
+        console.print(f"extends {manifest.parent}: what that holds was not prepared again, and is counted in", soft_wrap=True)
     if rejected:
-        console.print(f"rejected records: {storage.url(layout.quarantine_folder(manifest.corpus_id))}", soft_wrap=True)
+        folders = ", ".join(storage.url(layout.quarantine_folder(corpus_id)) for corpus_id in manifest.lineage)
+        console.print(f"rejected records: {folders}", soft_wrap=True)
 
 
 def print_status(status: RunStatus) -> None:

@@ -89,7 +89,8 @@ class _PoolScoring:
     def run(self) -> list[ScoreShardManifest]:
         done = sum(self._shards[index].num_tokens for index in self._done)
         total = sum(self._shards[index].num_tokens for index in self._wanted)
-        with stage_progress(f"score {self._role}", total, "tokens", done) as progress:
+        artifact = f"{self._role} {self._corpus.corpus_id}"
+        with stage_progress(f"score {self._role}", total, "tokens", done, artifact=artifact) as progress:
             try:
                 while True:
                     self._look()

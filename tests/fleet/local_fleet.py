@@ -23,9 +23,9 @@ SCRIPT = str(ROOT / "deployments" / "local-fleet.sh")
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on; SeaweedFS takes the S3 port + 10,000 for itself, so all are low."""
+    """Ports that nobody listens on, the last of them before ten more, which the S3 server's parts take."""
     found: list[int] = []
-    for port in range(20000 + os.getpid() % 1000 * 20, 60000):
+    for port in range(15000 + os.getpid() % 500 * 20, 32000):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             found.append(port)

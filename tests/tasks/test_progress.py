@@ -15,10 +15,7 @@ def test_watchers_hear_while_they_watch():
 
 def test_a_stage_sums_its_shards_and_counts_a_repeated_one_once(monkeypatch):
     updates = []
-    monkeypatch.setattr(module, "create_progress_artifact", lambda **_: "id")
-    monkeypatch.setattr(
-        module, "update_progress_artifact", lambda _, progress, description: updates.append((progress, description))
-    )
+    monkeypatch.setattr(module.LiveArtifact, "publish", lambda self, percent, description: updates.append((percent, description)))
     heard = []
     with watch_progress(heard.append), stage_progress("score teacher", 100, "tokens", done=20) as stage:
         first, second = shard_callback("score teacher", "shard-00001"), shard_callback("score teacher", "shard-00002")
