@@ -43,7 +43,8 @@ class Pulse:
         if last is not None and last.sign[0] == state and now - last.asked_at < self._stale_seconds / _CHECKS:
             return False
         sign = (state, run.run_count, find_last_heartbeat(run))
-        if last is None or last.sign != sign:
+        # Silence through which nobody listened, as the server was away, says nothing: a run that lives will beat again.
+        if last is None or last.sign != sign or now - last.asked_at > self._stale_seconds / 2:
             self._signs[run.id] = _LastSign(sign, now, now)
             return False
         last.asked_at = now
