@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from miniplm import layout
+from miniplm.architectures import PRESETS
 from miniplm.artifacts import Record
 from miniplm.config import RunConfig, config_as_dict
 from miniplm.config_files import check_config
@@ -78,13 +79,14 @@ def make_absolute(config: RunConfig) -> RunConfig:
         *((student, "architecture") for student in content["students"]),
     ):
         # What is no folder here is the name of a preset or of a model on a hub.
-        if section[field] is not None and os.path.isdir(section[field]):
-            section[field] = os.path.abspath(section[field])
+        if section[field] is not None and section[field] not in PRESETS and os.path.isdir(os.path.expanduser(section[field])):
+            section[field] = _absolute(section[field])
     return check_config(content, f"run {config.name}")
 
 
 def _absolute(url: str) -> str:
-    return url if "://" in url or "::" in url else os.path.abspath(url)
+    # `~` is the home of this user, as it is to fsspec and to the models' folders.
+    return url if "://" in url or "::" in url else os.path.abspath(os.path.expanduser(url))
 
 
 def for_worker(config: RunConfig) -> RunConfig:
