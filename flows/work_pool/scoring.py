@@ -149,9 +149,10 @@ class _PoolScoring:
     def _settle(self, run: FlowRun, indices: list[int]) -> None:
         """Counts what an ended flow run has scored, and judges why it has not scored the rest."""
         open_before = [index for index in indices if index not in self._done]
-        scored = self._verify(open_before)
+        self._verify(open_before)
         left = [index for index in open_before if index not in self._done]
-        self._num_barren = self._num_barren + 1 if left and not scored else 0
+        if len(left) < len(indices):
+            self._num_barren = 0
         if not left:
             return
         message = strip_message(run.state.message if run.state else "")
@@ -170,7 +171,9 @@ class _PoolScoring:
         if run.state is not None and run.state.is_cancelled():
             if self._run_tag in run.tags:
                 self._fail(rest, f"{run.name} was cancelled")
-        elif is_lasting_message(run.state.message if run.state else ""):
+            return
+        self._num_barren += len(left) == len(indices)
+        if is_lasting_message(run.state.message if run.state else ""):
             self._fail(rest, message)
         elif run.state is not None and run.state.is_crashed():
             # It works on two at a time, in their order: those two may be what it died of.
@@ -178,18 +181,15 @@ class _PoolScoring:
         else:
             self._count_try(rest, f"{run.name} {state.lower()}: {message}")
         if self._num_barren >= _MOST_BARREN:
-            self._fail(
-                rest, f"{self._num_barren} flow runs in a row scored nothing; the last, {run.name}, {state.lower()}: {message}"
-            )
+            reason = f"{self._num_barren} flow runs in a row scored nothing; the last, {run.name}, {state.lower()}: {message}"
+            self._fail([*rest, *self._list_free()], reason)
 
-    def _verify(self, indices: list[int]) -> list[int]:
+    def _verify(self, indices: list[int]) -> None:
         def check(index: int) -> ShardScoreState:
             return check_score_shard(self._storage, self._shards[index], self._entry.model_id)
 
         with ThreadPoolExecutor(_VERIFIERS) as pool:
-            scored = {state.shard_index: state.manifest for state in pool.map(check, indices) if state.manifest is not None}
-        self._done |= scored
-        return list(scored)
+            self._done |= {state.shard_index: state.manifest for state in pool.map(check, indices) if state.manifest is not None}
 
     def _fail(self, indices: list[int], reason: str) -> None:
         for index in indices:
