@@ -18,7 +18,8 @@ commands
 
 options (or the environment variable in brackets)
   --folder DIR        where data, logs, passwords and process ids are kept   [MINIPLM_FLEET_FOLDER, default .fleet]
-  --host ADDRESS      the server's address; other machines need one they reach [127.0.0.1]
+  --host ADDRESS      the Prefect server's address; workers on other machines need one that they reach, and a storage
+                      root of their own, as the S3 server here stays on this machine [127.0.0.1]
   --port N            port of the Prefect server                             [4200]
   --postgres-port N   port of PostgreSQL                                     [5433]
   --s3-port N         port of the S3 server; 0: none                         [8333]
@@ -42,6 +43,12 @@ FOLDER=${MINIPLM_FLEET_FOLDER:-.fleet}
 HOST=127.0.0.1 PORT=4200 POSTGRES_PORT=5433 S3_PORT=8333 GPU_WORKERS=auto PARENTS=8
 
 command=${1:-}
+# Once started, a fleet's ports are those it was started with, unless others are given; --folder may stand anywhere.
+for ((index = 1; index <= $#; index++)); do
+    [[ ${!index} == --folder ]] && next=$((index + 1)) && FOLDER=${!next:-$FOLDER}
+done
+# shellcheck source=/dev/null
+[[ -f $FOLDER/options ]] && source "$FOLDER/options"
 [[ -z $command || $command == -h || $command == --help ]] && { usage; exit 0; }
 shift
 arguments=()
@@ -65,9 +72,6 @@ while (($#)); do
 done
 mkdir -p "$FOLDER"
 FOLDER=$(cd "$FOLDER" && pwd)
-# Once started, a fleet's ports are those it was started with.
-# shellcheck source=/dev/null
-[[ $command != start && -f $FOLDER/options ]] && source "$FOLDER/options"
 BIN=$ROOT/.venv/bin
 [[ -x $BIN/prefect ]] || BIN=$(dirname "$(command -v prefect || fail "there is no prefect; run make setup")")
 
@@ -190,7 +194,9 @@ start_postgres() {
 }
 
 client_environment() {
-    export PREFECT_API_URL=http://$HOST:$PORT/api
+    local reached=$HOST
+    [[ $HOST == 0.0.0.0 ]] && reached=$(hostname)
+    export PREFECT_API_URL=http://$reached:$PORT/api
     PREFECT_API_AUTH_STRING=miniplm:$(secret server)
     export PREFECT_API_AUTH_STRING
     export PREFECT_HOME=$FOLDER/prefect
@@ -211,7 +217,7 @@ start_server() {
         PREFECT_SERVER_API_AUTH_STRING=$PREFECT_API_AUTH_STRING \
         launch server "$BIN/python" "$ROOT/deployments/start_server.py" --host "$HOST" --port "$PORT"
     wait_for "the Prefect server" 120 "$BIN/python" -c \
-        "import urllib.request as u; u.urlopen('http://$HOST:$PORT/api/health', timeout=2)"
+        "import urllib.request as u; u.urlopen('$PREFECT_API_URL/health', timeout=2)"
 }
 
 start_s3() {
@@ -257,18 +263,8 @@ start_workers() {
 }
 
 deploy() {
-    "$BIN/prefect" work-pool inspect miniplm-cpu >/dev/null 2>&1 || "$BIN/prefect" work-pool create miniplm-cpu --type process >/dev/null
-    "$BIN/prefect" work-pool inspect miniplm-gpu >/dev/null 2>&1 || "$BIN/prefect" work-pool create miniplm-gpu --type process >/dev/null
-    # A lower number goes first: scoring waits for the reference model, and a student's training for nothing.
-    for queue in "training 1" "scoring 2"; do
-        read -r name priority <<<"$queue"
-        "$BIN/prefect" work-queue inspect "$name" --pool miniplm-gpu >/dev/null 2>&1 \
-            || "$BIN/prefect" work-queue create "$name" --pool miniplm-gpu --priority "$priority" >/dev/null
-    done
-    (cd "$ROOT" && "$BIN/prefect" --no-prompt deploy --prefect-file deployments/prefect.yaml --all) >"$FOLDER/logs/deploy.log" 2>&1 \
-        || { tail -n 20 "$FOLDER/logs/deploy.log" >&2; fail "the deployments could not be made; see $FOLDER/logs/deploy.log"; }
-    "$BIN/python" "$ROOT/deployments/apply_automations.py" >"$FOLDER/logs/automations.log" 2>&1 \
-        || { tail -n 20 "$FOLDER/logs/automations.log" >&2; fail "the automations could not be made; see $FOLDER/logs/automations.log"; }
+    (cd "$ROOT" && docker/setup.sh) >"$FOLDER/logs/setup.log" 2>&1 \
+        || { tail -n 20 "$FOLDER/logs/setup.log" >&2; fail "pools and deployments could not be made; see $FOLDER/logs/setup.log"; }
 }
 
 # --- commands ----------------------------------------------------------------
@@ -294,7 +290,7 @@ case $command in
     stop)
         # All at once first, as each takes some seconds to tell the server of what it leaves.
         for file in "$FOLDER"/pids/worker-*; do
-            [[ -e $file ]] && kill -TERM -- "-$(cat "$file")" 2>/dev/null || true
+            if [[ -e $file ]]; then kill -TERM -- "-$(cat "$file")" 2>/dev/null || true; fi
         done
         for file in "$FOLDER"/pids/worker-*; do
             [[ -e $file ]] && halt "$(basename "$file")"

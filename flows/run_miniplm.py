@@ -15,13 +15,15 @@ from flows.score_corpus import score_corpus
 from flows.select_sequences import select_sequences
 from flows.train_reference import train_reference
 from flows.train_student import train_student
+from flows.work_pool import fleet
 from flows.work_pool.cancellation import cancel_children
-from flows.work_pool.pinning import make_portable, pin_to_workers
+from flows.work_pool.pinning import check_storage_is_kept, make_portable, pin_to_workers
 from flows.write_report import write_report
 from miniplm import layout
 from miniplm.artifacts import ModelEntry
 from miniplm.config import RunConfig
 from miniplm.corpus.reader import load_corpus
+from miniplm.errors import MiniplmError, ScoreError
 from miniplm.locks import exclusive
 from miniplm.run_log import RunLog
 from miniplm.run_record import RunRecord, StageRecord
@@ -55,6 +57,7 @@ def run_miniplm(
     use_credentials()
     config = resolve_parameter(config, overrides)
     rename_run(f"run {config.name}")
+    check_storage_is_kept(config)
     if config.is_on_work_pool:
         config = make_portable(config)
     check_inputs(config)
@@ -94,6 +97,7 @@ def _score(config: RunConfig, corpus_id: str, teacher: ModelEntry, log: RunLog) 
     """Both models score the corpus: on a work pool at the same time, here one after the other. Returns the reference."""
     storage = Storage(config.storage)
     by_teacher = None
+    fleet.start_waiting()
     if config.is_on_work_pool:
         by_teacher = _score_beside.submit(config, corpus_id, teacher)
     else:
@@ -102,13 +106,17 @@ def _score(config: RunConfig, corpus_id: str, teacher: ModelEntry, log: RunLog) 
         reference, stage = train_reference(config, corpus_id)
         check_fidelity(storage, load_corpus(storage, corpus_id), teacher, reference, config)
         by_reference = score_corpus(config, corpus_id, reference, "reference")
-    except Exception:
-        # The teacher's shards are waited for all the same: what they cost is not thrown away, and what failed of them is told.
         if by_teacher is not None:
-            by_teacher.wait()
+            log.add_stage(by_teacher.result(), teacher=teacher)
+    except Exception as error:
+        # The teacher's shards are waited for all the same: what they cost is not thrown away, and what failed of them is told too.
+        other = None if by_teacher is None else by_teacher.result(raise_on_failure=False)
+        if isinstance(error, MiniplmError) and isinstance(other, MiniplmError) and str(other) != str(error):
+            raise ScoreError(f"{other}\n{error}") from error
         raise
-    if by_teacher is not None:
-        log.add_stage(by_teacher.result(), teacher=teacher)
+    except BaseException:  # told to end: the thread that waits for the teacher's shards must not hold the process
+        fleet.stop_waiting()
+        raise
     log.add_stage(stage, reference=reference)
     log.add_stage(by_reference)
     return reference

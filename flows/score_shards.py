@@ -117,7 +117,8 @@ def _raise_failures(failures: dict[int, object], num_shards: int, role: str) -> 
     options = "".join(f" --shard {index}" for index in list(failures)[:10])
     message = (
         f"{len(failures)} of {num_shards} shards could not be scored by the {role}: {list_offenders(reasons)}. "
-        f"The others are kept. Run `miniplm score CONFIG --model {role}{options}` when the reason is gone"
+        f"The others are kept. Run `miniplm score CONFIG --model {role}{options}` when the reason is gone (on a fleet: "
+        "`miniplm rescore RUN --failed`, or retry this flow run)"
     )
     is_told = all(isinstance(error, (ConfigError, MiniplmError)) for error in failures.values())
     cause = next(iter(failures.values()))

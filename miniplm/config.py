@@ -275,7 +275,8 @@ class ExecutionConfig(Section):
     stale_seconds: int = Field(
         300,
         ge=60,
-        description="work-pool: seconds without a sign of life after which a flow run is taken for dead and its shards are given to others",
+        description="work-pool: seconds without a sign of life after which a flow run is taken for dead and its shards are given to others; "
+        "deployments/automations/stale-run.yaml does the same after 300 s for every flow run",
     )
     min_tokens_per_second: float | None = Field(
         None, gt=0, description="work-pool: a lower rate of a model over all workers raises the event miniplm.throughput-low"

@@ -1,23 +1,25 @@
 #!/usr/bin/env bash
-# Makes sure that the tests find a Chromium: one of them opens report.html in it. On Debian or Ubuntu as root it is
-# installed with apt-get; elsewhere this says what to install, and that test is skipped and says so. Does nothing twice.
+# Makes sure that the tests find a Chromium, in which one of them opens report.html, and PostgreSQL, which keeps the database of the
+# fleet that others start. On Debian or Ubuntu as root both are installed with apt-get; elsewhere this says what to install, and
+# those tests are skipped and say so. Does nothing twice.
 set -euo pipefail
 
-for browser in chromium chromium-browser google-chrome; do
-    command -v "$browser" >/dev/null && exit 0
-done
+missing=()
+command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || missing+=(chromium)
+compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null || missing+=(postgresql)
+((${#missing[@]})) || exit 0
 
 if [[ $(id -u) -ne 0 ]] || ! command -v apt-get >/dev/null; then
-    echo "test-packages: no Chromium on PATH, so the test that opens report.html in a browser will be skipped."
-    echo "test-packages: to run it too, install one first (Debian: apt-get install chromium; Fedora: dnf install chromium)."
+    echo "test-packages: not there: ${missing[*]}. The tests that need them will be skipped."
+    echo "test-packages: to run them too, install them first (Debian, Ubuntu: apt-get install ${missing[*]})."
     exit 0
 fi
 
 mkdir -p "$(dirname "${BASH_SOURCE[0]}")/../.cache"
 log="$(dirname "${BASH_SOURCE[0]}")/../.cache/test-packages.log"
-echo "test-packages: installing Chromium with apt-get, for the test that opens report.html (about a minute; log: .cache/test-packages.log)"
+echo "test-packages: installing ${missing[*]} with apt-get, for the tests (about a minute; log: .cache/test-packages.log)"
 export DEBIAN_FRONTEND=noninteractive
-if ! { apt-get update && apt-get install -y --no-install-recommends chromium; } >"$log" 2>&1; then
+if ! { apt-get update && apt-get install -y --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
     tail -n 20 "$log"
-    echo "test-packages: apt-get could not install Chromium (see above); the test that opens report.html will be skipped."
+    echo "test-packages: apt-get could not install ${missing[*]} (see above); the tests that need them will be skipped."
 fi

@@ -6,8 +6,11 @@ import os
 import socket
 from uuid import UUID
 
+import httpx
 from prefect import task
 from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.logging import get_logger
 from prefect.runtime import flow_run
 
 from miniplm import __version__
@@ -48,8 +51,11 @@ def rename_run(name: str) -> None:
     """Gives this flow run the name that it got to know only now."""
     run_id = flow_run.get_id()
     if run_id and flow_run.get_name() != name:
-        with get_client(sync_client=True) as client:
-            client.update_flow_run(UUID(run_id), name=name)
+        try:
+            with get_client(sync_client=True) as client:
+                client.update_flow_run(UUID(run_id), name=name)
+        except (httpx.HTTPError, PrefectHTTPStatusError) as error:  # only a name for people
+            get_logger("miniplm").warning("the flow run keeps its first name: %s", error)
 
 
 def use_credentials() -> None:

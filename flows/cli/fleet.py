@@ -68,7 +68,8 @@ def rescore(
         return
     for stage in stages:
         console.print(f"{stage.name}: {stage.num_units:,} tokens are scored" + (" (nothing was missing)" if stage.reused else ""))
-    console.print(f"Next: `miniplm run {target}`, or Retry in the Prefect UI; either goes on from here.")
+    where = "" if is_config_file(target) or storage == DEFAULT_STORAGE else f" --storage {storage}"
+    console.print(f"Next: `miniplm run {target}{where}`, or Retry in the Prefect UI; either goes on from here.")
 
 
 def submit_run(config: RunConfig, as_json: bool, verbose: bool) -> None:
@@ -97,4 +98,6 @@ def submit_run(config: RunConfig, as_json: bool, verbose: bool) -> None:
     num_workers, pool = fleet.count_workers("run-miniplm")
     print(f"run {config.name} is submitted: {url}")
     if not num_workers:
-        print(f"No worker of pool {pool} is online; it waits for one: `prefect worker start --pool {pool}`")
+        print(
+            f"No worker of pool {pool} is online; it waits for one: `deployments/gpu-workers.sh --gpus none --pool {pool} --limit 8`"
+        )

@@ -105,6 +105,10 @@ def start_quietly(verbose: bool) -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    if os.environ.get("MINIPLM_S3_BLOCK"):
+        from tasks.workers import use_credentials
+
+        use_credentials()
 
 
 @contextmanager

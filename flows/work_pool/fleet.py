@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -45,17 +46,47 @@ _DAYS = timedelta(days=2)
 
 T = TypeVar("T")
 
+_stopping = threading.Event()
+
+
+class StoppedError(Exception):
+    """This process was told to end while it waited for others; what they do goes on, or is cancelled with the run."""
+
+
+def start_waiting() -> None:
+    """Allows `pause` again, in a process that was told to stop before."""
+    _stopping.clear()
+
+
+def stop_waiting() -> None:
+    """Ends every `pause` of this process: threads that wait for flow runs would otherwise keep it alive."""
+    _stopping.set()
+
+
+def pause(seconds: float) -> None:
+    """Sleeps between two looks at the server. Raises `StoppedError` where this process is to end."""
+    if _stopping.wait(seconds):
+        raise StoppedError("stopped while waiting for the work pool")
+
 
 def with_patience(call: Callable[[SyncPrefectClient], T]) -> T:
     """What `call` gives; while the server is away it is tried again, for up to a quarter of an hour.
 
     Raises `PrefectApiError` when that is over, or at once where the server refuses the credentials.
     """
+
+    def with_client() -> T:
+        with get_client(sync_client=True) as client:
+            return call(client)
+
+    return _patiently(with_client)
+
+
+def _patiently(call: Callable[[], T]) -> T:
     began, wait = time.monotonic(), 1.0
     while True:
         try:
-            with get_client(sync_client=True) as client:
-                return call(client)
+            return call()
         except (httpx.TransportError, PrefectHTTPStatusError) as error:
             status = error.response.status_code if isinstance(error, PrefectHTTPStatusError) else None
             if status in (401, 403):
@@ -70,7 +101,7 @@ def with_patience(call: Callable[[SyncPrefectClient], T]) -> T:
                     f"({type(error).__name__}); start it again and retry this run: what is scored is kept"
                 ) from error
             get_logger("miniplm").warning("the Prefect server does not answer (%s); trying again", type(error).__name__)
-            time.sleep(wait)
+            pause(wait)
             wait = min(wait * 2, 15.0)
 
 
@@ -127,14 +158,26 @@ def read_run(flow_run_id: UUID) -> FlowRun:
 def submission_lock() -> Iterator[None]:
     """One process at a time looks for live flow runs and makes new ones, so that two runs never start the same work."""
     with_patience(lambda client: client.upsert_global_concurrency_limit_by_name(_LOCK, 1))
-    with concurrency(_LOCK, lease_duration=_LOCK_SECONDS, strict=True, raise_on_lease_renewal_failure=False):
+    with ExitStack() as stack:
+        lock = concurrency(_LOCK, lease_duration=_LOCK_SECONDS, strict=True, raise_on_lease_renewal_failure=False)
+        _patiently(lambda: stack.enter_context(lock))
         yield
 
 
 def submit(deployment: str, name: str, parameters: dict[str, Any], tags: Sequence[str]) -> FlowRun:
     """Makes a flow run of a deployment, seen in the UI below the flow run that calls; a worker of its pool takes it."""
-    run = run_deployment(
-        f"{deployment}/{deployment}", parameters=parameters, flow_run_name=name, tags=[TAG, *tags], timeout=0, as_subflow=True
+    # Asked again with the same key, the server gives the flow run that it has made already.
+    key = str(uuid4())
+    run = _patiently(
+        lambda: run_deployment(
+            f"{deployment}/{deployment}",
+            parameters=parameters,
+            flow_run_name=name,
+            tags=[TAG, *tags],
+            timeout=0,
+            as_subflow=True,
+            idempotency_key=key,
+        )
     )
     assert isinstance(run, FlowRun)
     return run
@@ -151,13 +194,20 @@ def cancel(run: FlowRun) -> None:
 
 
 def count_workers(deployment: str) -> tuple[int, str]:
-    """How many workers of the deployment's pool are online, and the pool's name."""
+    """How many flow runs the deployment's pool can have at work, and the pool's name.
+
+    Workers that are online; one of a pool that starts containers (`kubernetes`) has as many as the pool's limit says.
+    """
     pool = find_deployment(deployment).work_pool_name or ""
     try:
         workers = with_patience(lambda client: client.read_workers_for_work_pool(pool))
+        found = with_patience(lambda client: client.read_work_pool(pool))
     except ObjectNotFound:
         return 0, pool
-    return sum(str(getattr(worker.status, "value", worker.status)) == "ONLINE" for worker in workers), pool
+    num_online = sum(str(getattr(worker.status, "value", worker.status)) == "ONLINE" for worker in workers)
+    if num_online and found.type != "process" and found.concurrency_limit:
+        return found.concurrency_limit, pool
+    return num_online, pool
 
 
 def find_last_heartbeat(run: FlowRun) -> str | None:

@@ -14,16 +14,19 @@ from miniplm.pinning import find_worker, make_absolute, needs_worker, pin_dtypes
 from miniplm.storage import Storage
 
 
-def make_portable(config: RunConfig) -> RunConfig:
-    """The configuration with absolute paths, on a server that knows the deployments it needs.
-
-    Raises `PrefectApiError` or `ConfigError` where there is no such server, and `ConfigError` for a relative
-    storage root in a flow run of a deployment, whose working folder is a temporary one.
-    """
+def check_storage_is_kept(config: RunConfig) -> None:
+    """Raises `ConfigError` for a relative storage root in a flow run of a deployment, whose working folder is deleted with it."""
     if "://" not in config.storage and not config.storage.startswith("/") and flow_run.get_deployment_id():
         raise ConfigError(
             f"storage is {config.storage!r}, relative to a folder that a worker deletes; give a URL or an absolute path"
         )
+
+
+def make_portable(config: RunConfig) -> RunConfig:
+    """The configuration with absolute paths, on a server that knows the deployments it needs.
+
+    Raises `PrefectApiError` or `ConfigError` where there is no such server.
+    """
     for name in DEPLOYMENTS:
         fleet.find_deployment(name)
     return make_absolute(config)

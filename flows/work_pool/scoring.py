@@ -100,7 +100,7 @@ class _PoolScoring:
                     elif not self._watched:
                         break
                     self._report(progress)
-                    time.sleep(_POLL_SECONDS)
+                    fleet.pause(_POLL_SECONDS)
             finally:
                 self._report(progress, last=True)
         if self._failed:
@@ -277,7 +277,7 @@ class _PoolScoring:
         raise ScoreError(
             f"{len(self._failed)} of {len(self._wanted)} shards could not be scored by the {self._role}: {list_offenders(offenders)}. "
             f"The others are kept. When the reason is gone retry this run (that alone redoes what is missing), or run "
-            f"`miniplm rescore {self._config.name} --failed`, or the deployment rescore-shards with run {self._config.name}"
+            f"`miniplm rescore {self._config.name} --failed --storage {self._config.storage}`, or the deployment rescore-shards with run {self._config.name}"
         )
 
 

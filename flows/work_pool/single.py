@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 from uuid import UUID
 
@@ -67,4 +66,4 @@ def _wait(run: FlowRun, pulse: Pulse, config: RunConfig) -> FlowRun:
         if pulse.is_dead(run):
             seconds = config.execution.stale_seconds
             fleet.crash(run, f"no sign of life for {seconds} s: its worker or the way to it is gone")
-        time.sleep(_POLL_SECONDS)
+        fleet.pause(_POLL_SECONDS)

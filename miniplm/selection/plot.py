@@ -24,7 +24,7 @@ def plot_selection(manifest: SelectionManifest) -> bytes:
     kept, scores = figure.subplots(1, 2, sharey=True)
     kept.barh(rows, [100 * counts.num_selected / max(counts.num_candidates, 1) for _, counts in domains], color="#4477aa")
     kept.axvline(100 * manifest.num_selected / max(manifest.num_candidates, 1), color="black", linewidth=1, linestyle=":")
-    kept.set(xlabel="kept, % of the candidates (dotted: all domains)", xlim=(0, 100), yticks=list(rows), yticklabels=names)
+    kept.set(xlabel="kept, % of the candidates\n(dotted: all domains)", xlim=(0, 100), yticks=list(rows), yticklabels=names)
     kept.invert_yaxis()
     for row, (_, counts) in zip(rows, domains, strict=True):
         low, median, high = (counts.difference_score_quantiles[index] for index in _QUARTILES)
@@ -33,7 +33,7 @@ def plot_selection(manifest: SelectionManifest) -> bytes:
     if manifest.threshold is not None:
         scores.axvline(manifest.threshold, color="#cc3311", linewidth=1)
     unit = "sequence" if manifest.score == "sum" else "token"
-    scores.set(xlabel=f"difference score, nats a {unit}: middle half, median (red: threshold)")
+    scores.set(xlabel=f"difference score, nats a {unit}:\nmiddle half and median (red: threshold)")
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=110)
     return png.getvalue()
