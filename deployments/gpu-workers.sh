@@ -16,7 +16,9 @@ options
   --pool NAME     work pool to take runs from (default: miniplm-gpu)
   --queue NAME    its work queue (default: all queues of the pool)
   --name NAME     the workers are NAME-gpu0, NAME-gpu1, ... (default: this machine's host name); a single one is NAME
-  --limit N       flow runs that a worker takes at a time (default: 1; more only for a pool whose runs need no GPU)
+  --limit N       flow runs that a worker takes at a time (default: 1), or none: as many as the pool's own limit allows, for a
+                  pool whose runs need no GPU. There a run may be started again the moment it died, on which Prefect 3.8's
+                  worker with a limit of its own ends: it still counts the run that died
   --healthcheck   the first worker answers on http://PREFECT_WORKER_WEBSERVER_HOST:PREFECT_WORKER_WEBSERVER_PORT/health
   -h, --help      this text
 
@@ -53,7 +55,7 @@ while (($#)); do
         *) fail "there is no option $1; see --help" ;;
     esac
 done
-[[ $limit =~ ^[1-9][0-9]*$ ]] || fail "--limit $limit: give a number from 1"
+[[ $limit =~ ^([1-9][0-9]*|none)$ ]] || fail "--limit $limit: give a number from 1, or none"
 [[ -n ${PREFECT_API_URL:-} ]] || fail "PREFECT_API_URL is not set, so a worker has no server to ask; see --help"
 
 case $gpus in
@@ -121,7 +123,8 @@ start_worker() {
     local device=$1 worker
     worker=${name:-$HOSTNAME}-${device:+gpu}${device:-cpu}
     [[ -z $name || ${#devices[@]} -gt 1 ]] || worker=$name
-    local command=(prefect worker start --pool "$pool" --type process --limit "$limit" --name "$worker")
+    local command=(prefect worker start --pool "$pool" --type process --name "$worker")
+    [[ $limit != none ]] && command+=(--limit "$limit")
     [[ -z $queue ]] || command+=(--work-queue "$queue")
     [[ -z $healthcheck ]] || command+=(--with-healthcheck)
     healthcheck=''

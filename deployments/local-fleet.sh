@@ -24,7 +24,7 @@ options (or the environment variable in brackets)
   --postgres-port N   port of PostgreSQL                                     [5433]
   --s3-port N         port of the S3 server; 0: none                         [8333]
   --gpu-workers N     workers of the pool miniplm-gpu; auto: one a GPU, or one CPU process where there is none [auto]
-  --parents N         flow runs that the worker of the pool miniplm-cpu takes at a time [8]
+  --parents N         flow runs of the pool miniplm-cpu at a time [8]
 
 After `start`: open the address it prints, or `eval "$(deployments/local-fleet.sh env)"` and `miniplm run CONFIG`
 with `execution: {fan_out: work-pool}`. Docs: docs/fleet.md.
@@ -242,7 +242,7 @@ start_s3() {
 start_worker() {
     local kind=$1 name=$2 gpu=${3:-none}
     case $kind in
-        cpu) launch "worker-$name" "$ROOT/deployments/gpu-workers.sh" --pool miniplm-cpu --gpus none --name "$name" --limit "$PARENTS" ;;
+        cpu) launch "worker-$name" "$ROOT/deployments/gpu-workers.sh" --pool miniplm-cpu --gpus none --name "$name" --limit none ;;
         gpu) launch "worker-$name" "$ROOT/deployments/gpu-workers.sh" --pool miniplm-gpu --gpus "$gpu" --name "$name" ;;
         *) fail "a worker is cpu or gpu, not $kind" ;;
     esac
@@ -263,7 +263,7 @@ start_workers() {
 }
 
 deploy() {
-    (cd "$ROOT" && docker/setup.sh) >"$FOLDER/logs/setup.log" 2>&1 \
+    (cd "$ROOT" && MINIPLM_PARENTS=$PARENTS docker/setup.sh) >"$FOLDER/logs/setup.log" 2>&1 \
         || { tail -n 20 "$FOLDER/logs/setup.log" >&2; fail "pools and deployments could not be made; see $FOLDER/logs/setup.log"; }
 }
 

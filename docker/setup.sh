@@ -6,6 +6,8 @@ set -euo pipefail
 for pool in miniplm-cpu miniplm-gpu; do
     prefect work-pool inspect "$pool" >/dev/null 2>&1 || prefect work-pool create "$pool" --type process
 done
+# So many parents at a time. The pool counts them, not its worker: gpu-workers.sh --help says why.
+prefect work-pool set-concurrency-limit miniplm-cpu "${MINIPLM_PARENTS:-8}"
 # A lower number goes first: scoring waits for the reference model, and a student's training for nothing.
 for queue in "training 1" "scoring 2"; do
     read -r name priority <<<"$queue"

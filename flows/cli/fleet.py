@@ -99,5 +99,5 @@ def submit_run(config: RunConfig, as_json: bool, verbose: bool) -> None:
     print(f"run {config.name} is submitted: {url}")
     if not num_workers:
         print(
-            f"No worker of pool {pool} is online; it waits for one: `deployments/gpu-workers.sh --gpus none --pool {pool} --limit 8`"
+            f"No worker of pool {pool} is online; it waits for one: `deployments/gpu-workers.sh --gpus none --pool {pool} --limit none`"
         )

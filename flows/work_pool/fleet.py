@@ -154,6 +154,14 @@ def read_run(flow_run_id: UUID) -> FlowRun:
     return with_patience(lambda client: client.read_flow_run(flow_run_id))
 
 
+def find_run(flow_run_id: UUID) -> FlowRun | None:
+    """As `read_run`; None where the flow run was deleted."""
+    try:
+        return read_run(flow_run_id)
+    except ObjectNotFound:
+        return None
+
+
 @contextmanager
 def submission_lock() -> Iterator[None]:
     """One process at a time looks for live flow runs and makes new ones, so that two runs never start the same work."""

@@ -75,7 +75,7 @@ class _PoolScoring:
         self._num_done_before = len(self._done)
         self._failed: dict[int, str] = {}
         self._tries: Counter[int] = Counter()
-        self._num_barren = 0
+        self._num_barren = self._num_workers = 0
         self._watched: dict[UUID, tuple[FlowRun, list[int]]] = {}
         self._corpora = {corpus.corpus_id: corpus}
         self._pulse = Pulse(config.execution.stale_seconds)
@@ -123,7 +123,15 @@ class _PoolScoring:
         ended = [(run_id, indices) for run_id, (_, indices) in self._watched.items() if run_id not in live]
         self._watched = live
         for run_id, indices in ended:
-            run = fleet.read_run(run_id)
+            run = fleet.find_run(run_id)
+            if run is None:
+                self._log.warning("a flow run with %d shards was deleted: what it has not scored is given to others", len(indices))
+                self._verify([index for index in indices if index not in self._done])
+                continue
+            if run.state is None or not run.state.is_final():
+                # It lives, but the list of the live ones moved on by a page while it was read.
+                self._watched[run_id] = (run, indices)
+                continue
             self._pulse.forget(run)
             self._settle(run, indices)
 
@@ -152,7 +160,7 @@ class _PoolScoring:
         self._verify(open_before)
         left = [index for index in open_before if index not in self._done]
         if len(left) < len(indices):
-            self._num_barren = 0
+            self._num_barren = self._num_workers = 0
         if not left:
             return
         message = strip_message(run.state.message if run.state else "")
@@ -173,14 +181,15 @@ class _PoolScoring:
                 self._fail(rest, f"{run.name} was cancelled")
             return
         self._num_barren += len(left) == len(indices)
-        if is_lasting_message(run.state.message if run.state else ""):
+        # A batch's ScoreError only sums up its shards' errors; a shard without a note may have had a passing one.
+        if is_lasting_message(message) and not message.startswith("ScoreError:"):
             self._fail(rest, message)
         elif run.state is not None and run.state.is_crashed():
             # It works on two at a time, in their order: those two may be what it died of.
             self._count_try(rest[:2], f"{run.name} {state.lower()}: {message}")
         else:
             self._count_try(rest, f"{run.name} {state.lower()}: {message}")
-        if self._num_barren >= _MOST_BARREN:
+        if self._num_barren >= max(_MOST_BARREN, 2 * self._num_workers):
             reason = f"{self._num_barren} flow runs in a row scored nothing; the last, {run.name}, {state.lower()}: {message}"
             self._fail([*rest, *self._list_free()], reason)
 
@@ -209,6 +218,7 @@ class _PoolScoring:
 
     def _submit(self, free: list[int]) -> None:
         num_workers, pool = fleet.count_workers(DEPLOYMENT)
+        self._num_workers = num_workers
         if num_workers == 0 and time.monotonic() - self._reminded_at > _SECONDS_BETWEEN_REMINDERS:
             self._reminded_at = time.monotonic()
             self._log.warning(

@@ -102,7 +102,7 @@ def test_each_gpu_gets_a_worker_that_sees_it_alone(machine):
         "host-gpu1": "1",
     }
     assert workers["host-gpu1"]["arguments"] == [
-        *("worker", "start", "--pool", "miniplm-gpu", "--type", "process", "--limit", "1", "--name", "host-gpu1")
+        *("worker", "start", "--pool", "miniplm-gpu", "--type", "process", "--name", "host-gpu1", "--limit", "1")
     ]
     environment = workers["host-gpu0"]["environment"]
     assert environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "30"
@@ -157,7 +157,7 @@ def test_what_is_set_stays_and_pool_queue_limit_and_no_gpu_are_taken(machine):
     assert worker["environment"]["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "45"
     assert worker["environment"]["CUDA_VISIBLE_DEVICES"] == ""
     assert worker["arguments"] == [
-        *("worker", "start", "--pool", "other", "--type", "process", "--limit", "8", "--name", "host", "--work-queue", "urgent")
+        *("worker", "start", "--pool", "other", "--type", "process", "--name", "host", "--limit", "8", "--work-queue", "urgent")
     ]
 
 
@@ -186,7 +186,7 @@ def test_a_worker_without_a_name_has_the_machine_s_and_its_gpu_s(machine):
         (["--gpus", "0,x"], None, "give all, none, or numbers"),
         (["--gpus", "1,0,1"], None, "1 is given twice"),
         (["--gpus"], None, "--gpus wants a value"),
-        (["--limit", "none"], None, "give a number from 1"),
+        (["--limit", "some"], None, "give a number from 1"),
         (["--workers", "2"], None, "there is no option --workers"),
         ([], "PREFECT_API_URL", "PREFECT_API_URL is not set"),
     ],

@@ -9,7 +9,6 @@ from uuid import uuid4
 
 import pytest
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Completed, Crashed, Failed, Scheduled
 
 from flows.work_pool import scoring
@@ -230,9 +229,6 @@ def test_shards_that_a_flow_run_left_without_a_reason_are_tried_three_times(star
     assert played.submitted == [[0, 1]] * 3
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a ScoreError that sums up passing failures is taken for a lasting one of shards without a note"
-)
 def test_a_failure_that_could_not_be_noted_as_the_storage_was_away_is_passing(start: Callable[..., Fleet]) -> None:
     played = start(2)
     away = StorageUnavailableError("s3://bucket does not answer")
@@ -360,7 +356,6 @@ def test_shards_that_fail_for_reasons_of_their_own_do_not_end_it(start: Callable
 # --- what the server shows ---
 
 
-@pytest.mark.xfail(strict=True, reason="a live flow run that a page of the live ones lacks, as others ended, is taken for ended")
 def test_a_flow_run_that_lives_but_was_not_listed_is_not_repeated(start: Callable[..., Fleet]) -> None:
     played = start(2)
 
@@ -373,7 +368,6 @@ def test_a_flow_run_that_lives_but_was_not_listed_is_not_repeated(start: Callabl
     assert played.submitted == [[0, 1]]
 
 
-@pytest.mark.xfail(strict=True, raises=ObjectNotFound, reason="a flow run that a person deletes in the UI ends the whole run")
 def test_a_flow_run_that_a_person_deletes_frees_its_shards(start: Callable[..., Fleet]) -> None:
     played = start(2)
     theirs = played.add([0])
