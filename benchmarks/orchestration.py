@@ -24,6 +24,7 @@ import torch
 
 from benchmarks.records import append_rows, describe_place, format_table
 from benchmarks.scoring_inputs import write_corpus
+from miniplm import layout
 from miniplm.artifacts import CorpusManifest, ModelEntry, ScoreShardManifest, TokenizerEntry
 from miniplm.config import RunConfig
 from miniplm.config_files import check_config
@@ -181,7 +182,9 @@ def _write_corpus(storage: Storage, arguments: argparse.Namespace) -> CorpusMani
     rng = np.random.default_rng(0)
     sequences = [rng.integers(1, _VOCAB_SIZE, _LENGTH + 1, dtype=np.uint32) for _ in range(arguments.shards * arguments.sequences)]
     tokenizer = TokenizerEntry(name="random", digest="sha256:random", vocab_size=_VOCAB_SIZE, eos_token="<eos>", eos_token_id=0)
-    return write_corpus(storage, sequences, arguments.shards, tokenizer, _LENGTH)
+    corpus = write_corpus(storage, sequences, arguments.shards, tokenizer, _LENGTH)
+    storage.write_json(layout.corpus_manifest(corpus.corpus_id), corpus.as_json())
+    return corpus
 
 
 def _make_config(storage: Storage, model: Path, fan_out: str) -> RunConfig:

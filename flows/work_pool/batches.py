@@ -10,6 +10,8 @@ from miniplm.artifacts import ScoreShardManifest
 _START_SHARE = 0.01
 # Batches a worker, running or waiting for it: the next one waits while one runs, so that no worker does.
 _BATCHES_A_WORKER = 2
+# The server takes parameters of half a megabyte, and shards are named in them.
+_MOST_SHARDS = 10_000
 
 
 def choose_batch_size(num_free: int, num_workers: int, measured: Sequence[ScoreShardManifest], wanted: int | str = "auto") -> int:
@@ -21,14 +23,14 @@ def choose_batch_size(num_free: int, num_workers: int, measured: Sequence[ScoreS
     if num_free <= 0:
         return 0
     if wanted != "auto":
-        return min(int(wanted), num_free)
+        return min(int(wanted), num_free, _MOST_SHARDS)
     starts = [manifest.start_seconds for manifest in measured if manifest.start_seconds is not None]
     if not starts:
         return 1
     shard_seconds = max(sum(manifest.seconds for manifest in measured) / len(measured), 1e-3)
     enough = -(-(sum(starts) / len(starts)) // (_START_SHARE * shard_seconds))
     share = -(-num_free // max(num_workers, 1))
-    return max(1, min(int(enough), share))
+    return max(1, min(int(enough), share, _MOST_SHARDS))
 
 
 def count_room(num_workers: int, num_live: int, has_measured: bool) -> int:

@@ -72,7 +72,6 @@ class _PoolScoring:
         self._shards = {shard.shard_index: shard for shard in corpus.split_shards("candidate")}
         self._wanted = [state.shard_index for state in states]
         self._done = {state.shard_index: state.manifest for state in states if state.manifest is not None}
-        self._num_done_before = len(self._done)
         self._failed: dict[int, str] = {}
         self._tries: Counter[int] = Counter()
         self._num_barren = self._num_workers = 0
@@ -160,7 +159,7 @@ class _PoolScoring:
         self._verify(open_before)
         left = [index for index in open_before if index not in self._done]
         if len(left) < len(indices):
-            self._num_barren = self._num_workers = 0
+            self._num_barren = 0
         if not left:
             return
         message = strip_message(run.state.message if run.state else "")

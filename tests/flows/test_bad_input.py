@@ -59,7 +59,7 @@ def refuse(config, *overrides, prefect):
         ("storage=s3://key:secret@bucket/x", "holds credentials"),
         ("storage=s3://key:sec/secret@bucket/x", "holds credentials"),
         ("corpus.sources.0.path=https://host/a.jsonl?X-Amz-Signature=secret", "holds credentials"),
-        ("execution.fan_out=work-pool", "execution.fan_out is 'work-pool'"),
+        ("execution.fan_out=work-pool", "has no deployment score-shards; make it with `prefect --no-prompt deploy"),
         ("scoring.device=cuda:7", "CUDA devices"),
         ("students.1.name=miniplm", "the name 'miniplm' is given twice"),
     ],
