@@ -5,9 +5,8 @@ SHELL := /bin/bash
 .PHONY: help setup assets demo test lint format clean clean-all test-packages
 
 BIN := .venv/bin
-# Three processes at a time, as the tests of a fleet wait more than they compute; a file's tests stay in one of them; in the order
-# of their names, so that the long runs come first.
-PYTEST_ARGS ?= -n 3 --dist loadfile --no-loadscope-reorder
+# Two processes at a time; a file's tests stay in one of them; in the order of their names, so that the long runs come first.
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1|/' | column -t -s '|'
