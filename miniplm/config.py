@@ -5,41 +5,47 @@ Every field carries its meaning and unit; `miniplm config --schema` prints them.
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+from miniplm.config_fields import Name, Section, Url
+from miniplm.student_config import (
+    ARCHITECTURE,
+    VOCAB_SIZE,
+    DistillationConfig,
+    Dtype,
+    GenerationConfig,
+    Method,
+    StudentConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "CorpusConfig",
+    "DistillationConfig",
+    "Dtype",
+    "EvaluationConfig",
+    "ExecutionConfig",
+    "GenerationConfig",
+    "Method",
+    "ModelConfig",
+    "Name",
+    "ReferenceConfig",
+    "RunConfig",
+    "ScoringConfig",
+    "ScoringDtype",
+    "Section",
+    "SelectionConfig",
+    "SourceConfig",
+    "SplitsConfig",
+    "StudentConfig",
+    "TrainingConfig",
+    "Url",
+    "config_as_dict",
+]
+
 ScoringDtype = Literal["auto", "float32", "bfloat16", "float16", "fp8"]
-
-# `://user:password@`, also where the password holds slashes, `://user@`, and the signature of a presigned URL.
-_CREDENTIALS = re.compile(r"://[^@/]*@|://[^@]*:[^@]*@|[?&](X-Amz-|sig=|Signature=|AWSAccessKeyId=)", re.IGNORECASE)
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-
-
-def _check_name(name: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is not a name: letters, digits, '.', '_' and '-' only, at most 100, a letter or digit first")
-    return name
-
-
-def _check_url(url: str) -> str:
-    if not url:
-        raise ValueError("is empty; give a folder or an fsspec URL such as s3://bucket/prefix")
-    if _CREDENTIALS.search(url):
-        raise ValueError("holds credentials; keep them in the environment (for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)")
-    return url
-
-
-Name = Annotated[str, AfterValidator(_check_name)]
-Url = Annotated[str, AfterValidator(_check_url)]
-
-
-class Section(BaseModel):
-    """A part of the configuration: immutable, and no key that is not known."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class SourceConfig(Section):
@@ -119,71 +125,14 @@ class ModelConfig(Section):
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model; only for sources you trust")
 
 
-class TrainingConfig(Section):
-    """AdamW with warm-up and cosine decay; the defaults are the published ones (arXiv 2410.17215, appendix)."""
-
-    steps: int | None = Field(None, ge=1, description="optimizer steps; give either `steps` or `epochs`")
-    epochs: float | None = Field(None, gt=0, description="passes over the training sequences; give either `steps` or `epochs`")
-    batch_size: int = Field(512, ge=1, description="sequences an optimizer step, over all micro-batches")
-    micro_batch_size: int | None = Field(
-        None, ge=1, description="sequences a forward and backward pass; null: at most 8, a divisor of batch_size"
-    )
-    learning_rate: float = Field(6e-4, gt=0, description="peak learning rate")
-    min_learning_rate_ratio: float = Field(0.1, ge=0, le=1, description="learning rate at the end, as a share of the peak")
-    warmup_steps: int | None = Field(
-        None,
-        ge=0,
-        description="optimizer steps of linear warm-up; null: 2000, the published number, or a tenth of a run of fewer than 20,000 steps",
-    )
-    weight_decay: float = Field(0.01, ge=0, description="decoupled weight decay of AdamW")
-    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW decay rate of the first moment")
-    beta2: float = Field(0.98, ge=0, lt=1, description="AdamW decay rate of the second moment")
-    epsilon: float = Field(1e-6, gt=0, description="AdamW epsilon")
-    clip_norm: float = Field(1.0, gt=0, description="largest global gradient norm")
-    seed: int = Field(0, ge=0, description="seed of the initial weights and of the order of sequences")
-    dtype: Dtype = Field(
-        "auto", description="precision of the computation (weights stay float32); auto: float32 on a CPU, bfloat16 on a GPU"
-    )
-    checkpoint_every_steps: int = Field(
-        1000, ge=1, description="optimizer steps between checkpoints; a killed run redoes at most these"
-    )
-    keep_checkpoints: int = Field(2, ge=1, description="how many of the last checkpoints are kept")
-
-    @model_validator(mode="after")
-    def _check_length(self) -> TrainingConfig:
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give exactly one of `steps` (optimizer steps) and `epochs` (passes over the sequences)")
-        if self.steps is not None and (self.warmup_steps or 0) > self.steps:
-            raise ValueError(
-                f"warmup_steps is {self.warmup_steps}, but the training has {self.steps} steps; give fewer warm-up steps, or train longer"
-            )
-        if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
-            raise ValueError(f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}")
-        return self
-
-    def resolve_warmup_steps(self, num_steps: int) -> int:
-        """Optimizer steps of warm-up in a run of `num_steps`, whose number the data may decide: at most all of them."""
-        return min(2000, num_steps // 10) if self.warmup_steps is None else min(self.warmup_steps, num_steps)
-
-    def resolve_micro_batch_size(self) -> int:
-        """Sequences a forward pass: the given number, or the largest divisor of `batch_size` up to 8."""
-        if self.micro_batch_size is not None:
-            return self.micro_batch_size
-        return max(size for size in range(1, min(8, self.batch_size) + 1) if self.batch_size % size == 0)
-
-
-_ARCHITECTURE = "preset (`miniplm config --architectures` lists them) or a folder or hub id with a config.json"
-_VOCAB_SIZE = "rows of the embedding; null: the tokenizer's size, rounded up to a multiple of 64"
-
-
 class ReferenceConfig(Section):
     """The small scorer: trained here on the reference split (`architecture` and `training`), or given (`model`)."""
 
     model: str | None = Field(None, description="hub id or folder of a finished reference model")
     revision: str | None = Field(None, description="branch, tag or commit on the hub, with `model`")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model; only for sources you trust")
-    architecture: str | None = Field(None, description=f"what to train: a {_ARCHITECTURE}")
-    vocab_size: int | None = Field(None, ge=2, description=_VOCAB_SIZE)
+    architecture: str | None = Field(None, description=f"what to train: a {ARCHITECTURE}")
+    vocab_size: int | None = Field(None, ge=2, description=VOCAB_SIZE)
     training: TrainingConfig | None = Field(None, description="how to train it, with `architecture`")
     dtype: ScoringDtype = Field("auto", description=f"precision it scores in; {_SCORING_DTYPE}")
 
@@ -241,23 +190,26 @@ class SelectionConfig(Section):
     seed: int = Field(0, ge=0, description="seed of the random draw that the `pretrain` baseline trains on")
 
 
-class StudentConfig(Section):
-    """A model to pre-train on what was selected, or on a baseline's data."""
-
-    name: Name = Field(description="name of the student in this run: letters, digits, '.', '_', '-'")
-    architecture: str = Field(min_length=1, description=_ARCHITECTURE)
-    vocab_size: int | None = Field(None, ge=2, description=_VOCAB_SIZE)
-    method: Literal["miniplm", "pretrain"] = Field(
-        "miniplm", description="miniplm: the selection; pretrain: as many tokens drawn at random from the candidates"
-    )
-    training: TrainingConfig
-
-
 class EvaluationConfig(Section):
     """What the students are measured on."""
 
     heldout: bool = Field(True, description="loss on the held-out split, overall and by domain")
-    tasks: tuple[str, ...] = Field((), max_length=0, description="zero-shot tasks; none can be named in this version")
+    milestones: bool = Field(
+        True, description="also of the checkpoints that training.milestone_every_steps keeps; curves are fitted to them"
+    )
+    tasks: tuple[str, ...] = Field(
+        (),
+        description="zero-shot tasks of lm-evaluation-harness by name, or `paper` for the nine of the paper (needs the extra `eval`)",
+    )
+    task_folder: str | None = Field(
+        None,
+        min_length=1,
+        description="folder of task files (YAML) that are looked up first: tasks with local data, for machines without a hub",
+    )
+    task_limit: int | None = Field(None, ge=1, description="documents a task; null: all")
+    extrapolate_tokens: tuple[float, ...] = Field(
+        (1e12, 1e13), description="tokens of training for which the fitted curve tells the held-out loss"
+    )
 
 
 class ExecutionConfig(Section):
@@ -271,6 +223,11 @@ class ExecutionConfig(Section):
         "auto",
         description="work-pool: candidate shards a flow run, which loads the model once; auto: so many that starting takes under 1 % "
         "of the time, by what start and shards were measured to take, and that all workers have work",
+    )
+    launcher: Literal["process", "inline"] = Field(
+        "process",
+        description="process: each training runs in a process group of its own, which is ended with its run; inline: in the process of the "
+        "run, on one device, for debugging and very small runs",
     )
     stale_seconds: int = Field(
         300,

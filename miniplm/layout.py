@@ -131,6 +131,33 @@ def training_evaluation(training_id: str) -> str:
     return f"{training_folder(training_id)}/evaluation.json"
 
 
+def checkpoint_evaluation(training_id: str, step: int) -> str:
+    """The held-out loss of a checkpoint; it stays when the checkpoint goes."""
+    return f"{training_folder(training_id)}/evaluations/step-{step:08d}.json"
+
+
+def training_events(training_id: str) -> str:
+    """TensorBoard event files of a training."""
+    return f"{training_folder(training_id)}/tensorboard"
+
+
+def derived_folder(derived_id: str) -> str:
+    """Sequences made of others, once, for students: encoded anew for another tokenizer, or written by the teacher."""
+    return f"derived/{derived_id}"
+
+
+def derived_manifest(derived_id: str) -> str:
+    return f"{derived_folder(derived_id)}/manifest.json"
+
+
+def derived_shard(derived_id: str, shard_index: int) -> str:
+    return f"{derived_folder(derived_id)}/{shard_name(shard_index)}.parquet"
+
+
+def derived_shard_manifest(derived_id: str, shard_index: int) -> str:
+    return f"{derived_folder(derived_id)}/{shard_name(shard_index)}.json"
+
+
 def runs_folder() -> str:
     return "runs"
 

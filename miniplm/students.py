@@ -16,10 +16,12 @@ from miniplm.models.devices import resolve_device, resolve_dtype
 from miniplm.models.loading import load_model
 from miniplm.progress import ProgressCallback, ignore_progress
 from miniplm.run_record import StudentRecord
+from miniplm.scorers import identify_teacher
 from miniplm.scoring.engine import Scorer
 from miniplm.storage import Storage
 from miniplm.training.exports import export_model, find_export
 from miniplm.training.loop import find_training, train_model
+from miniplm.training.methods import METHODS
 from miniplm.training.recipe import TrainingPlan, plan_training
 
 # Beside a student's transformers files in its folder.
@@ -37,6 +39,9 @@ def plan_student(config: RunConfig, corpus: CorpusManifest, selection: Selection
         vocab_size=student.vocab_size,
         selection=selection,
         selection_seed=config.selection.seed,
+        teacher=identify_teacher(config) if METHODS[student.method].needs_teacher else None,
+        distillation=student.distillation,
+        generation=student.generation,
         device=config.planning_device,
         trust_tokenizer_code=config.corpus.trust_remote_code,
     )

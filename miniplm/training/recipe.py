@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from miniplm.architectures import PRESETS, describe_architecture, resolve_vocab_size
-from miniplm.artifacts import CorpusManifest, Record, SelectionManifest
-from miniplm.config import TrainingConfig, config_as_dict
+from miniplm.artifacts import CorpusManifest, ModelEntry, Record, SelectionManifest
+from miniplm.config import DistillationConfig, GenerationConfig, TrainingConfig, config_as_dict
 from miniplm.errors import ConfigError
 from miniplm.models.devices import resolve_device, resolve_dtype
 from miniplm.models.identity import slug
@@ -19,8 +19,16 @@ from miniplm.training.methods import METHODS, MethodInputs, TrainingMethod
 # Raised when a change of the code changes the result of an unchanged recipe.
 TRAINING_VERSION = 1
 
-# What of a training's configuration leaves its numbers as they are.
-_WITHOUT_EFFECT = {"checkpoint_every_steps", "keep_checkpoints"}
+# What of a training's configuration leaves its numbers as they are, but for rounding.
+_WITHOUT_EFFECT = {
+    "checkpoint_every_steps",
+    "keep_checkpoints",
+    "milestone_every_steps",
+    "processes",
+    "sharding",
+    "compile",
+    "wandb_project",
+}
 
 
 class TrainingRecipe(Record):
@@ -76,6 +84,9 @@ def plan_training(
     vocab_size: int | None = None,
     selection: SelectionManifest | None = None,
     selection_seed: int = 0,
+    teacher: ModelEntry | None = None,
+    distillation: DistillationConfig | None = None,
+    generation: GenerationConfig | None = None,
     device: str = "auto",
     trust_remote_code: bool = False,
     trust_tokenizer_code: bool = False,
@@ -83,11 +94,13 @@ def plan_training(
     """The training of a fresh model of an architecture on what a method chooses; reads and writes nothing at the storage root.
 
     Raises `ConfigError` for a method, architecture, vocabulary size, dtype or device that cannot be, and
-    `TrainingError` where the method needs a selection and there is none of this corpus.
+    `TrainingError` where the method needs a selection of this corpus or a teacher and there is none.
     """
     if method not in METHODS:
         raise ConfigError(f"there is no training method {method!r}; give one of {', '.join(METHODS)}")
-    inputs = MethodInputs(corpus, selection, selection_seed)
+    inputs = MethodInputs(
+        corpus, selection, selection_seed, teacher, distillation or DistillationConfig(), generation or GenerationConfig()
+    )
     recipe = TrainingRecipe(
         version=TRAINING_VERSION,
         method=method,
@@ -111,4 +124,6 @@ def resolve_training(training: TrainingConfig, device: str) -> dict[str, Any]:
     if dtype == "float16":
         raise ConfigError("training.dtype is float16, whose small gradients vanish; use bfloat16 or float32")
     resolved = config_as_dict(training) | {"dtype": dtype, "micro_batch_size": training.resolve_micro_batch_size()}
+    if training.schedule == "cosine":  # as it was before there was another, so that its trainings keep their ids
+        del resolved["schedule"], resolved["decay_share"]
     return {key: value for key, value in resolved.items() if key not in _WITHOUT_EFFECT}

@@ -47,6 +47,7 @@ def test_id_reads_as_method_and_architecture_and_recipe_is_kept_as_json(corpus: 
         {"clip_norm": 2.0},
         {"seed": 1},
         {"dtype": "bfloat16"},
+        {"schedule": "warmup-stable-decay"},
     ],
 )
 def test_what_changes_the_numbers_changes_the_id(corpus: CorpusManifest, change: dict[str, Any]) -> None:
@@ -54,14 +55,32 @@ def test_what_changes_the_numbers_changes_the_id(corpus: CorpusManifest, change:
 
 
 @pytest.mark.parametrize(
-    "change", [{"checkpoint_every_steps": 5}, {"keep_checkpoints": 7}, {"dtype": "float32"}, {"micro_batch_size": 4}]
+    "change",
+    [
+        {"checkpoint_every_steps": 5},
+        {"keep_checkpoints": 7},
+        {"milestone_every_steps": 2},
+        {"processes": 2},
+        {"sharding": "fsdp"},
+        {"compile": True},
+        {"wandb_project": "mine"},
+        {"dtype": "float32"},
+        {"micro_batch_size": 4},
+        {"decay_share": 0.5},  # of a schedule that is not used
+    ],
 )
 def test_what_leaves_the_numbers_leaves_the_id(corpus: CorpusManifest, change: dict[str, Any]) -> None:
     assert make_plan(corpus, **change).training_id == make_plan(corpus).training_id
 
 
+def test_the_share_of_decay_changes_the_id_where_it_is_used(corpus: CorpusManifest) -> None:
+    half = make_plan(corpus, schedule="warmup-stable-decay", decay_share=0.5)
+    assert half.training_id != make_plan(corpus, schedule="warmup-stable-decay").training_id
+
+
 def test_every_field_of_the_training_configuration_is_tested_here() -> None:
     assert set(TrainingConfig.model_fields) == {
+        *("schedule", "decay_share", "milestone_every_steps", "processes", "sharding", "compile", "wandb_project"),
         *("steps", "epochs", "batch_size", "micro_batch_size", "learning_rate", "min_learning_rate_ratio", "warmup_steps"),
         *("weight_decay", "beta1", "beta2", "epsilon", "clip_norm", "seed", "dtype", "checkpoint_every_steps", "keep_checkpoints"),
     }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from miniplm.artifacts import CorpusManifest, SelectionManifest, ShardEntry, Split
+from miniplm.artifacts import CorpusManifest, ModelEntry, SelectionManifest, ShardEntry, Split
+from miniplm.config import DistillationConfig, GenerationConfig
 from miniplm.errors import TrainingError
 from miniplm.storage import Storage, digest_content
 from miniplm.training.data import TrainingShard
@@ -18,11 +19,14 @@ from miniplm.training.losses import LossFunction, sum_language_model_loss
 
 @dataclass(frozen=True)
 class MethodInputs:
-    """What a method may choose from. `seed` is that of the selection's random draws."""
+    """What a method may choose from. `seed` is that of the selection's random draws, `teacher` the model as it scores the corpus."""
 
     corpus: CorpusManifest
     selection: SelectionManifest | None = None
     seed: int = 0
+    teacher: ModelEntry | None = None
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
 
     def require_selection(self, method: str) -> SelectionManifest:
         """The selection; `TrainingError` where there is none, or one of another corpus."""
@@ -37,6 +41,12 @@ class MethodInputs:
             )
         return self.selection
 
+    def require_teacher(self, method: str) -> ModelEntry:
+        """The teacher; `TrainingError` where there is none."""
+        if self.teacher is None:
+            raise TrainingError(f"the method {method!r} needs the run's teacher, and none is given")
+        return self.teacher
+
     def digest_split(self, split: Split) -> str:
         """A digest of all sequences of a split in their order; the same for two corpora that share them."""
         return digest_shards(self.corpus.split_shards(split))
@@ -49,6 +59,8 @@ def digest_shards(shards: Sequence[ShardEntry]) -> str:
 
 class TrainingMethod(ABC):
     """A way to train. It holds no state: one instance serves all trainings."""
+
+    needs_teacher = False
 
     @abstractmethod
     def describe_data(self, inputs: MethodInputs) -> dict[str, Any]:

@@ -1,0 +1,36 @@
+"""What the sections of a configuration are made of: a strict base, names, and URLs without credentials."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+# `://user:password@`, also where the password holds slashes, `://user@`, and the signature of a presigned URL.
+_CREDENTIALS = re.compile(r"://[^@/]*@|://[^@]*:[^@]*@|[?&](X-Amz-|sig=|Signature=|AWSAccessKeyId=)", re.IGNORECASE)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def _check_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is not a name: letters, digits, '.', '_' and '-' only, at most 100, a letter or digit first")
+    return name
+
+
+def _check_url(url: str) -> str:
+    if not url:
+        raise ValueError("is empty; give a folder or an fsspec URL such as s3://bucket/prefix")
+    if _CREDENTIALS.search(url):
+        raise ValueError("holds credentials; keep them in the environment (for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)")
+    return url
+
+
+Name = Annotated[str, AfterValidator(_check_name)]
+Url = Annotated[str, AfterValidator(_check_url)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, and no key that is not known."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
