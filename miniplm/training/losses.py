@@ -16,4 +16,4 @@ LossFunction = Callable[[nn.Module, Head, MicroBatch], Tensor]
 def sum_language_model_loss(body: nn.Module, head: Head, batch: MicroBatch) -> Tensor:
     """The NLL in nats, summed over the scored targets; logits are made of those only."""
     hidden_BSH = body(input_ids=batch.token_ids_BT[:, :-1], use_cache=False).last_hidden_state
-    return sum_nll_of_hidden(head, hidden_BSH[batch.mask_BS], batch.token_ids_BT[:, 1:][batch.mask_BS])
+    return sum_nll_of_hidden(head, batch.select(hidden_BSH), batch.targets_N)
