@@ -78,7 +78,9 @@ def read_students(storage: Storage, runs: Sequence[str]) -> list[StudentRow]:
     for run in runs:
         names = storage.list_names(f"{layout.run_folder(run)}/students")
         if not names:
-            raise RunError(f"{storage.root} has no trained student of run {run!r}; train it with `miniplm run CONFIG --set name={run}`")
+            raise RunError(
+                f"{storage.root} has no trained student of run {run!r}; train it with `miniplm run CONFIG --set name={run}`"
+            )
         for name in names:
             folder = layout.student_folder(run, name)
             if storage.exists(f"{folder}/training.json") and storage.exists(f"{folder}/evaluation.json"):
@@ -256,9 +258,13 @@ def summarise(groups: dict[str, list[StudentRow]], measures: dict[str, Callable[
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.effect", description=__doc__.partition("\n")[0])
     parser.add_argument("--storage", default="./data", help="storage root of the runs")
-    parser.add_argument("--runs", nargs="+", required=True, metavar="RUN", help="runs that differ in their seeds, or in their students")
+    parser.add_argument(
+        "--runs", nargs="+", required=True, metavar="RUN", help="runs that differ in their seeds, or in their students"
+    )
     parser.add_argument("--json", action="store_true", help="print the rows and the estimates as JSON instead of tables")
-    parser.add_argument("--rows", type=Path, metavar="FILE", help="write the raw rows there, one JSON object a line, and the methods not run")
+    parser.add_argument(
+        "--rows", type=Path, metavar="FILE", help="write the raw rows there, one JSON object a line, and the methods not run"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the differences from the baseline (.svg or .png)")
     given = parser.parse_args(arguments)
     storage = Storage(given.storage)

@@ -116,7 +116,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.experiment_corpus", description=__doc__.partition("\n")[0])
     parser.add_argument("--tokens", type=int, help="tokens in all, spread evenly over the domains; default: everything, about 30 M")
     parser.add_argument("--folder", type=Path, default=Path("samples/effect"), help="where the files go; it is replaced whole")
-    parser.add_argument("--tokenizer", type=Path, default=Path("models/smollm2-135m/tokenizer.json"), help="what tokens are counted by")
+    parser.add_argument(
+        "--tokenizer", type=Path, default=Path("models/smollm2-135m/tokenizer.json"), help="what tokens are counted by"
+    )
     parser.add_argument("--cache", type=Path, default=Path(".cache/packages"), help="where downloaded packages are kept")
     given = parser.parse_args(arguments)
     if given.tokens is not None and given.tokens < 1:
@@ -185,9 +187,7 @@ def cut_documents(texts: Iterator[tuple[str, str]]) -> list[tuple[str, str]]:
     return [document for _, document in sorted(by_digest.items())]
 
 
-def take_share(
-    documents: list[tuple[str, str]], tokenizer: Tokenizer, num_tokens: int | None
-) -> tuple[list[tuple[str, str]], int]:
+def take_share(documents: list[tuple[str, str]], tokenizer: Tokenizer, num_tokens: int | None) -> tuple[list[tuple[str, str]], int]:
     """The first documents that together reach `num_tokens` tokens (all of them where they do not, or for None), and their tokens."""
     taken: list[tuple[str, str]] = []
     counted = 0

@@ -70,7 +70,9 @@ def fetch_package(package: Package, cache: Path) -> Path:
 def _make_command(package: Package, folder: Path) -> list[str]:
     if package.client == "npm":
         if shutil.which("npm") is None:
-            raise FetchError(f"{package.requirement} is a package of npm, which is not here; install it (Debian, Ubuntu: apt-get install npm)")
+            raise FetchError(
+                f"{package.requirement} is a package of npm, which is not here; install it (Debian, Ubuntu: apt-get install npm)"
+            )
         return ["npm", "pack", "--silent", "--ignore-scripts", "--pack-destination", str(folder), package.requirement]
     # With hashes pip checks the file before it runs anything of it: a source package's setup.py, for its metadata.
     (folder / "requirements.txt").write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
