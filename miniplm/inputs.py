@@ -8,6 +8,7 @@ from pathlib import Path
 from miniplm.architectures import describe_architecture, resolve_vocab_size
 from miniplm.artifacts import CorpusManifest
 from miniplm.config import RunConfig
+from miniplm.derived.generation import check_generation
 from miniplm.errors import ConfigError, CorpusError, ModelError, StorageError, TokenizerError
 from miniplm.models.devices import resolve_device, resolve_dtype
 from miniplm.models.files import check_finite_weights, list_weight_files, locate_model, read_model_config
@@ -52,6 +53,9 @@ def _check_trainings(config: RunConfig, tokenizer: CorpusTokenizer) -> None:
     ]
     if config.reference.architecture is not None and config.reference.training is not None:
         trainings.append((config.reference.architecture, config.reference.vocab_size, config.reference.training, tokenizer))
+    for student in config.students:
+        if student.method == "seqkd":
+            check_generation(student.generation, config.corpus.sequence_length)
     for architecture, vocab_size, training, own in trainings:
         describe_architecture(architecture)
         resolve_vocab_size(vocab_size, own.entry.vocab_size)

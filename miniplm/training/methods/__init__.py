@@ -6,11 +6,13 @@ from miniplm.training.methods.method import MethodInputs, TrainingMethod
 from miniplm.training.methods.miniplm import MiniplmMethod
 from miniplm.training.methods.pretrain import PretrainMethod
 from miniplm.training.methods.reference import ReferenceMethod
+from miniplm.training.methods.seqkd import SeqkdMethod
 
 METHODS: dict[str, TrainingMethod] = {
     "miniplm": MiniplmMethod(),
     "pretrain": PretrainMethod(),
     "reference": ReferenceMethod(),
+    "seqkd": SeqkdMethod(),
 }
 
 __all__ = ["METHODS", "MethodInputs", "TrainingMethod"]
