@@ -35,6 +35,10 @@ class CorpusError(MiniplmError):
     """A prepared corpus is missing, incomplete or damaged."""
 
 
+class DerivedError(MiniplmError):
+    """A derived set (sequences encoded anew, or written by the teacher) is missing, incomplete or damaged, or cannot be made."""
+
+
 class ScoreError(MiniplmError):
     """A shard could not be scored for a reason of its own, such as a non-finite score."""
 

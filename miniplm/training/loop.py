@@ -9,7 +9,6 @@ from pydantic import ValidationError
 from miniplm import layout
 from miniplm.architectures import build_model, count_parameters
 from miniplm.artifacts import CheckpointMetrics, TrainingManifest
-from miniplm.corpus.reader import load_corpus_tokenizer
 from miniplm.errors import DamagedFileError, TrainingError
 from miniplm.locks import exclusive
 from miniplm.models.devices import describe_memory, is_out_of_memory
@@ -81,14 +80,13 @@ class _Training:
         self.plan = plan
         self.on_progress = on_progress
         recipe, config = plan.recipe, plan.config
-        self.order = SequenceOrder(storage, plan.method.list_shards(storage, plan.inputs), config.seed)
+        self.order = SequenceOrder(storage, plan.list_shards(storage), config.seed)
         self.num_steps = count_steps(config, self.order.num_sequences)
         model = build_model(plan.architecture, recipe.vocab_size, recipe.max_positions, config.seed, plan.trust_remote_code)
         model.config.eos_token_id = model.generation_config.eos_token_id = recipe.eos_token_id
         # Not in the model's own configuration: there it would keep the embedding of EOS from learning.
         model.generation_config.pad_token_id = recipe.eos_token_id
-        tokenizer = load_corpus_tokenizer(storage, plan.inputs.corpus.corpus_id, plan.trust_tokenizer_code)
-        self.tokenizer_files = make_tokenizer_files(tokenizer, model.config)
+        self.tokenizer_files = make_tokenizer_files(plan.load_tokenizer(storage), model.config)
         loss_function = plan.method.make_loss(storage, plan.inputs, plan.device)
         self.optimization = Optimization(
             model.to(plan.device), loss_function, config, recipe.training["dtype"], recipe.eos_token_id
