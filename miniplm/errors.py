@@ -63,6 +63,10 @@ class TrainingError(MiniplmError):
     """A model cannot be trained: no data, or a loss that is not finite."""
 
 
+class TrainingProcessError(TrainingError):
+    """A process of a training died without a word of its own; what it had saved is kept, and another try goes on from there."""
+
+
 class RunError(MiniplmError):
     """A run has no record, or one that cannot be read."""
 
