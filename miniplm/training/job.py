@@ -30,17 +30,14 @@ class TrainingJob(Record):
     num_processes: int
     num_threads: int
 
-    def make_plan(self, local_rank: int = 0) -> TrainingPlan:
-        """The plan, for the device of one of the processes. Raises `TrainingError` where it is not what it was when it was written."""
-        device = torch.device(self.device)
-        if self.num_processes > 1 and device.type == "cuda":
-            device = torch.device("cuda", local_rank)
+    def make_plan(self) -> TrainingPlan:
+        """The plan. Raises `TrainingError` where it is not what it was when the job was made."""
         plan = TrainingPlan(
             recipe=self.recipe,
             architecture=self.architecture,
             inputs=self.inputs,
             config=self.config,
-            device=device,
+            device=torch.device(self.device),
             trust_remote_code=self.trust_remote_code,
             trust_tokenizer_code=self.trust_tokenizer_code,
         )

@@ -69,7 +69,7 @@ def launch_training(
 
 def _make_command(job: Path, num_processes: int) -> list[str]:
     # -P: whatever the working folder holds is no module of ours.
-    command = [sys.executable, "-P", "-c", _MAIN.format(path=sys.path), str(job)]
+    command = [sys.executable, "-P", "-c", _MAIN.format(path=sys.path), str(job), str(num_processes)]
     if num_processes == 1:
         return command
     torchrun = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]

@@ -57,9 +57,10 @@ class _ChannelHandler(logging.Handler):
 
 
 def main() -> None:
-    """Trains what the job file named by the first argument says. torchrun tells which of several processes this is."""
-    path = Path(sys.argv[1])
-    rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+    """Trains what a job file says; the arguments are its path and the number of processes, torchrun tells which of several this is."""
+    path, num_processes = Path(sys.argv[1]), int(sys.argv[2])
+    # One alone was not started by torchrun, whatever other launcher's variables it has inherited.
+    rank, local_rank = (int(os.environ[name]) if num_processes > 1 else 0 for name in ("RANK", "LOCAL_RANK"))
     try:
         channel = Channel(path.parent, rank)
     except OSError:  # the process that started this one is gone already
@@ -69,23 +70,25 @@ def main() -> None:
     # What all processes have to say, one says; of the others only what is wrong matters.
     log.addHandler(_ChannelHandler(channel, logging.INFO if rank == 0 else logging.WARNING))
     try:
-        _train(path, channel, rank, local_rank)
+        _train(path, channel, rank, local_rank, num_processes)
     except BaseException as error:
         channel.send(describe_error(error))
         sys.exit(1)
     channel.send(Finished())
 
 
-def _train(path: Path, channel: Channel, rank: int, local_rank: int) -> None:
+def _train(path: Path, channel: Channel, rank: int, local_rank: int, num_processes: int) -> None:
     import torch
 
     from miniplm.models.devices import device_errors
     from miniplm.storage import Storage
     from miniplm.training.job import TrainingJob
     from miniplm.training.loop import train_model
+    from miniplm.training.parallel import ProcessGroup
 
     job = TrainingJob.model_validate_json(path.read_bytes())
     torch.set_num_threads(job.num_threads)
-    plan = job.make_plan(local_rank)
-    with device_errors(plan.device, f"training {plan.training_id}"):
-        train_model(Storage(job.storage), plan, channel.report if rank == 0 else ignore_progress)
+    plan = job.make_plan()
+    group = ProcessGroup(rank, num_processes, local_rank, plan.config.sharding)
+    with device_errors(group.device(plan.device), f"training {plan.training_id}"):
+        train_model(Storage(job.storage), plan, channel.report if group.is_first else ignore_progress, group)
