@@ -24,7 +24,8 @@ from miniplm.scoring.engine import Scorer
 from miniplm.storage import Storage
 from miniplm.tokenization import CorpusTokenizer, load_tokenizer
 from miniplm.training.exports import export_model, find_export
-from miniplm.training.loop import find_training, train_model
+from miniplm.training.launch import launch_training
+from miniplm.training.loop import find_training
 from miniplm.training.methods import METHODS
 from miniplm.training.recipe import TrainingPlan, is_tokenizer_of, plan_training
 
@@ -75,7 +76,8 @@ def train_student(
     on_progress: ProgressCallback = ignore_progress,
 ) -> StudentRecord:
     """Trains one student, from its last checkpoint where there is one, and publishes it at `runs/RUN/students/NAME`."""
-    training = train_model(storage, plan_student(config, corpus, selection, student_name), on_progress)
+    plan = plan_student(config, corpus, selection, student_name)
+    training = launch_training(storage, plan, on_progress, config.execution.launcher)
     folder = layout.student_folder(config.name, student_name)
     evaluation = _read_evaluation(storage, corpus, training)
     export_model(storage, training, folder)
