@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.effect import EXPECTED, NOT_RUN, StudentRow, compare, estimate, group_by_label, main, make_measures, read_students
-from benchmarks.effect import summarise, tabulate_losses
+from benchmarks.effect import (
+    EXPECTED,
+    NOT_RUN,
+    StudentRow,
+    compare,
+    estimate,
+    group_by_label,
+    main,
+    make_measures,
+    read_students,
+    summarise,
+    tabulate_losses,
+)
 from benchmarks.effect_scores import (
     RULES,
     Scores,
@@ -17,11 +31,17 @@ from benchmarks.effect_scores import (
     describe_scores,
     keep_best,
     keep_best_by_domain,
+    publish_selection,
+    read_scores,
     share_between_domains,
 )
-from miniplm.artifacts import DomainLoss, Evaluation, TrainingManifest
+from benchmarks.effect_scores import main as describe_command
+from miniplm.artifacts import CorpusManifest, DomainLoss, Evaluation, TrainingManifest
+from miniplm.config import SelectionConfig
 from miniplm.errors import RunError
+from miniplm.selection.ranking import find_selection, select_sequences
 from miniplm.storage import Storage
+from tests.miniplm.made_corpora import make_corpus, write_scores
 
 
 def make_row(method: str, seed: int, prose: float, code: float, selection: str | None = None) -> StudentRow:
@@ -115,7 +135,11 @@ def test_the_command_reads_the_students_of_several_runs(tmp_path: Path, capsys: 
     assert main([*command, "--rows", str(tmp_path / "rows.jsonl"), "--plot", str(tmp_path / "plot.svg"), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     # -0.5 and -0.7: mean -0.6, error 0.1
-    assert facts["estimates"]["miniplm"]["prose"]["difference"] == {"mean": pytest.approx(-0.6), "error": pytest.approx(0.1), "num": 2}
+    assert facts["estimates"]["miniplm"]["prose"]["difference"] == {
+        "mean": pytest.approx(-0.6),
+        "error": pytest.approx(0.1),
+        "num": 2,
+    }
     lines = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert [line["heldout"] for line in lines[:4]] == [6.5, 7.0, pytest.approx(7.3), 8.0]
     assert [line["method"] for line in lines if line.get("status") == NOT_RUN] == ["vanilla-kd", "seqkd", "miniplm+vanilla-kd"]
@@ -125,7 +149,9 @@ def test_the_command_reads_the_students_of_several_runs(tmp_path: Path, capsys: 
 
 
 def test_a_run_without_students_is_refused_with_the_command_that_trains_them(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"no trained student of run 'effect-9'; train it with `miniplm run CONFIG --set name=effect-9`"):
+    with pytest.raises(
+        RunError, match=r"no trained student of run 'effect-9'; train it with `miniplm run CONFIG --set name=effect-9`"
+    ):
         read_students(Storage(str(tmp_path)), ["effect-9"])
 
 
@@ -171,3 +197,57 @@ def test_the_description_of_scores_counts_negatives_and_overlaps() -> None:
     assert facts["mean_length"] == {"kept": 25.0, "dropped": 25.0}
     # mean keeps rows 0 and 3, sum (81, -152, 29, 78) the same, each domain's best too
     assert (facts["overlap_at_half"]["sum"], facts["overlap_at_half"]["stratified"]) == (1.0, 1.0)
+
+
+def make_scored_corpus(storage: Storage) -> CorpusManifest:
+    """Six candidates in two shards, of domains a and b in turn, with difference scores 1, 0, 2, 1, 1, -1."""
+    sequences = [[1] * (3 + index) for index in range(6)]
+    corpus = make_corpus(storage, {"candidate": [sequences[:4], sequences[4:]]})
+    for shard, teacher, reference in zip(corpus.shards, ([4, 4, 4, 4], [4, 4]), ([6, 4, 8, 6], [6, 2]), strict=True):
+        write_scores(storage, shard, "teacher", teacher, [2] * len(teacher))
+        write_scores(storage, shard, "reference", reference, [2] * len(reference))
+    return corpus
+
+
+@pytest.mark.parametrize("rule", ["mean", "sum"])
+def test_a_published_rule_of_the_library_keeps_what_the_library_keeps(tmp_path: Path, rule: Literal["mean", "sum"]) -> None:
+    storage = Storage(str(tmp_path))
+    corpus = make_scored_corpus(storage)
+    wanted = select_sequences(storage, corpus, "teacher", "reference", SelectionConfig(ratio=0.5, score=rule))
+    scores = read_scores(storage, corpus, "teacher", "reference")
+    got = publish_selection(storage, corpus, "teacher", "reference", scores, rule, 0.5)
+    assert (got.num_selected, got.num_selected_tokens) == (wanted.num_selected, wanted.num_selected_tokens)
+    assert find_selection(storage, got.selection_id) == got
+    for shard in (0, 1):
+        tables = [pq.read_table(tmp_path / f"selections/{name.selection_id}/shard-0000{shard}.parquet") for name in (got, wanted)]
+        assert (
+            tables[0]
+            .select(["sequence_id", "teacher_nll", "reference_nll"])
+            .equals(tables[1].select(["sequence_id", "teacher_nll", "reference_nll"]))
+        )
+
+
+def test_the_best_of_each_domain_are_published(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    corpus = make_scored_corpus(storage)
+    scores = read_scores(storage, corpus, "teacher", "reference")
+    # a: ids 0, 2, 4 with 1, 2, 1; b: ids 1, 3, 5 with 0, 1, -1
+    got = publish_selection(storage, corpus, "teacher", "reference", scores, "stratified", 0.5)
+    assert {domain: (counts.num_selected, counts.num_selected_tokens) for domain, counts in got.domains.items()} == {
+        "a": (1, 5),
+        "b": (1, 6),
+    }
+    assert [entry.num_sequences for entry in got.shards] == [2, 0]
+
+
+@pytest.mark.parametrize("command", [main, describe_command])
+def test_help_teaches(command: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        command(["--help"])
+    assert "--json" in capsys.readouterr().out
+
+
+def test_training_on_a_rule_needs_the_rule(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        describe_command(["any.yaml", "--train", "miniplm"])
+    assert "--train needs --publish RULE" in capsys.readouterr().err
