@@ -124,7 +124,11 @@ def test_a_shard_that_fails_is_named_and_repairs_touch_it_alone(fleet: LocalFlee
     assert len(tried) == 1
     num_children = len(fleet.list_runs("score-shards", "run:bad-shard"))
     bad.write_bytes(content)
-    fleet.retry(run)
+    # As if the first attempt's process lived, cut off from the server: the second waits until it ends, as both are the same flow run.
+    with exclusive(Storage(str(data)), run_folder("bad-shard"), "run bad-shard", attempt_of=run):
+        fleet.retry(run)
+        fleet.wait_until(lambda: any("an earlier attempt" in message for message in fleet.read_logs(run)), 120)
+        assert fleet.read(run)["state"]["type"] == "RUNNING"
     ended = fleet.wait(run)
     assert ended["state"]["type"] == "COMPLETED", ended["state"]["message"]
     after = read_scores(data)
