@@ -289,19 +289,51 @@ class TrainingManifest(Record):
 
 
 class DomainLoss(Record):
-    """Held-out loss: nats a scored token, and bits a UTF-8 byte of text (independent of the tokenizer)."""
+    """Held-out loss: nats a scored token, and bits a UTF-8 byte of text (independent of the tokenizer).
+
+    `nats_standard_error` is that of `nats_per_token` over documents; None where there is one document only, and in
+    older evaluations.
+    """
 
     nats_per_token: float
     bits_per_byte: float
     num_scored_tokens: int
     num_sequences: int
+    nats_standard_error: float | None = None
+
+    @property
+    def bits_standard_error(self) -> float | None:
+        """The standard error of `bits_per_byte`, which is `nats_per_token` times a constant of the text."""
+        if self.nats_standard_error is None or self.nats_per_token == 0:
+            return None
+        return self.nats_standard_error * self.bits_per_byte / self.nats_per_token
+
+
+class TaskResult(Record):
+    """The accuracy of a model at a zero-shot task, in [0, 1], by the harness' metric `metric` (acc_norm or acc).
+
+    `standard_error` is the harness'; None where it has none (one document). `key` is a digest of all that decides the
+    result but the model: the task's file and data, the number of documents, the harness' version.
+    """
+
+    accuracy: float
+    standard_error: float | None
+    metric: str
+    num_documents: int
+    num_shots: int = 0
+    key: str = ""
 
 
 class Evaluation(Record):
-    """A model measured on the held-out split of a corpus."""
+    """A model measured on the held-out split of a corpus, and by zero-shot tasks where the run names some.
+
+    `losses_digest` is of the file with the loss of each sequence, kept beside the evaluation of a finished training.
+    """
 
     corpus_id: str
     weights_digest: str
     overall: DomainLoss
     domains: dict[str, DomainLoss]
     seconds: float
+    losses_digest: str | None = None
+    tasks: dict[str, TaskResult] = {}

@@ -67,6 +67,10 @@ class TrainingError(MiniplmError):
     """A model cannot be trained: no data, or a loss that is not finite."""
 
 
+class ScalingError(MiniplmError):
+    """Held-out losses from which no scaling law can be fitted: too few, or not falling."""
+
+
 class RunError(MiniplmError):
     """A run has no record, or one that cannot be read."""
 

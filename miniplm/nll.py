@@ -118,15 +118,37 @@ def sum_nll_of_hidden(head: Head, hidden_NH: Tensor, targets_N: Tensor, block_to
     if block_tokens is None:
         # On a CPU a buffer that stays in the cache is worth more than larger products.
         block_tokens = max(1, _CPU_BLOCK_ELEMENTS // head.weight_VH.shape[0]) if hidden_NH.is_cpu else head.default_block_tokens()
-    total: Tensor = _SumNll.apply(hidden_NH, head.weight_VH, targets_N, block_tokens)  # type: ignore[no-untyped-call]
+    return sum_in_blocks(head, hidden_NH, lambda logits_KV, tokens: _differentiate_nll(logits_KV, targets_N[tokens]), block_tokens)
+
+
+def _differentiate_nll(logits_KV: Tensor, targets_K: Tensor) -> Tensor:
+    targets_K1 = targets_K[:, None]
+    target_logits_K1 = logits_KV.gather(1, targets_K1)
+    maxima_K1 = logits_KV.amax(dim=1, keepdim=True)
+    logits_KV.sub_(maxima_K1).exp_()
+    sums_K1 = logits_KV.sum(dim=1, keepdim=True)
+    logits_KV.div_(sums_K1)  # softmax
+    logits_KV.scatter_add_(1, targets_K1, torch.full_like(target_logits_K1, -1.0))
+    return (sums_K1.log() + maxima_K1 - target_logits_K1).squeeze(1)
+
+
+# (float32 logits (K, V) of a block, its place among the tokens) -> loss (K,) float32 of its tokens. Where the logits
+# were, d loss / d logits is left.
+BlockLoss = Callable[[Tensor, slice], Tensor]
+
+
+def sum_in_blocks(head: Head, hidden_NH: Tensor, block_loss: BlockLoss, block_tokens: int) -> Tensor:
+    """The sum over N of a loss of a plain head's logits, scalar float32, to be differentiated once; logits exist a block at a time."""
+    assert head.is_plain, "only of W h is the gradient known from that of the logits"
+    total: Tensor = _SumInBlocks.apply(hidden_NH, head.weight_VH, block_loss, block_tokens)  # type: ignore[no-untyped-call]
     return total
 
 
-class _SumNll(torch.autograd.Function):
-    """Sum of NLL of `W h`, with the gradients for h and W made on the way."""
+class _SumInBlocks(torch.autograd.Function):
+    """Sum of a loss of `W h`, with the gradients for h and W made on the way."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, block_tokens: int) -> Tensor:
+    def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, block_loss: BlockLoss, block_tokens: int) -> Tensor:
         device_type = hidden_NH.device.type
         dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden_NH.dtype
         N = hidden_NH.shape[0]
@@ -134,26 +156,20 @@ class _SumNll(torch.autograd.Function):
         hidden_gradient_NH = torch.empty_like(hidden_NH)
         weight_gradient_VH = torch.zeros_like(weight_VH)
         buffer_KV = input_NH.new_empty((min(block_tokens, N), W_VH.shape[0]))
-        nll_blocks = []
+        losses = []
         for start in range(0, N, block_tokens):
-            stop = min(start + block_tokens, N)
-            block_KH, targets_K1 = input_NH[start:stop], targets_N[start:stop, None]
-            values_KV = torch.mm(block_KH, W_VH.t(), out=buffer_KV[: stop - start]).float()  # logits
-            target_logits_K1 = values_KV.gather(1, targets_K1)
-            maxima_K1 = values_KV.amax(dim=1, keepdim=True)
-            values_KV.sub_(maxima_K1).exp_()
-            sums_K1 = values_KV.sum(dim=1, keepdim=True)
-            nll_blocks.append((sums_K1.log() + maxima_K1 - target_logits_K1).squeeze(1))
-            values_KV.div_(sums_K1)  # softmax
-            values_KV.scatter_add_(1, targets_K1, torch.full_like(target_logits_K1, -1.0))
+            tokens = slice(start, min(start + block_tokens, N))
+            block_KH = input_NH[tokens]
+            values_KV = torch.mm(block_KH, W_VH.t(), out=buffer_KV[: len(block_KH)]).float()  # logits, then their gradient
+            losses.append(block_loss(values_KV, tokens))
             gradient_KV = values_KV.to(dtype)
-            hidden_gradient_NH[start:stop] = gradient_KV @ W_VH
+            hidden_gradient_NH[tokens] = gradient_KV @ W_VH
             if dtype == weight_gradient_VH.dtype:
                 weight_gradient_VH.addmm_(gradient_KV.t(), block_KH)
             else:
                 weight_gradient_VH += gradient_KV.t() @ block_KH
         ctx.save_for_backward(hidden_gradient_NH, weight_gradient_VH)
-        return torch.cat(nll_blocks).sum() if nll_blocks else hidden_NH.new_zeros((), dtype=torch.float32)
+        return torch.cat(losses).sum() if losses else hidden_NH.new_zeros((), dtype=torch.float32)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:

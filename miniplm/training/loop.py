@@ -24,6 +24,7 @@ from miniplm.training.checkpoints import (
 )
 from miniplm.training.data import SequenceOrder, count_steps, count_training_sequences
 from miniplm.training.optimization import Optimization, StepResult
+from miniplm.training.parallel import ProcessGroup
 from miniplm.training.recipe import TrainingPlan
 from miniplm.training.schedule import learning_rate
 from miniplm.training.tokenizer_files import make_tokenizer_files
@@ -33,8 +34,16 @@ from miniplm.versions import list_versions
 _MAX_SKIPPED_IN_ROW = 3
 
 
-def train_model(storage: Storage, plan: TrainingPlan, on_progress: ProgressCallback = ignore_progress) -> TrainingManifest:
+def train_model(
+    storage: Storage,
+    plan: TrainingPlan,
+    on_progress: ProgressCallback = ignore_progress,
+    group: ProcessGroup = ProcessGroup(),  # noqa: B008 - it is immutable
+) -> TrainingManifest:
     """The finished training of a plan; does what is missing of it, nothing where it is finished.
+
+    With several processes each calls this with its own `group`, and all return the manifest; the first one locks,
+    publishes and reports.
 
     Killed at any moment and called again, it gives the losses and weights of an undisturbed run on the same machine.
     Raises `TrainingError` where there is nothing to train on, memory runs out, or three steps in a row have no
