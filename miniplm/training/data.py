@@ -79,9 +79,7 @@ class MicroBatch:
 
     def pin(self) -> MicroBatch:
         """The same in memory that a GPU reads by itself."""
-        return MicroBatch(
-            self.token_ids_BT.pin_memory(), self.mask_BS.pin_memory(), self.num_tokens, self.scored_N.pin_memory()
-        )
+        return MicroBatch(self.token_ids_BT.pin_memory(), self.mask_BS.pin_memory(), self.num_tokens, self.scored_N.pin_memory())
 
 
 def collate(
