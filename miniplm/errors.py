@@ -63,6 +63,10 @@ class TrainingError(MiniplmError):
     """A model cannot be trained: no data, or a loss that is not finite."""
 
 
+class EvaluationError(MiniplmError):
+    """A model cannot be measured by a task: no data, no accuracy, or no memory."""
+
+
 class RunError(MiniplmError):
     """A run has no record, or one that cannot be read."""
 
