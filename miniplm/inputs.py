@@ -14,15 +14,16 @@ from miniplm.models.devices import resolve_device, resolve_dtype
 from miniplm.models.files import check_finite_weights, has_tokenizer, list_weight_files, locate_model, read_model_config
 from miniplm.sources.files import find_source_files
 from miniplm.storage import Storage
-from miniplm.students import load_own_tokenizer
+from miniplm.student_plans import load_own_tokenizer
 from miniplm.tokenization import CorpusTokenizer, load_tokenizer, vocabulary_digest
 from miniplm.training.recipe import resolve_training
+from miniplm.zero_shot.tasks import check_tasks
 
 
 def check_inputs(config: RunConfig, emulated: bool = False) -> None:
     """Raises a `ConfigError` or `MiniplmError` that names the field, unless the run can start.
 
-    Checks that the device exists, the storage root can be written, the sources' globs match files, the tokenizer
+    Checks that the device exists, the storage root can be written, the tasks are known, the sources' globs match files, the tokenizer
     has an end-of-document token, and each given model is whole, has the corpus' tokenizer, room for its
     vocabulary and positions for its sequences. `emulated` allows a dtype that the device has not, for a calibration.
     """
@@ -34,6 +35,7 @@ def check_inputs(config: RunConfig, emulated: bool = False) -> None:
             "execution.fan_out is work-pool, but `storage` is memory://, which no other process sees; use s3:// or a shared folder"
         )
     check_storage(Storage(config.storage))
+    check_tasks(config.evaluation)
     for source in config.corpus.sources:
         find_source_files(source)
     tokenizer = load_tokenizer(config.corpus.tokenizer, config.corpus.eos_token, config.corpus.trust_remote_code)
