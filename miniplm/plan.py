@@ -26,6 +26,7 @@ from miniplm.scoring.throughput import Throughput
 from miniplm.sources.reading import read_records
 from miniplm.sources.records import Document
 from miniplm.storage import Storage
+from miniplm.students import load_own_tokenizer
 from miniplm.tokenization import CorpusTokenizer, load_tokenizer
 
 _PROBE_SECONDS = 3.0
@@ -106,11 +107,13 @@ def plan_run(config: RunConfig, usd_per_gpu_hour: float | None = None) -> RunPla
     model_bytes = 0
     selected = int(counts.candidate_tokens * config.selection.ratio)
     for student in config.students:
-        vocab_size = resolve_vocab_size(student.vocab_size, tokenizer.entry.vocab_size)
+        own = load_own_tokenizer(config, student) or tokenizer
+        vocab_size = resolve_vocab_size(student.vocab_size, own.entry.vocab_size)
         model = build_model(student.architecture, vocab_size, config.corpus.sequence_length + 1, student.training.seed)
         model_bytes += 4 * sum(parameter.numel() for parameter in model.parameters())
         num_tokens = _training_tokens(student.training, config, selected)
         stages.append(_stage(f"train {student.name}", num_tokens, probe_training(model, student.training, config, device)))
+    notes += [f"{name}: the time in which the teacher writes its text is not in here" for name in _list_generated(config)]
     hours = sum(stage.hours for stage in stages)
     if device.type == "cpu" and has_native_bfloat16() and resolve_dtype(config.teacher.dtype, device) == "float32":
         notes.append(
@@ -134,6 +137,10 @@ def plan_run(config: RunConfig, usd_per_gpu_hour: float | None = None) -> RunPla
         usd=None if usd_per_gpu_hour is None else hours * usd_per_gpu_hour,
         notes=tuple(notes),
     )
+
+
+def _list_generated(config: RunConfig) -> list[str]:
+    return [student.name for student in config.students if student.method == "seqkd"]
 
 
 def probe_scoring(model: LoadedModel, config: RunConfig, tokenizer: CorpusTokenizer) -> Throughput:

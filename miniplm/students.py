@@ -10,6 +10,9 @@ from pydantic import ValidationError
 from miniplm import layout
 from miniplm.artifacts import CorpusManifest, Evaluation, SelectionManifest, TrainingManifest
 from miniplm.config import RunConfig, StudentConfig
+from miniplm.derived.conversion import ConversionJob
+from miniplm.derived.needs import plan_heldout
+from miniplm.derived.sets import make_set
 from miniplm.errors import ConfigError, DamagedFileError, TrainingError
 from miniplm.evaluation import evaluate_heldout
 from miniplm.models.devices import resolve_device, resolve_dtype
@@ -19,10 +22,12 @@ from miniplm.run_record import StudentRecord
 from miniplm.scorers import identify_teacher
 from miniplm.scoring.engine import Scorer
 from miniplm.storage import Storage
+from miniplm.tokenization import CorpusTokenizer, load_tokenizer
 from miniplm.training.exports import export_model, find_export
-from miniplm.training.loop import find_training, train_model
+from miniplm.training.launch import launch_training
+from miniplm.training.loop import find_training
 from miniplm.training.methods import METHODS
-from miniplm.training.recipe import TrainingPlan, plan_training
+from miniplm.training.recipe import TrainingPlan, is_tokenizer_of, plan_training
 
 # Beside a student's transformers files in its folder.
 EVALUATION = "evaluation.json"
@@ -44,7 +49,22 @@ def plan_student(config: RunConfig, corpus: CorpusManifest, selection: Selection
         generation=student.generation,
         device=config.planning_device,
         trust_tokenizer_code=config.corpus.trust_remote_code,
+        own_tokenizer=load_own_tokenizer(config, student),
     )
+
+
+def load_own_tokenizer(config: RunConfig, student: StudentConfig) -> CorpusTokenizer | None:
+    """The tokenizer that a student's configuration names, None where it has the corpus's. Raises `TokenizerError`."""
+    if student.tokenizer is None:
+        return None
+    field = f"eos_token of student {student.name}"
+    return load_tokenizer(student.tokenizer, student.eos_token, config.corpus.trust_remote_code, field)
+
+
+def plan_heldout_conversion(config: RunConfig, corpus: CorpusManifest, student_name: str) -> ConversionJob | None:
+    """The held-out split in a student's own tokens; None where it has the corpus's."""
+    own = load_own_tokenizer(config, _find_config(config, student_name))
+    return None if own is None or is_tokenizer_of(corpus, own) else plan_heldout(corpus, own, config.corpus.trust_remote_code)
 
 
 def train_student(
@@ -56,7 +76,8 @@ def train_student(
     on_progress: ProgressCallback = ignore_progress,
 ) -> StudentRecord:
     """Trains one student, from its last checkpoint where there is one, and publishes it at `runs/RUN/students/NAME`."""
-    training = train_model(storage, plan_student(config, corpus, selection, student_name), on_progress)
+    plan = plan_student(config, corpus, selection, student_name)
+    training = launch_training(storage, plan, on_progress, config.execution.launcher)
     folder = layout.student_folder(config.name, student_name)
     evaluation = _read_evaluation(storage, corpus, training)
     export_model(storage, training, folder)
@@ -113,7 +134,9 @@ def evaluate_student(
                 storage.download(layout.student_folder(config.name, student_name), Path(folder) / student_name), dtype, device
             )
         scorer = Scorer(model, config.scoring.tokens_per_batch, compile=False)
-        evaluation = evaluate_heldout(storage, corpus, scorer, training.weights_digest, on_progress)
+        job = plan_heldout_conversion(config, corpus, student_name)
+        converted = None if job is None else make_set(storage, job, config.scoring.device, on_progress)
+        evaluation = evaluate_heldout(storage, corpus, scorer, training.weights_digest, on_progress, converted)
         storage.write_json(layout.training_evaluation(training.training_id), evaluation.as_json())
     storage.write_json(f"{layout.student_folder(config.name, student_name)}/{EVALUATION}", evaluation.as_json())
     return student.model_copy(update={"evaluation": evaluation})

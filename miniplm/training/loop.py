@@ -9,7 +9,6 @@ from pydantic import ValidationError
 from miniplm import layout
 from miniplm.architectures import build_model, count_parameters
 from miniplm.artifacts import CheckpointMetrics, TrainingManifest
-from miniplm.corpus.reader import load_corpus_tokenizer
 from miniplm.errors import DamagedFileError, TrainingError
 from miniplm.locks import exclusive
 from miniplm.models.devices import describe_memory, is_out_of_memory
@@ -25,6 +24,7 @@ from miniplm.training.checkpoints import (
 )
 from miniplm.training.data import SequenceOrder, count_steps, count_training_sequences
 from miniplm.training.optimization import Optimization, StepResult
+from miniplm.training.parallel import ProcessGroup
 from miniplm.training.recipe import TrainingPlan
 from miniplm.training.schedule import learning_rate
 from miniplm.training.tokenizer_files import make_tokenizer_files
@@ -34,8 +34,16 @@ from miniplm.versions import list_versions
 _MAX_SKIPPED_IN_ROW = 3
 
 
-def train_model(storage: Storage, plan: TrainingPlan, on_progress: ProgressCallback = ignore_progress) -> TrainingManifest:
+def train_model(
+    storage: Storage,
+    plan: TrainingPlan,
+    on_progress: ProgressCallback = ignore_progress,
+    group: ProcessGroup = ProcessGroup(),  # noqa: B008 - it is immutable
+) -> TrainingManifest:
     """The finished training of a plan; does what is missing of it, nothing where it is finished.
+
+    With several processes each calls this with its own `group`, and all return the manifest; the first one locks,
+    publishes and reports.
 
     Killed at any moment and called again, it gives the losses and weights of an undisturbed run on the same machine.
     Raises `TrainingError` where there is nothing to train on, memory runs out, or three steps in a row have no
@@ -72,14 +80,13 @@ class _Training:
         self.plan = plan
         self.on_progress = on_progress
         recipe, config = plan.recipe, plan.config
-        self.order = SequenceOrder(storage, plan.method.list_shards(storage, plan.inputs), config.seed)
+        self.order = SequenceOrder(storage, plan.list_shards(storage), config.seed)
         self.num_steps = count_steps(config, self.order.num_sequences)
         model = build_model(plan.architecture, recipe.vocab_size, recipe.max_positions, config.seed, plan.trust_remote_code)
         model.config.eos_token_id = model.generation_config.eos_token_id = recipe.eos_token_id
         # Not in the model's own configuration: there it would keep the embedding of EOS from learning.
         model.generation_config.pad_token_id = recipe.eos_token_id
-        tokenizer = load_corpus_tokenizer(storage, plan.inputs.corpus.corpus_id, plan.trust_tokenizer_code)
-        self.tokenizer_files = make_tokenizer_files(tokenizer, model.config)
+        self.tokenizer_files = make_tokenizer_files(plan.load_tokenizer(storage), model.config)
         loss_function = plan.method.make_loss(storage, plan.inputs, plan.device)
         self.optimization = Optimization(
             model.to(plan.device), loss_function, config, recipe.training["dtype"], recipe.eos_token_id
