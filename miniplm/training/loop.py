@@ -20,6 +20,7 @@ from miniplm.training.checkpoints import (
     delete_old_checkpoints,
     find_checkpoint,
     find_last_checkpoint,
+    is_milestone,
     publish_checkpoint,
     restore_checkpoint,
 )
@@ -29,6 +30,7 @@ from miniplm.training.parallel import ProcessGroup
 from miniplm.training.recipe import TrainingPlan
 from miniplm.training.schedule import learning_rate
 from miniplm.training.tokenizer_files import make_tokenizer_files
+from miniplm.training.tracking import Tracker
 from miniplm.versions import list_versions
 
 # Steps in a row without a finite gradient after which training gives up.
@@ -55,7 +57,8 @@ def train_model(
         if manifest is not None:
             return manifest
         storage.delete_temporary_files(layout.training_folder(plan.training_id))
-        return _Training(storage, plan, on_progress).run()
+        with Tracker(storage, plan.training_id, plan.config, plan.recipe.as_json()) as tracker:
+            return _Training(storage, plan, on_progress, tracker).run()
 
 
 def find_training(storage: Storage, training_id: str) -> TrainingManifest | None:
@@ -76,10 +79,11 @@ def find_training(storage: Storage, training_id: str) -> TrainingManifest | None
 class _Training:
     """A training under way: `step` optimizer steps are done, `metrics` has a row for each but the skipped ones."""
 
-    def __init__(self, storage: Storage, plan: TrainingPlan, on_progress: ProgressCallback) -> None:
+    def __init__(self, storage: Storage, plan: TrainingPlan, on_progress: ProgressCallback, tracker: Tracker) -> None:
         self.storage = storage
         self.plan = plan
         self.on_progress = on_progress
+        self.tracker = tracker
         recipe, config = plan.recipe, plan.config
         self.order = SequenceOrder(storage, plan.method.list_shards(storage, plan.inputs), config.seed)
         self.num_steps = count_steps(config, self.order.num_sequences)
@@ -97,7 +101,7 @@ class _Training:
         self.metrics: list[CheckpointMetrics] = []
         self.num_skipped_steps = 0
         self.num_skipped_in_row = 0
-        self.checkpoint = find_last_checkpoint(storage, plan.training_id)
+        self.checkpoint = find_last_checkpoint(storage, plan.training_id, recipe.as_json())
         if self.checkpoint is not None:
             self.metrics = restore_checkpoint(storage, self.checkpoint, model, self.optimization.optimizer)
             self.step = self.checkpoint.step
@@ -110,7 +114,9 @@ class _Training:
         while self.step < self.num_steps:
             result = self._take_step()
             num_tokens += result.num_tokens
-            if self.step % self.plan.config.checkpoint_every_steps == 0 or self.step == self.num_steps:
+            config = self.plan.config
+            is_due = self.step % config.checkpoint_every_steps == 0 or is_milestone(self.step, config.milestone_every_steps)
+            if is_due or self.step == self.num_steps:
                 self.checkpoint = self._publish_checkpoint()
             rate = num_tokens / (time.perf_counter() - started)
             self._report(f"loss {result.loss:.3f}, {rate:,.0f} tokens/s")
@@ -174,8 +180,13 @@ class _Training:
             self.tokenizer_files,
             self.num_skipped_steps,
             self.num_skipped_in_row,
+            self.plan.recipe.as_json(),
         )
-        delete_old_checkpoints(self.storage, self.plan.training_id, self.step, self.plan.config.keep_checkpoints)
+        self.tracker.publish(self.metrics, self.step)
+        config = self.plan.config
+        delete_old_checkpoints(
+            self.storage, self.plan.training_id, self.step, config.keep_checkpoints, config.milestone_every_steps
+        )
         return checkpoint
 
     def _publish_manifest(self, checkpoint: CheckpointManifest) -> TrainingManifest:
