@@ -16,7 +16,9 @@ from miniplm.sources.files import find_source_files
 from miniplm.storage import Storage
 from miniplm.student_plans import load_own_tokenizer
 from miniplm.tokenization import CorpusTokenizer, load_tokenizer, vocabulary_digest
+from miniplm.training.processes import count_processes
 from miniplm.training.recipe import resolve_training
+from miniplm.training.tracking import check_tracking
 from miniplm.zero_shot.tasks import check_tasks
 
 
@@ -46,7 +48,7 @@ def check_inputs(config: RunConfig, emulated: bool = False) -> None:
 
 
 def _check_trainings(config: RunConfig, tokenizer: CorpusTokenizer) -> None:
-    """Raises `ConfigError` for an architecture, vocabulary size or dtype that cannot be trained."""
+    """Raises `ConfigError` for an architecture, vocabulary size, dtype or number of processes that cannot be trained."""
     trainings = [
         (student.architecture, student.vocab_size, student.training, load_own_tokenizer(config, student) or tokenizer)
         for student in config.students
@@ -60,6 +62,9 @@ def _check_trainings(config: RunConfig, tokenizer: CorpusTokenizer) -> None:
         describe_architecture(architecture)
         resolve_vocab_size(vocab_size, own.entry.vocab_size)
         resolve_training(training, config.planning_device)
+        if not config.is_on_work_pool:  # else what is installed and how many GPUs there are is for the workers to say
+            check_tracking(training)
+            count_processes(training, resolve_device(config.planning_device))
 
 
 def check_splits(config: RunConfig, corpus: CorpusManifest) -> None:
