@@ -59,7 +59,7 @@ def run(arguments: list[str], variables: dict[str, str], cwd: str, out: str, err
         os.close(descriptor)
     sys.argv = ["miniplm", *arguments]
     # Prefect has read another environment; the command line sets these defaults before it imports Prefect.
-    start_quietly(verbose=False)
+    start_quietly(verbose="--verbose" in arguments)
     prefect.context.refresh_global_settings_context()
     logging.getLogger("miniplm").handlers.clear()
     setup_logging(incremental=False)
