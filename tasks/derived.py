@@ -26,7 +26,7 @@ class StoppedError(Exception):
 
 @dataclass
 class _OpenJob:
-    """A set under way in this process; its maker is loaded by the first shard that needs it."""
+    """A set under way in this process."""
 
     storage: Storage
     job: DerivedJob
@@ -60,6 +60,12 @@ def open_job(storage: Storage, job: DerivedJob, sources: Sequence[DerivedSource]
         del _open_jobs[key], opened
         gc.collect()
         free_cached_memory()
+
+
+@task(name="load-maker", task_run_name="load what makes {derived_id}", **TASK_OPTIONS)
+def load_maker(storage_url: str, derived_id: str) -> None:
+    """Loads models and tokenizers of an open set once, before any shard: what is wrong with them is said once, not by every shard."""
+    _open_jobs[storage_url, derived_id].load_once()
 
 
 @task(name="derive-shard", task_run_name="{stage}: shard-{shard_index:05d}", **TASK_OPTIONS)
