@@ -71,6 +71,10 @@ class ScalingError(MiniplmError):
     """Held-out losses from which no scaling law can be fitted: too few, or not falling."""
 
 
+class TrainingProcessError(TrainingError):
+    """A process of a training died without a word of its own; what it had saved is kept, and another try goes on from there."""
+
+
 class RunError(MiniplmError):
     """A run has no record, or one that cannot be read."""
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from miniplm import layout
-from miniplm.artifacts import CorpusManifest, Evaluation, SelectionManifest, TrainingManifest
-from miniplm.config import RunConfig, StudentConfig
+from miniplm.architectures import build_empty_model, count_parameters, resolve_vocab_size
+from miniplm.artifacts import CorpusManifest, Evaluation, ModelEntry, SelectionManifest, TrainingManifest
+from miniplm.config import RunConfig, StudentConfig, TrainingConfig
 from miniplm.derived.conversion import ConversionJob
 from miniplm.derived.needs import plan_heldout
 from miniplm.derived.sets import make_set
@@ -17,14 +19,16 @@ from miniplm.errors import ConfigError, DamagedFileError, TrainingError
 from miniplm.evaluation import evaluate_heldout
 from miniplm.models.devices import resolve_device, resolve_dtype
 from miniplm.models.loading import load_model
-from miniplm.progress import ProgressCallback, ignore_progress
+from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.run_record import StudentRecord
 from miniplm.scorers import identify_teacher
 from miniplm.scoring.engine import Scorer
 from miniplm.storage import Storage
 from miniplm.tokenization import CorpusTokenizer, load_tokenizer
 from miniplm.training.exports import export_model, find_export
-from miniplm.training.loop import find_training, train_model
+from miniplm.training.flops import count_unmatched_steps, match_training
+from miniplm.training.launch import launch_training
+from miniplm.training.loop import find_training
 from miniplm.training.methods import METHODS
 from miniplm.training.recipe import TrainingPlan, is_tokenizer_of, plan_training
 
@@ -35,15 +39,16 @@ EVALUATION = "evaluation.json"
 def plan_student(config: RunConfig, corpus: CorpusManifest, selection: SelectionManifest, student_name: str) -> TrainingPlan:
     """The training of one student. Raises `ConfigError` where the run has no such student."""
     student = _find_config(config, student_name)
+    teacher = identify_teacher(config) if METHODS[student.method].needs_teacher else None
     return plan_training(
         corpus,
         student.method,
         student.architecture,
-        student.training,
+        _match_training(student, corpus, teacher),
         vocab_size=student.vocab_size,
         selection=selection,
         selection_seed=config.selection.seed,
-        teacher=identify_teacher(config) if METHODS[student.method].needs_teacher else None,
+        teacher=teacher,
         distillation=student.distillation,
         generation=student.generation,
         device=config.planning_device,
@@ -75,7 +80,9 @@ def train_student(
     on_progress: ProgressCallback = ignore_progress,
 ) -> StudentRecord:
     """Trains one student, from its last checkpoint where there is one, and publishes it at `runs/RUN/students/NAME`."""
-    training = train_model(storage, plan_student(config, corpus, selection, student_name), on_progress)
+    plan = plan_student(config, corpus, selection, student_name)
+    on_progress = _remark_matching(_find_config(config, student_name), on_progress)
+    training = launch_training(storage, plan, on_progress, config.execution.launcher)
     folder = layout.student_folder(config.name, student_name)
     evaluation = _read_evaluation(storage, corpus, training)
     export_model(storage, training, folder)
@@ -148,6 +155,29 @@ def _find_config(config: RunConfig, student_name: str) -> StudentConfig:
     raise ConfigError(f"run {config.name} has no student {student_name!r}; its students are {names}")
 
 
+def _match_training(student: StudentConfig, corpus: CorpusManifest, teacher: ModelEntry | None) -> TrainingConfig:
+    """The training as it will be: of a FLOP-matched student shorter by what the teacher costs."""
+    if not student.flop_matched:
+        return student.training
+    assert teacher is not None, "only methods with a teacher are FLOP-matched"
+    vocab_size = resolve_vocab_size(student.vocab_size, corpus.tokenizer.vocab_size)
+    model = build_empty_model(student.architecture, vocab_size, corpus.sequence_length + 1)
+    return match_training(student.training, count_parameters(model), teacher.num_parameters)
+
+
+def _remark_matching(student: StudentConfig, on_progress: ProgressCallback) -> ProgressCallback:
+    """Says with all progress of a FLOP-matched student of how many steps or epochs its own are what is left."""
+    if not student.flop_matched:
+        return on_progress
+    training = student.training
+    amount = f"{training.epochs:g} epochs" if training.steps is None else f"{training.steps:,} steps"
+
+    def remark(progress: Progress) -> None:
+        on_progress(replace(progress, detail=f"{progress.detail}, of {amount}: FLOP-matched".removeprefix(", ")))
+
+    return remark
+
+
 def _read_evaluation(storage: Storage, corpus: CorpusManifest, training: TrainingManifest) -> Evaluation | None:
     """The kept evaluation of these weights on this corpus; none where it is of others, or damaged."""
     path = layout.training_evaluation(training.training_id)
@@ -163,12 +193,19 @@ def _read_evaluation(storage: Storage, corpus: CorpusManifest, training: Trainin
 
 def _make_record(config: RunConfig, student_name: str, training: TrainingManifest, evaluation: Evaluation | None) -> StudentRecord:
     student = _find_config(config, student_name)
+    num_unmatched_steps = None
+    if student.flop_matched:
+        teacher = training.recipe["data"]["teacher"]
+        num_unmatched_steps = count_unmatched_steps(
+            student.training, training.num_steps, training.num_parameters, teacher["num_parameters"]
+        )
     return StudentRecord(
         training_id=training.training_id,
         method=student.method,
         architecture=student.architecture,
         num_parameters=training.num_parameters,
         num_steps=training.num_steps,
+        num_unmatched_steps=num_unmatched_steps,
         num_tokens=training.num_tokens,
         final_loss=training.final_loss,
         folder=layout.student_folder(config.name, student_name),

@@ -116,6 +116,20 @@ def count_steps(config: TrainingConfig, num_sequences: int) -> int:
     return -(-count_training_sequences(config, num_sequences) // config.batch_size)
 
 
+def check_batch_size(config: TrainingConfig, num_sequences: int) -> None:
+    """Raises `TrainingError` where one batch would hold a sequence twice: it has more than there are, and is not the only one.
+
+    A single pass over fewer sequences than a batch has is one step with a short batch, averaged over its own targets.
+    """
+    if num_sequences >= config.batch_size or count_training_sequences(config, num_sequences) <= num_sequences:
+        return
+    raise TrainingError(
+        f"training.batch_size is {config.batch_size}, but there are only {num_sequences} sequences to train on, so that one batch would hold "
+        f"some of them twice; set training.batch_size to at most {num_sequences}, use a larger selection.ratio or more text, "
+        "or train one pass (epochs: 1), which is one step on all of them"
+    )
+
+
 @dataclass(frozen=True)
 class _Window:
     """Neighbouring shards of an epoch, and where their sequences lie in it: `start` ... `stop` - 1."""
