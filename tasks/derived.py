@@ -13,6 +13,7 @@ from prefect import task
 from miniplm import layout
 from miniplm.derived.records import DerivedShard
 from miniplm.derived.sets import DerivedJob, DerivedSource, ShardMaker, make_shard
+from miniplm.errors import DeviceError
 from miniplm.models.devices import free_cached_memory
 from miniplm.progress import Progress
 from miniplm.storage import Storage
@@ -81,4 +82,8 @@ def derive_shard(storage_url: str, derived_id: str, shard_index: int, stage: str
 
     source = opened.sources[shard_index]
     unless_stopped(Progress(stage, 0, opened.job.count_units(source), opened.job.unit))
-    return make_shard(opened.storage, opened.job, opened.load_once(), shard_index, source, unless_stopped)
+    try:
+        return make_shard(opened.storage, opened.job, opened.load_once(), shard_index, source, unless_stopped)
+    except DeviceError:
+        opened.maker = None  # the next try loads it on a device that answers
+        raise
