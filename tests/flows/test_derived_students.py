@@ -57,7 +57,7 @@ def finished(tmp_path_factory, prefect_server) -> Path:
     ).save_pretrained(folder / "llama")
     make_tokenizer(folder / "own", make_documents(40, seed=5), vocab_size=300)
     config = make_tiny_run(folder, students=make_students(folder, seed=0))
-    result = run_miniplm("run", str(config), prefect=prefect_server)
+    result = run_miniplm("run", str(config), prefect=prefect_server, timeout_seconds=900)
     assert result.returncode == 0, result.stderr + result.stdout
     return config
 
