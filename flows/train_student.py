@@ -14,7 +14,8 @@ from miniplm.pinning import for_worker
 from miniplm.run_record import StageRecord, StudentRecord
 from miniplm.selection.ranking import load_selection
 from miniplm.storage import Storage
-from miniplm.students import find_student, plan_student
+from miniplm.student_plans import plan_student
+from miniplm.students import find_student
 from tasks import students, workers
 
 

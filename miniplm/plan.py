@@ -26,7 +26,7 @@ from miniplm.scoring.throughput import Throughput
 from miniplm.sources.reading import read_records
 from miniplm.sources.records import Document
 from miniplm.storage import Storage
-from miniplm.students import load_own_tokenizer
+from miniplm.student_plans import load_own_tokenizer
 from miniplm.tokenization import CorpusTokenizer, load_tokenizer
 from miniplm.training.flops import match_training
 

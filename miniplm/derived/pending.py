@@ -7,7 +7,8 @@ from miniplm.config import RunConfig
 from miniplm.derived.needs import list_derived_jobs
 from miniplm.derived.sets import DerivedJob
 from miniplm.storage import Storage
-from miniplm.students import find_student, plan_heldout_conversion, plan_student
+from miniplm.student_plans import plan_heldout_conversion, plan_student
+from miniplm.students import find_student
 from miniplm.training.loop import find_training
 
 

@@ -56,10 +56,10 @@ class MicroBatch:
     token_ids_BT: torch.Tensor
     mask_BS: torch.Tensor
     num_tokens: int
-    scored_N: torch.Tensor = field(default=None)  # type: ignore[assignment] - made of the mask where it is not given
+    scored_N: torch.Tensor = field(default=None)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        if self.scored_N is None:
+        if self.scored_N is None:  # made of the mask where it is not given
             object.__setattr__(self, "scored_N", self.mask_BS.flatten().nonzero()[:, 0])
 
     @property
