@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from miniplm import layout
-from miniplm.architectures import PRESETS
 from miniplm.artifacts import CorpusManifest, ShardEntry, TokenizerEntry
 from miniplm.config import CorpusConfig, SourceConfig, SplitsConfig
 from miniplm.corpus.preparation import prepare_corpus
 from miniplm.corpus.reader import load_corpus_tokenizer, read_shard, read_token_ids
+from miniplm.presets import PRESETS
 from miniplm.storage import Storage, digest_file
 
 Sequences = list[NDArray[Any]]
