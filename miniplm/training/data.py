@@ -51,14 +51,15 @@ class MicroBatch:
     token_ids_BT: torch.Tensor
     mask_BS: torch.Tensor
     num_tokens: int
-    scored_N: torch.Tensor = field(default=None)  # type: ignore[assignment] - made of the mask where it is not given
+    # Made of the mask where it is not given.
+    scored_N: torch.Tensor = field(default=None)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         if self.scored_N is None:
             object.__setattr__(self, "scored_N", self.mask_BS.flatten().nonzero()[:, 0])
 
     @property
-    def targets_N(self) -> torch.Tensor:
+    def targets_N(self) -> torch.Tensor:  # noqa: N802 - a shape suffix
         """The scored targets, in the order of `scored_N`."""
         return self.token_ids_BT[:, 1:].flatten().index_select(0, self.scored_N)
 
