@@ -10,7 +10,6 @@ from pydantic import ValidationError
 from miniplm import layout
 from miniplm.architectures import build_model, count_parameters
 from miniplm.artifacts import CheckpointMetrics, TrainingManifest
-from miniplm.corpus.reader import load_corpus_tokenizer
 from miniplm.errors import DamagedFileError, TrainingError
 from miniplm.locks import exclusive
 from miniplm.models.devices import describe_memory, is_out_of_memory
@@ -21,6 +20,7 @@ from miniplm.training.checkpoints import (
     delete_old_checkpoints,
     find_checkpoint,
     find_last_checkpoint,
+    is_milestone,
     publish_checkpoint,
     restore_checkpoint,
 )
@@ -33,6 +33,7 @@ from miniplm.training.reading import ReadAhead
 from miniplm.training.recipe import TrainingPlan
 from miniplm.training.schedule import learning_rate
 from miniplm.training.tokenizer_files import make_tokenizer_files
+from miniplm.training.tracking import Tracker
 from miniplm.versions import list_versions
 
 # Steps in a row without a finite gradient after which training gives up.
@@ -64,8 +65,11 @@ def train_model(
                 storage.delete_temporary_files(layout.training_folder(plan.training_id))
             group.share(manifest)
             if manifest is None:
-                with training_numerics(device, plan.recipe.training["dtype"]):
-                    manifest = _Training(storage, plan, on_progress, group, device).run()
+                with (
+                    training_numerics(device, plan.recipe.training["dtype"]),
+                    Tracker(storage, plan.training_id, plan.config, plan.recipe.as_json()) as tracker,
+                ):
+                    manifest = _Training(storage, plan, on_progress, group, device, tracker).run()
             return manifest
 
 
@@ -96,19 +100,26 @@ def find_training(storage: Storage, training_id: str) -> TrainingManifest | None
 class _Training:
     """A training under way: `step` optimizer steps are done, `metrics` has a row for each but the skipped ones.
 
-    All processes of its group do the same but for storage and progress, which are the first one's.
+    All processes of its group do the same but for storage, progress and curves, which are the first one's.
     """
 
     def __init__(
-        self, storage: Storage, plan: TrainingPlan, on_progress: ProgressCallback, group: ProcessGroup, device: torch.device
+        self,
+        storage: Storage,
+        plan: TrainingPlan,
+        on_progress: ProgressCallback,
+        group: ProcessGroup,
+        device: torch.device,
+        tracker: Tracker | None = None,
     ) -> None:
         self.storage = storage
         self.plan = plan
         self.on_progress = on_progress
         self.group = group
         self.device = device
+        self.tracker = tracker
         recipe, config = plan.recipe, plan.config
-        self.order = SequenceOrder(storage, plan.method.list_shards(storage, plan.inputs), config.seed)
+        self.order = SequenceOrder(storage, plan.list_shards(storage), config.seed)
         self.num_sequences = count_training_sequences(config, self.order.num_sequences)
         self.num_steps = count_steps(config, self.order.num_sequences)
         check_batch_size(config, self.order.num_sequences)
@@ -116,8 +127,7 @@ class _Training:
         model.config.eos_token_id = model.generation_config.eos_token_id = recipe.eos_token_id
         # Not in the model's own configuration: there it would keep the embedding of EOS from learning.
         model.generation_config.pad_token_id = recipe.eos_token_id
-        tokenizer = load_corpus_tokenizer(storage, plan.inputs.corpus.corpus_id, plan.trust_tokenizer_code)
-        self.tokenizer_files = make_tokenizer_files(tokenizer, model.config)
+        self.tokenizer_files = make_tokenizer_files(plan.load_tokenizer(storage), model.config)
         self.meter = TrainingMeter(model, device, recipe.training["dtype"], self.order.num_tokens / self.order.num_sequences, group)
         self.optimization = Optimization(
             model if group.is_sharded else model.to(device),
@@ -134,7 +144,7 @@ class _Training:
         self.num_skipped_steps = 0
         self.num_skipped_in_row = 0
         # Looked for once, so that all processes go on at the same step.
-        self.checkpoint = group.share(find_last_checkpoint(storage, plan.training_id) if group.is_first else None)
+        self.checkpoint = group.share(find_last_checkpoint(storage, plan.training_id, recipe.as_json()) if group.is_first else None)
         if self.checkpoint is not None:
             with self.optimization.restoring() as (whole_model, optimizer):
                 self.metrics = restore_checkpoint(storage, self.checkpoint, whole_model, optimizer)
@@ -144,6 +154,7 @@ class _Training:
 
     def run(self) -> TrainingManifest:
         self._report("")
+        config = self.plan.config
         self.order.read_ahead_to(self.num_sequences)
         try:
             with ReadAhead(self._read_batch, range(self.step + 1, self.num_steps + 1)) as batches:
@@ -151,9 +162,10 @@ class _Training:
                 while self.step < self.num_steps:
                     result = self._take_step(batches)
                     self.meter.add(result.num_tokens, batches.wait_seconds)
-                    if self.step % self.plan.config.checkpoint_every_steps == 0 or self.step == self.num_steps:
+                    is_due = self.step % config.checkpoint_every_steps == 0 or is_milestone(self.step, config.milestone_every_steps)
+                    if is_due or self.step == self.num_steps:
                         self.checkpoint = self._publish_checkpoint()
-                    rate = learning_rate(self.plan.config, self.step, self.num_steps)
+                    rate = learning_rate(config, self.step, self.num_steps)
                     self._report(
                         f"loss {result.loss:.3f}, gradient norm {result.gradient_norm:.3g}, learning rate {rate:.3g}, "
                         + self.meter.describe()
@@ -225,8 +237,14 @@ class _Training:
                 self.tokenizer_files,
                 self.num_skipped_steps,
                 self.num_skipped_in_row,
+                self.plan.recipe.as_json(),
             )
-            delete_old_checkpoints(self.storage, self.plan.training_id, self.step, self.plan.config.keep_checkpoints)
+            if self.tracker is not None:
+                self.tracker.publish(self.metrics, self.step)
+            config = self.plan.config
+            delete_old_checkpoints(
+                self.storage, self.plan.training_id, self.step, config.keep_checkpoints, config.milestone_every_steps
+            )
         published = self.group.share(checkpoint)
         assert published is not None
         return published
