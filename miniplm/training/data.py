@@ -56,10 +56,6 @@ class MicroBatch:
     token_ids_BT: torch.Tensor
     mask_BS: torch.Tensor
     num_tokens: int
-<<<<<<< HEAD
-    # Made of the mask where it is not given.
-=======
->>>>>>> main
     scored_N: torch.Tensor = field(default=None)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
