@@ -63,7 +63,7 @@ class MicroBatch:
             object.__setattr__(self, "scored_N", self.mask_BS.flatten().nonzero()[:, 0])
 
     @property
-    def targets_N(self) -> torch.Tensor:  # noqa: N802 - a shape suffix
+    def targets_N(self) -> torch.Tensor:
         """The scored targets, in the order of `scored_N`."""
         return self.token_ids_BT[:, 1:].flatten().index_select(0, self.scored_N)
 
