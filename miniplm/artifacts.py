@@ -264,7 +264,8 @@ class TrainingManifest(Record):
     """A finished training. `weights_digest` is of the final weights; `checkpoint` is its folder below the root.
 
     `num_tokens` and `num_sequences` count what the steps went over, epochs counted; `num_skipped_steps` of them
-    changed nothing, as their gradient was not finite. `files` are the digests of the exported files by name.
+    changed nothing, as their gradient was not finite. `files` are the digests of the exported files by name, `data_ids`
+    the artifacts with which it was trained by what they are; older manifests have none.
     """
 
     training_id: str
@@ -280,6 +281,7 @@ class TrainingManifest(Record):
     seconds: float
     device: str
     files: dict[str, str] = {}
+    data_ids: dict[str, str] = {}
     versions: dict[str, str]
 
 

@@ -23,6 +23,7 @@ from miniplm.training.exports import export_model, find_export
 from miniplm.training.launch import launch_training
 from miniplm.training.loop import find_training
 from miniplm.training.methods import METHODS
+from miniplm.training.model_card import write_model_card
 from miniplm.training.recipe import TrainingPlan, plan_training
 
 # Beside a student's transformers files in its folder.
@@ -64,6 +65,7 @@ def train_student(
     export_model(storage, training, folder)
     if evaluation is not None:
         storage.write_json(f"{folder}/{EVALUATION}", evaluation.as_json())
+        write_model_card(storage, folder, training, evaluation)
     return _make_record(config, student_name, training, evaluation)
 
 
@@ -117,7 +119,9 @@ def evaluate_student(
         scorer = Scorer(model, config.scoring.tokens_per_batch, compile=False)
         evaluation = evaluate_heldout(storage, corpus, scorer, training.weights_digest, on_progress)
         storage.write_json(layout.training_evaluation(training.training_id), evaluation.as_json())
-    storage.write_json(f"{layout.student_folder(config.name, student_name)}/{EVALUATION}", evaluation.as_json())
+    folder_of_student = layout.student_folder(config.name, student_name)
+    storage.write_json(f"{folder_of_student}/{EVALUATION}", evaluation.as_json())
+    write_model_card(storage, folder_of_student, training, evaluation)
     return student.model_copy(update={"evaluation": evaluation})
 
 

@@ -204,6 +204,7 @@ class _Training:
             seconds=sum(row.seconds for row in self.metrics),
             device=str(self.plan.device),
             files=checkpoint.exported_files(),
+            data_ids=self.plan.inputs.list_ids(),
             versions=list_versions(),
         )
         self.storage.write_json(layout.training_manifest(self.plan.training_id), manifest.as_json())
