@@ -94,6 +94,7 @@ def evaluate_student(
     student_name: str,
     student: StudentRecord,
     on_progress: ProgressCallback = ignore_progress,
+    on_task_progress: ProgressCallback = ignore_progress,
 ) -> StudentRecord:
     """Measures a trained student and its milestones on the held-out split, and the student by the run's zero-shot tasks.
 
@@ -122,7 +123,7 @@ def evaluate_student(
         folder,
         resolve_device(config.scoring.device),
         trust_remote_code=config.corpus.trust_remote_code,
-        on_progress=on_progress,
+        on_progress=on_task_progress,
     )
     evaluation = evaluation.model_copy(update={"tasks": tasks})
     storage.write_json(f"{folder}/{EVALUATION}", evaluation.as_json())

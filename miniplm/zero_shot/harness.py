@@ -152,7 +152,7 @@ def open_tasks(names: Sequence[str], task_folder: str | None = None) -> Iterator
 def index_tasks(task_folder: str | None = None) -> dict[str, tuple[str, ...]]:
     """All that the harness and a task folder have, by name: a task with itself alone, a group or a tag with its members."""
     manager = _make_manager(None, [task_folder] if task_folder else [])
-    members = {name: (name,) for name in manager.all_subtasks}
+    members: dict[str, tuple[str, ...]] = {name: (name,) for name in manager.all_subtasks}
     members |= {name: tuple(sorted(manager.task_index[name].tags)) for name in manager.all_tags}
     for name in manager.all_groups:
         listed = manager.task_index[name].cfg.get("task") or []
