@@ -12,7 +12,7 @@ from miniplm.pinning import for_worker
 from miniplm.run_record import StageRecord, StudentRecord
 from miniplm.selection.ranking import load_selection
 from miniplm.storage import Storage
-from miniplm.students import find_student, plan_student
+from miniplm.students import find_student, is_evaluated, plan_student
 from tasks import students, workers
 
 
@@ -49,7 +49,7 @@ def _train_on_pool(config: RunConfig, corpus_id: str, selection_id: str, student
     storage = Storage(config.storage)
     corpus, selection = load_corpus(storage, corpus_id), load_selection(storage, selection_id)
     found = find_student(storage, config, corpus, selection, student_name)
-    if found is not None and (found.evaluation is not None or not config.evaluation.heldout):
+    if found is not None and (not config.evaluation.heldout or is_evaluated(storage, config, corpus, student_name, found)):
         return
     parameters = {
         "config": config_as_dict(for_worker(config)),

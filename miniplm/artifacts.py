@@ -309,8 +309,8 @@ class DomainLoss(Record):
 class TaskResult(Record):
     """The accuracy of a model at a zero-shot task, in [0, 1], by the harness' metric `metric` (acc_norm or acc).
 
-    `standard_error` is the harness'; None where it has none (one document). `key` is a digest of all that decides the
-    result but the model: the task's file and data, the number of documents, the harness' version.
+    `standard_error` is the harness'; None where it has none (one document). `key` is a digest of what decides the result
+    but the harness: the weights, the task's file and data where they are local, the number of documents asked for.
     """
 
     accuracy: float
@@ -319,6 +319,7 @@ class TaskResult(Record):
     num_documents: int
     num_shots: int = 0
     key: str = ""
+    harness_version: str = ""
 
 
 class Evaluation(Record):

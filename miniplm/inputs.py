@@ -17,6 +17,7 @@ from miniplm.tokenization import CorpusTokenizer, load_tokenizer, vocabulary_dig
 from miniplm.training.processes import count_processes
 from miniplm.training.recipe import resolve_training
 from miniplm.training.tracking import check_tracking
+from miniplm.zero_shot.tasks import check_tasks
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
@@ -24,7 +25,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.tx
 def check_inputs(config: RunConfig, emulated: bool = False) -> None:
     """Raises a `ConfigError` or `MiniplmError` that names the field, unless the run can start.
 
-    Checks that the device exists, the storage root can be written, the sources' globs match files, the tokenizer
+    Checks that the device exists, the storage root can be written, the tasks are known, the sources' globs match files, the tokenizer
     has an end-of-document token, and each given model is whole, has the corpus' tokenizer, room for its
     vocabulary and positions for its sequences. `emulated` allows a dtype that the device has not, for a calibration.
     """
@@ -36,6 +37,7 @@ def check_inputs(config: RunConfig, emulated: bool = False) -> None:
             "execution.fan_out is work-pool, but `storage` is memory://, which no other process sees; use s3:// or a shared folder"
         )
     check_storage(Storage(config.storage))
+    check_tasks(config.evaluation)
     for source in config.corpus.sources:
         find_source_files(source)
     tokenizer = load_tokenizer(config.corpus.tokenizer, config.corpus.eos_token, config.corpus.trust_remote_code)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
-
-from pydantic import ValidationError
 
 from miniplm import layout
 from miniplm.artifacts import CorpusManifest, Evaluation, SelectionManifest, TrainingManifest
+from miniplm.checkpoint_evaluation import evaluate_checkpoints, find_checkpoint_evaluations, find_evaluation, is_measured
 from miniplm.config import RunConfig, StudentConfig
-from miniplm.errors import ConfigError, DamagedFileError, TrainingError
-from miniplm.evaluation import evaluate_heldout
+from miniplm.errors import ConfigError, TrainingError
+from miniplm.evaluation import find_heldout
 from miniplm.models.devices import resolve_device, resolve_dtype
 from miniplm.models.loading import load_model
 from miniplm.progress import ProgressCallback, ignore_progress
@@ -25,6 +23,9 @@ from miniplm.training.loop import find_training
 from miniplm.training.methods import METHODS
 from miniplm.training.model_card import write_model_card
 from miniplm.training.recipe import TrainingPlan, plan_training
+from miniplm.training.tracking import publish_heldout_events
+from miniplm.zero_shot.results import find_task_results, measure_tasks
+from miniplm.zero_shot.tasks import resolve_tasks
 
 # Beside a student's transformers files in its folder.
 EVALUATION = "evaluation.json"
@@ -61,7 +62,7 @@ def train_student(
     plan = plan_student(config, corpus, selection, student_name)
     training = launch_training(storage, plan, on_progress, config.execution.launcher)
     folder = layout.student_folder(config.name, student_name)
-    evaluation = _read_evaluation(storage, corpus, training)
+    evaluation = _find_evaluation(storage, config, corpus, training)
     export_model(storage, training, folder)
     if evaluation is not None:
         storage.write_json(f"{folder}/{EVALUATION}", evaluation.as_json())
@@ -76,7 +77,7 @@ def find_student(
     training = find_training(storage, plan_student(config, corpus, selection, student_name).training_id)
     if training is None or find_export(storage, layout.student_folder(config.name, student_name)) != training:
         return None
-    return _make_record(config, student_name, training, _read_evaluation(storage, corpus, training))
+    return _make_record(config, student_name, training, _find_evaluation(storage, config, corpus, training))
 
 
 def require_student(
@@ -98,31 +99,63 @@ def evaluate_student(
     student_name: str,
     student: StudentRecord,
     on_progress: ProgressCallback = ignore_progress,
+    on_task_progress: ProgressCallback = ignore_progress,
 ) -> StudentRecord:
-    """Measures a trained student on the held-out split; its evaluation is kept with its training, and read where it is there.
+    """Measures a trained student and its milestones on the held-out split, and the student by the run's zero-shot tasks.
 
-    Raises `TrainingError` where the training is not there any more, and what `evaluate_heldout` raises.
+    All results are kept with its training, and read where they are there. Raises `TrainingError` where the training is
+    not there any more, and what `evaluate_checkpoints` and `measure_tasks` raise.
     """
     training = find_training(storage, student.training_id)
     if training is None:
         raise TrainingError(
             f"student {student_name}: its training {student.training_id} is not at {storage.root}; run `miniplm train CONFIG`"
         )
-    evaluation = _read_evaluation(storage, corpus, training)
-    if evaluation is None:
-        device = resolve_device(config.scoring.device)
-        dtype = resolve_dtype("auto", device)
-        with tempfile.TemporaryDirectory(prefix="miniplm-student-") as folder:
-            model = load_model(
-                storage.download(layout.student_folder(config.name, student_name), Path(folder) / student_name), dtype, device
-            )
-        scorer = Scorer(model, config.scoring.tokens_per_batch, compile=False)
-        evaluation = evaluate_heldout(storage, corpus, scorer, training.weights_digest, on_progress)
-        storage.write_json(layout.training_evaluation(training.training_id), evaluation.as_json())
-    folder_of_student = layout.student_folder(config.name, student_name)
-    storage.write_json(f"{folder_of_student}/{EVALUATION}", evaluation.as_json())
-    write_model_card(storage, folder_of_student, training, evaluation)
+    folder = layout.student_folder(config.name, student_name)
+    evaluation = evaluate_checkpoints(
+        storage,
+        find_heldout(storage, corpus),
+        training,
+        folder,
+        _milestone_every_steps(config, student_name),
+        lambda model_folder: _open_scorer(model_folder, config),
+        on_progress,
+    )
+    tasks = measure_tasks(
+        storage,
+        config.evaluation,
+        training,
+        folder,
+        resolve_device(config.scoring.device),
+        trust_remote_code=config.corpus.trust_remote_code,
+        on_progress=on_task_progress,
+    )
+    evaluation = evaluation.model_copy(update={"tasks": tasks})
+    storage.write_json(f"{folder}/{EVALUATION}", evaluation.as_json())
+    write_model_card(storage, folder, training, evaluation)
+    publish_heldout_events(
+        storage, training.training_id, find_checkpoint_evaluations(storage, corpus.corpus_id, training.training_id)
+    )
     return student.model_copy(update={"evaluation": evaluation})
+
+
+def is_evaluated(storage: Storage, config: RunConfig, corpus: CorpusManifest, student_name: str, student: StudentRecord) -> bool:
+    """Whether all that the run wants to know of a student is measured, so that `evaluate_student` would compute nothing."""
+    training = find_training(storage, student.training_id)
+    if training is None or student.evaluation is None:
+        return False
+    if set(resolve_tasks(config.evaluation.tasks)) - set(student.evaluation.tasks):
+        return False
+    return is_measured(storage, corpus.corpus_id, training, _milestone_every_steps(config, student_name))
+
+
+def _milestone_every_steps(config: RunConfig, student_name: str) -> int | None:
+    return _find_config(config, student_name).training.milestone_every_steps if config.evaluation.milestones else None
+
+
+def _open_scorer(folder: Path, config: RunConfig) -> Scorer:
+    device = resolve_device(config.scoring.device)
+    return Scorer(load_model(folder, resolve_dtype("auto", device), device), config.scoring.tokens_per_batch, compile=False)
 
 
 def _find_config(config: RunConfig, student_name: str) -> StudentConfig:
@@ -133,17 +166,12 @@ def _find_config(config: RunConfig, student_name: str) -> StudentConfig:
     raise ConfigError(f"run {config.name} has no student {student_name!r}; its students are {names}")
 
 
-def _read_evaluation(storage: Storage, corpus: CorpusManifest, training: TrainingManifest) -> Evaluation | None:
-    """The kept evaluation of these weights on this corpus; none where it is of others, or damaged."""
-    path = layout.training_evaluation(training.training_id)
-    if not storage.exists(path):
+def _find_evaluation(storage: Storage, config: RunConfig, corpus: CorpusManifest, training: TrainingManifest) -> Evaluation | None:
+    """The kept evaluation of these weights on this corpus, with those of the run's tasks that are done; else None."""
+    evaluation = find_evaluation(storage, corpus.corpus_id, training)
+    if evaluation is None:
         return None
-    try:
-        evaluation = Evaluation.model_validate(storage.read_json(path))
-    except (ValidationError, DamagedFileError):
-        return None
-    matches = (evaluation.corpus_id, evaluation.weights_digest) == (corpus.corpus_id, training.weights_digest)
-    return evaluation if matches else None
+    return evaluation.model_copy(update={"tasks": find_task_results(storage, config.evaluation, training)})
 
 
 def _make_record(config: RunConfig, student_name: str, training: TrainingManifest, evaluation: Evaluation | None) -> StudentRecord:

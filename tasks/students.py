@@ -38,12 +38,12 @@ def train_student(config: RunConfig, corpus_id: str, selection_id: str, student_
 def evaluate_student(
     config: RunConfig, corpus_id: str, student_name: str, student: StudentRecord
 ) -> tuple[StudentRecord, StageRecord]:
-    """Measures a student on the held-out split and adds the result to its record."""
+    """Measures a student and its milestones on the held-out split, and by the run's tasks; adds the results to its record."""
     storage = Storage(config.storage)
-    reused = student.evaluation is not None
-    record = students.evaluate_student(
-        storage, config, load_corpus(storage, corpus_id), student_name, student, report_as(f"evaluate {student_name}")
-    )
+    corpus = load_corpus(storage, corpus_id)
+    reused = students.is_evaluated(storage, config, corpus, student_name, student)
+    on_loss, on_tasks = report_as(f"evaluate {student_name}"), report_as(f"zero-shot {student_name}")
+    record = students.evaluate_student(storage, config, corpus, student_name, student, on_loss, on_tasks)
     evaluation = record.evaluation
     assert evaluation is not None
     return record, StageRecord(
