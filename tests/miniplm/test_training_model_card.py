@@ -69,7 +69,7 @@ def test_the_card_tells_data_method_configuration_curve_and_evaluation() -> None
     card = ModelCard(text)
     assert card.data.library_name == "transformers"
     assert card.data.pipeline_tag == "text-generation"
-    assert card.data.tags == ["miniplm", "miniplm", "qwen2"]
+    assert card.data.tags == ["miniplm", "qwen2"]
     results = {(result.dataset_type, result.metric_type): result.metric_value for result in card.data.eval_results}
     assert results == {
         ("heldout", "nats_per_token"): 2.5,
