@@ -71,6 +71,10 @@ class EvaluationError(MiniplmError):
     """A model cannot be measured by a task: no data, no accuracy, or no memory."""
 
 
+class ScalingError(MiniplmError):
+    """Held-out losses from which no scaling law can be fitted: too few, or not falling."""
+
+
 class RunError(MiniplmError):
     """A run has no record, or one that cannot be read."""
 

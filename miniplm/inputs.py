@@ -10,7 +10,7 @@ from miniplm.artifacts import CorpusManifest
 from miniplm.config import RunConfig
 from miniplm.errors import ConfigError, CorpusError, ModelError, StorageError, TokenizerError
 from miniplm.models.devices import resolve_device, resolve_dtype
-from miniplm.models.files import check_finite_weights, list_weight_files, locate_model, read_model_config
+from miniplm.models.files import check_finite_weights, has_tokenizer, list_weight_files, locate_model, read_model_config
 from miniplm.sources.files import find_source_files
 from miniplm.storage import Storage
 from miniplm.tokenization import CorpusTokenizer, load_tokenizer, vocabulary_digest
@@ -18,8 +18,6 @@ from miniplm.training.processes import count_processes
 from miniplm.training.recipe import resolve_training
 from miniplm.training.tracking import check_tracking
 from miniplm.zero_shot.tasks import check_tasks
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 def check_inputs(config: RunConfig, emulated: bool = False) -> None:
@@ -119,7 +117,7 @@ def check_model(role: str, folder: Path, config: RunConfig, tokenizer: CorpusTok
         raise ModelError(
             f"{role}: model {folder} has {positions} positions, corpus.sequence_length is {config.corpus.sequence_length}; make that at most {positions}"
         )
-    if any((folder / name).is_file() for name in _TOKENIZER_FILES):
+    if has_tokenizer(folder):
         trust = config.teacher.trust_remote_code if role == "teacher" else config.reference.trust_remote_code
         _check_tokenizer(role, folder, trust, config, tokenizer)
     check_finite_weights(files)

@@ -67,7 +67,7 @@ class TrainingPlan:
         architecture = (
             self.architecture if self.architecture in PRESETS else str(self.recipe.architecture.get("model_type", "model"))
         )
-        name = f"{self.recipe.method}-{slug(architecture)}-{digest_content(self.recipe.as_json())}"
+        name = f"{slug(self.recipe.method)}-{slug(architecture)}-{digest_content(self.recipe.as_json())}"
         object.__setattr__(self, "training_id", name)
 
     @property
