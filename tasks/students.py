@@ -11,7 +11,7 @@ from miniplm.run_record import StageRecord, StudentRecord
 from miniplm.selection.ranking import load_selection
 from miniplm.storage import Storage
 from miniplm.training.loop import find_training
-from tasks.progress import report_as
+from tasks.progress import report_as, training_progress
 from tasks.retries import TASK_OPTIONS
 
 
@@ -22,7 +22,8 @@ def train_student(config: RunConfig, corpus_id: str, selection_id: str, student_
     corpus, selection = load_corpus(storage, corpus_id), load_selection(storage, selection_id)
     training_id = students.plan_student(config, corpus, selection, student_name).training_id
     earlier = find_training(storage, training_id)
-    record = students.train_student(storage, config, corpus, selection, student_name, report_as(f"train {student_name}"))
+    with training_progress(f"train {student_name}", f"train {student_name} {training_id}") as on_progress:
+        record = students.train_student(storage, config, corpus, selection, student_name, on_progress)
     training = find_training(storage, training_id)
     assert training is not None
     return record, StageRecord(

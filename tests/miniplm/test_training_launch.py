@@ -123,7 +123,7 @@ def launch_and_die(root: str, plan: TrainingPlan, step: int, number: int) -> Non
 
 def test_killed_it_takes_its_training_along_and_resumed_it_is_as_if_nothing_was(tmp_path: Path) -> None:
     # Steps of many passes, so that the kill comes long before the end.
-    settings = {"steps": 8, "batch_size": 12, "micro_batch_size": 1}
+    settings = {"steps": 8, "batch_size": 10, "micro_batch_size": 1}
     undisturbed, storage = Storage(str(tmp_path / "undisturbed")), Storage(str(tmp_path / "killed"))
     wanted = train_model(undisturbed, make_plan(make_training_corpus(undisturbed), **settings))
     plan = make_plan(make_training_corpus(storage), **settings)
@@ -141,6 +141,26 @@ def test_killed_it_takes_its_training_along_and_resumed_it_is_as_if_nothing_was(
     assert done[0] in (4, 6)
     assert manifest.weights_digest == wanted.weights_digest
     assert history(storage, manifest) == history(undisturbed, wanted)
+
+
+def test_several_processes_train_one_model_and_end_with_whoever_has_started_them(tmp_path: Path) -> None:
+    settings = {"steps": 8, "batch_size": 10, "micro_batch_size": 1}
+    undisturbed, storage = Storage(str(tmp_path / "undisturbed")), Storage(str(tmp_path / "killed"))
+    wanted = train_model(undisturbed, make_plan(make_training_corpus(undisturbed), **settings))
+    plan = make_plan(make_training_corpus(storage), processes=2, **settings)
+    assert plan.training_id == wanted.training_id
+    caller = multiprocessing.get_context("fork").Process(target=launch_and_die, args=(storage.root, plan, 3, signal.SIGKILL))
+    caller.start()
+    caller.join(300)
+    assert caller.exitcode == -signal.SIGKILL
+    pids = json.loads(Path(storage.root, "pids.json").read_text())
+    assert len(pids) == 3, "torchrun and two processes"
+    wait_until_gone(pids)
+    done: list[float] = []
+    manifest = train_model(storage, plan, lambda progress: done.append(progress.done))
+    assert done[0] == 2
+    losses = [[row.loss for row in history(*run)] for run in ((storage, manifest), (undisturbed, wanted))]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143), BaseException("cancelled"), ValueError("of the watcher")])
