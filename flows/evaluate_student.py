@@ -1,4 +1,4 @@
-"""A student is measured on the held-out split."""
+"""A student is measured on the held-out split and by zero-shot tasks."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from miniplm.run_record import StageRecord, StudentRecord
 from miniplm.selection.ranking import load_selection
 from miniplm.storage import Storage
 from miniplm.student_plans import plan_student
-from miniplm.students import find_student
+from miniplm.students import find_student, is_evaluated
 from tasks import students, workers
 
 
@@ -62,7 +62,7 @@ def _train_on_pool(config: RunConfig, corpus_id: str, selection_id: str, student
     storage = Storage(config.storage)
     corpus, selection = load_corpus(storage, corpus_id), load_selection(storage, selection_id)
     found = find_student(storage, config, corpus, selection, student_name)
-    if found is not None and (found.evaluation is not None or not config.evaluation.heldout):
+    if found is not None and (not config.evaluation.heldout or is_evaluated(storage, config, corpus, student_name, found)):
         return
     parameters = {
         "config": config_as_dict(for_worker(config)),

@@ -269,7 +269,8 @@ class TrainingManifest(Record):
     """A finished training. `weights_digest` is of the final weights; `checkpoint` is its folder below the root.
 
     `num_tokens` and `num_sequences` count what the steps went over, epochs counted; `num_skipped_steps` of them
-    changed nothing, as their gradient was not finite. `files` are the digests of the exported files by name.
+    changed nothing, as their gradient was not finite. `files` are the digests of the exported files by name, `data_ids`
+    the artifacts with which it was trained by what they are; older manifests have none.
     `data_wait_share` is the part of its time in which the training waited for sequences to be read, and
     `matmul_peak_share` the FLOP/s of the student's own products over those of a large product in the same dtype on
     as many devices; both since it was last started, None where that was after the last step.
@@ -291,6 +292,7 @@ class TrainingManifest(Record):
     data_wait_share: float | None = None
     matmul_peak_share: float | None = None
     files: dict[str, str] = {}
+    data_ids: dict[str, str] = {}
     versions: dict[str, str]
 
 

@@ -284,6 +284,10 @@ class RunConfig(Section):
             raise ValueError(
                 "corpus.splits.heldout is 0, but evaluation.heldout is on; give the split a share, or turn the evaluation off"
             )
+        if self.evaluation.tasks and not self.evaluation.heldout:
+            raise ValueError(
+                "evaluation.tasks are measured with the held-out loss: turn evaluation.heldout on, or leave the tasks out"
+            )
         return self
 
 

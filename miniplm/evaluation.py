@@ -122,7 +122,7 @@ def evaluate_heldout(
     evaluation = Evaluation(
         corpus_id=text.corpus_id,
         weights_digest=weights_digest,
-        overall=measure(losses, list(text.domains)),
+        overall=measure(losses, sorted(text.domains)),
         domains={domain: measure(losses.of_domain(domain), [domain]) for domain in domains},
         seconds=time.perf_counter() - started,
     )

@@ -16,7 +16,7 @@ from miniplm.sources.files import find_source_files
 from miniplm.storage import Storage
 from miniplm.student_plans import load_own_tokenizer
 from miniplm.tokenization import CorpusTokenizer, load_tokenizer, vocabulary_digest
-from miniplm.training.processes import count_processes
+from miniplm.training.processes import count_processes, find_inline_reason
 from miniplm.training.recipe import resolve_training
 from miniplm.training.tracking import check_tracking
 from miniplm.zero_shot.tasks import check_tasks
@@ -64,7 +64,8 @@ def _check_trainings(config: RunConfig, tokenizer: CorpusTokenizer) -> None:
         resolve_training(training, config.planning_device)
         if not config.is_on_work_pool:  # else what is installed and how many GPUs there are is for the workers to say
             check_tracking(training)
-            count_processes(training, resolve_device(config.planning_device))
+            why_one = find_inline_reason(config.execution.launcher, config.storage)
+            count_processes(training, resolve_device(config.planning_device), why_one)
 
 
 def check_splits(config: RunConfig, corpus: CorpusManifest) -> None:

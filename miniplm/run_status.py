@@ -19,7 +19,7 @@ from miniplm.scoring.shards import check_score_shards
 from miniplm.selection.ranking import find_selection, resolve_selection_id
 from miniplm.storage import Storage
 from miniplm.student_plans import plan_student
-from miniplm.students import find_student
+from miniplm.students import find_student, is_evaluated
 from miniplm.versions import list_versions
 
 State = Literal["done", "partial", "missing", "broken"]
@@ -242,7 +242,7 @@ def _later_stages(
             )
         )
         if config.evaluation.heldout:
-            evaluated = record is not None and record.evaluation is not None
+            evaluated = record is not None and corpus is not None and is_evaluated(storage, config, corpus, student.name, record)
             stages.append(
                 StageStatus(
                     name=f"evaluate {student.name}",

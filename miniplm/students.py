@@ -7,7 +7,7 @@ from pathlib import Path
 
 from miniplm import layout
 from miniplm.artifacts import CorpusManifest, Evaluation, SelectionManifest, TrainingManifest
-from miniplm.checkpoint_evaluation import evaluate_checkpoints, find_evaluation, is_measured
+from miniplm.checkpoint_evaluation import evaluate_checkpoints, find_checkpoint_evaluations, find_evaluation, is_measured
 from miniplm.config import RunConfig, StudentConfig
 from miniplm.derived.sets import make_set
 from miniplm.errors import TrainingError
@@ -23,6 +23,8 @@ from miniplm.training.exports import export_model, find_export
 from miniplm.training.flops import count_unmatched_steps
 from miniplm.training.launch import launch_training
 from miniplm.training.loop import find_training
+from miniplm.training.model_card import write_model_card
+from miniplm.training.tracking import publish_heldout_events
 from miniplm.zero_shot.results import find_task_results, measure_tasks
 from miniplm.zero_shot.tasks import resolve_tasks
 
@@ -47,6 +49,7 @@ def train_student(
     export_model(storage, training, folder)
     if evaluation is not None:
         storage.write_json(f"{folder}/{EVALUATION}", evaluation.as_json())
+        write_model_card(storage, folder, training, evaluation)
     return _make_record(config, student_name, training, evaluation)
 
 
@@ -79,6 +82,7 @@ def evaluate_student(
     student_name: str,
     student: StudentRecord,
     on_progress: ProgressCallback = ignore_progress,
+    on_task_progress: ProgressCallback = ignore_progress,
 ) -> StudentRecord:
     """Measures a trained student and its milestones on the held-out split, and the student by the run's zero-shot tasks.
 
@@ -109,10 +113,14 @@ def evaluate_student(
         folder,
         resolve_device(config.scoring.device),
         trust_remote_code=config.corpus.trust_remote_code,
-        on_progress=on_progress,
+        on_progress=on_task_progress,
     )
     evaluation = evaluation.model_copy(update={"tasks": tasks})
     storage.write_json(f"{folder}/{EVALUATION}", evaluation.as_json())
+    write_model_card(storage, folder, training, evaluation)
+    publish_heldout_events(
+        storage, training.training_id, find_checkpoint_evaluations(storage, corpus.corpus_id, training.training_id)
+    )
     return student.model_copy(update={"evaluation": evaluation})
 
 

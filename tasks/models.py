@@ -10,7 +10,7 @@ from miniplm.config import RunConfig
 from miniplm.corpus.reader import load_corpus
 from miniplm.run_record import StageRecord
 from miniplm.storage import Storage
-from tasks.progress import report_as
+from tasks.progress import training_progress
 from tasks.retries import TASK_OPTIONS
 
 
@@ -36,7 +36,8 @@ def provide_reference(config: RunConfig, corpus_id: str) -> tuple[ModelEntry, St
         assert entry is not None
         return entry, StageRecord(name="reference", seconds=0.0, reused=True, num_units=0, unit="tokens")
     reused = entry is not None
-    entry, training = scorers.train_reference(storage, config, corpus, report_as("train reference"))
+    with training_progress("train reference", f"train reference {corpus_id}") as on_progress:
+        entry, training = scorers.train_reference(storage, config, corpus, on_progress)
     return entry, StageRecord(
         name="train reference", seconds=training.seconds, reused=reused, num_units=training.num_tokens, unit="tokens"
     )

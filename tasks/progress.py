@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+from prefect import get_run_logger
+
 from miniplm.progress import Progress, ProgressCallback
 from tasks.artifacts import LiveArtifact, make_key
 
@@ -15,6 +17,7 @@ _watchers: list[ProgressCallback] = []
 _lock = threading.Lock()
 
 _SECONDS_BETWEEN_UPDATES = 5.0
+_SECONDS_BETWEEN_LINES = 60.0
 
 
 @contextmanager
@@ -108,6 +111,32 @@ class StageProgress:
         if detail:
             description += f" ({detail})"
         self._artifact.publish(percent, description)
+
+
+@contextmanager
+def training_progress(key: str, artifact: str) -> Iterator[ProgressCallback]:
+    """The callback of one training: to the terminal, to a progress artifact in the UI, and a line a minute to the log of the run.
+
+    A training that is found finished makes no progress, and so no artifact.
+    """
+    stage: StageProgress | None = None
+    log, logged = get_run_logger(), 0.0
+
+    def on_progress(progress: Progress) -> None:
+        nonlocal stage, logged
+        if stage is None:
+            stage = StageProgress(key, progress.total or 0.0, progress.unit, progress.done, artifact=artifact)
+        stage.show(progress.done, progress.detail)
+        now = time.monotonic()
+        if now - logged >= _SECONDS_BETWEEN_LINES or progress.done == progress.total:
+            log.info("%s: %s of %s %s. %s", key, f"{progress.done:,.0f}", f"{stage.total:,.0f}", progress.unit, progress.detail)
+            logged = now
+
+    try:
+        yield on_progress
+    finally:
+        if stage is not None:
+            stage.finish()
 
 
 _stages: dict[str, StageProgress] = {}

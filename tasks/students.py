@@ -11,7 +11,7 @@ from miniplm.run_record import StageRecord, StudentRecord
 from miniplm.selection.ranking import load_selection
 from miniplm.storage import Storage
 from miniplm.training.loop import find_training
-from tasks.progress import report_as
+from tasks.progress import report_as, training_progress
 from tasks.retries import TASK_OPTIONS
 
 
@@ -22,7 +22,8 @@ def train_student(config: RunConfig, corpus_id: str, selection_id: str, student_
     corpus, selection = load_corpus(storage, corpus_id), load_selection(storage, selection_id)
     training_id = student_plans.plan_student(config, corpus, selection, student_name).training_id
     earlier = find_training(storage, training_id)
-    record = students.train_student(storage, config, corpus, selection, student_name, report_as(f"train {student_name}"))
+    with training_progress(f"train {student_name}", f"train {student_name} {training_id}") as on_progress:
+        record = students.train_student(storage, config, corpus, selection, student_name, on_progress)
     training = find_training(storage, training_id)
     assert training is not None
     return record, StageRecord(
@@ -38,12 +39,12 @@ def train_student(config: RunConfig, corpus_id: str, selection_id: str, student_
 def evaluate_student(
     config: RunConfig, corpus_id: str, student_name: str, student: StudentRecord
 ) -> tuple[StudentRecord, StageRecord]:
-    """Measures a student on the held-out split and adds the result to its record."""
+    """Measures a student and its milestones on the held-out split, and by the run's tasks; adds the results to its record."""
     storage = Storage(config.storage)
-    reused = student.evaluation is not None
-    record = students.evaluate_student(
-        storage, config, load_corpus(storage, corpus_id), student_name, student, report_as(f"evaluate {student_name}")
-    )
+    corpus = load_corpus(storage, corpus_id)
+    reused = students.is_evaluated(storage, config, corpus, student_name, student)
+    on_loss, on_tasks = report_as(f"evaluate {student_name}"), report_as(f"zero-shot {student_name}")
+    record = students.evaluate_student(storage, config, corpus, student_name, student, on_loss, on_tasks)
     evaluation = record.evaluation
     assert evaluation is not None
     return record, StageRecord(

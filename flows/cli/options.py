@@ -34,6 +34,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print facts as JSON, for m
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show the log of Prefect and of the libraries.")]
 
 DEFAULT_STORAGE = "./data"
+# Of libraries that draw bars of their own; the one of `watched_flow` tells the same.
+_WITHOUT_BARS = {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 
 _verbose = False
 
@@ -102,7 +104,7 @@ def start_quietly(verbose: bool) -> None:
         "TRANSFORMERS_VERBOSITY": "info" if verbose else "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "0" if verbose else "1",
         "TOKENIZERS_PARALLELISM": "true",
-    }
+    } | ({} if verbose else _WITHOUT_BARS)
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     if os.environ.get("MINIPLM_S3_BLOCK"):

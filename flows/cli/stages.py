@@ -218,7 +218,7 @@ def evaluate(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Measure trained students on the held-out split, overall and by domain."""
+    """Measure trained students and their milestones on the held-out split, and by zero-shot tasks; compare them with the baseline."""
     config = _begin(target, overrides, storage, verbose)
     names = _student_names(config, student)
     with watched_flow(verbose, as_json) as console:
@@ -226,7 +226,7 @@ def evaluate(
         from miniplm.corpus.reader import load_corpus
         from miniplm.selection.ranking import load_selection
         from miniplm.storage import Storage
-        from miniplm.students import require_student
+        from miniplm.students import find_student, require_student
 
         corpus_id, selection_id = _find_selection_id(config)
         root = Storage(config.storage)
@@ -235,12 +235,17 @@ def evaluate(
             name: evaluate_student(config, corpus_id, name, require_student(root, config, corpus, selection, name))[0]
             for name in names
         }
-    if as_json:
-        print_json({name: record.as_json() for name, record in records.items()})
-        return
-    from flows.cli.tables import print_losses
+    from flows.cli.results import describe_results, print_results
 
-    print_losses(console, records)
+    # A baseline that was measured before is compared with, though it was not asked for now.
+    found = {
+        name: records.get(name) or find_student(root, config, corpus, selection, name) for name in _student_names(config, None)
+    }
+    everyone = {name: record for name, record in found.items() if record is not None}
+    if as_json:
+        print_json(describe_results(root, everyone, names))
+    else:
+        print_results(console, root, everyone)
 
 
 def report(

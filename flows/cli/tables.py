@@ -14,7 +14,7 @@ from rich.text import Text
 from miniplm import layout
 from miniplm.artifacts import Calibration, CorpusManifest, DomainSelection, SelectionManifest
 from miniplm.config import RunConfig
-from miniplm.run_record import RunRecord, StudentRecord
+from miniplm.run_record import RunRecord
 from miniplm.run_status import RunStatus
 from miniplm.storage import Storage
 
@@ -43,6 +43,7 @@ def make_table(title: str, *columns: str) -> Table:
 
 def print_run(storage: Storage, record: RunRecord) -> None:
     """The end of a run: what was kept, how the students do, where the report is."""
+    from flows.cli.results import print_results
     from miniplm.selection.ranking import load_selection
 
     console = Console(highlight=False, markup=False)
@@ -59,7 +60,7 @@ def print_run(storage: Storage, record: RunRecord) -> None:
     console.print(stages)
     if record.selection_id is not None:
         print_selection(console, storage, load_selection(storage, record.selection_id))
-    print_losses(console, record.students)
+    print_results(console, storage, record.students)
     console.print(f"report: {storage.url(layout.run_report(record.run_name))}", soft_wrap=True)
 
 
@@ -86,25 +87,6 @@ def _kept_cells(counts: DomainSelection) -> list[str]:
         f"{counts.mean_reference_nll:.3f}",
         f"{counts.difference_score_quantiles[3]:+.3f}",
     ]
-
-
-def print_losses(console: Console, students: dict[str, StudentRecord]) -> None:
-    """Held-out loss of the students, overall and by domain."""
-    measured = {name: student.evaluation for name, student in students.items() if student.evaluation is not None}
-    if not measured:
-        return
-    table = make_table("Held-out loss, nats a token (bits a byte)", "domain", *measured)
-    domains = sorted({domain for evaluation in measured.values() for domain in evaluation.domains})
-    for domain in domains:
-        losses = [evaluation.domains.get(domain) for evaluation in measured.values()]
-        table.add_row(domain, *["" if loss is None else f"{loss.nats_per_token:.3f} ({loss.bits_per_byte:.3f})" for loss in losses])
-    table.add_section()
-    table.add_row(
-        "all",
-        *[f"{evaluation.overall.nats_per_token:.3f} ({evaluation.overall.bits_per_byte:.3f})" for evaluation in measured.values()],
-        style="bold",
-    )
-    console.print(table)
 
 
 def print_corpus(console: Console, storage: Storage, manifest: CorpusManifest) -> None:

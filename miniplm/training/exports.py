@@ -10,6 +10,7 @@ from miniplm.artifacts import TrainingManifest
 from miniplm.errors import DamagedFileError, TrainingError
 from miniplm.locks import exclusive
 from miniplm.storage import Storage, digest_file
+from miniplm.training.model_card import write_model_card
 
 TRAINING = "training.json"
 _CONFIG = "config.json"
@@ -19,7 +20,7 @@ def export_model(storage: Storage, manifest: TrainingManifest, target_folder: st
     """Copies the final model, its tokenizer and its metrics to a folder at the storage root, in place of another there.
 
     `training.json`, the manifest, is published last, and config.json right before it, so that a folder without
-    them is not taken for a model. Nothing happens where the folder already holds this training whole.
+    them is not taken for a model. A model card goes with them. Nothing happens where the folder already holds this training whole.
     Raises `TrainingError` where the checkpoint is no longer what the manifest says.
     """
     with exclusive(storage, target_folder, f"the model folder {target_folder}"):
@@ -29,6 +30,8 @@ def export_model(storage: Storage, manifest: TrainingManifest, target_folder: st
             storage.delete(f"{target_folder}/{name}")
         storage.delete(target_folder)
         for name in sorted(manifest.files, key=lambda name: (name == _CONFIG, name)):
+            if name == _CONFIG:
+                write_model_card(storage, target_folder, manifest)
             source = f"{manifest.checkpoint}/{name}"
             try:
                 with storage.open(source) as file, storage.publish(f"{target_folder}/{name}") as path:

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Literal
 
 from miniplm.artifacts import TrainingManifest
-from miniplm.errors import ConfigError, TrainingProcessError
+from miniplm.errors import TrainingProcessError
 from miniplm.models.devices import free_cached_memory
 from miniplm.progress import ProgressCallback, ignore_progress
 from miniplm.storage import Storage
 from miniplm.training.job import make_job
 from miniplm.training.loop import find_training, train_model
 from miniplm.training.messages import Failure, Finished, Hello, LogLine, Moment, decode_progress, rebuild_error
-from miniplm.training.processes import count_processes
+from miniplm.training.processes import count_processes, find_inline_reason
 from miniplm.training.recipe import TrainingPlan
 from miniplm.training.workers import Workers
 
@@ -47,11 +47,9 @@ def launch_training(
     manifest = find_training(storage, plan.training_id)
     if manifest is not None:
         return manifest
-    num_processes = count_processes(plan.config, plan.device)
-    if launcher == "inline" or storage.root.startswith("memory:"):
-        if plan.config.processes not in (1, "auto"):
-            why = "execution.launcher is inline" if launcher == "inline" else f"`storage` is {storage.root}"
-            raise ConfigError(f"training.processes is {num_processes}, but {why}, which is one process; use processes: auto")
+    inline_reason = find_inline_reason(launcher, storage.root)
+    num_processes = count_processes(plan.config, plan.device, inline_reason)
+    if inline_reason is not None:
         return train_model(storage, plan, on_progress)
     free_cached_memory()  # what this process does not use of a GPU's memory, the training may need
     # Paths of sockets are short (107 bytes), which the folder for temporary files may not be.

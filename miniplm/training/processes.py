@@ -8,12 +8,26 @@ from miniplm.config import TrainingConfig
 from miniplm.errors import ConfigError
 
 
-def count_processes(training: TrainingConfig, device: torch.device) -> int:
+def find_inline_reason(launcher: str, storage_root: str) -> str | None:
+    """Why a training is done in the process of the run itself; None where it gets processes of its own."""
+    if launcher == "inline":
+        return "execution.launcher is inline"
+    return f"`storage` is {storage_root}, in the memory of the run" if storage_root.startswith("memory:") else None
+
+
+def count_processes(training: TrainingConfig, device: torch.device, why_one: str | None = None) -> int:
     """The processes that train together: the given number, or for `auto` one a GPU, at most one a micro-batch.
 
     Only `cuda` without a number is more than one GPU: who names one wants that one. On a CPU `auto` is one, whose threads
-    use all cores. Raises `ConfigError` for more processes than the device has GPUs, or than a batch has micro-batches.
+    use all cores. `why_one` is what keeps the training in one process (`find_inline_reason`). Raises `ConfigError` for more
+    processes than the device has GPUs, than a batch has micro-batches, or than one where there is but one.
     """
+    if why_one is not None:
+        if training.processes not in (1, "auto"):
+            raise ConfigError(
+                f"training.processes is {training.processes}, but {why_one}, which is one process; use processes: auto"
+            )
+        return 1
     num_micro_batches = training.batch_size // training.resolve_micro_batch_size()
     num_gpus = 0
     if device.type == "cuda":

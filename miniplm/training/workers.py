@@ -90,8 +90,11 @@ class Workers:
     def have_ended(self) -> bool:
         """Whether the command has ended and every process that was connected."""
         # Not reaped before the block is left: so long its number stands for this group and no other.
-        ended = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        return ended is not None and not self._connected
+        try:
+            ended = os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        except ChildProcessError:  # somebody in this process asks after all its children
+            ended = True
+        return ended and not self._connected
 
     def end_within(self, seconds: float) -> None:
         """Lets `listen` stop after so long, even if a process has not ended by then."""

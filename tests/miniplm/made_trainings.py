@@ -45,7 +45,7 @@ def make_sequences(num: int, seed: int = 0, shortest: int = 5, longest: int = 12
 
 
 def make_training_corpus(
-    storage: Storage, candidate: Sequence[int] = (7, 5, 9), reference: Sequence[int] = (10,)
+    storage: Storage, candidate: Sequence[int] = (7, 5, 9), reference: Sequence[int] = (10,), heldout: Sequence[int] = ()
 ) -> CorpusManifest:
     """A corpus whose shards have so many sequences, with its tokenizer at its place (a local root)."""
     corpus = make_corpus(
@@ -53,6 +53,7 @@ def make_training_corpus(
         {
             "candidate": [make_sequences(num, seed=index) for index, num in enumerate(candidate)],
             "reference": [make_sequences(num, seed=100 + index) for index, num in enumerate(reference)],
+            "heldout": [make_sequences(num, seed=200 + index) for index, num in enumerate(heldout)],
         },
         vocab_size=VOCAB_SIZE,
         eos_token_id=EOS,

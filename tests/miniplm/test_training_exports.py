@@ -36,7 +36,7 @@ def test_exported_student_loads_and_is_what_was_trained(storage: Storage) -> Non
     export_model(storage, manifest, TARGET)
     folder = Path(storage.path(TARGET))
     names = {path.name for path in folder.iterdir()}
-    assert names == {*manifest.files, "training.json"}
+    assert names == {*manifest.files, "training.json", "README.md"}
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "metrics.jsonl"} <= names
     assert "optimizer.safetensors" not in names
     assert digest_weights(list_weight_files(folder)) == manifest.weights_digest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -30,7 +31,7 @@ from miniplm.training.job import TrainingJob, make_job
 from miniplm.training.launch import launch_training
 from miniplm.training.loop import train_model
 from miniplm.training.messages import Failure, decode_message, describe_error, encode_message, rebuild_error
-from miniplm.training.processes import count_processes
+from miniplm.training.processes import count_processes, find_inline_reason
 from miniplm.training.recipe import TrainingPlan
 from tests.miniplm.made_trainings import make_plan, make_selection, make_training_corpus
 
@@ -72,14 +73,12 @@ def history(storage: Storage, manifest: TrainingManifest) -> list[CheckpointMetr
 
 
 def list_living(pids: list[int]) -> list[int]:
-    """Those that still run; a zombie that nobody has asked after does not."""
+    """Those that still run; a zombie that nobody has asked after does not, once its last thread has let go of its files."""
     living = []
     for pid in pids:
-        try:
-            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE or len(os.listdir(f"/proc/{pid}/task")) > 1:
                 living.append(pid)
-        except psutil.NoSuchProcess:
-            continue
     return living
 
 
@@ -123,7 +122,7 @@ def launch_and_die(root: str, plan: TrainingPlan, step: int, number: int) -> Non
 
 def test_killed_it_takes_its_training_along_and_resumed_it_is_as_if_nothing_was(tmp_path: Path) -> None:
     # Steps of many passes, so that the kill comes long before the end.
-    settings = {"steps": 8, "batch_size": 12, "micro_batch_size": 1}
+    settings = {"steps": 8, "batch_size": 10, "micro_batch_size": 1}
     undisturbed, storage = Storage(str(tmp_path / "undisturbed")), Storage(str(tmp_path / "killed"))
     wanted = train_model(undisturbed, make_plan(make_training_corpus(undisturbed), **settings))
     plan = make_plan(make_training_corpus(storage), **settings)
@@ -141,6 +140,26 @@ def test_killed_it_takes_its_training_along_and_resumed_it_is_as_if_nothing_was(
     assert done[0] in (4, 6)
     assert manifest.weights_digest == wanted.weights_digest
     assert history(storage, manifest) == history(undisturbed, wanted)
+
+
+def test_several_processes_train_one_model_and_end_with_whoever_has_started_them(tmp_path: Path) -> None:
+    settings = {"steps": 8, "batch_size": 10, "micro_batch_size": 1}
+    undisturbed, storage = Storage(str(tmp_path / "undisturbed")), Storage(str(tmp_path / "killed"))
+    wanted = train_model(undisturbed, make_plan(make_training_corpus(undisturbed), **settings))
+    plan = make_plan(make_training_corpus(storage), processes=2, **settings)
+    assert plan.training_id == wanted.training_id
+    caller = multiprocessing.get_context("fork").Process(target=launch_and_die, args=(storage.root, plan, 3, signal.SIGKILL))
+    caller.start()
+    caller.join(300)
+    assert caller.exitcode == -signal.SIGKILL
+    pids = json.loads(Path(storage.root, "pids.json").read_text())
+    assert len(pids) == 3, "torchrun and two processes"
+    wait_until_gone(pids)
+    done: list[float] = []
+    manifest = train_model(storage, plan, lambda progress: done.append(progress.done))
+    assert done[0] == 2
+    losses = [[row.loss for row in history(*run)] for run in ((storage, manifest), (undisturbed, wanted))]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143), BaseException("cancelled"), ValueError("of the watcher")])
@@ -276,6 +295,24 @@ def test_in_line_nothing_is_started(storage: Storage, monkeypatch: pytest.Monkey
         ConfigError, match=r"processes is 2, but execution.launcher is inline, which is one process; use processes: auto"
     ):
         launch_training(storage, make_plan(make_training_corpus(storage), processes=2, micro_batch_size=2), launcher="inline")
+
+
+@pytest.mark.parametrize(
+    ("launcher", "root", "reason"),
+    [
+        ("process", "s3://bucket/data", None),
+        ("process", "memory://data", "`storage` is memory://data, in the memory of the run"),
+        ("inline", "/data", "execution.launcher is inline"),
+    ],
+)
+def test_a_root_that_no_other_process_sees_is_trained_in_line(launcher: str, root: str, reason: str | None) -> None:
+    assert find_inline_reason(launcher, root) == reason
+    training = TrainingConfig(steps=1, batch_size=16, processes=2)
+    if reason is None:
+        assert count_processes(training, torch.device("cpu"), reason) == 2
+    else:
+        with pytest.raises(ConfigError, match=reason):
+            count_processes(training, torch.device("cpu"), reason)
 
 
 def test_the_job_is_the_plan_whole(storage: Storage) -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import logging
+
 from miniplm.progress import Progress
 from tasks import progress as module
-from tasks.progress import StageProgress, report_progress, shard_callback, stage_progress, watch_progress
+from tasks.progress import StageProgress, report_progress, shard_callback, stage_progress, training_progress, watch_progress
 
 
 def test_watchers_hear_while_they_watch():
@@ -30,3 +32,34 @@ def test_a_stage_sums_its_shards_and_counts_a_repeated_one_once(monkeypatch):
 
 def test_outside_a_stage_a_shard_reports_plainly():
     assert shard_callback("no such stage", "shard-00000") is report_progress
+
+
+def test_a_training_is_told_to_the_terminal_the_ui_and_now_and_then_to_the_log(monkeypatch, caplog):
+    updates = []
+    monkeypatch.setattr(module.LiveArtifact, "publish", lambda self, percent, description: updates.append((percent, description)))
+    monkeypatch.setattr(module, "get_run_logger", lambda: logging.getLogger("run"))
+    heard = []
+    with (
+        caplog.at_level(logging.INFO, "run"),
+        watch_progress(heard.append),
+        training_progress("train small", "train small x") as tell,
+    ):
+        for done in (4, 5, 6, 8):
+            tell(Progress("train miniplm-x", done, 8, "steps", f"loss {done}.0"))
+    assert [(progress.key, progress.done, progress.detail) for progress in heard[1:]] == [
+        ("train small", done, f"loss {done}.0") for done in (4, 5, 6, 8)
+    ]
+    assert (updates[0][0], updates[-1][0]) == (50.0, 100.0)
+    assert "train small: 8 of 8 steps" in updates[-1][1]
+    assert "(loss 8.0)" in updates[-1][1]
+    assert [record.getMessage() for record in caplog.records] == [
+        "train small: 4 of 8 steps. loss 4.0",
+        "train small: 8 of 8 steps. loss 8.0",
+    ]
+
+
+def test_a_training_that_is_finished_already_shows_nothing(monkeypatch):
+    monkeypatch.setattr(module, "get_run_logger", lambda: logging.getLogger("run"))
+    monkeypatch.setattr(module, "StageProgress", None)
+    with training_progress("train small", "x"):
+        pass

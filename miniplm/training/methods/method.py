@@ -48,6 +48,17 @@ class MethodInputs:
             raise TrainingError(f"the method {method!r} needs the run's teacher, and none is given")
         return self.teacher
 
+    def list_ids(self) -> dict[str, str]:
+        """The ids of the artifacts that a training may use, by what they are; for people, since none of them decides a number."""
+        ids = {"corpus": self.corpus.corpus_id}
+        if self.selection is not None:
+            ids |= {
+                "selection": self.selection.selection_id,
+                "teacher": self.selection.teacher_id,
+                "reference": self.selection.reference_id,
+            }
+        return ids if self.teacher is None else ids | {"teacher": self.teacher.model_id}
+
     def digest_split(self, split: Split) -> str:
         """A digest of all sequences of a split in their order; the same for two corpora that share them."""
         return digest_shards(self.corpus.split_shards(split))

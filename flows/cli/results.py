@@ -1,0 +1,128 @@
+"""What the students reach, as tables for people: held-out loss, the difference to the baseline, zero-shot accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+
+from flows.cli.tables import make_table
+from miniplm.artifacts import DomainLoss, Evaluation, TaskResult
+from miniplm.comparison import LossDifference, StudentComparison, compare_students
+from miniplm.run_record import StudentRecord
+from miniplm.storage import Storage
+
+_ALL = "all"
+
+
+def describe_results(storage: Storage, students: Mapping[str, StudentRecord], names: Sequence[str]) -> dict[str, Any]:
+    """The evaluated students of these names: the record of each, with its comparison to one of all `students`, for machines."""
+    comparisons = compare_students(storage, students)
+    return {name: students[name].as_json() | {"comparison": comparisons[name].as_json()} for name in names}
+
+
+def print_results(console: Console, storage: Storage, students: Mapping[str, StudentRecord]) -> None:
+    """Tables over the evaluated students; nothing where there is none. A value is followed by ± its standard error."""
+    measured = {name: student.evaluation for name, student in students.items() if student.evaluation is not None}
+    if not measured:
+        return
+    comparisons = compare_students(storage, students)
+    _print_losses(console, measured)
+    _print_differences(console, {name: comparisons[name] for name in measured if comparisons[name].baseline is not None})
+    _print_accuracies(console, {name: value for name, value in measured.items() if value.tasks}, comparisons)
+
+
+def _print_losses(console: Console, measured: Mapping[str, Evaluation]) -> None:
+    table = make_table("Held-out loss, nats a token", "domain", *measured)
+    for domain in _list_domains(measured.values()):
+        table.add_row(domain, *[_loss_cell(evaluation.domains.get(domain)) for evaluation in measured.values()])
+    table.add_section()
+    table.add_row(_ALL, *[_loss_cell(evaluation.overall) for evaluation in measured.values()], style="bold")
+    table.add_row(
+        f"{_ALL}, bits a byte",
+        *[with_error(value.overall.bits_per_byte, value.overall.bits_standard_error) for value in measured.values()],
+    )
+    console.print(table)
+
+
+def _print_differences(console: Console, comparisons: Mapping[str, StudentComparison]) -> None:
+    if not comparisons:
+        return
+    in_nats = all(
+        difference is not None and difference.nats_per_token is not None
+        for comparison in comparisons.values()
+        for difference in (comparison.overall, *comparison.domains.values())
+    )
+    unit = "nats a token" if in_nats else "bits a byte"
+    baselines = {comparison.baseline for comparison in comparisons.values()}
+    headings = [name if len(baselines) == 1 else f"{name} - {comparison.baseline}" for name, comparison in comparisons.items()]
+    title = f"Loss less that of {baselines.pop()}, {unit}" if len(baselines) == 1 else f"Loss less that of the baseline, {unit}"
+    table = make_table(title, "domain", *headings)
+    for domain in _list_domains(comparisons.values()):
+        table.add_row(domain, *[_difference_cell(comparison.domains.get(domain), in_nats) for comparison in comparisons.values()])
+    table.add_section()
+    table.add_row(_ALL, *[_difference_cell(comparison.overall, in_nats) for comparison in comparisons.values()], style="bold")
+    console.print(table)
+    unpaired = [name for name, value in comparisons.items() if value.overall is not None and not value.overall.paired]
+    note = (
+        "below 0 is better; ± standard error over held-out documents, sequence against sequence; other seeds of training vary too"
+    )
+    if unpaired:
+        note += f". Not of the same sequences as its baseline, and so less sure: {', '.join(unpaired)}"
+    console.print(note, style="dim", soft_wrap=True)
+
+
+def _print_accuracies(console: Console, measured: Mapping[str, Evaluation], comparisons: Mapping[str, StudentComparison]) -> None:
+    if not measured:
+        return
+    table = make_table("Zero-shot accuracy, %", "task", *measured)
+    tasks = list(dict.fromkeys(task for evaluation in measured.values() for task in evaluation.tasks))
+    for task in tasks:
+        results = [evaluation.tasks.get(task) for evaluation in measured.values()]
+        metric = next(result.metric for result in results if result is not None)
+        table.add_row(f"{task} ({metric})", *map(_accuracy_cell, results))
+    table.add_section()
+    averages = [
+        (comparisons[name].average_accuracy, comparisons[name].average_accuracy_standard_error)
+        if len(evaluation.tasks) == len(tasks)
+        else (None, None)
+        for name, evaluation in measured.items()
+    ]
+    table.add_row(
+        "average",
+        *["" if mean is None else with_error(100 * mean, None if error is None else 100 * error, 1) for mean, error in averages],
+        style="bold",
+    )
+    console.print(table)
+    counts = {result.num_documents for evaluation in measured.values() for result in evaluation.tasks.values()}
+    documents = f"{min(counts):,}" if len(counts) == 1 else f"{min(counts):,} to {max(counts):,}"
+    console.print(f"by lm-evaluation-harness, 0-shot, {documents} documents a task; ± standard error", style="dim", soft_wrap=True)
+
+
+def with_error(value: float, error: float | None, digits: int = 3, sign: str = "") -> str:
+    """`3.214 ± 0.012`; the value alone where its standard error is not known."""
+    shown = f"{value:{sign}.{digits}f}"
+    return shown if error is None else f"{shown} ± {error:.{digits}f}"
+
+
+def _loss_cell(loss: DomainLoss | None) -> str:
+    return "" if loss is None else with_error(loss.nats_per_token, loss.nats_standard_error)
+
+
+def _difference_cell(difference: LossDifference | None, in_nats: bool) -> str:
+    if difference is None:
+        return ""
+    if in_nats and difference.nats_per_token is not None:
+        return with_error(difference.nats_per_token, difference.nats_standard_error, sign="+")
+    return with_error(difference.bits_per_byte, difference.bits_standard_error, sign="+")
+
+
+def _accuracy_cell(result: TaskResult | None) -> str:
+    if result is None:
+        return ""
+    return with_error(100 * result.accuracy, None if result.standard_error is None else 100 * result.standard_error, 1)
+
+
+def _list_domains(parts: Any) -> list[str]:
+    return sorted({domain for part in parts for domain in part.domains})

@@ -1,0 +1,125 @@
+"""Students against their baseline: differences of held-out losses with standard errors, and what these rest on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from pydantic import Field
+
+from miniplm.artifacts import DomainLoss, Evaluation, Record
+from miniplm.run_record import StudentRecord
+from miniplm.sequence_losses import SequenceLosses, find_losses, subtract_losses
+from miniplm.storage import Storage
+from miniplm.zero_shot.results import average_accuracy
+
+BASELINE_METHOD = "pretrain"
+
+
+class LossDifference(Record):
+    """A student's held-out loss less its baseline's; below 0 is better. Standard errors are None where they are not known.
+
+    Where both read the same sequences, it is `paired`: the error is that of the differences of each sequence. Else the
+    two losses' errors are taken as independent, which overstates it; then nats a token are None, as with different
+    tokenizers a token is not the same.
+    """
+
+    nats_per_token: float | None
+    nats_standard_error: float | None
+    bits_per_byte: float
+    bits_standard_error: float | None
+    paired: bool
+
+
+class StudentComparison(Record):
+    """An evaluated student beside its baseline (None: there is none, or it is one itself), overall and by domain."""
+
+    baseline: str | None = None
+    overall: LossDifference | None = None
+    domains: dict[str, LossDifference] = Field(default_factory=dict)
+    average_accuracy: float | None = None
+    average_accuracy_standard_error: float | None = None
+
+
+def find_baseline(students: Mapping[str, StudentRecord], student_name: str) -> str | None:
+    """The evaluated student on random data that is most like another one: by architecture, then by tokens trained on."""
+    student = students[student_name]
+    if student.method == BASELINE_METHOD:
+        return None
+    baselines = [name for name, other in students.items() if other.method == BASELINE_METHOD and other.evaluation is not None]
+    return min(
+        baselines,
+        key=lambda name: (
+            students[name].architecture != student.architecture,
+            abs(students[name].num_tokens - student.num_tokens),
+        ),
+        default=None,
+    )
+
+
+def compare_students(storage: Storage, students: Mapping[str, StudentRecord]) -> dict[str, StudentComparison]:
+    """Each evaluated student against the baseline most like it, with the average over its zero-shot tasks."""
+    losses = {
+        name: find_losses(storage, student.training_id, student.evaluation.losses_digest)
+        for name, student in students.items()
+        if student.evaluation is not None
+    }
+    comparisons = {}
+    for name, student in students.items():
+        if student.evaluation is None:
+            continue
+        tasks = student.evaluation.tasks
+        accuracy, error = average_accuracy(tasks) if tasks else (None, None)
+        comparison = StudentComparison(average_accuracy=accuracy, average_accuracy_standard_error=error)
+        baseline = find_baseline(students, name)
+        if baseline is not None:
+            reference = students[baseline].evaluation
+            assert reference is not None
+            overall, domains = _compare(student.evaluation, losses[name], reference, losses[baseline])
+            comparison = comparison.model_copy(update={"baseline": baseline, "overall": overall, "domains": domains})
+        comparisons[name] = comparison
+    return comparisons
+
+
+def _compare(
+    evaluation: Evaluation, losses: SequenceLosses | None, baseline: Evaluation, baseline_losses: SequenceLosses | None
+) -> tuple[LossDifference, dict[str, LossDifference]]:
+    if losses is None or baseline_losses is None or not losses.is_of_the_same_text(baseline_losses):
+        losses = baseline_losses = None
+
+    def part(domain: str) -> tuple[SequenceLosses, SequenceLosses] | None:
+        if losses is None or baseline_losses is None:
+            return None
+        return losses.of_domain(domain), baseline_losses.of_domain(domain)
+
+    pair = None if losses is None or baseline_losses is None else (losses, baseline_losses)
+    shared = [domain for domain in evaluation.domains if domain in baseline.domains]
+    return _subtract(evaluation.overall, baseline.overall, pair), {
+        domain: _subtract(evaluation.domains[domain], baseline.domains[domain], part(domain)) for domain in shared
+    }
+
+
+def _subtract(loss: DomainLoss, baseline: DomainLoss, pair: tuple[SequenceLosses, SequenceLosses] | None) -> LossDifference:
+    if pair is not None:
+        difference = subtract_losses(*pair)
+        bits_per_nat = baseline.bits_per_byte / baseline.nats_per_token if baseline.nats_per_token else 0.0
+        error = difference.standard_error
+        return LossDifference(
+            nats_per_token=difference.nats_per_token,
+            nats_standard_error=error,
+            bits_per_byte=difference.nats_per_token * bits_per_nat,
+            bits_standard_error=None if error is None else error * bits_per_nat,
+            paired=True,
+        )
+    same_tokens = (loss.num_scored_tokens, loss.num_sequences) == (baseline.num_scored_tokens, baseline.num_sequences)
+    return LossDifference(
+        nats_per_token=loss.nats_per_token - baseline.nats_per_token if same_tokens else None,
+        nats_standard_error=_add_errors(loss.nats_standard_error, baseline.nats_standard_error) if same_tokens else None,
+        bits_per_byte=loss.bits_per_byte - baseline.bits_per_byte,
+        bits_standard_error=_add_errors(loss.bits_standard_error, baseline.bits_standard_error),
+        paired=False,
+    )
+
+
+def _add_errors(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else math.hypot(first, second)
