@@ -84,37 +84,38 @@ def compare_students(storage: Storage, students: Mapping[str, StudentRecord]) ->
 def _compare(
     evaluation: Evaluation, losses: SequenceLosses | None, baseline: Evaluation, baseline_losses: SequenceLosses | None
 ) -> tuple[LossDifference, dict[str, LossDifference]]:
-    if losses is None or baseline_losses is None or not losses.is_of_the_same_text(baseline_losses):
-        losses = baseline_losses = None
-
-    def part(domain: str) -> tuple[SequenceLosses, SequenceLosses] | None:
-        if losses is None or baseline_losses is None:
-            return None
-        return losses.of_domain(domain), baseline_losses.of_domain(domain)
-
-    pair = None if losses is None or baseline_losses is None else (losses, baseline_losses)
     shared = [domain for domain in evaluation.domains if domain in baseline.domains]
-    return _subtract(evaluation.overall, baseline.overall, pair), {
-        domain: _subtract(evaluation.domains[domain], baseline.domains[domain], part(domain)) for domain in shared
+    if losses is not None and baseline_losses is not None and losses.is_of_the_same_text(baseline_losses):
+        return _subtract_pairs(losses, baseline_losses, baseline.overall), {
+            domain: _subtract_pairs(losses.of_domain(domain), baseline_losses.of_domain(domain), baseline.domains[domain])
+            for domain in shared
+        }
+    # Where the losses of sequences are not kept, only their numbers tell whether it was the same text in the same tokens.
+    first, second = evaluation.overall, baseline.overall
+    same_counts = (first.num_scored_tokens, first.num_sequences) == (second.num_scored_tokens, second.num_sequences)
+    in_nats = same_counts and (losses is None or baseline_losses is None)
+    return _subtract(first, second, in_nats), {
+        domain: _subtract(evaluation.domains[domain], baseline.domains[domain], in_nats) for domain in shared
     }
 
 
-def _subtract(loss: DomainLoss, baseline: DomainLoss, pair: tuple[SequenceLosses, SequenceLosses] | None) -> LossDifference:
-    if pair is not None:
-        difference = subtract_losses(*pair)
-        bits_per_nat = baseline.bits_per_byte / baseline.nats_per_token if baseline.nats_per_token else 0.0
-        error = difference.standard_error
-        return LossDifference(
-            nats_per_token=difference.nats_per_token,
-            nats_standard_error=error,
-            bits_per_byte=difference.nats_per_token * bits_per_nat,
-            bits_standard_error=None if error is None else error * bits_per_nat,
-            paired=True,
-        )
-    same_tokens = (loss.num_scored_tokens, loss.num_sequences) == (baseline.num_scored_tokens, baseline.num_sequences)
+def _subtract_pairs(losses: SequenceLosses, baseline_losses: SequenceLosses, baseline: DomainLoss) -> LossDifference:
+    difference = subtract_losses(losses, baseline_losses)
+    bits_per_nat = baseline.bits_per_byte / baseline.nats_per_token if baseline.nats_per_token else 0.0
+    error = difference.standard_error
     return LossDifference(
-        nats_per_token=loss.nats_per_token - baseline.nats_per_token if same_tokens else None,
-        nats_standard_error=_add_errors(loss.nats_standard_error, baseline.nats_standard_error) if same_tokens else None,
+        nats_per_token=difference.nats_per_token,
+        nats_standard_error=error,
+        bits_per_byte=difference.nats_per_token * bits_per_nat,
+        bits_standard_error=None if error is None else error * bits_per_nat,
+        paired=True,
+    )
+
+
+def _subtract(loss: DomainLoss, baseline: DomainLoss, in_nats: bool) -> LossDifference:
+    return LossDifference(
+        nats_per_token=loss.nats_per_token - baseline.nats_per_token if in_nats else None,
+        nats_standard_error=_add_errors(loss.nats_standard_error, baseline.nats_standard_error) if in_nats else None,
         bits_per_byte=loss.bits_per_byte - baseline.bits_per_byte,
         bits_standard_error=_add_errors(loss.bits_standard_error, baseline.bits_standard_error),
         paired=False,
