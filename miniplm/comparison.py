@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 from pydantic import Field
 
 from miniplm.artifacts import DomainLoss, Evaluation, Record
-from miniplm.run_record import StudentRecord
+from miniplm.baselines import rank_baselines
+from miniplm.run_record import RunRecord
 from miniplm.sequence_losses import SequenceLosses, find_losses, subtract_losses
 from miniplm.storage import Storage
 from miniplm.zero_shot.results import average_accuracy
-
-BASELINE_METHOD = "pretrain"
 
 
 class LossDifference(Record):
@@ -41,41 +39,26 @@ class StudentComparison(Record):
     average_accuracy_standard_error: float | None = None
 
 
-def find_baseline(students: Mapping[str, StudentRecord], student_name: str) -> str | None:
-    """The evaluated student on random data that is most like another one: by architecture, then by tokens trained on."""
-    student = students[student_name]
-    if student.method == BASELINE_METHOD:
-        return None
-    baselines = [name for name, other in students.items() if other.method == BASELINE_METHOD and other.evaluation is not None]
-    return min(
-        baselines,
-        key=lambda name: (
-            students[name].architecture != student.architecture,
-            abs(students[name].num_tokens - student.num_tokens),
-        ),
-        default=None,
-    )
+def find_baseline(record: RunRecord, student_name: str) -> str | None:
+    """The evaluated student on random data that is most like another one; one with other tokens where there is no other."""
+    ranked = rank_baselines(record, student_name, same_tokens=False)
+    return next((name for name in ranked if record.students[name].evaluation is not None), None)
 
 
-def compare_students(storage: Storage, students: Mapping[str, StudentRecord]) -> dict[str, StudentComparison]:
-    """Each evaluated student against the baseline most like it, with the average over its zero-shot tasks."""
+def compare_students(storage: Storage, record: RunRecord) -> dict[str, StudentComparison]:
+    """Each evaluated student of a run against the baseline most like it, with the average over its zero-shot tasks."""
+    evaluations = {name: student.evaluation for name, student in record.students.items() if student.evaluation is not None}
     losses = {
-        name: find_losses(storage, student.training_id, student.evaluation.losses_digest)
-        for name, student in students.items()
-        if student.evaluation is not None
+        name: find_losses(storage, record.students[name].training_id, evaluation.losses_digest)
+        for name, evaluation in evaluations.items()
     }
     comparisons = {}
-    for name, student in students.items():
-        if student.evaluation is None:
-            continue
-        tasks = student.evaluation.tasks
-        accuracy, error = average_accuracy(tasks) if tasks else (None, None)
+    for name, evaluation in evaluations.items():
+        accuracy, error = average_accuracy(evaluation.tasks) if evaluation.tasks else (None, None)
         comparison = StudentComparison(average_accuracy=accuracy, average_accuracy_standard_error=error)
-        baseline = find_baseline(students, name)
+        baseline = find_baseline(record, name)
         if baseline is not None:
-            reference = students[baseline].evaluation
-            assert reference is not None
-            overall, domains = _compare(student.evaluation, losses[name], reference, losses[baseline])
+            overall, domains = _compare(evaluation, losses[name], evaluations[baseline], losses[baseline])
             comparison = comparison.model_copy(update={"baseline": baseline, "overall": overall, "domains": domains})
         comparisons[name] = comparison
     return comparisons

@@ -20,7 +20,7 @@ from flows.cli.options import (
     watched_flow,
 )
 from miniplm.artifacts import ModelEntry
-from miniplm.config import RunConfig
+from miniplm.config import RunConfig, config_as_dict
 from miniplm.errors import ConfigError, ModelError, list_offenders
 
 Role = Literal["teacher", "reference"]
@@ -202,7 +202,7 @@ def train(
         corpus_id, selection_id = _find_selection_id(config)
         records = {name: train_student(config, corpus_id, selection_id, name)[0] for name in names}
     lines = [
-        f"{name}: {record.num_steps:,} steps, {record.num_tokens:,} tokens, final loss {record.final_loss:.3f} nats a token: {record.folder}"
+        f"{name}: {record.describe_steps()}, {record.num_tokens:,} tokens, final loss {record.final_loss:.3f} nats a token: {record.folder}"
         for name, record in records.items()
     ]
     _say(console, as_json, {name: record.as_json() for name, record in records.items()}, "\n".join(lines))
@@ -236,16 +236,18 @@ def evaluate(
             for name in names
         }
     from flows.cli.results import describe_results, print_results
+    from miniplm.run_record import RunRecord
 
     # A baseline that was measured before is compared with, though it was not asked for now.
     found = {
         name: records.get(name) or find_student(root, config, corpus, selection, name) for name in _student_names(config, None)
     }
-    everyone = {name: record for name, record in found.items() if record is not None}
+    everyone = {name: student for name, student in found.items() if student is not None}
+    run = RunRecord(run_name=config.name, config=config_as_dict(config), students=everyone, started_at="")
     if as_json:
-        print_json(describe_results(root, everyone, names))
+        print_json(describe_results(root, run, names))
     else:
-        print_results(console, root, everyone)
+        print_results(console, root, run)
 
 
 def report(

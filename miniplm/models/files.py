@@ -13,6 +13,7 @@ from miniplm.errors import ModelError, list_offenders
 
 _WANTED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py"]
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 def locate_model(name: str, revision: str | None = None) -> Path:
@@ -86,6 +87,11 @@ def list_weight_files(folder: Path) -> list[Path]:
     for path in files:
         check_safetensors(path)
     return files
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a model comes with a tokenizer."""
+    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
 
 
 def check_safetensors(path: Path) -> None:

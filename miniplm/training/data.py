@@ -9,7 +9,8 @@ training goes on at any step without reading what came before.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import accumulate
 
@@ -21,6 +22,8 @@ from numpy.typing import NDArray
 from miniplm.artifacts import ShardEntry
 from miniplm.config import TrainingConfig
 from miniplm.corpus.reader import read_shard
+from miniplm.derived.reader import read_derived_shard
+from miniplm.derived.records import DerivedShard
 from miniplm.errors import TrainingError
 from miniplm.nll import mask_scored_targets
 from miniplm.storage import Storage
@@ -31,9 +34,12 @@ WINDOW_TOKENS = 128 << 20
 
 @dataclass(frozen=True)
 class TrainingShard:
-    """The sequences of one corpus shard that are trained on: all, or the rows that `load_rows` gives, ascending."""
+    """The sequences of one shard that are trained on: all, or the rows that `load_rows` gives, ascending.
 
-    entry: ShardEntry
+    The shard is of a corpus, or of a set that was derived from one.
+    """
+
+    entry: ShardEntry | DerivedShard
     num_sequences: int
     num_tokens: int
     load_rows: Callable[[], NDArray[np.int64]] | None = None
@@ -41,23 +47,59 @@ class TrainingShard:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Sequences of one forward pass, padded with EOS; `mask_BS` marks the scored targets, S = T - 1."""
+    """Sequences of one forward pass, padded with EOS; `mask_BS` marks the scored targets, S = T - 1.
+
+    `scored_N` are the places of the scored targets in the flat mask, ascending, found where the mask is made: to ask
+    a GPU how many there are would make the host wait for it. `num_tokens` counts no padding.
+    """
 
     token_ids_BT: torch.Tensor
     mask_BS: torch.Tensor
     num_tokens: int
+    scored_N: torch.Tensor = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.scored_N is None:  # made of the mask where it is not given
+            object.__setattr__(self, "scored_N", self.mask_BS.flatten().nonzero()[:, 0])
+
+    @property
+    def targets_N(self) -> torch.Tensor:
+        """The scored targets, in the order of `scored_N`."""
+        return self.token_ids_BT[:, 1:].flatten().index_select(0, self.scored_N)
+
+    def select(self, states_BSH: torch.Tensor) -> torch.Tensor:
+        """What a state (B, S, H) has at the scored targets: (N, H)."""
+        return states_BSH.flatten(0, 1).index_select(0, self.scored_N)
 
     def to(self, device: torch.device) -> MicroBatch:
-        return MicroBatch(self.token_ids_BT.to(device), self.mask_BS.to(device), self.num_tokens)
+        """The same on a device; from pinned memory without waiting for the copy."""
+        tensors = (tensor.to(device, non_blocking=True) for tensor in (self.token_ids_BT, self.mask_BS, self.scored_N))
+        token_ids_BT, mask_BS, scored_N = tensors
+        return MicroBatch(token_ids_BT, mask_BS, self.num_tokens, scored_N)
+
+    def pin(self) -> MicroBatch:
+        """The same in memory that a GPU reads by itself."""
+        return MicroBatch(self.token_ids_BT.pin_memory(), self.mask_BS.pin_memory(), self.num_tokens, self.scored_N.pin_memory())
 
 
-def collate(sequences: Sequence[NDArray[np.unsignedinteger]], eos_token_id: int) -> MicroBatch:
-    """Sequences side by side, (B, T) int64, padded with EOS to the longest."""
+def collate(
+    sequences: Sequence[NDArray[np.unsignedinteger]], eos_token_id: int, shape: tuple[int, int] | None = None
+) -> MicroBatch:
+    """Sequences side by side, (B, T) int64, padded with EOS to the longest, or to at least a `shape` of sequences and tokens."""
     lengths = torch.tensor([len(sequence) for sequence in sequences])
-    token_ids_BT = torch.full((len(sequences), int(lengths.max())), eos_token_id, dtype=torch.int64)
+    num_rows, num_columns = len(sequences), int(lengths.max())
+    if shape is not None:
+        num_rows, num_columns = max(num_rows, shape[0]), max(num_columns, shape[1])
+        lengths = torch.nn.functional.pad(lengths, (0, num_rows - len(sequences)))
+    token_ids_BT = torch.full((num_rows, num_columns), eos_token_id, dtype=torch.int64)
     for row, sequence in enumerate(sequences):
         token_ids_BT[row, : len(sequence)] = torch.from_numpy(sequence.astype(np.int64))
     return MicroBatch(token_ids_BT, mask_scored_targets(token_ids_BT, lengths, eos_token_id), int(lengths.sum()))
+
+
+def count_scored_targets(sequences: Sequence[NDArray[np.unsignedinteger]], eos_token_id: int) -> int:
+    """Targets whose input is not EOS, over all sequences: what `collate` marks, padding left out."""
+    return sum(int(np.count_nonzero(sequence[:-1] != eos_token_id)) for sequence in sequences)
 
 
 def count_training_sequences(config: TrainingConfig, num_sequences: int) -> int:
@@ -72,6 +114,20 @@ def count_training_sequences(config: TrainingConfig, num_sequences: int) -> int:
 def count_steps(config: TrainingConfig, num_sequences: int) -> int:
     """Optimizer steps of the training: as given, or enough for all its sequences, the last batch being short."""
     return -(-count_training_sequences(config, num_sequences) // config.batch_size)
+
+
+def check_batch_size(config: TrainingConfig, num_sequences: int) -> None:
+    """Raises `TrainingError` where one batch would hold a sequence twice: it has more than there are, and is not the only one.
+
+    A single pass over fewer sequences than a batch has is one step with a short batch, averaged over its own targets.
+    """
+    if num_sequences >= config.batch_size or count_training_sequences(config, num_sequences) <= num_sequences:
+        return
+    raise TrainingError(
+        f"training.batch_size is {config.batch_size}, but there are only {num_sequences} sequences to train on, so that one batch would hold "
+        f"some of them twice; set training.batch_size to at most {num_sequences}, use a larger selection.ratio or more text, "
+        "or train one pass (epochs: 1), which is one step on all of them"
+    )
 
 
 @dataclass(frozen=True)
@@ -102,7 +158,8 @@ class _WindowTokens:
 
 
 class SequenceOrder:
-    """The endless order of training sequences, epoch after epoch; only the window last read is in memory.
+    """The endless order of training sequences, epoch after epoch; only the window last read is in memory, and with
+    `read_ahead_to` the one after it, which is then fetched while the first is trained on.
 
     Raises `TrainingError` where there is no sequence at all.
     """
@@ -115,8 +172,21 @@ class SequenceOrder:
         self.num_sequences = sum(shard.num_sequences for shard in self._shards)
         if self.num_sequences == 0:
             raise TrainingError("there is no sequence to train on; prepare a larger corpus or use a larger selection.ratio")
+        self.num_tokens = sum(shard.num_tokens for shard in self._shards)
         self._plan: tuple[int, list[_Window]] | None = None
         self._loaded: _WindowTokens | None = None
+        self._last_position = 0
+        self._fetching: tuple[tuple[int, int], Future[_WindowTokens]] | None = None
+        self._fetcher = ThreadPoolExecutor(1, thread_name_prefix="fetch-window")
+
+    def read_ahead_to(self, stop: int) -> None:
+        """From now on the window after the one in use is fetched in the background, where it begins before position `stop`."""
+        self._last_position = stop - 1
+
+    def close(self) -> None:
+        """Waits for what is being fetched, and fetches no more."""
+        self._last_position = 0
+        self._fetcher.shutdown(wait=True, cancel_futures=True)
 
     def read(self, start: int, stop: int) -> list[NDArray[np.unsignedinteger]]:
         """Token ids of the sequences at positions `start` ... `stop` - 1."""
@@ -138,14 +208,41 @@ class SequenceOrder:
         return self._plan[1]
 
     def _load(self, epoch: int, window: _Window) -> _WindowTokens:
-        if self._loaded is None or (self._loaded.epoch, self._loaded.index) != (epoch, window.index):
+        wanted = (epoch, window.index)
+        if self._loaded is None or (self._loaded.epoch, self._loaded.index) != wanted:
             self._loaded = None  # gives its memory back before the next is read
-            parts = [read_training_shard(self._storage, shard) for shard in window.shards]
-            lengths = np.concatenate([lengths for _, lengths in parts])
-            order = np.random.Generator(np.random.PCG64([self._seed, epoch, window.index])).permutation(len(lengths))
-            token_ids = np.concatenate([token_ids for token_ids, _ in parts])
-            self._loaded = _WindowTokens(epoch, window.index, token_ids, lengths, np.cumsum(lengths), order)
+            if self._fetching is not None and self._fetching[0] == wanted:
+                self._loaded = self._fetching[1].result()
+            else:
+                self._loaded = self._fetch(epoch, window)
+            self._fetching = None
+            self._fetch_next(epoch, window)
         return self._loaded
+
+    def _fetch_next(self, epoch: int, window: _Window) -> None:
+        if epoch * self.num_sequences + window.stop > self._last_position:
+            return
+        windows = self._plan_epoch(epoch)
+        if window.index + 1 < len(windows):
+            following = windows[window.index + 1]
+        else:
+            epoch += 1
+            following = self._plan_epoch(epoch)[0]
+        self._fetching = ((epoch, following.index), self._fetcher.submit(self._fetch, epoch, following))
+
+    def _fetch(self, epoch: int, window: _Window) -> _WindowTokens:
+        parts = [read_training_shard(self._storage, shard) for shard in window.shards]
+        lengths = np.concatenate([lengths for _, lengths in parts])
+        order = np.random.Generator(np.random.PCG64([self._seed, epoch, window.index])).permutation(len(lengths))
+        token_ids = np.concatenate([token_ids for token_ids, _ in parts])
+        return _WindowTokens(epoch, window.index, token_ids, lengths, np.cumsum(lengths), order)
+
+
+def read_sequences(storage: Storage, entry: ShardEntry | DerivedShard, columns: Sequence[str]) -> pa.Table:
+    """Columns of all sequences of a corpus' or derived shard. Raises `CorpusError` or `DerivedError` where it is damaged."""
+    if isinstance(entry, DerivedShard):
+        return read_derived_shard(storage, entry, columns)
+    return read_shard(storage, entry, columns=columns)
 
 
 def read_training_shard(storage: Storage, shard: TrainingShard) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
@@ -153,12 +250,12 @@ def read_training_shard(storage: Storage, shard: TrainingShard) -> tuple[NDArray
 
     Raises `TrainingError` where the rows are not those of this shard, and what `read_shard` raises.
     """
-    column = read_shard(storage, shard.entry, columns=["token_ids"])["token_ids"].combine_chunks()
+    column = read_sequences(storage, shard.entry, ["token_ids"])["token_ids"].combine_chunks()
     if shard.load_rows is not None:
         rows = shard.load_rows()
         if len(rows) != shard.num_sequences or not 0 <= rows.min() <= rows.max() < len(column):
             raise TrainingError(
-                f"{shard.entry.split} shard {shard.entry.shard_index} of corpus {shard.entry.corpus_id}: {len(rows)} rows chosen "
+                f"{shard.entry.title}: {len(rows)} rows chosen "
                 f"where {shard.num_sequences} are expected, of {len(column)}; the selection was made of another corpus, select again"
             )
         column = column.take(pa.array(rows))

@@ -12,7 +12,7 @@ from flows.cli.results import describe_results, print_results
 from miniplm.artifacts import TaskResult
 from miniplm.run_record import StudentRecord
 from miniplm.storage import Storage
-from tests.miniplm.test_comparison import make_losses, measure
+from tests.miniplm.test_comparison import make_losses, make_run, measure
 
 
 def make_students(storage: Storage, counts: tuple[int, ...] = (1, 1, 2, 4)) -> dict[str, StudentRecord]:
@@ -25,7 +25,7 @@ def make_students(storage: Storage, counts: tuple[int, ...] = (1, 1, 2, 4)) -> d
 def show(storage: Storage, students: dict[str, StudentRecord]) -> list[list[str]]:
     """The words of each line that is printed."""
     console = Console(width=120, highlight=False, markup=False, file=io.StringIO())
-    print_results(console, storage, students)
+    print_results(console, storage, make_run(students))
     return [line.split() for line in console.file.getvalue().splitlines() if line.strip(" ─━")]
 
 
@@ -73,7 +73,7 @@ def test_accuracies_are_shown_in_percent_with_their_average(tmp_path: Path) -> N
     assert ["piqa", "(acc_norm)", "50.0", "±", "3.0", "40.0", "±", "3.0"] in lines
     assert ["average", "37.5", "±", "2.1", "30.0", "±", "2.1"] in lines
     assert "by lm-evaluation-harness, 0-shot, 60 documents a task" in join(lines)
-    facts = describe_results(storage, students, ["ours"])
+    facts = describe_results(storage, make_run(students), ["ours"])
     assert list(facts) == ["ours"]
     assert facts["ours"]["comparison"]["baseline"] == "base"
     assert facts["ours"]["comparison"]["average_accuracy"] == pytest.approx(0.375)

@@ -61,3 +61,34 @@ def test_warmup_is_at_most_the_steps_that_the_epochs_give() -> None:
 def test_warmup_that_is_not_given_is_a_tenth_of_a_short_run_and_the_published_number_of_a_long_one() -> None:
     none = config(warmup_steps=None)
     assert [none.resolve_warmup_steps(steps) for steps in (5, 50, 19_999, 100_000)] == [0, 5, 1999, 2000]
+
+
+def stable(**fields: object) -> TrainingConfig:
+    return TrainingConfig(**{"steps": 10, "learning_rate": 1.0, "warmup_steps": 2, "schedule": "warmup-stable-decay", **fields})
+
+
+def test_stable_schedule_stays_at_its_peak_and_falls_in_a_line_to_the_minimum() -> None:
+    # 0.4 of 10 steps decay, from 1 to 0.1: 0.9 / 4 a step.
+    rates = [learning_rate(stable(decay_share=0.4), step, 10) for step in range(1, 11)]
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 0.775, 0.55, 0.325, 0.1])
+
+
+def test_stable_schedule_of_a_long_run() -> None:
+    config = TrainingConfig(steps=100_000, learning_rate=6e-4, schedule="warmup-stable-decay", min_learning_rate_ratio=0)
+    assert learning_rate(config, 1_000, 100_000) == pytest.approx(3e-4)
+    assert learning_rate(config, 80_000, 100_000) == 6e-4
+    assert learning_rate(config, 90_000, 100_000) == pytest.approx(3e-4)
+    assert learning_rate(config, 100_000, 100_000) == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "wanted"),
+    [
+        ({"decay_share": 1.0}, [0.5, 1.0, 0.55, 0.1]),  # no more than what the warm-up leaves
+        ({"decay_share": 0.01}, [0.5, 1.0, 1.0, 0.1]),  # the last step at least
+        ({"warmup_steps": 4}, [0.25, 0.5, 0.75, 1.0]),
+    ],
+)
+def test_decay_lies_between_the_warmup_and_the_last_step(fields: dict[str, float], wanted: list[float]) -> None:
+    config = stable(**{"steps": 4, **fields})
+    assert [learning_rate(config, step, 4) for step in range(1, 5)] == pytest.approx(wanted)

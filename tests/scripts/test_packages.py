@@ -82,3 +82,31 @@ def test_links_and_folders_of_a_source_package_are_passed_over(tmp_path: Path) -
         plain.size = 4
         archive.addfile(plain, io.BytesIO(b"text"))
     assert list(read_members(tmp_path / "a.tar.gz", "*.txt")) == [("a/plain.txt", b"text")]
+
+
+SCOPED = Package(
+    "@scope/some-package", "2.1", "scope-some-package-2.1.tgz", len(CONTENT), hashlib.sha256(CONTENT).hexdigest(), "npm"
+)
+
+
+def test_a_package_of_npm_is_packed_and_its_scripts_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+
+    def npm_pack(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        calls.append(command)
+        (Path(command[command.index("--pack-destination") + 1]) / SCOPED.file).write_bytes(CONTENT)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", npm_pack)
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    assert fetch_package(SCOPED, tmp_path) == tmp_path / SCOPED.file
+    assert calls[0][:2] == ["npm", "pack"]
+    assert calls[0][-1] == "@scope/some-package@2.1"
+    assert "--ignore-scripts" in calls[0]
+
+
+def test_npm_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(FetchError, match=r"@scope/some-package@2\.1 is a package of npm, which is not here"):
+        fetch_package(SCOPED, tmp_path)
+    assert list(tmp_path.iterdir()) == []

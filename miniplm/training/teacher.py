@@ -1,0 +1,80 @@
+"""The teacher of a student in training: checked to share the student's tokens, and loaded beside it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from miniplm.artifacts import CorpusManifest, ModelEntry
+from miniplm.errors import TokenizerError, TrainingError
+from miniplm.models.devices import resolve_dtype
+from miniplm.models.files import has_tokenizer, locate_model, read_model_config
+from miniplm.models.loading import LoadedModel
+from miniplm.models.opening import open_model
+from miniplm.storage import Storage
+from miniplm.tokenization import load_tokenizer, vocabulary_digest
+
+_INSTEAD = "use method miniplm or seqkd, which need of a teacher only text"
+
+
+def check_teacher(entry: ModelEntry, corpus: CorpusManifest, method: str) -> None:
+    """Raises `TrainingError` unless the teacher's distributions are over the tokens of the corpus, as its files say.
+
+    A model of the storage root was trained on these tokens; its files are not looked at.
+    """
+    if entry.stored:
+        return
+    folder = locate_model(entry.source, entry.revision)
+    vocab_size = read_model_config(folder).get("vocab_size")
+    if isinstance(vocab_size, int):
+        _check_vocab_size(vocab_size, entry, corpus, method)
+    if not has_tokenizer(folder):
+        return
+    tokenizer = corpus.tokenizer
+    try:
+        own = load_tokenizer(str(folder), tokenizer.eos_token, entry.trust_remote_code)
+    except TokenizerError as error:
+        raise TrainingError(
+            f"{method}: the teacher's own tokenizer does not fit corpus {corpus.corpus_id}: {error}. Else {_INSTEAD}"
+        ) from error
+    if vocabulary_digest(own.tokenizer) != tokenizer.digest:
+        raise TrainingError(
+            f"{method}: the teacher {entry.source} has another tokenizer than corpus {corpus.corpus_id} ({tokenizer.name}), and its "
+            f"distributions are compared with the student's id by id; use a teacher with this tokenizer, or {_INSTEAD}"
+        )
+
+
+def open_teacher(storage: Storage, entry: ModelEntry, corpus: CorpusManifest, method: str, device: torch.device) -> LoadedModel:
+    """The frozen teacher on the student's own device, in the dtype of its entry.
+
+    Raises what `open_model` raises, `ConfigError` where the device cannot compute in that dtype, and `TrainingError` where the
+    teacher has too few ids for the corpus or too few positions for its sequences.
+    """
+    resolve_dtype(entry.dtype, device)
+    if device.type == "cuda" and device.index is None:
+        # By its number, so that the layers are not spread over GPUs on which other processes train.
+        device = torch.device("cuda", torch.cuda.current_device())
+    teacher = open_model(storage, entry, device)
+    _check_vocab_size(teacher.vocab_size, entry, corpus, method)
+    if teacher.max_positions is not None and teacher.max_positions < corpus.sequence_length:
+        raise TrainingError(
+            f"{method}: the teacher {entry.source} has {teacher.max_positions} positions, and the sequences of corpus {corpus.corpus_id} have "
+            f"{corpus.sequence_length}; use a teacher with more, or prepare the corpus with a smaller corpus.sequence_length"
+        )
+    return teacher
+
+
+@torch.no_grad()
+def run_teacher(teacher: LoadedModel, token_ids_BS: Tensor) -> Tensor:
+    """Hidden states (B, S, G) in the teacher's own dtype. Each token sees all before it in its sequence, as the student's does."""
+    with torch.autocast(token_ids_BS.device.type, enabled=False):
+        hidden_BSG: Tensor = teacher.body(input_ids=token_ids_BS, use_cache=False).last_hidden_state
+    return hidden_BSG
+
+
+def _check_vocab_size(vocab_size: int, entry: ModelEntry, corpus: CorpusManifest, method: str) -> None:
+    if vocab_size < corpus.tokenizer.vocab_size:
+        raise TrainingError(
+            f"{method}: the teacher {entry.source} has a vocabulary of {vocab_size} ids, the tokenizer of corpus {corpus.corpus_id} gives ids "
+            f"up to {corpus.tokenizer.vocab_size - 1}; use a teacher with this tokenizer, or {_INSTEAD}"
+        )
