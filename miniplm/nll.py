@@ -127,7 +127,9 @@ def sum_nll_of_hidden(head: Head, hidden_NH: Tensor, targets_N: Tensor, block_to
             nll_K: Tensor = _fused_nll()(logits_KV, targets_N[tokens])
             return nll_K
 
-        return sum_in_blocks(head, hidden_NH, fused_loss, block_tokens or max(1, _GPU_BLOCK_ELEMENTS // vocab_size), in_float32=False)
+        return sum_in_blocks(
+            head, hidden_NH, fused_loss, block_tokens or max(1, _GPU_BLOCK_ELEMENTS // vocab_size), in_float32=False
+        )
     # On a CPU a buffer that stays in the cache is worth more than larger products.
     block_tokens = block_tokens or max(1, _CPU_BLOCK_ELEMENTS // vocab_size)
     return sum_in_blocks(head, hidden_NH, lambda logits_KV, tokens: _differentiate_nll(logits_KV, targets_N[tokens]), block_tokens)
@@ -173,9 +175,7 @@ def _differentiate_nll(logits_KV: Tensor, targets_K: Tensor) -> Tensor:
 BlockLoss = Callable[[Tensor, slice], Tensor]
 
 
-def sum_in_blocks(
-    head: Head, hidden_NH: Tensor, block_loss: BlockLoss, block_tokens: int, in_float32: bool = True
-) -> Tensor:
+def sum_in_blocks(head: Head, hidden_NH: Tensor, block_loss: BlockLoss, block_tokens: int, in_float32: bool = True) -> Tensor:
     """The sum over N of a loss of a plain head's logits, scalar float32, to be differentiated once; logits exist a block at a time.
 
     Without `in_float32` the loss is given logits in the dtype in which they are made, and turns them into float32 itself.
