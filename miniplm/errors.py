@@ -75,6 +75,10 @@ class TrainingProcessError(TrainingError):
     """A process of a training died without a word of its own; what it had saved is kept, and another try goes on from there."""
 
 
+class EvaluationError(MiniplmError):
+    """A model cannot be measured by a task: no data, no accuracy, or no memory."""
+
+
 class RunError(MiniplmError):
     """A run has no record, or one that cannot be read."""
 

@@ -14,15 +14,18 @@ from miniplm.models.devices import resolve_device, resolve_dtype
 from miniplm.models.files import check_finite_weights, has_tokenizer, list_weight_files, locate_model, read_model_config
 from miniplm.sources.files import find_source_files
 from miniplm.storage import Storage
-from miniplm.students import load_own_tokenizer
+from miniplm.student_plans import load_own_tokenizer
 from miniplm.tokenization import CorpusTokenizer, load_tokenizer, vocabulary_digest
+from miniplm.training.processes import count_processes
 from miniplm.training.recipe import resolve_training
+from miniplm.training.tracking import check_tracking
+from miniplm.zero_shot.tasks import check_tasks
 
 
 def check_inputs(config: RunConfig, emulated: bool = False) -> None:
     """Raises a `ConfigError` or `MiniplmError` that names the field, unless the run can start.
 
-    Checks that the device exists, the storage root can be written, the sources' globs match files, the tokenizer
+    Checks that the device exists, the storage root can be written, the tasks are known, the sources' globs match files, the tokenizer
     has an end-of-document token, and each given model is whole, has the corpus' tokenizer, room for its
     vocabulary and positions for its sequences. `emulated` allows a dtype that the device has not, for a calibration.
     """
@@ -34,6 +37,7 @@ def check_inputs(config: RunConfig, emulated: bool = False) -> None:
             "execution.fan_out is work-pool, but `storage` is memory://, which no other process sees; use s3:// or a shared folder"
         )
     check_storage(Storage(config.storage))
+    check_tasks(config.evaluation)
     for source in config.corpus.sources:
         find_source_files(source)
     tokenizer = load_tokenizer(config.corpus.tokenizer, config.corpus.eos_token, config.corpus.trust_remote_code)
@@ -44,7 +48,7 @@ def check_inputs(config: RunConfig, emulated: bool = False) -> None:
 
 
 def _check_trainings(config: RunConfig, tokenizer: CorpusTokenizer) -> None:
-    """Raises `ConfigError` for an architecture, vocabulary size or dtype that cannot be trained."""
+    """Raises `ConfigError` for an architecture, vocabulary size, dtype or number of processes that cannot be trained."""
     trainings = [
         (student.architecture, student.vocab_size, student.training, load_own_tokenizer(config, student) or tokenizer)
         for student in config.students
@@ -58,6 +62,9 @@ def _check_trainings(config: RunConfig, tokenizer: CorpusTokenizer) -> None:
         describe_architecture(architecture)
         resolve_vocab_size(vocab_size, own.entry.vocab_size)
         resolve_training(training, config.planning_device)
+        if not config.is_on_work_pool:  # else what is installed and how many GPUs there are is for the workers to say
+            check_tracking(training)
+            count_processes(training, resolve_device(config.planning_device))
 
 
 def check_splits(config: RunConfig, corpus: CorpusManifest) -> None:

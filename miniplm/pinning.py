@@ -71,6 +71,8 @@ def make_absolute(config: RunConfig) -> RunConfig:
     content["storage"] = _absolute(content["storage"])
     for source in content["corpus"]["sources"]:
         source["path"] = _absolute(source["path"])
+    if content["evaluation"]["task_folder"] is not None:
+        content["evaluation"]["task_folder"] = _absolute(content["evaluation"]["task_folder"])
     for section, field in (
         (content["corpus"], "tokenizer"),
         (content["teacher"], "model"),

@@ -15,6 +15,7 @@ and `documents_ended`, the EOS among them.
 from __future__ import annotations
 
 import gc
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -113,7 +114,7 @@ class GenerationJob(DerivedJob):
 
 
 class _Generator(ShardMaker):
-    """The teacher, ready to write; `sequences_per_batch` is halved for good when memory runs out."""
+    """The teacher, ready to write, for one thread at a time; `sequences_per_batch` is halved for good when memory runs out."""
 
     def __init__(self, storage: Storage, job: GenerationJob, sources: Sequence[DerivedSource], device: torch.device) -> None:
         self._storage = storage
@@ -122,7 +123,14 @@ class _Generator(ShardMaker):
         entry = job.teacher.model_copy(update={"dtype": job.recipe.dtype})
         with use_device(device), device_errors(device, f"loading model {entry.model_id}"):
             self._model, self._device = open_causal_model(storage, entry, device)
+        num_ids = self._model.get_input_embeddings().weight.shape[0]
+        if num_ids < job.recipe.vocab_size:
+            raise DerivedError(
+                f"teacher {entry.model_id} has a vocabulary of {num_ids} ids, the tokenizer of corpus {job.corpus.corpus_id} gives ids up to "
+                f"{job.recipe.vocab_size - 1}; use a teacher with this tokenizer"
+            )
         self._reset_generation()
+        self._device_turn = threading.Lock()
         wanted = job.generation.sequences_per_batch
         self.sequences_per_batch = _SEQUENCES_PER_BATCH.get(self._device.type, 16) if wanted == "auto" else wanted
 
@@ -169,7 +177,8 @@ class _Generator(ShardMaker):
             chosen = rows[len(written) : len(written) + self.sequences_per_batch]
             prompts = np.stack([originals[row][: self._job.recipe.prompt_tokens] for row in chosen])
             try:
-                added = self._generate(prompts, [sequence_ids[row] for row in chosen])
+                with self._device_turn:
+                    added = self._generate(prompts, [sequence_ids[row] for row in chosen])
             except Exception as error:
                 self._halve_or_give_up(error, len(chosen))
                 continue

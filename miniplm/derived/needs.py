@@ -17,11 +17,12 @@ from miniplm.training.recipe import TrainingPlan
 def list_derived_jobs(plan: TrainingPlan) -> list[DerivedJob]:
     """The sets that a training's sequences come from, in the order in which they are to be made; most trainings need none."""
     jobs = list(plan.method.list_derived_jobs(plan.inputs))
-    if plan.conversion is not None and plan.own_tokenizer is not None:
+    conversion = plan.conversion
+    if conversion is not None and plan.own_tokenizer is not None:
         jobs.append(
             ConversionJob(
                 corpus=plan.inputs.corpus,
-                conversion=plan.conversion,
+                conversion=conversion,
                 own=plan.own_tokenizer,
                 list_shards=partial(plan.method.list_shards, inputs=plan.inputs),
                 name=f"encode for {plan.own_tokenizer.entry.name}",

@@ -216,9 +216,7 @@ def make_set(
 
     Raises `DerivedError` where there is nothing to make it of.
     """
-    sources = job.list_sources(storage)
-    if not sources:
-        raise DerivedError(f"{job.name}: there is no sequence to derive others from; use a larger selection.ratio or corpus")
+    sources = require_sources(storage, job)
     states = check_shards(storage, job.derived_id, sources)
     manifests = {state.shard_index: state.manifest for state in states if state.manifest is not None}
     if len(manifests) < len(sources):
@@ -228,6 +226,14 @@ def make_set(
             if index not in manifests:
                 manifests[index] = make_shard(storage, job, maker, index, source, on_progress)
     return finish_set(storage, job, [manifests[index] for index in range(len(sources))])
+
+
+def require_sources(storage: Storage, job: DerivedJob) -> list[DerivedSource]:
+    """What each shard of a set is made of; `DerivedError` where that is nothing."""
+    sources = job.list_sources(storage)
+    if not sources:
+        raise DerivedError(f"{job.name}: there is no sequence to derive others from; use a larger selection.ratio or corpus")
+    return sources
 
 
 def list_derived_shards(manifest: DerivedManifest) -> list[TrainingShard]:

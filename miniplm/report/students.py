@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import log
-from typing import Any
 
 from miniplm.artifacts import Evaluation
 from miniplm.baselines import SELECTION_METHODS
@@ -90,7 +89,7 @@ def render_students(content: ReportContent) -> str:
             explain(escape(student.method), _METHODS[student.method]) if student.method in _METHODS else escape(student.method),
             format_code(student.architecture),
             format_size(student.num_parameters),
-            _format_steps(student, record.find_student_settings(name)),
+            _format_steps(student),
             format_count(student.num_tokens),
             format_power(student_flops_per_token(record, name) * student.num_tokens),
             format_nats(student.final_loss),
@@ -100,16 +99,14 @@ def render_students(content: ReportContent) -> str:
     return make_table(head, rows, num_text_columns=3) + _render_curves(content.curves) + render_heldout(content)
 
 
-def _format_steps(student: StudentRecord, settings: dict[str, Any]) -> str:
+def _format_steps(student: StudentRecord) -> str:
     steps = format_count(student.num_steps)
-    if not settings.get("flop_matched"):
+    if student.num_unmatched_steps is None:
         return steps
-    given = settings.get("training", {}).get("steps")
     meaning = (
         "as many steps as cost, teacher included, what the configured training costs without one: steps * 3 N / (3 N + N_teacher)"
     )
-    of = f"of {format_count(given)}, " if given else ""
-    return f"{steps}<br><small>{of}{explain('FLOP-matched', meaning)}</small>"
+    return f"{steps}<br><small>of {format_count(student.num_unmatched_steps)}: {explain('FLOP-matched', meaning)}</small>"
 
 
 def _render_curves(curves: dict[str, LossCurve]) -> str:

@@ -56,10 +56,10 @@ class MicroBatch:
     token_ids_BT: torch.Tensor
     mask_BS: torch.Tensor
     num_tokens: int
-    scored_N: torch.Tensor = field(default=None)  # type: ignore[assignment] - made of the mask where it is not given
+    scored_N: torch.Tensor = field(default=None)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        if self.scored_N is None:
+        if self.scored_N is None:  # made of the mask where it is not given
             object.__setattr__(self, "scored_N", self.mask_BS.flatten().nonzero()[:, 0])
 
     @property
@@ -114,6 +114,20 @@ def count_training_sequences(config: TrainingConfig, num_sequences: int) -> int:
 def count_steps(config: TrainingConfig, num_sequences: int) -> int:
     """Optimizer steps of the training: as given, or enough for all its sequences, the last batch being short."""
     return -(-count_training_sequences(config, num_sequences) // config.batch_size)
+
+
+def check_batch_size(config: TrainingConfig, num_sequences: int) -> None:
+    """Raises `TrainingError` where one batch would hold a sequence twice: it has more than there are, and is not the only one.
+
+    A single pass over fewer sequences than a batch has is one step with a short batch, averaged over its own targets.
+    """
+    if num_sequences >= config.batch_size or count_training_sequences(config, num_sequences) <= num_sequences:
+        return
+    raise TrainingError(
+        f"training.batch_size is {config.batch_size}, but there are only {num_sequences} sequences to train on, so that one batch would hold "
+        f"some of them twice; set training.batch_size to at most {num_sequences}, use a larger selection.ratio or more text, "
+        "or train one pass (epochs: 1), which is one step on all of them"
+    )
 
 
 @dataclass(frozen=True)

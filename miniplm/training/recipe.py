@@ -60,7 +60,8 @@ class TrainingRecipe(Record):
 class TrainingPlan:
     """A training that can be started: the recipe, and where its parts are found. Made by `plan_training`.
 
-    With a tokenizer of its own (`own_tokenizer`) the model is trained on the method's sequences as `conversion` makes them.
+    With a tokenizer of its own the model is trained on the method's sequences as `conversion` makes them; `own_tokenizer` is
+    needed to make them, not to train.
     """
 
     recipe: TrainingRecipe
@@ -71,7 +72,6 @@ class TrainingPlan:
     trust_remote_code: bool = False
     trust_tokenizer_code: bool = False
     own_tokenizer: CorpusTokenizer | None = None
-    conversion: ConversionRecipe | None = None
     training_id: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -86,17 +86,25 @@ class TrainingPlan:
     def method(self) -> TrainingMethod:
         return METHODS[self.recipe.method]
 
+    @property
+    def conversion(self) -> ConversionRecipe | None:
+        """How the method's sequences are encoded anew; None where the model has the corpus's tokenizer."""
+        data = self.recipe.data.get("conversion")
+        return None if data is None else ConversionRecipe.model_validate(data)
+
     def list_shards(self, storage: Storage) -> list[TrainingShard]:
         """The training sequences; `DerivedError` where they are to be derived first (`miniplm.derived.needs`)."""
-        if self.conversion is None:
+        conversion = self.conversion
+        if conversion is None:
             return self.method.list_shards(storage, self.inputs)
-        return list_derived_shards(load_derived(storage, self.conversion.derived_id))
+        return list_derived_shards(load_derived(storage, conversion.derived_id))
 
     def load_tokenizer(self, storage: Storage) -> CorpusTokenizer:
         """The tokenizer that the training sequences are encoded with, from the copy beside them."""
-        if self.conversion is None:
+        conversion = self.conversion
+        if conversion is None:
             return load_corpus_tokenizer(storage, self.inputs.corpus.corpus_id, self.trust_tokenizer_code)
-        return load_derived_tokenizer(storage, self.conversion.derived_id, self.trust_tokenizer_code)
+        return load_derived_tokenizer(storage, conversion.derived_id, self.trust_tokenizer_code)
 
 
 def plan_training(
@@ -129,8 +137,9 @@ def plan_training(
     )
     data = METHODS[method].describe_data(inputs)
     tokenizer = corpus.tokenizer
-    conversion = None
-    if own_tokenizer is not None and not is_tokenizer_of(corpus, own_tokenizer):
+    if own_tokenizer is not None and is_tokenizer_of(corpus, own_tokenizer):
+        own_tokenizer = None
+    if own_tokenizer is not None:
         conversion = describe_conversion(corpus, data, own_tokenizer, corpus.sequence_length)
         tokenizer, data = own_tokenizer.entry, {"conversion": conversion.as_json()}
     recipe = TrainingRecipe(
@@ -152,8 +161,7 @@ def plan_training(
         resolve_device(device),
         trust_remote_code,
         trust_tokenizer_code,
-        None if conversion is None else own_tokenizer,
-        conversion,
+        own_tokenizer,
     )
 
 

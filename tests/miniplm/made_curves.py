@@ -26,6 +26,7 @@ class MadeStudent:
     law: ScalingLaw
     method: str = "miniplm"
     num_steps: int = 2000
+    num_unmatched_steps: int | None = None
     milestone_every_steps: int = 100
     noise: float = 0.0
     standard_error: float | None = 0.021
@@ -61,6 +62,7 @@ def _make_record(record: RunRecord, name: str, student: MadeStudent) -> StudentR
         architecture=student.architecture,
         num_parameters=6_300_000,
         num_steps=student.num_steps,
+        num_unmatched_steps=student.num_unmatched_steps,
         num_tokens=student.num_steps * TOKENS_PER_STEP,
         final_loss=4.0,
         folder=layout.student_folder(record.run_name, name),

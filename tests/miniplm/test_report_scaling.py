@@ -40,11 +40,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Storage, RunRecord]:
 @pytest.fixture(scope="module")
 def run(made: tuple[Storage, RunRecord]) -> tuple[Storage, RunRecord]:
     """A baseline, a student that needs 1.5 times less, and one with a teacher; the names are not well-behaved."""
-    flop_matched = {"flop_matched": True, "training": {"seed": 3, "steps": 2000}}
     students = {
         "random": MadeStudent(BASELINE_LAW, "pretrain", accuracies={"piqa": 0.55, "arc_easy": 0.40, "lambada": 0.2}),
         HOSTILE: MadeStudent(BETTER_LAW, accuracies={"piqa": 0.57, "arc_easy": 0.39}),
-        "taught": MadeStudent(BASELINE_LAW, "vanilla-kd", num_steps=240, milestone_every_steps=80, settings=flop_matched),
+        "taught": MadeStudent(BASELINE_LAW, "vanilla-kd", num_steps=240, milestone_every_steps=80, num_unmatched_steps=2000),
     }
     return made[0], add_students(*made, students, run_name="curves")
 
@@ -85,7 +84,7 @@ def test_each_fitted_checkpoint_is_a_dot_that_tells_its_figures(page: Page) -> N
 
 
 def test_steps_and_flops_of_a_student_with_a_teacher_in_training(page: Page) -> None:
-    assert "240of 2,000, FLOP-matched" in find_text(page)
+    assert "240of 2,000: FLOP-matched" in find_text(page)
     flops = 240 * TOKENS_PER_STEP * (6 * 6_300_000 + 2 * TEACHER.num_parameters)
     assert f"{flops:.1e}".replace("e+", "·10") in find_text(page)
     meanings = [attributes["title"] or "" for tag, attributes in page.elements if tag == "abbr"]

@@ -237,6 +237,29 @@ sys.exit(1)
     assert lines[1:] == ["The last it said:", "  training"]
 
 
+def test_torchrun_starts_several_and_ends_all_when_one_is_lost(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = """
+rank = int(os.environ["RANK"])
+say(kind="hello", rank=rank, pid=os.getpid())
+say(kind="log", level=30, text=f"{os.environ['WORLD_SIZE']} {os.environ['LOCAL_RANK']} {os.environ['MASTER_ADDR']} {os.getpid()}")
+if rank == 1:
+    time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(60)
+"""
+    program = STAND_IN.replace('say(kind="hello", rank=0, pid=os.getpid())', "") + code
+    monkeypatch.setattr(launch, "_MAIN", program.replace("{", "{{").replace("}", "}}"))
+    told: list[str] = []
+    monkeypatch.setattr(launch._log, "log", lambda level, text, *values: told.append(text % values))
+    with pytest.raises(TrainingProcessError, match=r"process 1 of 2 \(pid \d+\) was ended by signal 9 \(SIGKILL") as caught:
+        launch_training(storage, make_plan(make_training_corpus(storage), processes=2, micro_batch_size=2))
+    lines = sorted(line.removeprefix("process 1: ") for line in told)
+    assert [line.rsplit(" ", 1)[0] for line in lines] == ["2 0 127.0.0.1", "2 1 127.0.0.1"]
+    assert list_living([int(line.rsplit(" ", 1)[1]) for line in lines]) == []
+    assert psutil.Process().children() == []
+    assert "Traceback" not in str(caught.value)
+
+
 def test_the_log_of_the_training_is_that_of_the_library(stand_in: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
     code = "say(kind='log', level=30, text='a step was skipped'); print('of another library', flush=True); os._exit(1)"
     with caplog.at_level(logging.DEBUG, "miniplm"), pytest.raises(TrainingProcessError):
