@@ -26,13 +26,13 @@ class MadeStudent:
     law: ScalingLaw
     method: str = "miniplm"
     num_steps: int = 2000
-    num_unmatched_steps: int | None = None
     milestone_every_steps: int = 100
     noise: float = 0.0
     standard_error: float | None = 0.021
     accuracies: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     architecture: str = "qwen-tiny"
+    num_unmatched_steps: int | None = None
 
 
 def law_through(loss: float, flops: float, exponent: float = 0.3, loss_floor: float = 3.0) -> ScalingLaw:
