@@ -33,6 +33,11 @@ class ShardEntry(Record):
     num_tokens: int
     first_sequence_id: int
 
+    @property
+    def title(self) -> str:
+        """How people are told of it."""
+        return f"{self.split} shard {self.shard_index} of corpus {self.corpus_id}"
+
 
 class SourceEntry(Record):
     """One source file. Its records are documents `first_document_id` ... + `num_records` - 1, rejected ones included.
@@ -265,6 +270,9 @@ class TrainingManifest(Record):
 
     `num_tokens` and `num_sequences` count what the steps went over, epochs counted; `num_skipped_steps` of them
     changed nothing, as their gradient was not finite. `files` are the digests of the exported files by name.
+    `data_wait_share` is the part of its time in which the training waited for sequences to be read, and
+    `matmul_peak_share` the FLOP/s of the student's own products over those of a large product in the same dtype on
+    as many devices; both since it was last started, None where that was after the last step.
     """
 
     training_id: str
@@ -279,6 +287,9 @@ class TrainingManifest(Record):
     final_loss: float
     seconds: float
     device: str
+    num_processes: int = 1
+    data_wait_share: float | None = None
+    matmul_peak_share: float | None = None
     files: dict[str, str] = {}
     versions: dict[str, str]
 
@@ -307,8 +318,8 @@ class DomainLoss(Record):
 class TaskResult(Record):
     """The accuracy of a model at a zero-shot task, in [0, 1], by the harness' metric `metric` (acc_norm or acc).
 
-    `standard_error` is the harness'; None where it has none (one document). `key` is a digest of all that decides the
-    result but the model: the task's file and data, the number of documents, the harness' version.
+    `standard_error` is the harness'; None where it has none (one document). `key` is a digest of what decides the result
+    but the harness: the weights, the task's file and data where they are local, the number of documents asked for.
     """
 
     accuracy: float
@@ -317,6 +328,7 @@ class TaskResult(Record):
     num_documents: int
     num_shots: int = 0
     key: str = ""
+    harness_version: str = ""
 
 
 class Evaluation(Record):

@@ -131,9 +131,23 @@ def training_evaluation(training_id: str) -> str:
     return f"{training_folder(training_id)}/evaluation.json"
 
 
+def checkpoint_evaluations_folder(training_id: str) -> str:
+    return f"{training_folder(training_id)}/evaluations"
+
+
 def checkpoint_evaluation(training_id: str, step: int) -> str:
     """The held-out loss of a checkpoint; it stays when the checkpoint goes."""
-    return f"{training_folder(training_id)}/evaluations/step-{step:08d}.json"
+    return f"{checkpoint_evaluations_folder(training_id)}/step-{step:08d}.json"
+
+
+def heldout_losses(training_id: str) -> str:
+    """The held-out loss of each sequence under the final model, of which its evaluation is made."""
+    return f"{training_folder(training_id)}/heldout-losses.parquet"
+
+
+def task_result(training_id: str, task_name: str, key: str) -> str:
+    """The accuracy of the final model at a zero-shot task; `key` says under which conditions."""
+    return f"{training_folder(training_id)}/tasks/{task_name}-{key}.json"
 
 
 def training_events(training_id: str) -> str:
@@ -156,6 +170,11 @@ def derived_shard(derived_id: str, shard_index: int) -> str:
 
 def derived_shard_manifest(derived_id: str, shard_index: int) -> str:
     return f"{derived_folder(derived_id)}/{shard_name(shard_index)}.json"
+
+
+def derived_tokenizer(derived_id: str) -> str:
+    """The tokenizer that a set was encoded with anew, as `corpus_tokenizer` for corpora."""
+    return f"{derived_folder(derived_id)}/tokenizer"
 
 
 def runs_folder() -> str:

@@ -71,12 +71,14 @@ def make_absolute(config: RunConfig) -> RunConfig:
     content["storage"] = _absolute(content["storage"])
     for source in content["corpus"]["sources"]:
         source["path"] = _absolute(source["path"])
+    if content["evaluation"]["task_folder"] is not None:
+        content["evaluation"]["task_folder"] = _absolute(content["evaluation"]["task_folder"])
     for section, field in (
         (content["corpus"], "tokenizer"),
         (content["teacher"], "model"),
         (content["reference"], "model"),
         (content["reference"], "architecture"),
-        *((student, "architecture") for student in content["students"]),
+        *((student, field) for student in content["students"] for field in ("architecture", "tokenizer")),
     ):
         # What is no folder here is the name of a preset or of a model on a hub.
         if section[field] is not None and section[field] not in PRESETS and os.path.isdir(os.path.expanduser(section[field])):

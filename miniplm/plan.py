@@ -26,6 +26,7 @@ from miniplm.scoring.throughput import Throughput
 from miniplm.sources.reading import read_records
 from miniplm.sources.records import Document
 from miniplm.storage import Storage
+from miniplm.student_plans import load_own_tokenizer
 from miniplm.tokenization import CorpusTokenizer, load_tokenizer
 from miniplm.training.flops import match_training
 
@@ -108,7 +109,8 @@ def plan_run(config: RunConfig, usd_per_gpu_hour: float | None = None) -> RunPla
     model_bytes = 0
     selected = int(counts.candidate_tokens * config.selection.ratio)
     for student in config.students:
-        vocab_size = resolve_vocab_size(student.vocab_size, tokenizer.entry.vocab_size)
+        own = load_own_tokenizer(config, student) or tokenizer
+        vocab_size = resolve_vocab_size(student.vocab_size, own.entry.vocab_size)
         model = build_model(student.architecture, vocab_size, config.corpus.sequence_length + 1, student.training.seed)
         num_parameters = count_parameters(model)
         model_bytes += 4 * num_parameters
@@ -121,6 +123,7 @@ def plan_run(config: RunConfig, usd_per_gpu_hour: float | None = None) -> RunPla
             # The teacher reads each micro-batch first, about as fast as it scores.
             rate = 1 / (1 / rate + 1 / by_teacher.tokens_per_second)
         stages.append(_stage(f"train {student.name}", _training_tokens(training, config, selected), rate))
+    notes += [f"{name}: the time in which the teacher writes its text is not in here" for name in _list_generated(config)]
     hours = sum(stage.hours for stage in stages)
     if device.type == "cpu" and has_native_bfloat16() and resolve_dtype(config.teacher.dtype, device) == "float32":
         notes.append(
@@ -144,6 +147,10 @@ def plan_run(config: RunConfig, usd_per_gpu_hour: float | None = None) -> RunPla
         usd=None if usd_per_gpu_hour is None else hours * usd_per_gpu_hour,
         notes=tuple(notes),
     )
+
+
+def _list_generated(config: RunConfig) -> list[str]:
+    return [student.name for student in config.students if student.method == "seqkd"]
 
 
 def probe_scoring(model: LoadedModel, config: RunConfig, tokenizer: CorpusTokenizer) -> Throughput:

@@ -66,6 +66,11 @@ class RunRecord(Record):
     started_at: str
     finished_at: str | None = None
 
+    def find_student_settings(self, student_name: str) -> dict[str, Any]:
+        """What the configuration says of a student; empty where it does not name it."""
+        settings: dict[str, Any] = next((item for item in self.config.get("students", ()) if item["name"] == student_name), {})
+        return settings
+
 
 def list_runs(storage: Storage) -> list[str]:
     """Names of the runs that have a record, sorted."""

@@ -16,7 +16,8 @@ from miniplm.scorers import find_reference, identify_teacher
 from miniplm.scoring.shards import check_score_shards
 from miniplm.selection.ranking import find_selection, resolve_selection_id
 from miniplm.storage import Storage
-from miniplm.students import find_student, plan_student
+from miniplm.student_plans import plan_student
+from miniplm.students import find_student
 from miniplm.versions import list_versions
 
 State = Literal["done", "partial", "missing", "broken"]

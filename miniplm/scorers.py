@@ -16,7 +16,8 @@ from miniplm.progress import ProgressCallback, ignore_progress
 from miniplm.scoring.engine import Scorer
 from miniplm.storage import Storage
 from miniplm.training.exports import export_model, find_export
-from miniplm.training.loop import find_training, train_model
+from miniplm.training.launch import launch_training
+from miniplm.training.loop import find_training
 from miniplm.training.recipe import TrainingPlan, plan_training
 
 
@@ -104,7 +105,7 @@ def train_reference(
     storage: Storage, config: RunConfig, corpus: CorpusManifest, on_progress: ProgressCallback = ignore_progress
 ) -> tuple[ModelEntry, TrainingManifest]:
     """Trains the reference on the reference split and publishes it at `models/MODEL_ID`; what is done is not done again."""
-    training = train_model(storage, plan_reference(config, corpus), on_progress)
+    training = launch_training(storage, plan_reference(config, corpus), on_progress, config.execution.launcher)
     entry = _trained_entry(config, training)
     export_model(storage, training, layout.model_folder(entry.model_id))
     return entry, training

@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -156,12 +156,12 @@ class Storage:
         """Publishes `content` as indented JSON with sorted keys, so that equal contents are equal bytes."""
         self.write_bytes(relative, (json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
 
-    def download(self, relative: str, folder: Path) -> Path:
-        """A local path that holds the whole folder `relative`: the folder itself where the root is local."""
+    def download(self, relative: str, folder: Path, names: Iterable[str] | None = None) -> Path:
+        """A local path that holds the folder `relative`, of a remote root only the files `names` if given; of a local root itself."""
         if self.is_local:
             return Path(self.path(relative))
         folder.mkdir(parents=True, exist_ok=True)
-        for name in self.list_names(relative):
+        for name in self.list_names(relative) if names is None else names:
             self._download_file(posixpath.join(relative, name), folder / name)
         return folder
 

@@ -2,53 +2,32 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from miniplm import layout
-from miniplm.architectures import build_empty_model, count_parameters, resolve_vocab_size
-from miniplm.artifacts import CorpusManifest, Evaluation, ModelEntry, SelectionManifest, TrainingManifest
-from miniplm.config import RunConfig, StudentConfig, TrainingConfig
-from miniplm.errors import ConfigError, DamagedFileError, TrainingError
-from miniplm.evaluation import evaluate_heldout
+from miniplm.artifacts import CorpusManifest, Evaluation, SelectionManifest, TrainingManifest
+from miniplm.checkpoint_evaluation import evaluate_checkpoints, find_evaluation, is_measured
+from miniplm.config import RunConfig, StudentConfig
+from miniplm.derived.sets import make_set
+from miniplm.errors import TrainingError
+from miniplm.evaluation import find_heldout
 from miniplm.models.devices import resolve_device, resolve_dtype
 from miniplm.models.loading import load_model
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.run_record import StudentRecord
-from miniplm.scorers import identify_teacher
 from miniplm.scoring.engine import Scorer
 from miniplm.storage import Storage
+from miniplm.student_plans import find_student_config, plan_heldout_conversion, plan_student
 from miniplm.training.exports import export_model, find_export
-from miniplm.training.flops import count_unmatched_steps, match_training
-from miniplm.training.loop import find_training, train_model
-from miniplm.training.methods import METHODS
-from miniplm.training.recipe import TrainingPlan, plan_training
+from miniplm.training.flops import count_unmatched_steps
+from miniplm.training.launch import launch_training
+from miniplm.training.loop import find_training
+from miniplm.zero_shot.results import find_task_results, measure_tasks
+from miniplm.zero_shot.tasks import resolve_tasks
 
 # Beside a student's transformers files in its folder.
 EVALUATION = "evaluation.json"
-
-
-def plan_student(config: RunConfig, corpus: CorpusManifest, selection: SelectionManifest, student_name: str) -> TrainingPlan:
-    """The training of one student. Raises `ConfigError` where the run has no such student."""
-    student = _find_config(config, student_name)
-    teacher = identify_teacher(config) if METHODS[student.method].needs_teacher else None
-    return plan_training(
-        corpus,
-        student.method,
-        student.architecture,
-        _match_training(student, corpus, teacher),
-        vocab_size=student.vocab_size,
-        selection=selection,
-        selection_seed=config.selection.seed,
-        teacher=teacher,
-        distillation=student.distillation,
-        generation=student.generation,
-        device=config.planning_device,
-        trust_tokenizer_code=config.corpus.trust_remote_code,
-    )
 
 
 def train_student(
@@ -60,10 +39,11 @@ def train_student(
     on_progress: ProgressCallback = ignore_progress,
 ) -> StudentRecord:
     """Trains one student, from its last checkpoint where there is one, and publishes it at `runs/RUN/students/NAME`."""
-    student = _find_config(config, student_name)
-    training = train_model(storage, plan_student(config, corpus, selection, student_name), _remark_matching(student, on_progress))
+    plan = plan_student(config, corpus, selection, student_name)
+    on_progress = _remark_matching(find_student_config(config, student_name), on_progress)
+    training = launch_training(storage, plan, on_progress, config.execution.launcher)
     folder = layout.student_folder(config.name, student_name)
-    evaluation = _read_evaluation(storage, corpus, training)
+    evaluation = _find_evaluation(storage, config, corpus, training)
     export_model(storage, training, folder)
     if evaluation is not None:
         storage.write_json(f"{folder}/{EVALUATION}", evaluation.as_json())
@@ -77,7 +57,7 @@ def find_student(
     training = find_training(storage, plan_student(config, corpus, selection, student_name).training_id)
     if training is None or find_export(storage, layout.student_folder(config.name, student_name)) != training:
         return None
-    return _make_record(config, student_name, training, _read_evaluation(storage, corpus, training))
+    return _make_record(config, student_name, training, _find_evaluation(storage, config, corpus, training))
 
 
 def require_student(
@@ -100,46 +80,59 @@ def evaluate_student(
     student: StudentRecord,
     on_progress: ProgressCallback = ignore_progress,
 ) -> StudentRecord:
-    """Measures a trained student on the held-out split; its evaluation is kept with its training, and read where it is there.
+    """Measures a trained student and its milestones on the held-out split, and the student by the run's zero-shot tasks.
 
-    Raises `TrainingError` where the training is not there any more, and what `evaluate_heldout` raises.
+    All results are kept with its training, and read where they are there. Raises `TrainingError` where the training is
+    not there any more, and what `evaluate_checkpoints` and `measure_tasks` raise.
     """
     training = find_training(storage, student.training_id)
     if training is None:
         raise TrainingError(
             f"student {student_name}: its training {student.training_id} is not at {storage.root}; run `miniplm train CONFIG`"
         )
-    evaluation = _read_evaluation(storage, corpus, training)
-    if evaluation is None:
-        device = resolve_device(config.scoring.device)
-        dtype = resolve_dtype("auto", device)
-        with tempfile.TemporaryDirectory(prefix="miniplm-student-") as folder:
-            model = load_model(
-                storage.download(layout.student_folder(config.name, student_name), Path(folder) / student_name), dtype, device
-            )
-        scorer = Scorer(model, config.scoring.tokens_per_batch, compile=False)
-        evaluation = evaluate_heldout(storage, corpus, scorer, training.weights_digest, on_progress)
-        storage.write_json(layout.training_evaluation(training.training_id), evaluation.as_json())
-    storage.write_json(f"{layout.student_folder(config.name, student_name)}/{EVALUATION}", evaluation.as_json())
+    folder = layout.student_folder(config.name, student_name)
+    job = plan_heldout_conversion(config, corpus, student_name)
+    converted = None if job is None else make_set(storage, job, config.scoring.device, on_progress)
+    evaluation = evaluate_checkpoints(
+        storage,
+        find_heldout(storage, corpus, converted),
+        training,
+        folder,
+        _milestone_every_steps(config, student_name),
+        lambda model_folder: _open_scorer(model_folder, config),
+        on_progress,
+    )
+    tasks = measure_tasks(
+        storage,
+        config.evaluation,
+        training,
+        folder,
+        resolve_device(config.scoring.device),
+        trust_remote_code=config.corpus.trust_remote_code,
+        on_progress=on_progress,
+    )
+    evaluation = evaluation.model_copy(update={"tasks": tasks})
+    storage.write_json(f"{folder}/{EVALUATION}", evaluation.as_json())
     return student.model_copy(update={"evaluation": evaluation})
 
 
-def _find_config(config: RunConfig, student_name: str) -> StudentConfig:
-    for student in config.students:
-        if student.name == student_name:
-            return student
-    names = ", ".join(student.name for student in config.students) or "none"
-    raise ConfigError(f"run {config.name} has no student {student_name!r}; its students are {names}")
+def is_evaluated(storage: Storage, config: RunConfig, corpus: CorpusManifest, student_name: str, student: StudentRecord) -> bool:
+    """Whether all that the run wants to know of a student is measured, so that `evaluate_student` would compute nothing."""
+    training = find_training(storage, student.training_id)
+    if training is None or student.evaluation is None:
+        return False
+    if set(resolve_tasks(config.evaluation.tasks)) - set(student.evaluation.tasks):
+        return False
+    return is_measured(storage, corpus.corpus_id, training, _milestone_every_steps(config, student_name))
 
 
-def _match_training(student: StudentConfig, corpus: CorpusManifest, teacher: ModelEntry | None) -> TrainingConfig:
-    """The training as it will be: of a FLOP-matched student shorter by what the teacher costs."""
-    if not student.flop_matched:
-        return student.training
-    assert teacher is not None, "only methods with a teacher are FLOP-matched"
-    vocab_size = resolve_vocab_size(student.vocab_size, corpus.tokenizer.vocab_size)
-    model = build_empty_model(student.architecture, vocab_size, corpus.sequence_length + 1)
-    return match_training(student.training, count_parameters(model), teacher.num_parameters)
+def _milestone_every_steps(config: RunConfig, student_name: str) -> int | None:
+    return find_student_config(config, student_name).training.milestone_every_steps if config.evaluation.milestones else None
+
+
+def _open_scorer(folder: Path, config: RunConfig) -> Scorer:
+    device = resolve_device(config.scoring.device)
+    return Scorer(load_model(folder, resolve_dtype("auto", device), device), config.scoring.tokens_per_batch, compile=False)
 
 
 def _remark_matching(student: StudentConfig, on_progress: ProgressCallback) -> ProgressCallback:
@@ -155,21 +148,16 @@ def _remark_matching(student: StudentConfig, on_progress: ProgressCallback) -> P
     return remark
 
 
-def _read_evaluation(storage: Storage, corpus: CorpusManifest, training: TrainingManifest) -> Evaluation | None:
-    """The kept evaluation of these weights on this corpus; none where it is of others, or damaged."""
-    path = layout.training_evaluation(training.training_id)
-    if not storage.exists(path):
+def _find_evaluation(storage: Storage, config: RunConfig, corpus: CorpusManifest, training: TrainingManifest) -> Evaluation | None:
+    """The kept evaluation of these weights on this corpus, with those of the run's tasks that are done; else None."""
+    evaluation = find_evaluation(storage, corpus.corpus_id, training)
+    if evaluation is None:
         return None
-    try:
-        evaluation = Evaluation.model_validate(storage.read_json(path))
-    except (ValidationError, DamagedFileError):
-        return None
-    matches = (evaluation.corpus_id, evaluation.weights_digest) == (corpus.corpus_id, training.weights_digest)
-    return evaluation if matches else None
+    return evaluation.model_copy(update={"tasks": find_task_results(storage, config.evaluation, training)})
 
 
 def _make_record(config: RunConfig, student_name: str, training: TrainingManifest, evaluation: Evaluation | None) -> StudentRecord:
-    student = _find_config(config, student_name)
+    student = find_student_config(config, student_name)
     num_unmatched_steps = None
     if student.flop_matched:
         teacher = training.recipe["data"]["teacher"]

@@ -8,7 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task, exponential_backoff
 
-from miniplm.errors import DeviceError, StorageUnavailableError
+from miniplm.errors import DeviceError, StorageUnavailableError, TrainingProcessError
 from miniplm.models.devices import is_out_of_memory
 
 # Input/output errors that another try does not mend.
@@ -20,8 +20,9 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return not isinstance(error, _LASTING)
     # A task that lost its GPU goes on with another; where none is left, the next try says so at once.
-    # A store that did not answer within its budget of tries may do so after a pause.
-    if isinstance(error, (DeviceError, StorageUnavailableError)):
+    # A store that did not answer within its budget of tries may do so after a pause. A training whose process was killed
+    # goes on from its last checkpoint.
+    if isinstance(error, (DeviceError, StorageUnavailableError, TrainingProcessError)):
         return True
     # The clients of object stores have errors of their own for a lost connection.
     return is_out_of_memory(error) or type(error).__module__.split(".")[0] in ("botocore", "aiobotocore", "aiohttp")

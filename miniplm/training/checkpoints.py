@@ -1,6 +1,7 @@
 """Checkpoints at the storage root: a transformers directory, the optimizer's moments, the metrics so far; no pickle.
 
-A checkpoint is there when its `manifest.json`, published last, agrees with every file. Any other is as good as none.
+A checkpoint is there when its `manifest.json`, published last, agrees with every file. Any other is as good as none,
+but for one of another training, which is nobody's to overwrite.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from miniplm import layout
 from miniplm.artifacts import CheckpointMetrics, Record
-from miniplm.errors import DamagedFileError, StorageError
+from miniplm.errors import DamagedFileError, StorageError, TrainingError, list_offenders
 from miniplm.models.files import list_weight_files
 from miniplm.models.identity import digest_weights
 from miniplm.storage import Storage, digest_file
@@ -38,7 +39,8 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 class CheckpointManifest(Record):
     """A checkpoint after `step` optimizer steps. `files` are digests by name, `weights_digest` is as a model's.
 
-    `num_skipped_in_row` of the `num_skipped_steps` without a finite gradient are the last steps of all.
+    `num_skipped_in_row` of the `num_skipped_steps` without a finite gradient are the last steps of all. `recipe` is that
+    of the training; older checkpoints have none. A milestone that training no longer goes on from has no optimizer.
     """
 
     training_id: str
@@ -47,6 +49,7 @@ class CheckpointManifest(Record):
     weights_digest: str
     num_skipped_steps: int
     num_skipped_in_row: int
+    recipe: dict[str, Any] | None = None
 
     def exported_files(self) -> dict[str, str]:
         """A transformers directory and its metrics: all but the optimizer."""
@@ -63,6 +66,7 @@ def publish_checkpoint(
     tokenizer_files: Mapping[str, bytes],
     num_skipped_steps: int = 0,
     num_skipped_in_row: int = 0,
+    recipe: dict[str, Any] | None = None,
 ) -> CheckpointManifest:
     """Publishes the files of a checkpoint and then its manifest, in place of whatever had its name.
 
@@ -88,6 +92,7 @@ def publish_checkpoint(
             weights_digest=weights_digest,
             num_skipped_steps=num_skipped_steps,
             num_skipped_in_row=num_skipped_in_row,
+            recipe=recipe,
         )
         storage.write_json(f"{folder}/{MANIFEST}", manifest.as_json())
     return manifest
@@ -102,13 +107,8 @@ def list_checkpoint_steps(storage: Storage, training_id: str) -> list[int]:
 def find_checkpoint(storage: Storage, training_id: str, step: int) -> CheckpointManifest | None:
     """The checkpoint of a step where it is there whole: every file with the digest that its manifest says."""
     folder = layout.checkpoint_folder(training_id, step)
-    if not storage.exists(f"{folder}/{MANIFEST}"):
-        return None
-    try:
-        manifest = CheckpointManifest.model_validate(storage.read_json(f"{folder}/{MANIFEST}"))
-    except (ValidationError, DamagedFileError):
-        return None
-    if (manifest.training_id, manifest.step) != (training_id, step):
+    manifest = _read_manifest(storage, training_id, step)
+    if manifest is None or (manifest.training_id, manifest.step) != (training_id, step):
         return None
     for name, digest in manifest.files.items():
         if not storage.exists(f"{folder}/{name}") or storage.digest(f"{folder}/{name}") != digest:
@@ -116,12 +116,50 @@ def find_checkpoint(storage: Storage, training_id: str, step: int) -> Checkpoint
     return manifest
 
 
-def find_last_checkpoint(storage: Storage, training_id: str) -> CheckpointManifest | None:
-    """The whole checkpoint with the most steps."""
+def find_last_checkpoint(storage: Storage, training_id: str, recipe: dict[str, Any]) -> CheckpointManifest | None:
+    """The whole checkpoint with the most steps that training can go on from.
+
+    Raises `TrainingError` where a folder among them holds a checkpoint of another recipe: somebody has put it there, and
+    to train on over it would mix two trainings, to write over it would destroy one.
+    """
     for step in reversed(list_checkpoint_steps(storage, training_id)):
-        if (manifest := find_checkpoint(storage, training_id, step)) is not None:
+        _check_recipe(storage, training_id, step, recipe)
+        manifest = find_checkpoint(storage, training_id, step)
+        if manifest is not None and OPTIMIZER in manifest.files:
             return manifest
     return None
+
+
+def _read_manifest(storage: Storage, training_id: str, step: int) -> CheckpointManifest | None:
+    path = f"{layout.checkpoint_folder(training_id, step)}/{MANIFEST}"
+    if not storage.exists(path):
+        return None
+    try:
+        return CheckpointManifest.model_validate(storage.read_json(path))
+    except (ValidationError, DamagedFileError):
+        return None
+
+
+def _check_recipe(storage: Storage, training_id: str, step: int, recipe: dict[str, Any]) -> None:
+    manifest = _read_manifest(storage, training_id, step)
+    if manifest is None or manifest.recipe is None or manifest.recipe == recipe:
+        return
+    theirs, ours = _flatten(manifest.recipe), _flatten(recipe)
+    fields = [name for name in sorted({*theirs, *ours}) if theirs.get(name) != ours.get(name)]
+    differences = list_offenders(f"{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here" for name in fields)
+    folder = layout.checkpoint_folder(training_id, step)
+    raise TrainingError(
+        f"{storage.url(folder)} holds a checkpoint of another training, {manifest.training_id}: {differences}. "
+        f"Move it to its own training or delete the folder, and run the same command again; {training_id} goes on from its own last checkpoint"
+    )
+
+
+def _flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields by their dotted names: `training.learning_rate`."""
+    fields: dict[str, Any] = {}
+    for name, value in content.items():
+        fields |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return fields
 
 
 def read_metrics(storage: Storage, training_id: str, step: int) -> list[CheckpointMetrics]:
@@ -149,19 +187,42 @@ def restore_checkpoint(
     return read_metrics(storage, manifest.training_id, manifest.step)
 
 
-def delete_old_checkpoints(storage: Storage, training_id: str, last_step: int, num_kept: int) -> None:
-    """Deletes all but the last `num_kept` checkpoints up to `last_step`, and any beyond it.
+def is_milestone(step: int, milestone_every_steps: int | None) -> bool:
+    """Whether the checkpoint of a step is kept for good."""
+    return milestone_every_steps is not None and step % milestone_every_steps == 0
 
-    Where the root has no locks, those beyond may be the work of a process that is ahead, and stay.
+
+def delete_old_checkpoints(
+    storage: Storage, training_id: str, last_step: int, num_kept: int, milestone_every_steps: int | None = None
+) -> None:
+    """Deletes all but the last `num_kept` checkpoints up to `last_step` and the milestones, and any beyond it.
+
+    Of an older milestone only the optimizer's moments go, two thirds of it: it is there to be measured. Where the
+    root has no locks, checkpoints beyond `last_step` may be the work of a process that is ahead, and stay.
     """
     steps = [step for step in list_checkpoint_steps(storage, training_id) if storage.is_local or step <= last_step]
     kept = [step for step in steps if step <= last_step][-num_kept:]
     for step in steps:
-        if step not in kept:
-            folder = layout.checkpoint_folder(training_id, step)
+        if step in kept:
+            continue
+        folder = layout.checkpoint_folder(training_id, step)
+        if step <= last_step and is_milestone(step, milestone_every_steps):
+            _delete_optimizer(storage, training_id, step)
+        else:
             # The manifest first: a checkpoint that is half deleted is none.
             storage.delete(f"{folder}/{MANIFEST}")
             storage.delete(folder)
+
+
+def _delete_optimizer(storage: Storage, training_id: str, step: int) -> None:
+    path = f"{layout.checkpoint_folder(training_id, step)}/{OPTIMIZER}"
+    if not storage.exists(path):
+        return
+    manifest = _read_manifest(storage, training_id, step)
+    if manifest is not None and OPTIMIZER in manifest.files:
+        lean = manifest.model_copy(update={"files": manifest.exported_files()})
+        storage.write_json(f"{layout.checkpoint_folder(training_id, step)}/{MANIFEST}", lean.as_json())
+    storage.delete(path)
 
 
 def _optimizer_tensors(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,12 +13,25 @@ import torch
 from numpy.typing import NDArray
 
 from miniplm.config import TrainingConfig
-from miniplm.models.loading import split_head
-from miniplm.training.data import collate
+from miniplm.models.devices import use_device
+from miniplm.training.data import MicroBatch, collate, count_scored_targets
+from miniplm.training.loss_module import LossModule
 from miniplm.training.losses import LossFunction
+from miniplm.training.parallel import ParallelModule, ProcessGroup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+Sequences = Sequence[NDArray[np.unsignedinteger]]
+
+
+@dataclass(frozen=True)
+class GlobalBatch:
+    """A global batch as one process has it: its own micro-batches on the host, as many as any process has; counts are of all."""
+
+    micro_batches: tuple[MicroBatch, ...]
+    num_scored: int
+    num_tokens: int
 
 
 @dataclass(frozen=True)
@@ -34,13 +48,37 @@ class StepResult:
 
 
 class Optimization:
-    """A model in training: float32 weights and AdamW, computing in `dtype` (float32 or bfloat16 by autocast)."""
+    """A model in training: float32 weights and AdamW, computing in `dtype` (float32 or bfloat16 by autocast).
+
+    The model is on `device` already, but for one whose weights are to be split among processes. Under autocast a weight
+    is rounded to bfloat16 once a micro-batch; a second copy of all weights would save about 1 % of a step at best.
+    """
 
     def __init__(
-        self, model: PreTrainedModel, loss_function: LossFunction, config: TrainingConfig, dtype: str, eos_token_id: int
+        self,
+        model: PreTrainedModel,
+        loss_function: LossFunction,
+        config: TrainingConfig,
+        dtype: str,
+        eos_token_id: int,
+        group: ProcessGroup = ProcessGroup(),  # noqa: B008 - it is immutable
+        device: torch.device | None = None,
+        max_tokens: int | None = None,
     ) -> None:
+        """`max_tokens` of the longest sequence: micro-batches are then filled up to one shape wherever the model is compiled."""
         self.model = model
-        self.device = next(model.parameters()).device
+        self.device = next(model.parameters()).device if device is None else device
+        self._config = config
+        self._eos_token_id = eos_token_id
+        self._group = group
+        module = LossModule(model, loss_function, dtype)
+        compiles = config.compile is True or (config.compile == "auto" and self.device.type == "cuda")
+        self._shape = (config.resolve_micro_batch_size(), max_tokens) if compiles and max_tokens is not None else None
+        self._parallel = ParallelModule(module, group, self.device)
+        if compiles and group.is_sharded:
+            module.compile_layers()
+        elif compiles:
+            module.compile_body()
         self.optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=config.learning_rate,
@@ -49,40 +87,65 @@ class Optimization:
             weight_decay=config.weight_decay,
             fused=True,
         )
-        self._body, self._head = split_head(model)
-        self._loss_function = loss_function
-        self._config = config
-        self._dtype = dtype
-        self._eos_token_id = eos_token_id
 
-    def take_step(self, sequences: Sequence[NDArray[np.unsignedinteger]], learning_rate: float) -> StepResult:
-        """Trains on one global batch. Where loss or gradient is not finite, weights and moments stay as they are.
+    def prepare(self, sequences: Sequences) -> GlobalBatch:
+        """This process's part of a global batch: of all micro-batches each `world_size`-th. Needs no device, and may run in another thread."""
+        size, group = self._config.resolve_micro_batch_size(), self._group
+        starts = range(0, len(sequences), size)
+        own = [sequences[start : start + size] for start in starts[group.rank :: group.world_size]]
+        # One that has fewer than the first process is given an empty one: all take part in each round.
+        own += [[np.array([self._eos_token_id], np.uint16)]] * (-(-len(starts) // group.world_size) - len(own))
+        micro_batches = [collate(part, self._eos_token_id, self._shape or (1, 2)) for part in own]
+        if self.device.type == "cuda":
+            # By default a thread's memory is pinned by way of the first GPU, whoever uses that.
+            with use_device(self.device):
+                micro_batches = [batch.pin() for batch in micro_batches]
+        num_tokens = sum(len(sequence) for sequence in sequences)
+        return GlobalBatch(tuple(micro_batches), count_scored_targets(sequences, self._eos_token_id), num_tokens)
+
+    def take_step(self, sequences: Sequences, learning_rate: float) -> StepResult:
+        """Trains on one global batch, which is prepared here and now; otherwise as `apply`."""
+        return self.apply(self.prepare(sequences), learning_rate)
+
+    def apply(self, batch: GlobalBatch, learning_rate: float) -> StepResult:
+        """Trains on one global batch. Where loss or gradient is not finite, weights and moments stay as they are, in all processes.
 
             loss = sum of NLL over all micro-batches / scored targets of all micro-batches
 
-        so that the size of micro-batches changes rounding only.
+        so that the size of micro-batches and the number of processes change rounding only.
         """
-        result = self.compute_gradient(sequences)
+        result = self._compute_gradient(batch)
         if result.is_finite:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
             self.optimizer.step()
         return result
 
-    def compute_gradient(self, sequences: Sequence[NDArray[np.unsignedinteger]]) -> StepResult:
+    def compute_gradient(self, sequences: Sequences) -> StepResult:
         """Leaves the clipped gradient of the global batch in the parameters. The loss of nothing scored is NaN."""
-        size = self._config.resolve_micro_batch_size()
-        batches = [collate(sequences[start : start + size], self._eos_token_id) for start in range(0, len(sequences), size)]
-        num_scored = sum(int(batch.mask_BS.sum()) for batch in batches)
+        return self._compute_gradient(self.prepare(sequences))
+
+    def _compute_gradient(self, batch: GlobalBatch) -> StepResult:
         self.optimizer.zero_grad(set_to_none=True)
+        micro_batches = batch.micro_batches if batch.num_scored else ()
+        if self._group.is_alone:
+            micro_batches = tuple(part for part in micro_batches if len(part.scored_N))
         totals = []
-        for batch in batches:
-            if not batch.mask_BS.any():
-                continue
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._dtype == "bfloat16"):
-                total = self._loss_function(self._body, self._head, batch.to(self.device))
-            (total / num_scored).backward()
-            totals.append(total.detach())
-        loss = torch.stack(totals).cpu().double().sum().item() / num_scored if totals else math.nan
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.clip_norm)
-        return StepResult(loss, norm.item(), sum(batch.num_tokens for batch in batches))
+        for index, part in enumerate(micro_batches):
+            is_last = index == len(micro_batches) - 1
+            totals.append(self._parallel.add_gradient(part.to(self.device), batch.num_scored, is_last))
+        total = torch.stack(totals).cpu().double().sum().item() if totals else 0.0
+        total = self._group.add(total, self.device)
+        loss = total / batch.num_scored if batch.num_scored else math.nan
+        return StepResult(loss, self._parallel.clip_gradient(self._config.clip_norm), batch.num_tokens)
+
+    def gather(self) -> tuple[PreTrainedModel, torch.optim.Optimizer]:
+        """The whole model and an optimizer that holds its moments, for a checkpoint; complete in the first process. All processes call it."""
+        return self._parallel.gather(self.optimizer)
+
+    @contextmanager
+    def restoring(self) -> Iterator[tuple[PreTrainedModel, torch.optim.Optimizer]]:
+        """The whole model and optimizer, to put a checkpoint's weights and moments into; each process does."""
+        model, optimizer = self.gather()
+        yield model, optimizer
+        self._parallel.scatter(optimizer, self.optimizer)

@@ -14,7 +14,8 @@ from miniplm.config import RunConfig, TrainingConfig
 from miniplm.models.identity import identify_model
 from miniplm.progress import Progress
 from miniplm.storage import Storage
-from miniplm.students import find_student, plan_student, train_student
+from miniplm.student_plans import plan_student
+from miniplm.students import find_student, train_student
 from miniplm.training.flops import (
     count_unmatched_steps,
     match_training,

@@ -14,7 +14,7 @@ import torch
 from prefect import flow, task
 from prefect.testing.utilities import prefect_test_harness
 
-from miniplm.errors import ConfigError, ScoreError, StorageError, StorageUnavailableError
+from miniplm.errors import ConfigError, ScoreError, StorageError, StorageUnavailableError, TrainingError, TrainingProcessError
 from tasks.retries import TASK_OPTIONS, is_transient
 
 WITHOUT_DELAY = {**TASK_OPTIONS, "retry_delay_seconds": 0}
@@ -41,6 +41,8 @@ def server():
         (ScoreError("x"), False),
         (StorageError("x"), False),
         (StorageUnavailableError("x"), True),
+        (TrainingError("x"), False),
+        (TrainingProcessError("x"), True),
         (RuntimeError("shape"), False),
     ],
 )

@@ -1,0 +1,1 @@
+"""Zero-shot accuracy by lm-evaluation-harness (extra `eval`): which tasks, measured how, kept where."""
