@@ -104,6 +104,7 @@ def config(tmp_path: Path, teacher: ModelEntry) -> RunConfig:
     return RunConfig.model_validate(
         {
             "name": "matched",
+            "execution": {"launcher": "inline"},
             "storage": str(tmp_path / "root"),
             "corpus": {"sources": [{"path": "none", "domain_name": "a"}], "tokenizer": teacher.source},
             "teacher": {"model": teacher.source},
