@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +15,15 @@ from miniplm.config import TrainingConfig
 from miniplm.errors import CorpusError, TrainingError
 from miniplm.storage import Storage
 from miniplm.training import data
-from miniplm.training.data import SequenceOrder, TrainingShard, collate, count_steps, count_training_sequences
+from miniplm.training.data import (
+    SequenceOrder,
+    TrainingShard,
+    check_batch_size,
+    collate,
+    count_scored_targets,
+    count_steps,
+    count_training_sequences,
+)
 from tests.miniplm.made_corpora import make_corpus
 
 # Sequence i is [i + 1, 7, 7, ...]: its first token tells which it is. Shards of 4, 1, 6 and 5 sequences.
@@ -94,6 +103,64 @@ def test_going_on_late_reads_only_its_own_window(
     assert len(read) == 1
 
 
+@pytest.mark.parametrize("window_tokens", [1, 30, 1_000])
+def test_reading_ahead_changes_nothing_but_when_windows_are_read(
+    storage: Storage, shards: list[TrainingShard], window_tokens: int
+) -> None:
+    wanted = first_tokens(SequenceOrder(storage, shards, 5, window_tokens), 0, 3 * NUM)
+    order = SequenceOrder(storage, shards, 5, window_tokens)
+    order.read_ahead_to(3 * NUM)
+    assert [token for start in range(0, 3 * NUM, 4) for token in first_tokens(order, start, start + 4)] == wanted
+    order.close()
+
+
+def test_next_window_is_fetched_while_one_is_in_use_and_none_beyond_the_end(
+    storage: Storage, shards: list[TrainingShard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    original = data.read_shard
+
+    def noting(storage: Storage, entry, **options):
+        read.append(threading.current_thread().name)
+        return original(storage, entry, **options)
+
+    monkeypatch.setattr(data, "read_shard", noting)
+    # Every shard is a window: the first is read at once, the second in the background, the third not yet.
+    order = SequenceOrder(storage, shards, seed=0, window_tokens=1)
+    order.read_ahead_to(NUM)
+    order.read(0, 1)
+    order.close()
+    assert len(read) == 2
+    assert read[1].startswith("fetch-window")
+    read.clear()
+    order = SequenceOrder(storage, shards, seed=0, window_tokens=1)
+    order.read_ahead_to(NUM)
+    order.read(NUM - 1, NUM)
+    order.close()
+    assert len(read) == 1, "nothing comes after the last window"
+
+
+def test_damage_in_a_window_fetched_ahead_is_told_when_its_turn_comes(
+    storage: Storage, shards: list[TrainingShard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, num_read = data.read_shard, 0
+
+    def failing(storage: Storage, entry, **options):
+        nonlocal num_read
+        num_read += 1
+        if num_read == 2:
+            raise CorpusError("shard is damaged")
+        return original(storage, entry, **options)
+
+    monkeypatch.setattr(data, "read_shard", failing)
+    order = SequenceOrder(storage, shards, seed=0, window_tokens=1)
+    order.read_ahead_to(NUM)
+    order.read(0, 1)
+    with pytest.raises(CorpusError, match="shard is damaged"):
+        order.read(0, NUM)
+    order.close()
+
+
 def test_rows_of_a_shard_are_all_that_is_read(storage: Storage, shards: list[TrainingShard]) -> None:
     chosen = [
         TrainingShard(shards[2].entry, 2, 5, lambda: np.array([1, 4])),
@@ -148,3 +215,35 @@ def test_batch_is_padded_with_eos_which_is_never_scored() -> None:
     assert batch.mask_BS.tolist() == [[True, False, False], [True, True, True], [False, False, False]]
     assert batch.token_ids_BT.dtype == torch.int64
     assert batch.num_tokens == 8
+
+
+def test_batch_filled_up_to_a_shape_scores_the_same_targets() -> None:
+    sequences = [np.array([5, 0, 6], np.uint16), np.array([8, 9, 3, 2], np.uint16)]
+    plain, filled = collate(sequences, eos_token_id=0), collate(sequences, 0, (3, 6))
+    assert filled.token_ids_BT.tolist() == [[5, 0, 6, 0, 0, 0], [8, 9, 3, 2, 0, 0], [0] * 6]
+    assert filled.num_tokens == 7
+    assert filled.targets_N.tolist() == plain.targets_N.tolist() == [0, 9, 3, 2]
+    assert filled.scored_N.tolist() == [0, 5, 6, 7]
+    assert count_scored_targets(sequences, 0) == 4
+    states = torch.arange(15)[:, None].reshape(3, 5, 1)
+    assert filled.select(states)[:, 0].tolist() == [0, 5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("fields", "num_sequences", "fits"),
+    [
+        ({"steps": 1}, 4, True),
+        ({"steps": 1}, 3, False),
+        ({"epochs": 1}, 3, True),  # one short batch
+        ({"epochs": 0.5}, 3, True),
+        ({"epochs": 2}, 3, False),
+        ({"epochs": 2}, 5, True),
+    ],
+)
+def test_fewer_sequences_than_a_batch_are_trained_on_once_or_not_at_all(fields: dict, num_sequences: int, fits: bool) -> None:
+    config = TrainingConfig(batch_size=4, learning_rate=1e-3, **fields)
+    if fits:
+        check_batch_size(config, num_sequences)
+        return
+    with pytest.raises(TrainingError, match=r"batch_size is 4, but there are only 3 sequences.*batch_size to at most 3"):
+        check_batch_size(config, num_sequences)
