@@ -62,7 +62,9 @@ def run_miniplm(
         config = make_portable(config)
     check_inputs(config)
     storage = Storage(config.storage)
-    with exclusive(storage, layout.run_folder(config.name), f"run {config.name}"):
+    # A worker may report a death late, when the next attempt is at work already; a server that hears of it starts one more beside it.
+    attempt_of = flow_run.get_root_flow_run_id()
+    with exclusive(storage, layout.run_folder(config.name), f"run {config.name}", attempt_of):
         storage.delete_temporary_files("", older_than_seconds=_SECONDS_OF_A_DAY)
         log = RunLog(storage, config)
         corpus_id, stage = prepare_corpus(config)

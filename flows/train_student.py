@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from prefect import flow
 
+from flows.derive_sequences import derive_sequences
 from flows.work_pool.single import run_on_pool
 from miniplm import __version__
 from miniplm.config import RunConfig, config_as_dict
 from miniplm.corpus.reader import load_corpus
+from miniplm.derived.pending import list_pending_jobs
 from miniplm.pinning import for_worker
 from miniplm.run_record import StageRecord, StudentRecord
 from miniplm.selection.ranking import load_selection
 from miniplm.storage import Storage
-from miniplm.students import find_student, is_evaluated, plan_student
+from miniplm.student_plans import plan_student
+from miniplm.students import find_student, is_evaluated
 from tasks import students, workers
 
 
@@ -38,10 +41,20 @@ def train_student(
     workers.prepare_worker(version)
     if config.is_on_work_pool:
         _train_on_pool(config, corpus_id, selection_id, student_name)
+    else:
+        _derive_first(config, corpus_id, selection_id, student_name)
     record, stage = students.train_student(config, corpus_id, selection_id, student_name)
     if evaluate:
         record, _ = students.evaluate_student(config, corpus_id, student_name, record)
     return record, stage
+
+
+def _derive_first(config: RunConfig, corpus_id: str, selection_id: str, student_name: str) -> None:
+    """Makes the sequences that the student is trained and measured on, where they are not those of the corpus."""
+    storage = Storage(config.storage)
+    corpus, selection = load_corpus(storage, corpus_id), load_selection(storage, selection_id)
+    if list_pending_jobs(storage, config, corpus, selection, student_name):
+        derive_sequences(config, corpus_id, selection_id, student_name)
 
 
 def _train_on_pool(config: RunConfig, corpus_id: str, selection_id: str, student_name: str) -> None:

@@ -33,6 +33,11 @@ class ShardEntry(Record):
     num_tokens: int
     first_sequence_id: int
 
+    @property
+    def title(self) -> str:
+        """How people are told of it."""
+        return f"{self.split} shard {self.shard_index} of corpus {self.corpus_id}"
+
 
 class SourceEntry(Record):
     """One source file. Its records are documents `first_document_id` ... + `num_records` - 1, rejected ones included.

@@ -35,6 +35,10 @@ class CorpusError(MiniplmError):
     """A prepared corpus is missing, incomplete or damaged."""
 
 
+class DerivedError(MiniplmError):
+    """A derived set (sequences encoded anew, or written by the teacher) is missing, incomplete or damaged, or cannot be made."""
+
+
 class ScoreError(MiniplmError):
     """A shard could not be scored for a reason of its own, such as a non-finite score."""
 
@@ -63,16 +67,16 @@ class TrainingError(MiniplmError):
     """A model cannot be trained: no data, or a loss that is not finite."""
 
 
+class ScalingError(MiniplmError):
+    """Held-out losses from which no scaling law can be fitted: too few, or not falling."""
+
+
 class TrainingProcessError(TrainingError):
     """A process of a training died without a word of its own; what it had saved is kept, and another try goes on from there."""
 
 
 class EvaluationError(MiniplmError):
     """A model cannot be measured by a task: no data, no accuracy, or no memory."""
-
-
-class ScalingError(MiniplmError):
-    """Held-out losses from which no scaling law can be fitted: too few, or not falling."""
 
 
 class RunError(MiniplmError):

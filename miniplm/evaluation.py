@@ -12,14 +12,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from miniplm.artifacts import CorpusManifest, DomainCounts, DomainLoss, Evaluation
-from miniplm.corpus.reader import read_shard, read_token_ids
+from miniplm.artifacts import CorpusManifest, DomainCounts, DomainLoss, Evaluation, ShardEntry
+from miniplm.corpus.reader import read_token_ids
+from miniplm.derived.records import DerivedManifest, DerivedShard
 from miniplm.errors import CorpusError, ScoreError
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.scoring.engine import Scorer
 from miniplm.scoring.throughput import Throughput
 from miniplm.sequence_losses import SequenceLosses
 from miniplm.storage import Storage
+from miniplm.training.data import read_sequences
 
 _COLUMNS = ("sequence_id", "domain", "document_ids", "token_ids")
 
@@ -42,17 +44,27 @@ class HeldoutText:
         return sum(counts.num_tokens for counts in self.domains.values())
 
 
-def find_heldout(storage: Storage, corpus: CorpusManifest) -> HeldoutText:
-    """The held-out split of a corpus. Raises `CorpusError` where it is empty."""
-    shards = corpus.split_shards("heldout")
-    if not shards:
+def find_heldout(storage: Storage, corpus: CorpusManifest, converted: DerivedManifest | None = None) -> HeldoutText:
+    """The held-out split as it was prepared, or as it was `converted` for another tokenizer: the bytes are the documents' all the same.
+
+    Raises `CorpusError` where it is empty.
+    """
+    if not corpus.split_shards("heldout"):
         raise CorpusError(f"corpus {corpus.corpus_id} has no held-out sequences; give corpus.splits.heldout a larger share")
+    shards: Sequence[ShardEntry | DerivedShard] = corpus.split_shards("heldout")
+    eos_token_id, domains = corpus.tokenizer.eos_token_id, corpus.domains["heldout"]
+    if converted is not None:
+        shards, eos_token_id = converted.shards, converted.tokenizer.eos_token_id
+        domains = {
+            domain: counts.model_copy(update={"num_bytes": domains[domain].num_bytes})
+            for domain, counts in converted.domains.items()
+        }
 
     def read_tables(columns: Sequence[str]) -> Iterator[pa.Table]:
         for shard in shards:
-            yield read_shard(storage, shard, columns=columns)
+            yield read_sequences(storage, shard, columns)
 
-    return HeldoutText(corpus.corpus_id, corpus.tokenizer.eos_token_id, corpus.domains["heldout"], read_tables)
+    return HeldoutText(corpus.corpus_id, eos_token_id, domains, read_tables)
 
 
 def evaluate_heldout(

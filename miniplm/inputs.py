@@ -8,11 +8,13 @@ from pathlib import Path
 from miniplm.architectures import describe_architecture, resolve_vocab_size
 from miniplm.artifacts import CorpusManifest
 from miniplm.config import RunConfig
+from miniplm.derived.generation import check_generation
 from miniplm.errors import ConfigError, CorpusError, ModelError, StorageError, TokenizerError
 from miniplm.models.devices import resolve_device, resolve_dtype
 from miniplm.models.files import check_finite_weights, has_tokenizer, list_weight_files, locate_model, read_model_config
 from miniplm.sources.files import find_source_files
 from miniplm.storage import Storage
+from miniplm.student_plans import load_own_tokenizer
 from miniplm.tokenization import CorpusTokenizer, load_tokenizer, vocabulary_digest
 from miniplm.training.processes import count_processes, find_inline_reason
 from miniplm.training.recipe import resolve_training
@@ -47,12 +49,18 @@ def check_inputs(config: RunConfig, emulated: bool = False) -> None:
 
 def _check_trainings(config: RunConfig, tokenizer: CorpusTokenizer) -> None:
     """Raises `ConfigError` for an architecture, vocabulary size, dtype or number of processes that cannot be trained."""
-    trainings = [(student.architecture, student.vocab_size, student.training) for student in config.students]
+    trainings = [
+        (student.architecture, student.vocab_size, student.training, load_own_tokenizer(config, student) or tokenizer)
+        for student in config.students
+    ]
     if config.reference.architecture is not None and config.reference.training is not None:
-        trainings.append((config.reference.architecture, config.reference.vocab_size, config.reference.training))
-    for architecture, vocab_size, training in trainings:
+        trainings.append((config.reference.architecture, config.reference.vocab_size, config.reference.training, tokenizer))
+    for student in config.students:
+        if student.method == "seqkd":
+            check_generation(student.generation, config.corpus.sequence_length)
+    for architecture, vocab_size, training, own in trainings:
         describe_architecture(architecture)
-        resolve_vocab_size(vocab_size, tokenizer.entry.vocab_size)
+        resolve_vocab_size(vocab_size, own.entry.vocab_size)
         resolve_training(training, config.planning_device)
         if not config.is_on_work_pool:  # else what is installed and how many GPUs there are is for the workers to say
             check_tracking(training)

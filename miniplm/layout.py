@@ -172,6 +172,11 @@ def derived_shard_manifest(derived_id: str, shard_index: int) -> str:
     return f"{derived_folder(derived_id)}/{shard_name(shard_index)}.json"
 
 
+def derived_tokenizer(derived_id: str) -> str:
+    """The tokenizer that a set was encoded with anew, as `corpus_tokenizer` for corpora."""
+    return f"{derived_folder(derived_id)}/tokenizer"
+
+
 def runs_folder() -> str:
     return "runs"
 

@@ -78,7 +78,7 @@ def make_absolute(config: RunConfig) -> RunConfig:
         (content["teacher"], "model"),
         (content["reference"], "model"),
         (content["reference"], "architecture"),
-        *((student, "architecture") for student in content["students"]),
+        *((student, field) for student in content["students"] for field in ("architecture", "tokenizer")),
     ):
         # What is no folder here is the name of a preset or of a model on a hub.
         if section[field] is not None and section[field] not in PRESETS and os.path.isdir(os.path.expanduser(section[field])):

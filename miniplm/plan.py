@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from miniplm.architectures import build_model, resolve_vocab_size
+from miniplm.architectures import build_model, count_parameters, resolve_vocab_size
 from miniplm.artifacts import CorpusManifest, ModelEntry, Record
 from miniplm.config import RunConfig, TrainingConfig
 from miniplm.corpus.identity import CorpusPlan, plan_corpus
 from miniplm.corpus.reader import find_corpus
 from miniplm.models.devices import describe_device, has_native_bfloat16, resolve_device, resolve_dtype, torch_dtype
-from miniplm.models.files import locate_model
+from miniplm.models.files import count_stored_parameters, list_weight_files, locate_model
 from miniplm.models.fp8 import convert_to_fp8
 from miniplm.models.loading import LoadedModel, load_model, split_head
 from miniplm.nll import sum_nll_of_hidden
@@ -26,7 +26,9 @@ from miniplm.scoring.throughput import Throughput
 from miniplm.sources.reading import read_records
 from miniplm.sources.records import Document
 from miniplm.storage import Storage
+from miniplm.student_plans import load_own_tokenizer
 from miniplm.tokenization import CorpusTokenizer, load_tokenizer
+from miniplm.training.flops import match_training
 
 _PROBE_SECONDS = 3.0
 _SAMPLE_CHARACTERS = 4 << 20
@@ -100,17 +102,28 @@ def plan_run(config: RunConfig, usd_per_gpu_hour: float | None = None) -> RunPla
         config.scoring.compile is True,
     )
     left = _left_to_score(storage, counts, identify_teacher(config) if counts.prepared else None)
-    stages.append(_scoring_stage("score teacher", left, probe_scoring(teacher, config, tokenizer), counts.num_shards))
+    by_teacher = probe_scoring(teacher, config, tokenizer)
+    stages.append(_scoring_stage("score teacher", left, by_teacher, counts.num_shards))
     del teacher
     stages += _plan_reference(storage, config, counts, tokenizer, device)
     model_bytes = 0
     selected = int(counts.candidate_tokens * config.selection.ratio)
     for student in config.students:
-        vocab_size = resolve_vocab_size(student.vocab_size, tokenizer.entry.vocab_size)
+        own = load_own_tokenizer(config, student) or tokenizer
+        vocab_size = resolve_vocab_size(student.vocab_size, own.entry.vocab_size)
         model = build_model(student.architecture, vocab_size, config.corpus.sequence_length + 1, student.training.seed)
-        model_bytes += 4 * sum(parameter.numel() for parameter in model.parameters())
-        num_tokens = _training_tokens(student.training, config, selected)
-        stages.append(_stage(f"train {student.name}", num_tokens, probe_training(model, student.training, config, device)))
+        num_parameters = count_parameters(model)
+        model_bytes += 4 * num_parameters
+        training = student.training
+        if student.flop_matched:
+            training = match_training(training, num_parameters, count_stored_parameters(list_weight_files(teacher_folder)))
+            notes.append(f"{student.name}: {_describe_matching(student.training, training)}")
+        rate = probe_training(model, training, config, device)
+        if student.is_distilled:
+            # The teacher reads each micro-batch first, about as fast as it scores.
+            rate = 1 / (1 / rate + 1 / by_teacher.tokens_per_second)
+        stages.append(_stage(f"train {student.name}", _training_tokens(training, config, selected), rate))
+    notes += [f"{name}: the time in which the teacher writes its text is not in here" for name in _list_generated(config)]
     hours = sum(stage.hours for stage in stages)
     if device.type == "cpu" and has_native_bfloat16() and resolve_dtype(config.teacher.dtype, device) == "float32":
         notes.append(
@@ -134,6 +147,10 @@ def plan_run(config: RunConfig, usd_per_gpu_hour: float | None = None) -> RunPla
         usd=None if usd_per_gpu_hour is None else hours * usd_per_gpu_hour,
         notes=tuple(notes),
     )
+
+
+def _list_generated(config: RunConfig) -> list[str]:
+    return [student.name for student in config.students if student.method == "seqkd"]
 
 
 def probe_scoring(model: LoadedModel, config: RunConfig, tokenizer: CorpusTokenizer) -> Throughput:
@@ -235,6 +252,12 @@ def _left_to_score(storage: Storage, counts: _Counts, entry: ModelEntry | None) 
     done = {state.shard_index for state in check_score_shards(storage, counts.prepared, entry.model_id) if state.state == "done"}
     left = sum(shard.num_tokens for shard in counts.prepared.split_shards("candidate") if shard.shard_index not in done)
     return left + counts.new_candidate_tokens
+
+
+def _describe_matching(given: TrainingConfig, matched: TrainingConfig) -> str:
+    if matched.steps is not None and given.steps is not None:
+        return f"{matched.steps:,} of {given.steps:,} steps: FLOP-matched"
+    return f"{matched.epochs:.3g} of {given.epochs:g} epochs: FLOP-matched"
 
 
 def _training_tokens(training: TrainingConfig, config: RunConfig, data_tokens: int) -> int:

@@ -13,17 +13,27 @@ from miniplm.storage import Storage
 
 
 class StudentRecord(Record):
-    """A student of a run. `num_tokens` is what it was trained on, `final_loss` the last training loss in nats a token."""
+    """A student of a run. `num_tokens` is what it was trained on, `final_loss` the last training loss in nats a token.
+
+    `num_unmatched_steps` are those it would have had without a teacher, where its `num_steps` were matched to their FLOPs.
+    """
 
     training_id: str
     method: str
     architecture: str
     num_parameters: int
     num_steps: int
+    num_unmatched_steps: int | None = None
     num_tokens: int
     final_loss: float
     folder: str
     evaluation: Evaluation | None = None
+
+    def describe_steps(self) -> str:
+        """`100,000 steps`, or `25,000 of 100,000 steps: FLOP-matched`, for people."""
+        if self.num_unmatched_steps is None:
+            return f"{self.num_steps:,} steps"
+        return f"{self.num_steps:,} of {self.num_unmatched_steps:,} steps: FLOP-matched"
 
 
 class StageRecord(Record):
@@ -55,6 +65,11 @@ class RunRecord(Record):
     versions: dict[str, str] = Field(default_factory=dict)
     started_at: str
     finished_at: str | None = None
+
+    def find_student_settings(self, student_name: str) -> dict[str, Any]:
+        """What the configuration says of a student; empty where it does not name it."""
+        settings: dict[str, Any] = next((item for item in self.config.get("students", ()) if item["name"] == student_name), {})
+        return settings
 
 
 def list_runs(storage: Storage) -> list[str]:

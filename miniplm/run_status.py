@@ -7,7 +7,7 @@ from typing import Literal
 
 from miniplm import layout
 from miniplm.artifacts import CorpusManifest, ModelEntry, Record, SelectionManifest
-from miniplm.config import RunConfig, config_as_dict
+from miniplm.config import RunConfig, StudentConfig, config_as_dict
 from miniplm.corpus.identity import plan_corpus, resolve_corpus_id
 from miniplm.corpus.reader import find_corpus, load_corpus
 from miniplm.errors import RunError, ScoreJoinError
@@ -16,6 +16,7 @@ from miniplm.scorers import find_reference, identify_teacher
 from miniplm.scoring.shards import check_score_shards
 from miniplm.selection.ranking import find_selection, resolve_selection_id
 from miniplm.storage import Storage
+from miniplm.student_plans import plan_student
 from miniplm.students import find_student, is_evaluated
 from miniplm.versions import list_versions
 
@@ -210,7 +211,7 @@ def _later_stages(
                 name=f"train {student.name}",
                 state="done" if record else "missing",
                 num_done=record.num_steps if record else 0,
-                num_total=record.num_steps if record else student.training.steps or 0,
+                num_total=record.num_steps if record else _count_planned_steps(config, student, corpus, selection),
                 unit="steps",
                 detail=record.folder if record else "",
             )
@@ -227,3 +228,13 @@ def _later_stages(
                 )
             )
     return stages
+
+
+def _count_planned_steps(
+    config: RunConfig, student: StudentConfig, corpus: CorpusManifest | None, selection: SelectionManifest | None
+) -> int:
+    """Steps of a student that is not trained yet; 0 where the data will decide."""
+    if student.flop_matched:
+        # What the teacher costs is only known with its files, which are read to plan.
+        return plan_student(config, corpus, selection, student.name).config.steps or 0 if corpus and selection else 0
+    return student.training.steps or 0

@@ -13,17 +13,21 @@ from miniplm.errors import ScalingError
 
 NUM_CONSTANTS = 3
 MIN_POINTS = NUM_CONSTANTS + 1
-CONFIDENCE = 0.95
+INTERVAL = (0.025, 0.975)
 
 # Hoffmann et al. (arXiv 2203.15556, appendix D.3): larger errors of ln(loss) than this weigh linearly.
 _HUBER_DELTA = 1e-3
 _START_EXPONENTS = (0.1, 0.3, 0.8)
 _START_FLOOR_SHARES = (0.3, 0.7, 0.95)
+_MAX_ITERATIONS = 500
+# A sample starts at the fit. What takes longer from there is a search in a flat valley, where the constants are not determined.
+_MAX_SAMPLE_ITERATIONS = 60
 # Beyond it the law is a step between two checkpoints; the search need not go there.
 _MAX_LOG_EXPONENT = math.log(20.0)
 
 _FLOOR_BOUND_SHARE = 1e-3
 _MAX_FLOOR_WIDTH_SHARE = 0.1
+_MAX_EXPONENT = 3.0
 _MAX_EXPONENT_FACTOR = 2.0
 _MIN_FLOPS_SPAN = 4.0
 _MANY_POINTS = 8
@@ -104,14 +108,18 @@ def fit_scaling_law(flops: Sequence[float], losses: Sequence[float], num_samples
     log_flops, log_losses = np.log(np.asarray(flops, np.float64)[order]), np.log(np.asarray(losses, np.float64)[order])
     centre = float(log_flops.mean())
     place = log_flops - centre
-    best = min((_minimise(place, log_losses, start) for start in _list_starts(log_losses)), key=lambda end: end[1])[0]
+    best = min(
+        (_minimise(place, log_losses, start, _MAX_ITERATIONS) for start in _list_starts(log_losses)), key=lambda end: end[1]
+    )[0]
     fitted = _predict(best, place)[0]
     residuals = log_losses - fitted
     num_points = len(place)
     spread = math.sqrt(float(np.mean(residuals**2)))
     scaled = (residuals - residuals.mean()) * math.sqrt(num_points / (num_points - NUM_CONSTANTS))
     random = np.random.Generator(np.random.PCG64(seed))
-    ends = [_minimise(place, fitted + random.choice(scaled, num_points), best)[0] for _ in range(num_samples)]
+    ends = [
+        _minimise(place, fitted + random.choice(scaled, num_points), best, _MAX_SAMPLE_ITERATIONS)[0] for _ in range(num_samples)
+    ]
     law, samples = _make_law(best, centre), tuple(_make_law(end, centre) for end in ends)
     bounds = (math.exp(float(log_flops[0])), math.exp(float(log_flops[-1])))
     doubts = _find_doubts(law, samples, num_points, bounds, math.exp(float(log_losses[-1])))
@@ -166,8 +174,7 @@ def find_saving_interval(baseline: ScalingFit, student: ScalingFit, flops: float
 
 def percentile_interval(values: Sequence[float]) -> tuple[float, float]:
     """The middle 95 % of values; no mean is taken of neighbours, as some may be infinite."""
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(np.asarray(values, np.float64), [tail, 1 - tail], method="inverted_cdf")
+    low, high = np.quantile(np.asarray(values, np.float64), INTERVAL, method="inverted_cdf")
     return float(low), float(high)
 
 
@@ -191,7 +198,7 @@ def _predict(constants: Floats, place: Floats) -> tuple[Floats, Floats]:
     return log_loss, np.stack([share, -exponent * place * share * is_free, np.exp(constants[2] - log_loss)])
 
 
-def _minimise(place: Floats, log_losses: Floats, start: Floats) -> tuple[Floats, float]:
+def _minimise(place: Floats, log_losses: Floats, start: Floats, max_iterations: int) -> tuple[Floats, float]:
     """The constants at the end of a search, and the Huber loss there in units of delta squared."""
     from scipy.optimize import minimize
 
@@ -208,7 +215,11 @@ def _minimise(place: Floats, log_losses: Floats, start: Floats) -> tuple[Floats,
         return float(np.sum(clipped * (errors - clipped / 2))), turn.T @ (slopes @ clipped) / _HUBER_DELTA
 
     end = minimize(
-        objective, np.zeros(NUM_CONSTANTS), jac=True, method="L-BFGS-B", options={"maxiter": 200, "ftol": 1e-9, "gtol": 1e-8}
+        objective,
+        np.zeros(NUM_CONSTANTS),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": max_iterations, "ftol": 1e-9, "gtol": 1e-8},
     )
     return start + turn @ end.x, float(end.fun)
 
@@ -230,8 +241,8 @@ def _find_doubts(
         )
     if law.loss_floor < _FLOOR_BOUND_SHARE * last_loss:
         doubts.append("no floor is seen: L_inf came out at its bound, 0")
-    if law.exponent >= 0.99 * math.exp(_MAX_LOG_EXPONENT):
-        doubts.append(f"alpha_c came out at its bound, {math.exp(_MAX_LOG_EXPONENT):g}: the loss falls in one step")
+    if law.exponent > _MAX_EXPONENT:
+        doubts.append(f"alpha_c came out as {law.exponent:.3g}: the loss falls in one step, not by a power of the FLOPs")
     if len(samples) > 1:
         low, high = percentile_interval([sample.loss_floor for sample in samples])
         if high - low > _MAX_FLOOR_WIDTH_SHARE * last_loss:

@@ -2,52 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from miniplm import layout
 from miniplm.artifacts import CorpusManifest, Evaluation, SelectionManifest, TrainingManifest
 from miniplm.checkpoint_evaluation import evaluate_checkpoints, find_checkpoint_evaluations, find_evaluation, is_measured
 from miniplm.config import RunConfig, StudentConfig
-from miniplm.errors import ConfigError, TrainingError
+from miniplm.derived.sets import make_set
+from miniplm.errors import TrainingError
 from miniplm.evaluation import find_heldout
 from miniplm.models.devices import resolve_device, resolve_dtype
 from miniplm.models.loading import load_model
-from miniplm.progress import ProgressCallback, ignore_progress
+from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.run_record import StudentRecord
-from miniplm.scorers import identify_teacher
 from miniplm.scoring.engine import Scorer
 from miniplm.storage import Storage
+from miniplm.student_plans import find_student_config, plan_heldout_conversion, plan_student
 from miniplm.training.exports import export_model, find_export
+from miniplm.training.flops import count_unmatched_steps
 from miniplm.training.launch import launch_training
 from miniplm.training.loop import find_training
-from miniplm.training.methods import METHODS
 from miniplm.training.model_card import write_model_card
-from miniplm.training.recipe import TrainingPlan, plan_training
 from miniplm.training.tracking import publish_heldout_events
 from miniplm.zero_shot.results import find_task_results, measure_tasks
 from miniplm.zero_shot.tasks import resolve_tasks
 
 # Beside a student's transformers files in its folder.
 EVALUATION = "evaluation.json"
-
-
-def plan_student(config: RunConfig, corpus: CorpusManifest, selection: SelectionManifest, student_name: str) -> TrainingPlan:
-    """The training of one student. Raises `ConfigError` where the run has no such student."""
-    student = _find_config(config, student_name)
-    return plan_training(
-        corpus,
-        student.method,
-        student.architecture,
-        student.training,
-        vocab_size=student.vocab_size,
-        selection=selection,
-        selection_seed=config.selection.seed,
-        teacher=identify_teacher(config) if METHODS[student.method].needs_teacher else None,
-        distillation=student.distillation,
-        generation=student.generation,
-        device=config.planning_device,
-        trust_tokenizer_code=config.corpus.trust_remote_code,
-    )
 
 
 def train_student(
@@ -60,6 +42,7 @@ def train_student(
 ) -> StudentRecord:
     """Trains one student, from its last checkpoint where there is one, and publishes it at `runs/RUN/students/NAME`."""
     plan = plan_student(config, corpus, selection, student_name)
+    on_progress = _remark_matching(find_student_config(config, student_name), on_progress)
     training = launch_training(storage, plan, on_progress, config.execution.launcher)
     folder = layout.student_folder(config.name, student_name)
     evaluation = _find_evaluation(storage, config, corpus, training)
@@ -112,9 +95,11 @@ def evaluate_student(
             f"student {student_name}: its training {student.training_id} is not at {storage.root}; run `miniplm train CONFIG`"
         )
     folder = layout.student_folder(config.name, student_name)
+    job = plan_heldout_conversion(config, corpus, student_name)
+    converted = None if job is None else make_set(storage, job, config.scoring.device, on_progress)
     evaluation = evaluate_checkpoints(
         storage,
-        find_heldout(storage, corpus),
+        find_heldout(storage, corpus, converted),
         training,
         folder,
         _milestone_every_steps(config, student_name),
@@ -150,7 +135,7 @@ def is_evaluated(storage: Storage, config: RunConfig, corpus: CorpusManifest, st
 
 
 def _milestone_every_steps(config: RunConfig, student_name: str) -> int | None:
-    return _find_config(config, student_name).training.milestone_every_steps if config.evaluation.milestones else None
+    return find_student_config(config, student_name).training.milestone_every_steps if config.evaluation.milestones else None
 
 
 def _open_scorer(folder: Path, config: RunConfig) -> Scorer:
@@ -158,12 +143,17 @@ def _open_scorer(folder: Path, config: RunConfig) -> Scorer:
     return Scorer(load_model(folder, resolve_dtype("auto", device), device), config.scoring.tokens_per_batch, compile=False)
 
 
-def _find_config(config: RunConfig, student_name: str) -> StudentConfig:
-    for student in config.students:
-        if student.name == student_name:
-            return student
-    names = ", ".join(student.name for student in config.students) or "none"
-    raise ConfigError(f"run {config.name} has no student {student_name!r}; its students are {names}")
+def _remark_matching(student: StudentConfig, on_progress: ProgressCallback) -> ProgressCallback:
+    """Says with all progress of a FLOP-matched student of how many steps or epochs its own are what is left."""
+    if not student.flop_matched:
+        return on_progress
+    training = student.training
+    amount = f"{training.epochs:g} epochs" if training.steps is None else f"{training.steps:,} steps"
+
+    def remark(progress: Progress) -> None:
+        on_progress(replace(progress, detail=f"{progress.detail}, of {amount}: FLOP-matched".removeprefix(", ")))
+
+    return remark
 
 
 def _find_evaluation(storage: Storage, config: RunConfig, corpus: CorpusManifest, training: TrainingManifest) -> Evaluation | None:
@@ -175,13 +165,20 @@ def _find_evaluation(storage: Storage, config: RunConfig, corpus: CorpusManifest
 
 
 def _make_record(config: RunConfig, student_name: str, training: TrainingManifest, evaluation: Evaluation | None) -> StudentRecord:
-    student = _find_config(config, student_name)
+    student = find_student_config(config, student_name)
+    num_unmatched_steps = None
+    if student.flop_matched:
+        teacher = training.recipe["data"]["teacher"]
+        num_unmatched_steps = count_unmatched_steps(
+            student.training, training.num_steps, training.num_parameters, teacher["num_parameters"]
+        )
     return StudentRecord(
         training_id=training.training_id,
         method=student.method,
         architecture=student.architecture,
         num_parameters=training.num_parameters,
         num_steps=training.num_steps,
+        num_unmatched_steps=num_unmatched_steps,
         num_tokens=training.num_tokens,
         final_loss=training.final_loss,
         folder=layout.student_folder(config.name, student_name),

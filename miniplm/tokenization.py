@@ -92,8 +92,12 @@ class CorpusTokenizer:
         return [np.asarray(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
 
-def load_tokenizer(name: str, eos_token: str | None = None, trust_remote_code: bool = False) -> CorpusTokenizer:
+def load_tokenizer(
+    name: str, eos_token: str | None = None, trust_remote_code: bool = False, field: str = "corpus.eos_token"
+) -> CorpusTokenizer:
     """The tokenizer of a folder or hub id, with `eos_token` as the document separator, or its own EOS token for None.
+
+    `field` is where a configuration names the separator.
 
     Raises `TokenizerError` where there is no such folder, the hub does not give it, its files are damaged, or the
     separator is missing.
@@ -116,13 +120,13 @@ def load_tokenizer(name: str, eos_token: str | None = None, trust_remote_code: b
         if eos_token is None:
             raise TokenizerError(
                 f"tokenizer {name!r} has no EOS token, and documents must be separated by one; "
-                f"name it as `corpus.eos_token`, one of its vocabulary{_suggest_separators(tokenizer)}"
+                f"name it as `{field}`, one of its vocabulary{_suggest_separators(tokenizer)}"
             )
     eos_token = str(eos_token)
     if eos_token not in vocabulary:
         raise TokenizerError(
             f"eos_token {eos_token!r} is not in the vocabulary of tokenizer {name!r} ({len(vocabulary):,} tokens); "
-            f"give `corpus.eos_token` a token that it has{_suggest_separators(tokenizer)}"
+            f"give `{field}` a token that it has{_suggest_separators(tokenizer)}"
         )
     _mark_special(tokenizer, eos_token)
     entry = TokenizerEntry(

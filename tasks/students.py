@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect import task
 
-from miniplm import students
+from miniplm import student_plans, students
 from miniplm.config import RunConfig
 from miniplm.corpus.reader import load_corpus
 from miniplm.run_record import StageRecord, StudentRecord
@@ -20,7 +20,7 @@ def train_student(config: RunConfig, corpus_id: str, selection_id: str, student_
     """Trains one student from scratch, from its last checkpoint where there is one."""
     storage = Storage(config.storage)
     corpus, selection = load_corpus(storage, corpus_id), load_selection(storage, selection_id)
-    training_id = students.plan_student(config, corpus, selection, student_name).training_id
+    training_id = student_plans.plan_student(config, corpus, selection, student_name).training_id
     earlier = find_training(storage, training_id)
     with training_progress(f"train {student_name}", f"train {student_name} {training_id}") as on_progress:
         record = students.train_student(storage, config, corpus, selection, student_name, on_progress)

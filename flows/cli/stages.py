@@ -202,7 +202,7 @@ def train(
         corpus_id, selection_id = _find_selection_id(config)
         records = {name: train_student(config, corpus_id, selection_id, name)[0] for name in names}
     lines = [
-        f"{name}: {record.num_steps:,} steps, {record.num_tokens:,} tokens, final loss {record.final_loss:.3f} nats a token: {record.folder}"
+        f"{name}: {record.describe_steps()}, {record.num_tokens:,} tokens, final loss {record.final_loss:.3f} nats a token: {record.folder}"
         for name, record in records.items()
     ]
     _say(console, as_json, {name: record.as_json() for name, record in records.items()}, "\n".join(lines))

@@ -44,8 +44,35 @@ def load_model(
 ) -> LoadedModel:
     """The model of a folder, in evaluation mode on `device`; on a CPU with its linear layers packed, unless torch.compile is to see them.
 
-    Raises `ModelError` where a file is missing, damaged or unsafe, weights are missing or not finite, the
-    family is not known, or body and head together do not give the model's own logits.
+    Raises what `load_causal_model` raises, and `ModelError` where body and head together do not give the model's own logits.
+    """
+    model, device, is_spread = load_causal_model(folder, dtype, device, trust_remote_code)
+    body, head = split_head(model)
+    _check_head(folder, model, body, head)
+    if dtype == "fp8":
+        _convert_to_fp8(folder, body)
+    elif not will_compile and can_pack(device, torch_dtype(dtype)):
+        pack_linears(body)
+    return LoadedModel(
+        body=body,
+        head=head,
+        device=device,
+        own_attention=model.config._attn_implementation,
+        is_spread=is_spread,
+        vocab_size=head.weight_VH.shape[0],
+        max_positions=_max_positions(model.config),
+        name=folder.name,
+        needs_equal_lengths=_depends_on_length(model.config),
+    )
+
+
+def load_causal_model(
+    folder: Path, dtype: str, device: torch.device, trust_remote_code: bool = False
+) -> tuple[Any, torch.device, bool]:
+    """The whole transformers model of a folder, in evaluation mode; the device that takes its inputs; whether it is spread over several.
+
+    Raises `ModelError` where a file is missing, damaged or unsafe, weights are missing or not finite, or the
+    family is not known.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -73,23 +100,7 @@ def load_model(
     else:
         # Inputs go where the first layer is; accelerate's hooks carry what it gives to the next.
         device = model.get_input_embeddings().weight.device
-    body, head = split_head(model)
-    _check_head(folder, model, body, head)
-    if dtype == "fp8":
-        _convert_to_fp8(folder, body)
-    elif not will_compile and can_pack(device, torch_dtype(dtype)):
-        pack_linears(body)
-    return LoadedModel(
-        body=body,
-        head=head,
-        device=device,
-        own_attention=model.config._attn_implementation,
-        is_spread=devices is not None,
-        vocab_size=head.weight_VH.shape[0],
-        max_positions=_max_positions(model.config),
-        name=folder.name,
-        needs_equal_lengths=_depends_on_length(model.config),
-    )
+    return model, device, devices is not None
 
 
 def split_head(model: Any) -> tuple[nn.Module, Head]:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ from miniplm import layout
 from miniplm.artifacts import ModelEntry
 from miniplm.errors import ModelError
 from miniplm.models.files import locate_model
-from miniplm.models.loading import LoadedModel, load_model
+from miniplm.models.loading import LoadedModel, load_causal_model, load_model
 from miniplm.storage import Storage
 
 
@@ -21,6 +22,13 @@ def open_model(storage: Storage, entry: ModelEntry, device: torch.device, will_c
     """The model of an entry on `device`. Raises `ModelError` as `locate_model` and `load_model`."""
     with model_files(storage, entry) as folder:
         return load_model(folder, entry.dtype, device, entry.trust_remote_code, will_compile)
+
+
+def open_causal_model(storage: Storage, entry: ModelEntry, device: torch.device) -> tuple[Any, torch.device]:
+    """The whole transformers model of an entry, to generate with, and the device that takes its inputs. Raises `ModelError`."""
+    with model_files(storage, entry) as folder:
+        model, device, _ = load_causal_model(folder, entry.dtype, device, entry.trust_remote_code)
+        return model, device
 
 
 @contextmanager

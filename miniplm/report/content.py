@@ -5,9 +5,8 @@ Memory is bounded by bins, domains and the 40 sequences shown, never by the numb
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +22,11 @@ from miniplm.inspection import (
     open_scores,
     rank_sequences,
 )
-from miniplm.layout import student_folder
 from miniplm.run_record import RunRecord
+from miniplm.scaling_curves import StudentCurve, gather_curves
 from miniplm.selection.ranking import load_selection
 from miniplm.storage import Storage
+from miniplm.student_metrics import read_student_metrics
 
 NUM_SHOWN = 20
 _MAX_CURVE_POINTS = 800
@@ -67,6 +67,7 @@ class ReportContent:
     most_wanted: list[InspectedSequence]
     least_wanted: list[InspectedSequence]
     curves: dict[str, LossCurve]
+    scaling: dict[str, StudentCurve]
 
 
 def gather_content(storage: Storage, record: RunRecord) -> ReportContent:
@@ -83,6 +84,7 @@ def gather_content(storage: Storage, record: RunRecord) -> ReportContent:
             bottom = rank_sequences(connection, "bottom", limit=NUM_SHOWN)
         most_wanted = describe_sequences(storage, record, corpus, top)
         least_wanted = describe_sequences(storage, record, corpus, bottom)
+    metrics = read_student_metrics(storage, record)
     return ReportContent(
         record=record,
         corpus=corpus,
@@ -91,7 +93,8 @@ def gather_content(storage: Storage, record: RunRecord) -> ReportContent:
         histogram=histogram,
         most_wanted=most_wanted,
         least_wanted=least_wanted,
-        curves=dict(_read_curves(storage, record)),
+        curves={name: _make_curve(rows) for name, rows in metrics.items()},
+        scaling=gather_curves(storage, record, metrics),
     )
 
 
@@ -145,21 +148,8 @@ def _find_bulk(rows: list[tuple[str, int, int]], low: float, width: float) -> tu
     return low + left * width, low + (right + 1) * width
 
 
-def _read_curves(storage: Storage, record: RunRecord) -> Iterator[tuple[str, LossCurve]]:
-    for name in record.students:
-        path = f"{student_folder(record.run_name, name)}/metrics.jsonl"
-        if not storage.exists(path):
-            continue
-        # A resumed training may have written a step twice; the later row is the one that counts.
-        losses: dict[int, float] = {}
-        with storage.open(path) as file:
-            for line in file:
-                if line.strip():
-                    metrics = CheckpointMetrics.model_validate(json.loads(line))
-                    losses[metrics.step] = metrics.loss
-        if losses:
-            steps = sorted(losses)
-            yield name, make_loss_curve(np.array(steps), np.array([losses[step] for step in steps]))
+def _make_curve(metrics: Mapping[int, CheckpointMetrics]) -> LossCurve:
+    return make_loss_curve(np.array(list(metrics)), np.array([row.loss for row in metrics.values()]))
 
 
 def make_loss_curve(step: np.ndarray[Any, Any], loss: np.ndarray[Any, Any]) -> LossCurve:

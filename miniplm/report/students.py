@@ -68,13 +68,20 @@ def render_students(content: ReportContent) -> str:
             escape(student.method),
             format_code(student.architecture),
             format_size(student.num_parameters),
-            format_count(student.num_steps),
+            _format_steps(student),
             format_count(student.num_tokens),
             format_nats(student.final_loss),
         ]
         for name, student in record.students.items()
     ]
     return make_table(head, rows, num_text_columns=3) + _render_curves(content.curves) + _render_evaluation(record)
+
+
+def _format_steps(student: StudentRecord) -> str:
+    steps = format_count(student.num_steps)
+    if student.num_unmatched_steps is None:
+        return steps
+    return f"{steps}<br><small>of {format_count(student.num_unmatched_steps)}: FLOP-matched</small>"
 
 
 def _render_curves(curves: dict[str, LossCurve]) -> str:

@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from miniplm.artifacts import ShardEntry
 from miniplm.config import TrainingConfig
 from miniplm.corpus.reader import read_shard
+from miniplm.derived.reader import read_derived_shard
+from miniplm.derived.records import DerivedShard
 from miniplm.errors import TrainingError
 from miniplm.nll import mask_scored_targets
 from miniplm.storage import Storage
@@ -32,9 +34,12 @@ WINDOW_TOKENS = 128 << 20
 
 @dataclass(frozen=True)
 class TrainingShard:
-    """The sequences of one corpus shard that are trained on: all, or the rows that `load_rows` gives, ascending."""
+    """The sequences of one shard that are trained on: all, or the rows that `load_rows` gives, ascending.
 
-    entry: ShardEntry
+    The shard is of a corpus, or of a set that was derived from one.
+    """
+
+    entry: ShardEntry | DerivedShard
     num_sequences: int
     num_tokens: int
     load_rows: Callable[[], NDArray[np.int64]] | None = None
@@ -51,10 +56,10 @@ class MicroBatch:
     token_ids_BT: torch.Tensor
     mask_BS: torch.Tensor
     num_tokens: int
-    scored_N: torch.Tensor = field(default=None)  # type: ignore[assignment] - made of the mask where it is not given
+    scored_N: torch.Tensor = field(default=None)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        if self.scored_N is None:
+        if self.scored_N is None:  # made of the mask where it is not given
             object.__setattr__(self, "scored_N", self.mask_BS.flatten().nonzero()[:, 0])
 
     @property
@@ -233,17 +238,24 @@ class SequenceOrder:
         return _WindowTokens(epoch, window.index, token_ids, lengths, np.cumsum(lengths), order)
 
 
+def read_sequences(storage: Storage, entry: ShardEntry | DerivedShard, columns: Sequence[str]) -> pa.Table:
+    """Columns of all sequences of a corpus' or derived shard. Raises `CorpusError` or `DerivedError` where it is damaged."""
+    if isinstance(entry, DerivedShard):
+        return read_derived_shard(storage, entry, columns)
+    return read_shard(storage, entry, columns=columns)
+
+
 def read_training_shard(storage: Storage, shard: TrainingShard) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
     """Token ids of a shard's training sequences one after another, and the sequences' lengths, in row order.
 
     Raises `TrainingError` where the rows are not those of this shard, and what `read_shard` raises.
     """
-    column = read_shard(storage, shard.entry, columns=["token_ids"])["token_ids"].combine_chunks()
+    column = read_sequences(storage, shard.entry, ["token_ids"])["token_ids"].combine_chunks()
     if shard.load_rows is not None:
         rows = shard.load_rows()
         if len(rows) != shard.num_sequences or not 0 <= rows.min() <= rows.max() < len(column):
             raise TrainingError(
-                f"{shard.entry.split} shard {shard.entry.shard_index} of corpus {shard.entry.corpus_id}: {len(rows)} rows chosen "
+                f"{shard.entry.title}: {len(rows)} rows chosen "
                 f"where {shard.num_sequences} are expected, of {len(column)}; the selection was made of another corpus, select again"
             )
         column = column.take(pa.array(rows))

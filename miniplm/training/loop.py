@@ -10,7 +10,6 @@ from pydantic import ValidationError
 from miniplm import layout
 from miniplm.architectures import build_model, count_parameters
 from miniplm.artifacts import CheckpointMetrics, TrainingManifest
-from miniplm.corpus.reader import load_corpus_tokenizer
 from miniplm.errors import DamagedFileError, TrainingError
 from miniplm.locks import exclusive
 from miniplm.models.devices import describe_memory, is_out_of_memory
@@ -66,8 +65,10 @@ def train_model(
                 storage.delete_temporary_files(layout.training_folder(plan.training_id))
             group.share(manifest)
             if manifest is None:
-                tracking = Tracker(storage, plan.training_id, plan.config, plan.recipe.as_json())
-                with training_numerics(device, plan.recipe.training["dtype"]), tracking as tracker:
+                with (
+                    training_numerics(device, plan.recipe.training["dtype"]),
+                    Tracker(storage, plan.training_id, plan.config, plan.recipe.as_json()) as tracker,
+                ):
                     manifest = _Training(storage, plan, on_progress, group, device, tracker).run()
             return manifest
 
@@ -99,7 +100,7 @@ def find_training(storage: Storage, training_id: str) -> TrainingManifest | None
 class _Training:
     """A training under way: `step` optimizer steps are done, `metrics` has a row for each but the skipped ones.
 
-    All processes of its group do the same but for storage and progress, which are the first one's.
+    All processes of its group do the same but for storage, progress and curves, which are the first one's.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class _Training:
         self.device = device
         self.tracker = tracker
         recipe, config = plan.recipe, plan.config
-        self.order = SequenceOrder(storage, plan.method.list_shards(storage, plan.inputs), config.seed)
+        self.order = SequenceOrder(storage, plan.list_shards(storage), config.seed)
         self.num_sequences = count_training_sequences(config, self.order.num_sequences)
         self.num_steps = count_steps(config, self.order.num_sequences)
         check_batch_size(config, self.order.num_sequences)
@@ -126,8 +127,7 @@ class _Training:
         model.config.eos_token_id = model.generation_config.eos_token_id = recipe.eos_token_id
         # Not in the model's own configuration: there it would keep the embedding of EOS from learning.
         model.generation_config.pad_token_id = recipe.eos_token_id
-        tokenizer = load_corpus_tokenizer(storage, plan.inputs.corpus.corpus_id, plan.trust_tokenizer_code)
-        self.tokenizer_files = make_tokenizer_files(tokenizer, model.config)
+        self.tokenizer_files = make_tokenizer_files(plan.load_tokenizer(storage), model.config)
         self.meter = TrainingMeter(model, device, recipe.training["dtype"], self.order.num_tokens / self.order.num_sequences, group)
         self.optimization = Optimization(
             model if group.is_sharded else model.to(device),
@@ -154,6 +154,7 @@ class _Training:
 
     def run(self) -> TrainingManifest:
         self._report("")
+        config = self.plan.config
         self.order.read_ahead_to(self.num_sequences)
         try:
             with ReadAhead(self._read_batch, range(self.step + 1, self.num_steps + 1)) as batches:
@@ -161,9 +162,10 @@ class _Training:
                 while self.step < self.num_steps:
                     result = self._take_step(batches)
                     self.meter.add(result.num_tokens, batches.wait_seconds)
-                    if self._is_checkpoint_due():
+                    is_due = self.step % config.checkpoint_every_steps == 0 or is_milestone(self.step, config.milestone_every_steps)
+                    if is_due or self.step == self.num_steps:
                         self.checkpoint = self._publish_checkpoint()
-                    rate = learning_rate(self.plan.config, self.step, self.num_steps)
+                    rate = learning_rate(config, self.step, self.num_steps)
                     self._report(
                         f"loss {result.loss:.3f}, gradient norm {result.gradient_norm:.3g}, learning rate {rate:.3g}, "
                         + self.meter.describe()
@@ -220,11 +222,6 @@ class _Training:
                 f"{self.step}, the {self.num_skipped_in_row}. in a row; {kept}. "
                 "Use a smaller training.learning_rate or a longer warm-up"
             )
-
-    def _is_checkpoint_due(self) -> bool:
-        config = self.plan.config
-        is_due = self.step % config.checkpoint_every_steps == 0 or is_milestone(self.step, config.milestone_every_steps)
-        return is_due or self.step == self.num_steps
 
     def _publish_checkpoint(self) -> CheckpointManifest:
         model, optimizer = self.optimization.gather()

@@ -10,10 +10,17 @@ import torch
 from miniplm.architectures import PRESETS, describe_architecture, resolve_vocab_size
 from miniplm.artifacts import CorpusManifest, ModelEntry, Record, SelectionManifest
 from miniplm.config import DistillationConfig, GenerationConfig, TrainingConfig, config_as_dict
+from miniplm.corpus.reader import load_corpus_tokenizer
+from miniplm.derived.conversion import describe_conversion
+from miniplm.derived.reader import load_derived, load_derived_tokenizer
+from miniplm.derived.records import ConversionRecipe
+from miniplm.derived.sets import list_derived_shards
 from miniplm.errors import ConfigError
 from miniplm.models.devices import resolve_device, resolve_dtype
 from miniplm.models.identity import slug
-from miniplm.storage import digest_content
+from miniplm.storage import Storage, digest_content
+from miniplm.tokenization import CorpusTokenizer
+from miniplm.training.data import TrainingShard
 from miniplm.training.methods import METHODS, MethodInputs, TrainingMethod
 
 # Raised when a change of the code changes the result of an unchanged recipe.
@@ -51,7 +58,11 @@ class TrainingRecipe(Record):
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """A training that can be started: the recipe, and where its parts are found. Made by `plan_training`."""
+    """A training that can be started: the recipe, and where its parts are found. Made by `plan_training`.
+
+    With a tokenizer of its own the model is trained on the method's sequences as `conversion` makes them; `own_tokenizer` is
+    needed to make them, not to train.
+    """
 
     recipe: TrainingRecipe
     architecture: str
@@ -60,6 +71,7 @@ class TrainingPlan:
     device: torch.device
     trust_remote_code: bool = False
     trust_tokenizer_code: bool = False
+    own_tokenizer: CorpusTokenizer | None = None
     training_id: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -73,6 +85,26 @@ class TrainingPlan:
     @property
     def method(self) -> TrainingMethod:
         return METHODS[self.recipe.method]
+
+    @property
+    def conversion(self) -> ConversionRecipe | None:
+        """How the method's sequences are encoded anew; None where the model has the corpus's tokenizer."""
+        data = self.recipe.data.get("conversion")
+        return None if data is None else ConversionRecipe.model_validate(data)
+
+    def list_shards(self, storage: Storage) -> list[TrainingShard]:
+        """The training sequences; `DerivedError` where they are to be derived first (`miniplm.derived.needs`)."""
+        conversion = self.conversion
+        if conversion is None:
+            return self.method.list_shards(storage, self.inputs)
+        return list_derived_shards(load_derived(storage, conversion.derived_id))
+
+    def load_tokenizer(self, storage: Storage) -> CorpusTokenizer:
+        """The tokenizer that the training sequences are encoded with, from the copy beside them."""
+        conversion = self.conversion
+        if conversion is None:
+            return load_corpus_tokenizer(storage, self.inputs.corpus.corpus_id, self.trust_tokenizer_code)
+        return load_derived_tokenizer(storage, conversion.derived_id, self.trust_tokenizer_code)
 
 
 def plan_training(
@@ -90,9 +122,11 @@ def plan_training(
     device: str = "auto",
     trust_remote_code: bool = False,
     trust_tokenizer_code: bool = False,
+    own_tokenizer: CorpusTokenizer | None = None,
 ) -> TrainingPlan:
     """The training of a fresh model of an architecture on what a method chooses; reads and writes nothing at the storage root.
 
+    With `own_tokenizer`, unless it is the corpus's, what the method chooses is encoded anew before the training.
     Raises `ConfigError` for a method, architecture, vocabulary size, dtype or device that cannot be, and
     `TrainingError` where the method needs a selection of this corpus or a teacher and there is none.
     """
@@ -101,18 +135,39 @@ def plan_training(
     inputs = MethodInputs(
         corpus, selection, selection_seed, teacher, distillation or DistillationConfig(), generation or GenerationConfig()
     )
+    data = METHODS[method].describe_data(inputs)
+    tokenizer = corpus.tokenizer
+    if own_tokenizer is not None and is_tokenizer_of(corpus, own_tokenizer):
+        own_tokenizer = None
+    if own_tokenizer is not None:
+        conversion = describe_conversion(corpus, data, own_tokenizer, corpus.sequence_length)
+        tokenizer, data = own_tokenizer.entry, {"conversion": conversion.as_json()}
     recipe = TrainingRecipe(
         version=TRAINING_VERSION,
         method=method,
         architecture=describe_architecture(architecture),
-        vocab_size=resolve_vocab_size(vocab_size, corpus.tokenizer.vocab_size),
+        vocab_size=resolve_vocab_size(vocab_size, tokenizer.vocab_size),
         max_positions=corpus.sequence_length + 1,
-        tokenizer_digest=corpus.tokenizer.digest,
-        eos_token_id=corpus.tokenizer.eos_token_id,
-        data=METHODS[method].describe_data(inputs),
+        tokenizer_digest=tokenizer.digest,
+        eos_token_id=tokenizer.eos_token_id,
+        data=data,
         training=resolve_training(training, device),
     )
-    return TrainingPlan(recipe, architecture, inputs, training, resolve_device(device), trust_remote_code, trust_tokenizer_code)
+    return TrainingPlan(
+        recipe,
+        architecture,
+        inputs,
+        training,
+        resolve_device(device),
+        trust_remote_code,
+        trust_tokenizer_code,
+        own_tokenizer,
+    )
+
+
+def is_tokenizer_of(corpus: CorpusManifest, tokenizer: CorpusTokenizer) -> bool:
+    """Whether a tokenizer has the vocabulary and separator of a corpus, so that nothing is to be encoded anew for it."""
+    return (tokenizer.entry.digest, tokenizer.eos_token_id) == (corpus.tokenizer.digest, corpus.tokenizer.eos_token_id)
 
 
 def resolve_training(training: TrainingConfig, device: str) -> dict[str, Any]:

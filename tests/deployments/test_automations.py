@@ -22,7 +22,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun
 from prefect.events.schemas.automations import AutomationCore, Posture
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Completed, Crashed, Failed, Running
+from prefect.states import Completed, Crashed, Failed, Pending, Running, Scheduled
 
 from tests.command_line import environment
 from tests.conftest import ROOT
@@ -89,7 +89,7 @@ def notifications(client) -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def applied(client, script, notifications):
-    """The shipped automations, with the two that wait five minutes waiting ten seconds."""
+    """The shipped automations, with those that wait one minute or five waiting ten seconds, the least that Prefect allows."""
     outcomes = script.apply_folder(client, script.FOLDER, BLOCK)
     for automation in client.read_automations():
         if automation.trigger.posture == Posture.Proactive:
@@ -220,23 +220,37 @@ def world(client, applied, notifications):
 
 
 def test_a_crashed_parent_is_scheduled_again_twice_and_then_left(client, world):
-    run = client.create_flow_run_from_deployment(world.deployment_id)
-    for start in (1, 2):
-        client.set_flow_run_state(run.id, Running(), force=True)
-        client.set_flow_run_state(run.id, Crashed(message=f"crash {start}"), force=True)
-        wait_for(lambda: state_of(client, run.id) == "SCHEDULED", 10)
-        assert client.read_flow_run(run.id).run_count == start
-    client.set_flow_run_state(run.id, Running(), force=True)
-    client.set_flow_run_state(run.id, Crashed(message="crash 3"), force=True)
-    never_started = client.create_flow_run_from_deployment(world.deployment_id)
+    def crash(run: FlowRun) -> None:
+        for state in (Pending(), Running(), Crashed(message="killed")):
+            client.set_flow_run_state(run.id, state, force=True)
+
+    once, twice, thrice, repaired, never_started = (client.create_flow_run_from_deployment(world.deployment_id) for _ in range(5))
+    crash(repaired)
+    client.set_flow_run_state(repaired.id, Scheduled())
+    client.set_flow_run_state(repaired.id, Running(), force=True)
+    for _ in range(3):
+        crash(thrice)
+    crash(twice)
+    crash(twice)
+    crash(once)
     client.set_flow_run_state(never_started.id, Crashed(message="no such image"), force=True)
     without_deployment = client.create_flow_run(parent, tags=["miniplm"])
     child_run = client.create_flow_run(child, tags=["miniplm"])
-    for left in (without_deployment, child_run):
-        client.set_flow_run_state(left.id, Running())
-        client.set_flow_run_state(left.id, Crashed())
-    time.sleep(3)
-    assert {state_of(client, left.id) for left in (run, never_started, without_deployment, child_run)} == {"CRASHED"}
+    crash(without_deployment)
+    crash(child_run)
+    for run, count in ((once, 1), (twice, 2)):
+        wait_for(lambda run=run: state_of(client, run.id) == "SCHEDULED", 40)
+        assert client.read_flow_run(run.id).run_count == count
+        states = sorted(client.read_flow_run_states(run.id), key=lambda state: state.timestamp)
+        crashed, scheduled = states[-2:]
+        assert (crashed.name, scheduled.name) == ("Crashed", "Scheduled")
+        # Not at once: a worker's second report of the same death must find the run Crashed.
+        assert scheduled.timestamp - crashed.timestamp > timedelta(seconds=9)
+    time.sleep(3)  # the others have waited as long
+    left = (thrice, never_started, without_deployment, child_run)
+    assert {state_of(client, run.id) for run in left} == {"CRASHED"}
+    assert client.read_flow_run(thrice.id).run_count == 3
+    assert state_of(client, repaired.id) == "RUNNING"
 
 
 def test_a_failed_parent_is_told_and_another_flow_is_not(client, world, notifications):

@@ -101,6 +101,11 @@ class LocalFleet:
         found: dict[str, Any] = self.call("GET", f"/flow_runs/{run_id}")
         return found
 
+    def read_logs(self, run_id: str) -> list[str]:
+        """The last messages in a flow run's log, the newest first."""
+        content = {"logs": {"flow_run_id": {"any_": [run_id]}}, "sort": "TIMESTAMP_DESC", "limit": 200}
+        return [entry["message"] for entry in self.call("POST", "/logs/filter", json=content)]
+
     def list_runs(self, deployment: str, *tags: str) -> list[dict[str, Any]]:
         """All flow runs of a deployment with these tags, the oldest first."""
         content = {

@@ -17,6 +17,9 @@ import psutil
 import pytest
 import yaml
 
+from miniplm.layout import run_folder
+from miniplm.locks import exclusive
+from miniplm.storage import Storage
 from tests.command_line import environment
 from tests.fleet.local_fleet import ROOT, LocalFleet
 from tests.tiny_runs import make_tiny_run
@@ -74,7 +77,7 @@ def test_a_machine_that_dies_costs_nothing_but_time(fleet: LocalFleet, tmp_path:
     # In the middle of a batch: more shards than its first one, which only measures.
     fleet.wait_until(lambda: sum(manifest["worker"] == doomed for manifest in list_manifests(data)) >= 3, 120, 0.02)
     fleet.kill_machine(doomed)
-    # And what waits for it, of which its own worker tells the server; an automation starts it again.
+    # And what waits for it, of which its own worker tells the server, twice; an automation starts it again.
     parent = next(process for process in fleet.list_engines() if process.environ()["PREFECT__FLOW_RUN_ID"] == run)
     parent.kill()
     before = read_scores(data)
@@ -121,7 +124,11 @@ def test_a_shard_that_fails_is_named_and_repairs_touch_it_alone(fleet: LocalFlee
     assert len(tried) == 1
     num_children = len(fleet.list_runs("score-shards", "run:bad-shard"))
     bad.write_bytes(content)
-    fleet.retry(run)
+    # As if the first attempt's process lived, cut off from the server: the second waits until it ends, as both are the same flow run.
+    with exclusive(Storage(str(data)), run_folder("bad-shard"), "run bad-shard", attempt_of=run):
+        fleet.retry(run)
+        fleet.wait_until(lambda: any("an earlier attempt" in message for message in fleet.read_logs(run)), 120)
+        assert fleet.read(run)["state"]["type"] == "RUNNING"
     ended = fleet.wait(run)
     assert ended["state"]["type"] == "COMPLETED", ended["state"]["message"]
     after = read_scores(data)

@@ -26,7 +26,7 @@ from miniplm.pinning import (
 )
 from miniplm.scorers import identify_teacher, plan_reference
 from miniplm.storage import Storage
-from miniplm.students import plan_student
+from miniplm.student_plans import plan_student
 from miniplm.training import recipe
 from tests.miniplm.made_models import make_llama, save_model
 from tests.miniplm.made_trainings import make_selection, make_training_corpus

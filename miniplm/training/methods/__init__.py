@@ -6,6 +6,7 @@ from miniplm.training.methods.method import MethodInputs, TrainingMethod
 from miniplm.training.methods.miniplm import MiniplmMethod
 from miniplm.training.methods.pretrain import PretrainMethod
 from miniplm.training.methods.reference import ReferenceMethod
+from miniplm.training.methods.seqkd import SeqkdMethod
 from miniplm.training.methods.vanilla_kd import VanillaKdMethod
 
 METHODS: dict[str, TrainingMethod] = {
@@ -13,6 +14,7 @@ METHODS: dict[str, TrainingMethod] = {
     "miniplm+vanilla-kd": VanillaKdMethod("miniplm+vanilla-kd", MiniplmMethod()),
     "pretrain": PretrainMethod(),
     "reference": ReferenceMethod(),
+    "seqkd": SeqkdMethod(),
     "vanilla-kd": VanillaKdMethod("vanilla-kd", PretrainMethod()),
 }
 

@@ -11,6 +11,7 @@ import torch
 
 from miniplm.artifacts import CorpusManifest, ModelEntry, SelectionManifest, ShardEntry, Split
 from miniplm.config import DistillationConfig, GenerationConfig
+from miniplm.derived.sets import DerivedJob
 from miniplm.errors import TrainingError
 from miniplm.storage import Storage, digest_content
 from miniplm.training.data import TrainingShard
@@ -80,6 +81,10 @@ class TrainingMethod(ABC):
     @abstractmethod
     def list_shards(self, storage: Storage, inputs: MethodInputs) -> list[TrainingShard]:
         """The training sequences, shard by shard in the order of their index."""
+
+    def list_derived_jobs(self, inputs: MethodInputs) -> Sequence[DerivedJob]:
+        """The sets that are to be made, once for all trainings, before `list_shards` can be asked; none for most methods."""
+        return ()
 
     def make_loss(self, storage: Storage, inputs: MethodInputs, device: torch.device) -> LossFunction:
         """What is minimised; a method with a teacher loads it here."""

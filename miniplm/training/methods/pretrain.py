@@ -18,30 +18,38 @@ from miniplm.training.methods.method import MethodInputs, TrainingMethod
 
 class PretrainMethod(TrainingMethod):
     def describe_data(self, inputs: MethodInputs) -> dict[str, Any]:
-        selection = inputs.require_selection("pretrain")
-        return {
-            "candidate": inputs.digest_split("candidate"),
-            "num_tokens": selection.num_selected_tokens,
-            "seed": inputs.seed,
-        }
+        return describe_draw(inputs, "pretrain")
 
     def list_shards(self, storage: Storage, inputs: MethodInputs) -> list[TrainingShard]:
-        """Sequences drawn without replacement until their tokens reach those of the selection.
+        return list_drawn_shards(storage, inputs, "pretrain")
 
-        Reads one number a candidate sequence, and holds two in memory.
-        """
-        wanted_tokens = inputs.require_selection("pretrain").num_selected_tokens
-        entries = inputs.corpus.split_shards("candidate")
-        num_tokens = np.concatenate([np.zeros(0, np.int32), *(_read_num_tokens(storage, entry) for entry in entries)])
-        drawn = np.sort(draw_sequences(num_tokens, wanted_tokens, inputs.seed))
-        shards = []
-        first = 0
-        for entry in entries:
-            rows = drawn[np.searchsorted(drawn, first) : np.searchsorted(drawn, first + entry.num_sequences)] - first
-            shard_tokens = int(num_tokens[first : first + entry.num_sequences][rows].sum(dtype=np.int64))
-            shards.append(TrainingShard(entry, len(rows), shard_tokens, partial(_give, rows)))
-            first += entry.num_sequences
-        return shards
+
+def describe_draw(inputs: MethodInputs, method: str) -> dict[str, Any]:
+    """What decides the draw, by content: of the selection only how many tokens it has."""
+    return {
+        "candidate": inputs.digest_split("candidate"),
+        "num_tokens": inputs.require_selection(method).num_selected_tokens,
+        "seed": inputs.seed,
+    }
+
+
+def list_drawn_shards(storage: Storage, inputs: MethodInputs, method: str) -> list[TrainingShard]:
+    """Sequences drawn without replacement until their tokens reach those of the selection.
+
+    Reads one number a candidate sequence, and holds two in memory.
+    """
+    wanted_tokens = inputs.require_selection(method).num_selected_tokens
+    entries = inputs.corpus.split_shards("candidate")
+    num_tokens = np.concatenate([np.zeros(0, np.int32), *(_read_num_tokens(storage, entry) for entry in entries)])
+    drawn = np.sort(draw_sequences(num_tokens, wanted_tokens, inputs.seed))
+    shards = []
+    first = 0
+    for entry in entries:
+        rows = drawn[np.searchsorted(drawn, first) : np.searchsorted(drawn, first + entry.num_sequences)] - first
+        shard_tokens = int(num_tokens[first : first + entry.num_sequences][rows].sum(dtype=np.int64))
+        shards.append(TrainingShard(entry, len(rows), shard_tokens, partial(_give, rows)))
+        first += entry.num_sequences
+    return shards
 
 
 def draw_sequences(num_tokens: NDArray[np.int32], wanted_tokens: int, seed: int) -> NDArray[np.int64]:

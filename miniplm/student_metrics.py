@@ -1,0 +1,28 @@
+"""What a finished student's training wrote down step by step."""
+
+from __future__ import annotations
+
+import json
+
+from miniplm.artifacts import CheckpointMetrics
+from miniplm.layout import student_folder
+from miniplm.run_record import RunRecord
+from miniplm.storage import Storage
+
+
+def read_student_metrics(storage: Storage, record: RunRecord) -> dict[str, dict[int, CheckpointMetrics]]:
+    """The metrics of each student of a run by step, ascending; students without any are left out.
+
+    A resumed training may have written a step twice; the later row is the one that counts.
+    """
+    found = {}
+    for name in record.students:
+        path = f"{student_folder(record.run_name, name)}/metrics.jsonl"
+        if not storage.exists(path):
+            continue
+        with storage.open(path) as file:
+            rows = [CheckpointMetrics.model_validate(json.loads(line)) for line in file if line.strip()]
+        metrics = {row.step: row for row in rows}
+        if metrics:
+            found[name] = dict(sorted(metrics.items()))
+    return found

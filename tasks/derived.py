@@ -1,0 +1,78 @@
+"""Makes the shards of derived sets: one load of models and tokenizers serves all shards of a set."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from prefect import task
+
+from miniplm import layout
+from miniplm.derived.records import DerivedShard
+from miniplm.derived.sets import DerivedJob, DerivedSource, ShardMaker, make_shard
+from miniplm.models.devices import free_cached_memory
+from miniplm.progress import Progress
+from miniplm.storage import Storage
+from tasks.progress import shard_callback
+from tasks.retries import TASK_OPTIONS
+
+
+class StoppedError(Exception):
+    """A shard was given up since its run was cancelled."""
+
+
+@dataclass
+class _OpenJob:
+    """A set under way in this process; its maker is loaded by the first shard that needs it."""
+
+    storage: Storage
+    job: DerivedJob
+    sources: Sequence[DerivedSource]
+    device: str
+    maker: ShardMaker | None = None
+    loading: threading.Lock = field(default_factory=threading.Lock)
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+    def load_once(self) -> ShardMaker:
+        with self.loading:
+            if self.maker is None:
+                self.maker = self.job.open_maker(self.storage, self.sources, self.device)
+            return self.maker
+
+
+_open_jobs: dict[tuple[str, str], _OpenJob] = {}
+
+
+@contextmanager
+def open_job(storage: Storage, job: DerivedJob, sources: Sequence[DerivedSource], device: str) -> Iterator[None]:
+    """Lets tasks of this process make shards of the set while the block runs; then its models go. Shards under way when it fails are given up."""
+    key = (storage.root, job.derived_id)
+    opened = _open_jobs[key] = _OpenJob(storage, job, sources, device)
+    try:
+        yield
+    except BaseException:
+        opened.stopping.set()
+        raise
+    finally:
+        del _open_jobs[key], opened
+        gc.collect()
+        free_cached_memory()
+
+
+@task(name="derive-shard", task_run_name="{stage}: shard-{shard_index:05d}", **TASK_OPTIONS)
+def derive_shard(storage_url: str, derived_id: str, shard_index: int, stage: str) -> DerivedShard:
+    """Makes one shard of a set that is open in this process, or returns its manifest where it is made already."""
+    opened = _open_jobs[storage_url, derived_id]
+    on_progress = shard_callback(stage, layout.shard_name(shard_index))
+
+    def unless_stopped(progress: Progress) -> None:
+        if opened.stopping.is_set():
+            raise StoppedError(f"{layout.shard_name(shard_index)} was stopped before it was done; nothing of it is published")
+        on_progress(progress)
+
+    source = opened.sources[shard_index]
+    unless_stopped(Progress(stage, 0, opened.job.count_units(source), opened.job.unit))
+    return make_shard(opened.storage, opened.job, opened.load_once(), shard_index, source, unless_stopped)
