@@ -16,7 +16,7 @@ import torch
 
 from miniplm.models.devices import describe_device
 
-_PACKAGES = ("torch", "transformers", "triton", "quack-kernels", "lm_eval")
+_PACKAGES = ("torch", "transformers", "accelerate", "triton", "quack-kernels", "liger-kernel", "lm_eval")
 _REPOSITORY = Path(__file__).resolve().parents[1]
 
 

@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from miniplm import layout
-from miniplm.architectures import PRESETS
 from miniplm.artifacts import CorpusManifest, ShardEntry, TokenizerEntry
 from miniplm.config import CorpusConfig, SourceConfig, SplitsConfig
 from miniplm.corpus.preparation import prepare_corpus
 from miniplm.corpus.reader import load_corpus_tokenizer, read_shard, read_token_ids
+from miniplm.presets import PRESETS
 from miniplm.storage import Storage, digest_file
 
 Sequences = list[NDArray[Any]]
@@ -86,12 +86,12 @@ def write_random_model(name: str, folder: Path, device: torch.device) -> None:
     model.save_pretrained(str(folder))
 
 
-def make_random_sequences(num_sequences: int, length: int) -> Sequences:
+def make_random_sequences(num_sequences: int, length: int, vocab_size: int = VOCAB_SIZE) -> Sequences:
     """Sequences of length + 1 - 40 to length + 1 tokens, uniformly, as packing gives; ids are uniform, EOS is id 0."""
     rng = np.random.default_rng(0)
     sequences = []
     for num_tokens in rng.integers(max(2, length + 1 - _MOST_MISSING), length + 2, num_sequences):
-        token_ids = rng.integers(1, VOCAB_SIZE, num_tokens, dtype=np.uint32)
+        token_ids = rng.integers(1, vocab_size, num_tokens, dtype=np.uint32)
         token_ids[rng.random(num_tokens) < 1 / _DOCUMENT_TOKENS] = 0
         sequences.append(token_ids)
     return sequences

@@ -13,7 +13,7 @@ from miniplm.derived.pending import list_pending_jobs
 from miniplm.derived.sets import DerivedJob, check_shards, finish_set, require_sources
 from miniplm.selection.ranking import load_selection
 from miniplm.storage import Storage
-from tasks.derived import derive_shard, open_job
+from tasks.derived import derive_shard, load_maker, open_job
 from tasks.progress import stage_progress
 
 # Prefect's server loses task runs when ten thousand come at once; two thousand were complete.
@@ -59,6 +59,7 @@ def _derive(storage: Storage, job: DerivedJob, device: str) -> None:
         total = sum(job.count_units(source) for source in sources)
         done = total - sum(job.count_units(sources[index]) for index in todo)
         with open_job(storage, job, sources, device), stage_progress(job.name, total, job.unit, done, artifact=job.derived_id):
+            load_maker(storage.root, job.derived_id)
             for start in range(0, len(todo), _SHARDS_AT_ONCE):
                 futures = {
                     index: derive_shard.submit(storage.root, job.derived_id, index, job.name)

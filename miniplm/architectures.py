@@ -1,18 +1,13 @@
-"""Model architectures by name, and models of them with fresh weights.
-
-The presets are the published ones (arXiv 2410.17215, table of model configurations): Qwen2, one key and value
-head a query head. The published names round generously: with the published widths and the vocabulary of 151,936,
-`qwen-300m` has 247 M parameters and `qwen-500m` has 464 M.
-"""
+"""Model architectures, of a preset or of a config.json, and models of them with fresh weights."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from miniplm.errors import ConfigError
+from miniplm.presets import PRESETS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,44 +17,6 @@ _VOCAB_MULTIPLE = 64
 # The published sequence length in tokens; a preset takes at least these positions.
 _MIN_POSITIONS = 1025
 _POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A Qwen2 architecture. `tied`: the input and the output embedding are one matrix."""
-
-    description: str
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    tied: bool = True
-
-    def describe(self) -> dict[str, Any]:
-        """Everything but the sizes of vocabulary and context, as the content of a config.json."""
-        return {
-            "model_type": "qwen2",
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "num_hidden_layers": self.num_layers,
-            "num_attention_heads": self.num_heads,
-            "num_key_value_heads": self.num_heads,
-            "tie_word_embeddings": self.tied,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
-            "rms_norm_eps": 1e-6,
-            "initializer_range": 0.02,
-            "hidden_act": "silu",
-        }
-
-
-PRESETS: dict[str, Preset] = {
-    "qwen-tiny": Preset("for demos and tests; learns on two CPU cores", 128, 352, 4, 4),
-    "qwen-104m": Preset("the published reference model", 512, 1408, 8, 8),
-    "qwen-200m": Preset("published student", 768, 2112, 12, 12),
-    "qwen-300m": Preset("published student", 768, 2112, 18, 12),
-    "qwen-500m": Preset("published student", 1024, 2816, 24, 16),
-    "qwen-1.2b": Preset("published student; embeddings not tied", 1536, 4224, 24, 16, tied=False),
-}
 
 
 def resolve_vocab_size(given: int | None, tokenizer_vocab_size: int) -> int:
@@ -108,7 +65,7 @@ def build_model(
     from transformers import AutoModelForCausalLM
 
     from miniplm.errors import ModelError
-    from miniplm.models.loading import split_head
+    from miniplm.models.loading import split_head, without_rescaling
 
     config = _make_config(architecture, vocab_size, max_positions, trust_remote_code)
     with torch.random.fork_rng(devices=[]):
@@ -118,6 +75,9 @@ def build_model(
         except (ValueError, ImportError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ConfigError(f"architecture {architecture!r} cannot be built as a causal language model: {reason}") from error
+    # Done with the weights: where it is still asked for, whoever loads the model divides them once more.
+    for key in without_rescaling(model.config.to_dict()):
+        setattr(model.config, key, False)
     try:
         _, head = split_head(model)
     except ModelError as error:
@@ -173,7 +133,8 @@ def _make_config(architecture: str, vocab_size: int, max_positions: int, trust_r
     if architecture in PRESETS:
         content = PRESETS[architecture].describe()
         config = AutoConfig.for_model(content.pop("model_type"), **content)
-        config.max_position_embeddings = max(_MIN_POSITIONS, max_positions)
+        if hasattr(config, "max_position_embeddings"):  # a state space model has no such limit
+            config.max_position_embeddings = max(content.get("max_position_embeddings", _MIN_POSITIONS), max_positions)
     else:
         source = _locate_config(architecture).parent
         try:

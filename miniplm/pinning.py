@@ -9,11 +9,11 @@ import torch
 from pydantic import ValidationError
 
 from miniplm import layout
-from miniplm.architectures import PRESETS
 from miniplm.artifacts import Record
 from miniplm.config import RunConfig, config_as_dict
 from miniplm.config_files import check_config
 from miniplm.models.devices import resolve_dtype
+from miniplm.presets import PRESETS
 from miniplm.storage import Storage
 
 

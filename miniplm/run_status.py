@@ -10,7 +10,9 @@ from miniplm.artifacts import CorpusManifest, ModelEntry, Record, SelectionManif
 from miniplm.config import RunConfig, StudentConfig, config_as_dict
 from miniplm.corpus.identity import plan_corpus, resolve_corpus_id
 from miniplm.corpus.reader import find_corpus, load_corpus
-from miniplm.errors import RunError, ScoreJoinError
+from miniplm.derived.pending import list_pending_jobs
+from miniplm.derived.sets import DerivedJob, check_shards
+from miniplm.errors import DerivedError, RunError, ScoreJoinError
 from miniplm.run_record import RunRecord, load_run, save_run
 from miniplm.scorers import find_reference, identify_teacher
 from miniplm.scoring.shards import check_score_shards
@@ -190,6 +192,26 @@ def _scores_stage(storage: Storage, corpus: CorpusManifest | None, entry: ModelE
     )
 
 
+def _derived_stage(storage: Storage, job: DerivedJob, student_name: str) -> StageStatus:
+    """A set that a student still needs: how many of its shards are made."""
+    try:
+        sources = job.list_sources(storage)
+    except DerivedError:
+        sources = []  # it is made of another set, which is yet to be made
+    states = check_shards(storage, job.derived_id, sources)
+    left = [state for state in states if state.state != "done"]
+    state: State = "missing" if len(left) == len(states) else "partial" if left else "done"
+    return StageStatus(
+        name=f"derive {student_name}",
+        state="broken" if any(shard.state == "broken" for shard in left) else state,
+        num_done=len(states) - len(left),
+        num_total=len(states),
+        unit="shards",
+        detail=f"{job.derived_id}: {job.name}",
+        shards=tuple(ShardStatus(shard_index=shard.shard_index, state=shard.state, reason=shard.reason) for shard in left),
+    )
+
+
 def _later_stages(
     storage: Storage, config: RunConfig, corpus: CorpusManifest | None, teacher: ModelEntry, reference: ModelEntry | None
 ) -> list[StageStatus]:
@@ -205,6 +227,9 @@ def _later_stages(
         )
     ]
     for student in config.students:
+        if corpus and selection:
+            pending = list_pending_jobs(storage, config, corpus, selection, student.name)
+            stages += [_derived_stage(storage, job, student.name) for job in pending]
         record = find_student(storage, config, corpus, selection, student.name) if corpus and selection else None
         stages.append(
             StageStatus(

@@ -13,6 +13,7 @@ from prefect import task
 from miniplm import layout
 from miniplm.derived.records import DerivedShard
 from miniplm.derived.sets import DerivedJob, DerivedSource, ShardMaker, make_shard
+from miniplm.errors import DeviceError
 from miniplm.models.devices import free_cached_memory
 from miniplm.progress import Progress
 from miniplm.storage import Storage
@@ -26,7 +27,7 @@ class StoppedError(Exception):
 
 @dataclass
 class _OpenJob:
-    """A set under way in this process; its maker is loaded by the first shard that needs it."""
+    """A set under way in this process."""
 
     storage: Storage
     job: DerivedJob
@@ -62,6 +63,12 @@ def open_job(storage: Storage, job: DerivedJob, sources: Sequence[DerivedSource]
         free_cached_memory()
 
 
+@task(name="load-maker", task_run_name="load what makes {derived_id}", **TASK_OPTIONS)
+def load_maker(storage_url: str, derived_id: str) -> None:
+    """Loads models and tokenizers of an open set once, before any shard: what is wrong with them is said once, not by every shard."""
+    _open_jobs[storage_url, derived_id].load_once()
+
+
 @task(name="derive-shard", task_run_name="{stage}: shard-{shard_index:05d}", **TASK_OPTIONS)
 def derive_shard(storage_url: str, derived_id: str, shard_index: int, stage: str) -> DerivedShard:
     """Makes one shard of a set that is open in this process, or returns its manifest where it is made already."""
@@ -75,4 +82,8 @@ def derive_shard(storage_url: str, derived_id: str, shard_index: int, stage: str
 
     source = opened.sources[shard_index]
     unless_stopped(Progress(stage, 0, opened.job.count_units(source), opened.job.unit))
-    return make_shard(opened.storage, opened.job, opened.load_once(), shard_index, source, unless_stopped)
+    try:
+        return make_shard(opened.storage, opened.job, opened.load_once(), shard_index, source, unless_stopped)
+    except DeviceError:
+        opened.maker = None  # the next try loads it on a device that answers
+        raise

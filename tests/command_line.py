@@ -1,14 +1,21 @@
-"""Runs the real console script in a process of its own."""
+"""Runs the command line in a process of its own: the real console script, or a fork that need not import everything first."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 MINIPLM = str(Path(sys.executable).parent / "miniplm")
+
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload(["tests.warm_miniplm"])
 
 
 def environment(prefect: Mapping[str, str]) -> dict[str, str]:
@@ -20,7 +27,39 @@ def environment(prefect: Mapping[str, str]) -> dict[str, str]:
 def run_miniplm(
     *arguments: str, prefect: Mapping[str, str], cwd: Path | None = None, timeout_seconds: float = 300
 ) -> subprocess.CompletedProcess[str]:
-    """`miniplm ARGUMENTS`, with what it prints."""
+    """`miniplm ARGUMENTS`, with what it prints, in a fork of a process that has imported everything."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        process = start_miniplm(*arguments, prefect=prefect, cwd=cwd, out=out, err=err)
+        process.join(timeout_seconds)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            raise subprocess.TimeoutExpired(["miniplm", *arguments], timeout_seconds, err.read_text())
+        return subprocess.CompletedProcess(["miniplm", *arguments], process.exitcode, out.read_text(), err.read_text())
+
+
+def start_miniplm(
+    *arguments: str, prefect: Mapping[str, str], cwd: Path | None = None, out: Path = Path(os.devnull), err: Path = Path(os.devnull)
+) -> BaseProcess:
+    """`miniplm ARGUMENTS` as the leader of a process group of its own, started and not waited for."""
+    process = _forks.Process(
+        target=_run_fork, args=(list(arguments), environment(prefect), str(cwd or Path.cwd()), str(out), str(err))
+    )
+    process.start()
+    return process
+
+
+def _run_fork(*arguments: Any) -> None:
+    from tests.warm_miniplm import run
+
+    run(*arguments)
+
+
+def run_script(
+    *arguments: str, prefect: Mapping[str, str], cwd: Path | None = None, timeout_seconds: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """As `run_miniplm`, by the real console script, which imports what it needs."""
     return subprocess.run(
         [MINIPLM, *arguments],
         env=environment(prefect),

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("name", ["scoring", "scoring_fidelity", "orchestration"])
+@pytest.mark.parametrize("name", ["training", "scoring", "scoring_fidelity", "orchestration"])
 def test_help_teaches(name):
     result = subprocess.run([sys.executable, "-m", f"benchmarks.{name}", "--help"], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

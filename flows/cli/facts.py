@@ -114,7 +114,7 @@ def config(
 
 def _print_architectures(as_json: bool) -> None:
     from flows.cli.tables import make_table
-    from miniplm.architectures import PRESETS
+    from miniplm.presets import PRESETS
 
     if as_json:
         print_json({name: preset.description for name, preset in PRESETS.items()})

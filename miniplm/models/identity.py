@@ -57,6 +57,8 @@ def name_model(
     That is its weights, configuration, dtype, attention and `SCORING_VERSION`.
     """
     content = [weights_digest, stable_config(config), dtype, SCORING_VERSION] + ([] if attention == "sequence" else [attention])
+    if config.get("rescale_prenorm_residual"):
+        content.append("weights as stored")  # as they were not always taken, see `without_rescaling`
     return f"{slug(str(config.get('model_type', 'model')))}-{_size(num_parameters)}-{dtype}-{digest_content(content)}"
 
 

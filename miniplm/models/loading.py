@@ -77,7 +77,7 @@ def load_causal_model(
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    read_model_config(folder)
+    config = read_model_config(folder)
     check_finite_weights(list_weight_files(folder))
     devices = place_model(folder, dtype, device)
     try:
@@ -88,6 +88,7 @@ def load_causal_model(
             local_files_only=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            **without_rescaling(config),
             **({} if devices is None else {"device_map": "auto", "max_memory": devices}),
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -101,6 +102,14 @@ def load_causal_model(
         # Inputs go where the first layer is; accelerate's hooks carry what it gives to the next.
         device = model.get_input_embeddings().weight.device
     return model, device, devices is not None
+
+
+def without_rescaling(config: dict[str, Any]) -> dict[str, bool]:
+    """What `from_pretrained` is to be told for a model of this config.json, so that its weights stay as they are stored.
+
+    `rescale_prenorm_residual` of the Mamba family is about fresh weights; transformers (5.23) divides stored ones too.
+    """
+    return {"rescale_prenorm_residual": False} if config.get("rescale_prenorm_residual") else {}
 
 
 def split_head(model: Any) -> tuple[nn.Module, Head]:

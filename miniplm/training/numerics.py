@@ -21,7 +21,7 @@ def training_numerics(device: torch.device, dtype: str) -> Iterator[None]:
         return
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    memory: Any = torch.utils.deterministic  # its one setting is a property of the module
+    memory: Any = torch.utils.deterministic
     fill = memory.fill_uninitialized_memory
     precision = torch.get_float32_matmul_precision()
     # A family whose kernels are not deterministic trains too; that its last bits may differ is what the warning says.

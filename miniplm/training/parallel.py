@@ -8,6 +8,7 @@ finds its processes in environment variables, and keeps them in a singleton that
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -125,8 +126,10 @@ class ParallelModule:
 
             # Looking for unused weights keeps buckets as they were laid out first, and so the order in which three or more
             # processes are summed: a resumed training has the same last bits. It also bears models with unused weights.
+            arguments = inspect.signature(DistributedDataParallel).parameters
+            unsynced = "forward_sync_buffers" if "forward_sync_buffers" in arguments else "broadcast_buffers"  # before torch 2.13
             self._module = DistributedDataParallel(
-                module, broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
+                module, find_unused_parameters=True, gradient_as_bucket_view=True, **{unsynced: False}
             )
 
     def add_gradient(self, batch: MicroBatch, num_scored: int, is_last: bool) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from miniplm.architectures import PRESETS, describe_architecture, resolve_vocab_size
+from miniplm.architectures import describe_architecture, resolve_vocab_size
 from miniplm.artifacts import CorpusManifest, ModelEntry, Record, SelectionManifest
 from miniplm.config import DistillationConfig, GenerationConfig, TrainingConfig, config_as_dict
 from miniplm.corpus.reader import load_corpus_tokenizer
@@ -18,6 +18,7 @@ from miniplm.derived.sets import list_derived_shards
 from miniplm.errors import ConfigError
 from miniplm.models.devices import resolve_device, resolve_dtype
 from miniplm.models.identity import slug
+from miniplm.presets import PRESETS
 from miniplm.storage import Storage, digest_content
 from miniplm.tokenization import CorpusTokenizer
 from miniplm.training.data import TrainingShard

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -23,39 +24,46 @@ def can_mount(folder: Path) -> bool:
     )
 
 
-# The run with little space, what it left, then the same run with enough.
+# Where the disk is full: in the shards of the corpus, in the scores, in the reference's first checkpoint.
+SIZES = ("120k", "600k", "3m")
+
+# The run on a disk that is too small, made larger time after time, at last large enough; and what each has left.
 SCRIPT = """
-mount -t tmpfs -o size={size} tmpfs {data}
-{miniplm} run {config} > {out}/first.log 2>&1; echo $? > {out}/first.code
-find {data} -type f > {out}/left.txt
-find {data} -name 'shard-*' -path '*scores*' -printf '%P %i %T@\\n' | sort > {out}/before.txt
-mount -o remount,size=200m {data}
-{miniplm} run {config} > {out}/second.log 2>&1; echo $? > {out}/second.code
-find {data} -name 'shard-*' -path '*scores*' -printf '%P %i %T@\\n' | sort > {out}/after.txt
+mount -t tmpfs -o size=120k tmpfs {data}
+for size in {sizes} 200m; do
+    mount -o remount,size=$size {data}
+    {miniplm} run {config} > {out}/$size.log 2>&1; echo $? > {out}/$size.code
+    find {data} -type f > {out}/$size.left
+    find {data} -name 'shard-*' -path '*scores*' -printf '%P %i %T@\\n' | sort > {out}/$size.scores
+done
 """
 
 
-# In the shards of the corpus, in the scores, in the reference's first checkpoint.
-@pytest.mark.parametrize("size", ["120k", "600k", "3m"])
-def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_space(tmp_path, prefect_server, size):
+def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_space(tmp_path, prefect_server):
     data, out = tmp_path / "data", tmp_path / "out"
     data.mkdir()
     out.mkdir()
     if not can_mount(data):
         pytest.skip("no mount namespace can be made here")
-    config = make_tiny_run(tmp_path)
-    script = SCRIPT.format(size=size, data=data, miniplm=MINIPLM, config=config, out=out)
-    subprocess.run(["unshare", "-rm", "bash", "-c", script], env=environment(prefect_server), check=True, timeout=300)
-    first = (out / "first.log").read_text()
-    assert (out / "first.code").read_text().strip() == "2", first
-    assert "no space left" in first.lower()
-    assert "run the same command again" in first
-    assert "Traceback" not in first
-    left = (out / "left.txt").read_text().splitlines()
-    assert not [path for path in left if Path(path).name.startswith(".tmp-")], left
-    assert (out / "second.code").read_text().strip() == "0", (out / "second.log").read_text()
-    finished = {line.split()[0]: line for line in (out / "after.txt").read_text().splitlines()}
-    for line in (out / "before.txt").read_text().splitlines():
-        name = line.split()[0]
-        if name.endswith(".json"):
-            assert finished[name] == line, "a finished shard was scored again"
+    config = make_tiny_run(tmp_path, students=[])
+    script = SCRIPT.format(sizes=" ".join(SIZES), data=data, miniplm=MINIPLM, config=config, out=out)
+    subprocess.run(["unshare", "-rm", "bash", "-c", script], env=environment(prefect_server), check=True, timeout=600)
+    scores: list[dict[str, str]] = []
+    for size in SIZES:
+        told = (out / f"{size}.log").read_text()
+        assert (out / f"{size}.code").read_text().strip() == "2", told
+        assert "no space left" in told.lower()
+        assert "run the same command again" in told
+        assert "Traceback" not in told
+        left = (out / f"{size}.left").read_text().splitlines()
+        assert not [path for path in left if Path(path).name.startswith(".tmp-")], left
+    assert (out / "200m.code").read_text().strip() == "0", (out / "200m.log").read_text()
+    for size in (*SIZES, "200m"):
+        lines = (out / f"{size}.scores").read_text().splitlines()
+        scores.append({line.split()[0]: line for line in lines if line.split()[0].endswith(".json")})
+    for before, after in pairwise(scores):
+        assert {name: after[name] for name in before} == before, "a finished shard was scored again"
+    # Each disk was full in a stage of its own.
+    assert [bool(found) for found in scores] == [False, True, True, True]
+    num_shards = [len(found) for found in scores]
+    assert num_shards == sorted(num_shards)

@@ -6,13 +6,12 @@ import contextlib
 import os
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.command_line import MINIPLM, environment, run_miniplm
+from tests.command_line import run_miniplm, start_miniplm
 from tests.tiny_runs import make_tiny_run
 
 NUM_KILLS = 10
@@ -35,23 +34,18 @@ def list_published(data: Path) -> dict[Path, tuple[int, int]]:
 def kill_after_progress(config: Path, data: Path, num_files: int, seconds: float, prefect: dict[str, str]) -> bool:
     """Starts the run and kills its process group once `num_files` more files are published; False where it ended first."""
     before = len(list_published(data)) if data.exists() else 0
-    process = subprocess.Popen(
-        [MINIPLM, "run", str(config)],
-        env=environment(prefect),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    while process.poll() is None:
+    process = start_miniplm("run", str(config), prefect=prefect)
+    while process.is_alive():
         if data.exists() and len(list_published(data)) >= before + num_files:
             time.sleep(seconds)
             break
         time.sleep(0.01)
-    ended = process.poll() is not None
-    if not ended:
+    alive = process.is_alive()
+    if alive:
+        assert process.pid is not None
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    return not ended
+    process.join()
+    return alive
 
 
 @pytest.mark.slow

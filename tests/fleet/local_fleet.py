@@ -161,3 +161,11 @@ class LocalFleet:
                     if "prefect.engine" in " ".join(child.cmdline())
                 ]
         return found
+
+    def find_engine(self, run_id: str) -> psutil.Process:
+        """The process of one flow run."""
+        for process in self.list_engines():
+            with contextlib.suppress(psutil.NoSuchProcess):  # one of another run, which ended while they were listed
+                if process.environ().get("PREFECT__FLOW_RUN_ID") == run_id:
+                    return process
+        raise AssertionError(f"no process of flow run {run_id}")

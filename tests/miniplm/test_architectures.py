@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from miniplm.architectures import (
-    PRESETS,
     build_empty_model,
     build_model,
     count_parameters,
@@ -18,6 +17,7 @@ from miniplm.architectures import (
     resolve_vocab_size,
 )
 from miniplm.errors import ConfigError
+from miniplm.presets import PRESETS
 
 QWEN_VOCAB_SIZE = 151_936
 
@@ -57,9 +57,74 @@ def test_published_names_that_round_up_are_above_their_count(name: str, nominal:
     assert 0.8 * nominal < PUBLISHED[name][-1] < nominal
 
 
+def test_llama_preset_is_llama_3_1_in_small() -> None:
+    model = build_empty_model("llama-3.1-212m", 128_256)
+    config = model.config
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads) == (
+        768,
+        12,
+        12,
+        12,
+    )
+    assert config.rope_parameters == {
+        "rope_type": "llama3",
+        "rope_theta": 500_000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    assert config.max_position_embeddings == 131_072
+    assert model.model.layers[0].self_attn.q_proj.bias is None
+    # By hand: tied embedding, attention, feed-forward, norms.
+    assert count_parameters(model) == 128_256 * 768 + 12 * (4 * 768**2 + 3 * 768 * 3072 + 2 * 768) + 768 == 211_766_016
+    assert count_parameters(model) == pytest.approx(212e6, rel=0.002)
+
+
+def test_mamba_preset_is_the_published_130_million() -> None:
+    model = build_empty_model("mamba-130m", 50_280)
+    config = model.config
+    assert (config.hidden_size, config.num_hidden_layers, config.state_size, config.expand, config.conv_kernel) == (
+        768,
+        24,
+        16,
+        2,
+        4,
+    )
+    assert (config.intermediate_size, config.time_step_rank, config.tie_word_embeddings) == (1536, 48, True)
+    inner = 1536
+    # Input and output projection, convolution with bias, x and dt projections, A, D, norm.
+    layer = 768 * 2 * inner + inner * 768 + inner * (4 + 1) + inner * (48 + 2 * 16) + (48 + 1) * inner + inner * 16 + inner + 768
+    assert count_parameters(model) == 50_280 * 768 + 24 * layer + 768 == 129_135_360
+    assert count_parameters(model) == pytest.approx(130e6, rel=0.01)
+
+
+def test_weights_of_a_mamba_stay_as_they_are_when_it_is_loaded(tmp_path: Path) -> None:
+    # transformers rescales stored weights again where a config asks for rescaled fresh ones.
+    content = describe_architecture("mamba-130m") | {"hidden_size": 32, "num_hidden_layers": 4, "time_step_rank": 2}
+    assert content["rescale_prenorm_residual"]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    model = build_model(str(tmp_path), 64, 16, seed=0)
+    # U(-b, b) with b = 1 / sqrt(expand * 32), over the root of the number of layers
+    assert model.backbone.layers[0].mixer.out_proj.weight.std().item() == pytest.approx(1 / 8 / 3**0.5 / 2, rel=0.05)
+    model.save_pretrained(tmp_path / "saved")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    for (name, parameter), stored in zip(loaded.named_parameters(), model.parameters(), strict=True):
+        assert torch.equal(parameter, stored), name
+
+
+def test_a_mamba_has_no_longest_input() -> None:
+    assert not hasattr(build_empty_model("mamba-130m", 64).config, "max_position_embeddings")
+
+
 def test_every_preset_is_described() -> None:
-    assert set(PRESETS) == {*PUBLISHED, "qwen-tiny"}
+    assert set(PRESETS) == {*PUBLISHED, "qwen-tiny", "llama-3.1-212m", "mamba-130m"}
     assert all(preset.description for preset in PRESETS.values())
+
+
+def test_a_preset_cannot_be_changed_by_who_reads_it() -> None:
+    describe_architecture("llama-3.1-212m")["rope_parameters"]["factor"] = 1.0
+    assert describe_architecture("llama-3.1-212m")["rope_parameters"]["factor"] == 8.0
 
 
 def test_same_seed_gives_the_same_weights_whatever_the_global_random_state() -> None:

@@ -4,13 +4,14 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from miniplm.errors import ConfigError, ModelError
 from miniplm.models.devices import is_out_of_memory, resolve_device, resolve_dtype
 from miniplm.models.files import list_weight_files, locate_model
 from miniplm.models.identity import identify_model, slug
 from miniplm.models.loading import load_model, split_head
-from tests.miniplm.made_models import make_gpt2, make_llama, make_qwen2, save_model
+from tests.miniplm.made_models import FAMILIES, make_gpt2, make_llama, make_qwen2, save_model
 
 CPU = torch.device("cpu")
 
@@ -58,6 +59,15 @@ def test_body_and_head_give_the_models_own_logits(make):
     with torch.no_grad():
         ours = head.logits(body(input_ids=token_ids, use_cache=False).last_hidden_state[0])
         torch.testing.assert_close(ours, model(input_ids=token_ids).logits[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["mamba", "mamba2"])
+def test_stored_weights_are_not_rescaled_when_they_are_loaded(tmp_path, family):
+    config = AutoConfig.for_model(family, **FAMILIES[family], rescale_prenorm_residual=True)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    loaded = load_model(save_model(model, tmp_path / family), "float32", CPU, will_compile=True)  # so that nothing is packed
+    for (name, stored), parameter in zip(model.base_model.named_parameters(), loaded.body.parameters(), strict=True):
+        assert torch.equal(parameter, stored), name
 
 
 def test_missing_folder_says_where_it_looked(tmp_path):

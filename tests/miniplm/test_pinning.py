@@ -262,6 +262,18 @@ def test_a_given_reference_and_folders_of_architectures_become_absolute_too(
     assert [config.reference.architecture, *(student.architecture for student in config.students)] == [f"{tmp_path}/small"] * 3
 
 
+def test_a_students_own_tokenizer_becomes_absolute_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own").mkdir()
+    config = make_config()
+    students = (
+        config.students[0].model_copy(update={"tokenizer": "own"}),
+        config.students[1].model_copy(update={"tokenizer": "org/own"}),
+    )
+    made = make_absolute(config.model_copy(update={"students": students}))
+    assert [student.tokenizer for student in made.students] == [f"{tmp_path}/own", "org/own"]
+
+
 def test_a_preset_is_meant_where_a_folder_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "qwen-tiny").mkdir()

@@ -1,0 +1,189 @@
+"""How fast MiniPLM trains, against the published practice and the transformers Trainer, in one run on one device.
+
+    python -m benchmarks.training --size qwen-200m            the published student of 200M, as published: 1,024 targets
+    python -m benchmarks.training --size qwen-500m --kd       and the peak memory of vanilla KD with a 1.8B teacher
+    python -m benchmarks.training --size tiny                 a trial that a CPU does in a minute
+
+Every side trains the same fresh model on the same sequences; benchmarks/README.md says what the columns mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils.logging import disable_progress_bar
+
+from benchmarks.records import append_rows, describe_place, format_table, show
+from benchmarks.training_inputs import RANDOM_MODELS, SIZES, TrainingInputs, make_training_inputs, write_teacher
+from benchmarks.training_sides import Length, SideRun, run_ours, run_published, run_trainer
+from miniplm.architectures import build_model, count_parameters
+from miniplm.errors import ConfigError, MiniplmError
+from miniplm.models.devices import resolve_device
+from miniplm.models.loading import split_head
+from miniplm.scoring.throughput import count_flops_per_token, measure_matmul_peak
+
+_GIB = 2**30
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--size", choices=SIZES, help="what is trained (default qwen-200m on a GPU, tiny on a CPU)")
+    parser.add_argument("--sides", default="published,trainer,ours", help="which sides, with commas (default: all three)")
+    parser.add_argument("--batch", type=int, help="sequences an optimizer step; default 128 on a GPU, 8 on a CPU")
+    parser.add_argument(
+        "--published-micro-batch", type=int, default=8, help="sequences a pass of the published side (default 8, as published)"
+    )
+    parser.add_argument(
+        "--micro-batch", type=int, help="sequences a pass of the Trainer and of ours; default 32 on a GPU, 8 on a CPU"
+    )
+    parser.add_argument("--steps", type=int, help="timed steps of each side; default 20 on a GPU, 3 on a CPU")
+    parser.add_argument(
+        "--warm-up-steps", type=int, help="steps before those, in which compiling falls; default 5 on a GPU, 1 on a CPU"
+    )
+    parser.add_argument("--length", type=int, help="targets a sequence; default 1024, as published, for tiny 256")
+    parser.add_argument(
+        "--repeats", type=int, default=1, help="runs of each side, in turn; the best counts, all are recorded (default 1)"
+    )
+    parser.add_argument("--kd", action="store_true", help="also vanilla KD at micro-batch 8, for its peak memory")
+    parser.add_argument(
+        "--teacher", choices=RANDOM_MODELS, default="qwen1.5-1.8b", help="its teacher, random weights (default qwen1.5-1.8b)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--json", type=Path, help="file that a JSON object for each side is appended to, a line each")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    disable_progress_bar()
+    with tempfile.TemporaryDirectory(prefix="miniplm-benchmark-") as scratch:
+        try:
+            _run(arguments, Path(scratch))
+        except (MiniplmError, ConfigError) as error:
+            raise SystemExit(f"benchmarks.training: {error}") from None
+
+
+def _run(arguments: argparse.Namespace, scratch: Path) -> None:
+    device = resolve_device(arguments.device)
+    on_gpu = device.type == "cuda"
+    place = describe_place(device)
+    size = arguments.size or ("qwen-200m" if on_gpu else "tiny")
+    length = Length(
+        arguments.batch or (128 if on_gpu else 8),
+        arguments.warm_up_steps or (5 if on_gpu else 1),
+        arguments.steps or (20 if on_gpu else 3),
+    )
+    num_targets = arguments.length or (256 if size == "tiny" else 1024)
+    micro_batch = min(arguments.micro_batch or (32 if on_gpu else 8), length.batch_size)
+    published = min(arguments.published_micro_batch, length.batch_size)
+    for name in (micro_batch, published):
+        if length.batch_size % name:
+            raise ConfigError(f"--batch {length.batch_size} is not a multiple of the micro-batch {name}; give multiples")
+    inputs = make_training_inputs(scratch / "storage", size, length.batch_size * length.num_steps, num_targets, device)
+    model = build_model(inputs.architecture, inputs.vocab_size, num_targets + 1, 0)
+    mean_inputs = inputs.num_tokens / inputs.num_sequences - 1
+    flops = count_flops_per_token(*split_head(model), mean_inputs)
+    common = place | {
+        "size": size,
+        "num_parameters": count_parameters(model),
+        "vocab_size": inputs.vocab_size,
+        "sequence_length": num_targets,
+        "batch_size": length.batch_size,
+        "timed_steps": length.timed_steps,
+        "warm_up_steps": length.warm_up_steps,
+        # Forward and backward; a sequence has one input fewer than tokens.
+        "flops_per_token": None if flops is None else 3 * flops * mean_inputs / (mean_inputs + 1),
+    }
+    del model
+    print(
+        f"{size} ({common['num_parameters']:,} parameters) on {place['device']} ({place['processor']}), load {place['load_before']}: "
+        f"{length.timed_steps} timed steps of {length.batch_size} sequences of {num_targets} targets"
+    )
+    sides: dict[str, Callable[[], SideRun]] = {
+        "published": partial(run_published, inputs, length, published),
+        "trainer": partial(run_trainer, inputs, length, micro_batch),
+        "ours": partial(run_ours, inputs, length, micro_batch),
+    }
+    wanted = arguments.sides.split(",")
+    if unknown := set(wanted) - set(sides):
+        raise ConfigError(f"--sides: there is no side {sorted(unknown)[0]!r}; the sides are {', '.join(sides)}")
+    work = {name: sides[name] for name in wanted}
+    if arguments.kd:
+        teacher = write_teacher(scratch / arguments.teacher, arguments.teacher, device)
+        work["vanilla-kd"] = partial(run_ours, inputs, length, min(8, length.batch_size), "vanilla-kd", teacher)
+    peak = max(measure_matmul_peak.__wrapped__(device, torch.bfloat16 if on_gpu else torch.float32) for _ in range(3))
+    runs: dict[str, list[tuple[SideRun, float | None]]] = {name: [] for name in work}
+    for repeat in range(arguments.repeats):
+        for name, side in work.items():
+            runs[name].append(_measure(side, inputs))
+            run = runs[name][-1][0]
+            print(f"  run {repeat + 1} {name}: {run.seconds:.2f} s, {run.num_tokens / run.seconds:,.0f} tokens/s", flush=True)
+    rows = [_make_row(name, results, common, peak) for name, results in runs.items()]
+    for row in rows:
+        for baseline in ("published", "trainer"):
+            other = next((other for other in rows if other["side"] == baseline), None)
+            row[f"ratio_to_{baseline}"] = None if other is None else row["tokens_per_second"] / other["tokens_per_second"]
+    _print_rows(rows)
+    if arguments.json:
+        append_rows(arguments.json, [{"benchmark": "training"} | common | row for row in rows])
+
+
+def _measure(side: Callable[[], SideRun], inputs: TrainingInputs) -> tuple[SideRun, float | None]:
+    """A run, and the most GPU memory (GiB) in use at once."""
+    gc.collect()
+    if inputs.device.type != "cuda":
+        return side(), None
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(inputs.device)
+    run = side()
+    return run, torch.cuda.max_memory_allocated(inputs.device) / _GIB
+
+
+def _make_row(name: str, results: list[tuple[SideRun, float | None]], common: dict[str, Any], peak: float) -> dict[str, Any]:
+    best = max((run for run, _ in results), key=lambda run: run.num_tokens / run.seconds)
+    rate, flops = best.num_tokens / best.seconds, common["flops_per_token"]
+    return {
+        "side": name,
+        "seconds": [run.seconds for run, _ in results],
+        "num_tokens": best.num_tokens,
+        "tokens_per_second": rate,
+        "matmul_peak": peak,
+        # With a teacher the student's own products are a part of the work.
+        "matmul_peak_share": None if flops is None or name == "vanilla-kd" else rate * flops / peak,
+        "gpu_memory_gib": max((memory for _, memory in results if memory is not None), default=None),
+        "start_up_seconds": best.start_up_seconds,
+        "last_loss": best.last_loss,
+    } | best.details
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    header = ["side", "dtype", "micro-batch", "tokens/s", "x published", "x trainer", "of matmul peak", "GiB", "start-up s", "head"]
+    cells = [
+        [
+            row["side"],
+            row["dtype"],
+            str(row["micro_batch_size"]),
+            show(row["tokens_per_second"], ",.0f"),
+            show(row["ratio_to_published"], ".2f"),
+            show(row["ratio_to_trainer"], ".2f"),
+            show(row["matmul_peak_share"], ".1%"),
+            show(row["gpu_memory_gib"], ".1f"),
+            show(row["start_up_seconds"], ".1f"),
+            row["head"],
+        ]
+        for row in rows
+    ]
+    print("\n" + format_table(header, cells))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""`miniplm` in a process of its own that is ready to run: a fork of one that has imported everything, which costs seconds each time.
+
+Imported by the fork server of `multiprocessing` alone. What a fork does is what the console script does; that the script itself
+works, and imports only what a command needs, is checked by tests that start it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import logging
+import os
+import sys
+import tempfile
+import threading
+from typing import NoReturn
+
+# As `environment` of command_line.py and the command line itself set them: some libraries read them when they are imported.
+os.environ.update({"DO_NOT_TRACK": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "160"})
+for _name in [name for name in os.environ if name.startswith("PREFECT_")]:
+    del os.environ[_name]
+os.environ["PREFECT_HOME"] = tempfile.gettempdir()
+
+from flows.cli.options import start_quietly  # noqa: E402
+
+start_quietly(verbose=False)
+
+for _module in (
+    "flows.cli.app",
+    "flows.rescore_shards",
+    "flows.run_miniplm",
+    "matplotlib.backends.backend_svg",
+    "matplotlib.figure",
+    "s3fs",
+    "safetensors.torch",
+    "torch.utils.data",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.qwen2.modeling_qwen2",
+):
+    importlib.import_module(_module)
+
+
+def run(arguments: list[str], variables: dict[str, str], cwd: str, out: str, err: str) -> NoReturn:
+    """The body of the fork: `miniplm ARGUMENTS` with exactly these variables, its output in two files."""
+    import prefect.context
+    from prefect.logging.configuration import setup_logging
+
+    from flows.cli.app import main
+
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(variables)
+    os.chdir(cwd)
+    for number, path in ((0, os.devnull), (1, out), (2, err)):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    sys.argv = ["miniplm", *arguments]
+    # Prefect has read another environment; the command line sets these defaults before it imports Prefect.
+    start_quietly(verbose="--verbose" in arguments)
+    prefect.context.refresh_global_settings_context()
+    logging.getLogger("miniplm").handlers.clear()
+    setup_logging(incremental=False)
+    try:
+        main()
+        code = 0
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else int(left.code is not None)
+    # What an interpreter does at its end, and `multiprocessing` does not.
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
