@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup assets demo test lint format clean clean-all test-packages
+.PHONY: help setup assets tasks demo test lint format clean clean-all test-packages
 
 BIN := .venv/bin
 # Two processes at a time; a file's tests stay in one of them; in the order of their names, so that the long runs come first.
@@ -11,11 +11,14 @@ PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1|/' | column -t -s '|'
 
-setup:  ## make .venv with the pinned dependencies and .venv/bin/miniplm (about 2 minutes, once)
+setup:  ## make .venv with the pinned dependencies and .venv/bin/miniplm (about 3 minutes, once)
 	@scripts/setup.sh
 
 assets: setup  ## fetch the demo's teacher and assemble the sample corpus (about 1 minute, once)
 	@$(BIN)/python -m scripts.fetch_demo
+
+tasks: setup  ## fetch data for eight of the nine zero-shot tasks, for machines without a hub (86 MB, once)
+	@$(BIN)/python -m scripts.fetch_tasks
 
 demo: assets  ## refine the sample corpus and train two students on it (about 5 minutes on 2 cores)
 	@$(BIN)/miniplm run deployments/configs/demo.yaml

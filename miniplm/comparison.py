@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 from pydantic import Field
 
 from miniplm.artifacts import DomainLoss, Evaluation, Record
-from miniplm.run_record import StudentRecord
+from miniplm.baselines import rank_baselines
+from miniplm.run_record import RunRecord
 from miniplm.sequence_losses import SequenceLosses, find_losses, subtract_losses
 from miniplm.storage import Storage
 from miniplm.zero_shot.results import average_accuracy
-
-BASELINE_METHOD = "pretrain"
 
 
 class LossDifference(Record):
@@ -41,41 +39,26 @@ class StudentComparison(Record):
     average_accuracy_standard_error: float | None = None
 
 
-def find_baseline(students: Mapping[str, StudentRecord], student_name: str) -> str | None:
-    """The evaluated student on random data that is most like another one: by architecture, then by tokens trained on."""
-    student = students[student_name]
-    if student.method == BASELINE_METHOD:
-        return None
-    baselines = [name for name, other in students.items() if other.method == BASELINE_METHOD and other.evaluation is not None]
-    return min(
-        baselines,
-        key=lambda name: (
-            students[name].architecture != student.architecture,
-            abs(students[name].num_tokens - student.num_tokens),
-        ),
-        default=None,
-    )
+def find_baseline(record: RunRecord, student_name: str) -> str | None:
+    """The evaluated student on random data that is most like another one; one with other tokens where there is no other."""
+    ranked = rank_baselines(record, student_name, same_tokens=False)
+    return next((name for name in ranked if record.students[name].evaluation is not None), None)
 
 
-def compare_students(storage: Storage, students: Mapping[str, StudentRecord]) -> dict[str, StudentComparison]:
-    """Each evaluated student against the baseline most like it, with the average over its zero-shot tasks."""
+def compare_students(storage: Storage, record: RunRecord) -> dict[str, StudentComparison]:
+    """Each evaluated student of a run against the baseline most like it, with the average over its zero-shot tasks."""
+    evaluations = {name: student.evaluation for name, student in record.students.items() if student.evaluation is not None}
     losses = {
-        name: find_losses(storage, student.training_id, student.evaluation.losses_digest)
-        for name, student in students.items()
-        if student.evaluation is not None
+        name: find_losses(storage, record.students[name].training_id, evaluation.losses_digest)
+        for name, evaluation in evaluations.items()
     }
     comparisons = {}
-    for name, student in students.items():
-        if student.evaluation is None:
-            continue
-        tasks = student.evaluation.tasks
-        accuracy, error = average_accuracy(tasks) if tasks else (None, None)
+    for name, evaluation in evaluations.items():
+        accuracy, error = average_accuracy(evaluation.tasks) if evaluation.tasks else (None, None)
         comparison = StudentComparison(average_accuracy=accuracy, average_accuracy_standard_error=error)
-        baseline = find_baseline(students, name)
+        baseline = find_baseline(record, name)
         if baseline is not None:
-            reference = students[baseline].evaluation
-            assert reference is not None
-            overall, domains = _compare(student.evaluation, losses[name], reference, losses[baseline])
+            overall, domains = _compare(evaluation, losses[name], evaluations[baseline], losses[baseline])
             comparison = comparison.model_copy(update={"baseline": baseline, "overall": overall, "domains": domains})
         comparisons[name] = comparison
     return comparisons
@@ -84,37 +67,38 @@ def compare_students(storage: Storage, students: Mapping[str, StudentRecord]) ->
 def _compare(
     evaluation: Evaluation, losses: SequenceLosses | None, baseline: Evaluation, baseline_losses: SequenceLosses | None
 ) -> tuple[LossDifference, dict[str, LossDifference]]:
-    if losses is None or baseline_losses is None or not losses.is_of_the_same_text(baseline_losses):
-        losses = baseline_losses = None
-
-    def part(domain: str) -> tuple[SequenceLosses, SequenceLosses] | None:
-        if losses is None or baseline_losses is None:
-            return None
-        return losses.of_domain(domain), baseline_losses.of_domain(domain)
-
-    pair = None if losses is None or baseline_losses is None else (losses, baseline_losses)
     shared = [domain for domain in evaluation.domains if domain in baseline.domains]
-    return _subtract(evaluation.overall, baseline.overall, pair), {
-        domain: _subtract(evaluation.domains[domain], baseline.domains[domain], part(domain)) for domain in shared
+    if losses is not None and baseline_losses is not None and losses.is_of_the_same_text(baseline_losses):
+        return _subtract_pairs(losses, baseline_losses, baseline.overall), {
+            domain: _subtract_pairs(losses.of_domain(domain), baseline_losses.of_domain(domain), baseline.domains[domain])
+            for domain in shared
+        }
+    # Where the losses of sequences are not kept, only their numbers tell whether it was the same text in the same tokens.
+    first, second = evaluation.overall, baseline.overall
+    same_counts = (first.num_scored_tokens, first.num_sequences) == (second.num_scored_tokens, second.num_sequences)
+    in_nats = same_counts and (losses is None or baseline_losses is None)
+    return _subtract(first, second, in_nats), {
+        domain: _subtract(evaluation.domains[domain], baseline.domains[domain], in_nats) for domain in shared
     }
 
 
-def _subtract(loss: DomainLoss, baseline: DomainLoss, pair: tuple[SequenceLosses, SequenceLosses] | None) -> LossDifference:
-    if pair is not None:
-        difference = subtract_losses(*pair)
-        bits_per_nat = baseline.bits_per_byte / baseline.nats_per_token if baseline.nats_per_token else 0.0
-        error = difference.standard_error
-        return LossDifference(
-            nats_per_token=difference.nats_per_token,
-            nats_standard_error=error,
-            bits_per_byte=difference.nats_per_token * bits_per_nat,
-            bits_standard_error=None if error is None else error * bits_per_nat,
-            paired=True,
-        )
-    same_tokens = (loss.num_scored_tokens, loss.num_sequences) == (baseline.num_scored_tokens, baseline.num_sequences)
+def _subtract_pairs(losses: SequenceLosses, baseline_losses: SequenceLosses, baseline: DomainLoss) -> LossDifference:
+    difference = subtract_losses(losses, baseline_losses)
+    bits_per_nat = baseline.bits_per_byte / baseline.nats_per_token if baseline.nats_per_token else 0.0
+    error = difference.standard_error
     return LossDifference(
-        nats_per_token=loss.nats_per_token - baseline.nats_per_token if same_tokens else None,
-        nats_standard_error=_add_errors(loss.nats_standard_error, baseline.nats_standard_error) if same_tokens else None,
+        nats_per_token=difference.nats_per_token,
+        nats_standard_error=error,
+        bits_per_byte=difference.nats_per_token * bits_per_nat,
+        bits_standard_error=None if error is None else error * bits_per_nat,
+        paired=True,
+    )
+
+
+def _subtract(loss: DomainLoss, baseline: DomainLoss, in_nats: bool) -> LossDifference:
+    return LossDifference(
+        nats_per_token=loss.nats_per_token - baseline.nats_per_token if in_nats else None,
+        nats_standard_error=_add_errors(loss.nats_standard_error, baseline.nats_standard_error) if in_nats else None,
         bits_per_byte=loss.bits_per_byte - baseline.bits_per_byte,
         bits_standard_error=_add_errors(loss.bits_standard_error, baseline.bits_standard_error),
         paired=False,

@@ -8,13 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from typing import Any
 
-from pydantic import ValidationError
-
-from miniplm import layout
 from miniplm.artifacts import CheckpointMetrics, Evaluation
 from miniplm.baselines import BASELINE_METHOD, rank_baselines
+from miniplm.checkpoint_evaluation import find_checkpoint_evaluations
 from miniplm.config import EvaluationConfig, TrainingConfig
-from miniplm.errors import DamagedFileError, RunError
+from miniplm.errors import RunError
 from miniplm.run_record import RunRecord, StudentRecord
 from miniplm.scaling import (
     ScalingFit,
@@ -174,23 +172,9 @@ def _make_curve(
 
 
 def _find_evaluations(storage: Storage, record: RunRecord, student: StudentRecord) -> dict[int, Evaluation]:
-    """Evaluations of a student's checkpoints by step, the final one among them. One that is damaged, or of other text, counts as none."""
-    corpus_id = record.corpus_id if student.evaluation is None else student.evaluation.corpus_id
-    folder = layout.checkpoint_evaluation(student.training_id, 0).rpartition("/")[0]
-    found = {}
-    for name in storage.list_names(folder):
-        step = name.removeprefix("step-").removesuffix(".json")
-        if not step.isdigit() or name != layout.checkpoint_evaluation(student.training_id, int(step)).rpartition("/")[2]:
-            continue
-        try:
-            evaluation = Evaluation.model_validate(storage.read_json(f"{folder}/{name}"))
-        except (ValidationError, DamagedFileError):
-            continue  # `miniplm evaluate` measures it again
-        if evaluation.corpus_id == corpus_id:
-            found[int(step)] = evaluation
-    if student.evaluation is not None:
-        found[student.num_steps] = student.evaluation
-    return found
+    """Evaluations of a student's checkpoints by step, the final one among them; on the run's corpus, and not damaged."""
+    found = find_checkpoint_evaluations(storage, record.corpus_id or "", student.training_id)
+    return found if student.evaluation is None else {**found, student.num_steps: student.evaluation}
 
 
 def _extrapolate(fit: ScalingFit, num_tokens: float, flops_per_token: float) -> Extrapolation:

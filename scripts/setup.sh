@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv with MiniPLM (editable), its demo and dev extras and every dependency pinned in constraints.txt.
+# Makes .venv with MiniPLM (editable), its demo, dev and eval extras and every dependency pinned in constraints.txt.
 # Does nothing when that has been done for these very files in this very folder. PYTHON=... names another interpreter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -72,9 +72,9 @@ fi
 rm -f "$STAMP"
 touch "$INSTALLING"
 
-echo "setup: installing MiniPLM and its pinned dependencies into .venv (about 2 minutes; log: $LOG)"
+echo "setup: installing MiniPLM and its pinned dependencies into .venv (about 3 minutes; log: $LOG)"
 .venv/bin/python -m pip install --no-input --disable-pip-version-check --progress-bar off \
-    --constraint constraints.txt --editable '.[demo,dev]' >"$LOG" 2>&1 9>&- &
+    --constraint constraints.txt --editable '.[demo,dev,eval]' >"$LOG" 2>&1 9>&- &
 pip_pid=$!
 trap 'kill "$pip_pid" 2>/dev/null || true' INT TERM
 show_progress "$pip_pid"

@@ -9,7 +9,7 @@ import traceback
 import typer
 from rich.console import Console
 
-from flows.cli import facts, fleet, runs, stages
+from flows.cli import facts, fleet, runs, scaling, stages
 from flows.cli.options import is_verbose
 from miniplm import __version__
 from miniplm.errors import ConfigError, MiniplmError, RunFailedError
@@ -40,6 +40,7 @@ app.command("evaluate", rich_help_panel=STAGES)(stages.evaluate)
 app.command("report", rich_help_panel=STAGES)(stages.report)
 app.command("status", rich_help_panel=FACTS)(facts.status)
 app.command("inspect", rich_help_panel=FACTS)(facts.inspect)
+app.command("scaling", rich_help_panel=FACTS)(scaling.scaling)
 app.command("config", rich_help_panel=FACTS)(facts.config)
 app.command("doctor", rich_help_panel=FACTS)(facts.doctor)
 

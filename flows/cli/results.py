@@ -10,24 +10,24 @@ from rich.console import Console
 from flows.cli.tables import make_table
 from miniplm.artifacts import DomainLoss, Evaluation, TaskResult
 from miniplm.comparison import LossDifference, StudentComparison, compare_students
-from miniplm.run_record import StudentRecord
+from miniplm.run_record import RunRecord
 from miniplm.storage import Storage
 
 _ALL = "all"
 
 
-def describe_results(storage: Storage, students: Mapping[str, StudentRecord], names: Sequence[str]) -> dict[str, Any]:
-    """The evaluated students of these names: the record of each, with its comparison to one of all `students`, for machines."""
-    comparisons = compare_students(storage, students)
-    return {name: students[name].as_json() | {"comparison": comparisons[name].as_json()} for name in names}
+def describe_results(storage: Storage, record: RunRecord, names: Sequence[str]) -> dict[str, Any]:
+    """The evaluated students of these names: the record of each, with its comparison to its baseline, for machines."""
+    comparisons = compare_students(storage, record)
+    return {name: record.students[name].as_json() | {"comparison": comparisons[name].as_json()} for name in names}
 
 
-def print_results(console: Console, storage: Storage, students: Mapping[str, StudentRecord]) -> None:
-    """Tables over the evaluated students; nothing where there is none. A value is followed by ± its standard error."""
-    measured = {name: student.evaluation for name, student in students.items() if student.evaluation is not None}
+def print_results(console: Console, storage: Storage, record: RunRecord) -> None:
+    """Tables over the evaluated students of a run; nothing where there is none. A value is followed by ± its standard error."""
+    measured = {name: student.evaluation for name, student in record.students.items() if student.evaluation is not None}
     if not measured:
         return
-    comparisons = compare_students(storage, students)
+    comparisons = compare_students(storage, record)
     _print_losses(console, measured)
     _print_differences(console, {name: comparisons[name] for name in measured if comparisons[name].baseline is not None})
     _print_accuracies(console, {name: value for name, value in measured.items() if value.tasks}, comparisons)

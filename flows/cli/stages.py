@@ -20,7 +20,7 @@ from flows.cli.options import (
     watched_flow,
 )
 from miniplm.artifacts import ModelEntry
-from miniplm.config import RunConfig
+from miniplm.config import RunConfig, config_as_dict
 from miniplm.errors import ConfigError, ModelError, list_offenders
 
 Role = Literal["teacher", "reference"]
@@ -236,16 +236,18 @@ def evaluate(
             for name in names
         }
     from flows.cli.results import describe_results, print_results
+    from miniplm.run_record import RunRecord
 
     # A baseline that was measured before is compared with, though it was not asked for now.
     found = {
         name: records.get(name) or find_student(root, config, corpus, selection, name) for name in _student_names(config, None)
     }
-    everyone = {name: record for name, record in found.items() if record is not None}
+    everyone = {name: student for name, student in found.items() if student is not None}
+    run = RunRecord(run_name=config.name, config=config_as_dict(config), students=everyone, started_at="")
     if as_json:
-        print_json(describe_results(root, everyone, names))
+        print_json(describe_results(root, run, names))
     else:
-        print_results(console, root, everyone)
+        print_results(console, root, run)
 
 
 def report(

@@ -60,7 +60,7 @@ def print_run(storage: Storage, record: RunRecord) -> None:
     console.print(stages)
     if record.selection_id is not None:
         print_selection(console, storage, load_selection(storage, record.selection_id))
-    print_results(console, storage, record.students)
+    print_results(console, storage, record)
     console.print(f"report: {storage.url(layout.run_report(record.run_name))}", soft_wrap=True)
 
 

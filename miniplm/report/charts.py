@@ -7,14 +7,17 @@ figure is drawn in placeholder colours that become CSS variables. The same input
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable
+from functools import partial
 from html import escape
 from typing import Any
 
 import numpy as np
 
 from miniplm.report.content import LossCurve
+from miniplm.scaling import ScalingFit, ScalingLaw
 
 # CSS variables by the placeholder that matplotlib draws in; no two may differ only by rounding.
 _VARIABLES = (
@@ -88,6 +91,50 @@ def draw_loss_curves(curves: dict[str, LossCurve], bounds: tuple[float, float, f
         axes.set_ylim(bottom, top)
 
     return _render(draw, (8, 4), label)
+
+
+def choose_power_ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """Powers of ten within [low, high] with their labels as HTML, every few where there are many; threefold ones where there are few."""
+    first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
+    step = max(1, -(-(last - first + 1) // 7))
+    ticks = [(10.0**power, f"10<sup>{power}</sup>") for power in range(first, last + 1, step)]
+    if len(ticks) < 3:
+        threes = [(3 * 10.0**power, f"3·10<sup>{power}</sup>") for power in range(first - 1, last + 1)]
+        ticks = sorted([*ticks, *(tick for tick in threes if low <= tick[0] <= high)])
+    return ticks
+
+
+def draw_scaling_curves(fits: dict[str, tuple[int, ScalingFit]], bounds: tuple[float, float, float, float], label: str) -> str:
+    """Fitted laws by training FLOPs, each in the colour of its index: a line over the measured stretch, dashes beyond, the 95 % band faint.
+
+    The checkpoints are not drawn here: the page puts them over it, as each tells its figures when pointed at.
+    """
+    left, right, bottom, top = bounds
+
+    def draw(axes: Any) -> None:
+        axes.set_xscale("log")
+        axes.set_xlim(left, right)
+        axes.set_ylim(bottom, top)
+        for value, _ in choose_power_ticks(left, right):
+            axes.axvline(value, color=_PLACEHOLDERS["--grid"], linewidth=0.8, zorder=-1)
+        for value, _ in choose_ticks(bottom, top):
+            axes.axhline(value, color=_PLACEHOLDERS["--grid"], linewidth=0.8, zorder=-1)
+        for index, fit in fits.values():
+            colour = _PLACEHOLDERS[f"--s{index % 6}"]
+            measured, beyond = np.geomspace(fit.min_flops, fit.max_flops, 50), np.geomspace(fit.max_flops, right, 30)
+            if fit.samples:
+                flops = np.concatenate([measured, beyond])
+                band = np.array([fit.find_interval(partial(_predict_loss, flops=float(value))) for value in flops])
+                edge = np.concatenate([band[:, 0], band[::-1, 1]])
+                axes.fill(np.concatenate([flops, flops[::-1]]), edge, color=colour, alpha=0.13, linewidth=0)
+            for flops, style in ((measured, {"linewidth": 2.2}), (beyond, {"linewidth": 1.6, "linestyle": (0, (4, 3))})):
+                axes.plot(flops, [fit.law.predict_loss(float(value)) for value in flops], color=colour, **style)
+
+    return _render(draw, (8, 4), label)
+
+
+def _predict_loss(law: ScalingLaw, flops: float) -> float:
+    return law.predict_loss(flops)
 
 
 def _render(draw: Callable[[Any], None], size: tuple[float, float], label: str) -> str:

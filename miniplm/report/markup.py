@@ -40,6 +40,17 @@ def format_size(value: float) -> str:
     return format_count(value)
 
 
+def format_power(value: float) -> str:
+    """A number of any size in two digits and a power of ten: 6.3·10^13."""
+    mantissa, _, power = f"{value:.1e}".partition("e")
+    return f"{mantissa}·10<sup>{int(power)}</sup>".replace("-", "−")
+
+
+def format_times(value: float) -> str:
+    """A ratio in three digits."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def format_bytes(value: float) -> str:
     for divisor, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if value >= divisor:
@@ -57,6 +68,11 @@ def format_nats(value: float | None, signed: bool = False) -> str:
         return MISSING
     rounded = round(value, 3) + 0.0  # no "-0.000"
     return f"{rounded:{'+' if signed and rounded else ''}.3f}".replace("-", "−")
+
+
+def format_error(standard_error: float | None, digits: int = 3) -> str:
+    """A standard error behind its value, small; nothing where there is none."""
+    return "" if standard_error is None else f"&nbsp;<small>±&nbsp;{standard_error:.{digits}f}</small>"
 
 
 def format_seconds(seconds: float) -> str:

@@ -5,24 +5,36 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import log
 
-from miniplm.artifacts import DomainLoss, Evaluation
+from miniplm.artifacts import Evaluation
+from miniplm.baselines import SELECTION_METHODS
 from miniplm.report.charts import choose_ticks, draw_loss_curves
 from miniplm.report.content import LossCurve, ReportContent
+from miniplm.report.differences import choose_baselines
+from miniplm.report.heldout import render_heldout
 from miniplm.report.markup import (
-    MISSING,
     escape,
     explain,
     format_code,
     format_count,
     format_name,
     format_nats,
+    format_power,
     format_size,
     make_table,
 )
 from miniplm.run_record import RunRecord, StudentRecord
+from miniplm.scaling_curves import student_flops_per_token
 
-BASELINE_METHOD = "pretrain"
 _LOG_SCALE_STEPS = 200
+
+_METHODS = {
+    "miniplm": "trained on the selection",
+    "pretrain": "the baseline: trained on sequences drawn at random from the candidates, as many tokens as the selection has",
+    "vanilla-kd": "trained on the same text as pretrain; the teacher runs along, and the student learns the teacher's distribution over "
+    "the next token beside the token itself: (1 - a) cross entropy + a KL(teacher || student)",
+    "seqkd": "trained on the same text as pretrain, the end of each sequence written anew by the teacher",
+    "miniplm+vanilla-kd": "trained on the selection; the teacher runs along, and the student learns its distributions too, as with vanilla-kd",
+}
 
 
 @dataclass(frozen=True)
@@ -36,16 +48,21 @@ class StudentPair:
 
 
 def choose_pair(record: RunRecord) -> StudentPair | None:
-    """The first evaluated student of a selection with the baseline most like it; None where no such student is evaluated."""
-    evaluated = {name: student for name, student in record.students.items() if student.evaluation is not None}
-    name = next((name for name, student in evaluated.items() if student.method != BASELINE_METHOD), None)
-    if name is None:
+    """The first evaluated student of a selection with the baseline most like it; None where no such student is evaluated.
+
+    One of method miniplm comes before one that also had the teacher in training; students that never saw the selection
+    (vanilla-kd, seqkd) are none.
+    """
+    evaluated = [
+        (SELECTION_METHODS.index(student.method), name, student.evaluation)
+        for name, student in record.students.items()
+        if student.method in SELECTION_METHODS and student.evaluation is not None
+    ]
+    if not evaluated:
         return None
-    student = evaluated[name]
-    assert student.evaluation is not None
-    baselines = [other for other in evaluated.values() if other.method == BASELINE_METHOD]
-    baselines.sort(key=lambda other: (other.architecture != student.architecture, abs(other.num_tokens - student.num_tokens)))
-    return StudentPair(name, student, student.evaluation, baselines[0] if baselines else None)
+    _, name, evaluation = min(evaluated, key=lambda candidate: candidate[0])
+    baseline = choose_baselines(record).get(name)
+    return StudentPair(name, record.students[name], evaluation, record.students[baseline] if baseline is not None else None)
 
 
 def render_students(content: ReportContent) -> str:
@@ -54,34 +71,42 @@ def render_students(content: ReportContent) -> str:
         return "<p>The run has trained no students.</p>"
     head = [
         "Student",
-        explain("Method", "miniplm: trained on the selection; pretrain: on sequences drawn at random from the candidates"),
+        explain("Method", "what the student was trained on and how; each tells more when pointed at"),
         "Architecture",
         "Parameters",
         explain("Steps", "optimizer steps"),
         explain("Tokens", "tokens trained on, repeats included"),
+        explain(
+            "FLOPs",
+            "floating-point operations of training: 6 a parameter and token, and 2 a parameter of a teacher that runs along",
+        ),
         explain("Final training loss", "of the last step, on its own training text: not comparable between students")
         + "<br><small>nats a token</small>",
     ]
     rows = [
         [
             format_name(name),
-            escape(student.method),
+            explain(escape(student.method), _METHODS[student.method]) if student.method in _METHODS else escape(student.method),
             format_code(student.architecture),
             format_size(student.num_parameters),
             _format_steps(student),
             format_count(student.num_tokens),
+            format_power(student_flops_per_token(record, name) * student.num_tokens),
             format_nats(student.final_loss),
         ]
         for name, student in record.students.items()
     ]
-    return make_table(head, rows, num_text_columns=3) + _render_curves(content.curves) + _render_evaluation(record)
+    return make_table(head, rows, num_text_columns=3) + _render_curves(content.curves) + render_heldout(content)
 
 
 def _format_steps(student: StudentRecord) -> str:
     steps = format_count(student.num_steps)
     if student.num_unmatched_steps is None:
         return steps
-    return f"{steps}<br><small>of {format_count(student.num_unmatched_steps)}: FLOP-matched</small>"
+    meaning = (
+        "as many steps as cost, teacher included, what the configured training costs without one: steps * 3 N / (3 N + N_teacher)"
+    )
+    return f"{steps}<br><small>of {format_count(student.num_unmatched_steps)}: {explain('FLOP-matched', meaning)}</small>"
 
 
 def _render_curves(curves: dict[str, LossCurve]) -> str:
@@ -118,55 +143,6 @@ def _render_curves(curves: dict[str, LossCurve]) -> str:
 around it (15&nbsp;% before and after). Each student is
 measured on its own training text, so a lower curve here does not mean a better model; the held-out loss below tells that.</figcaption>
 </figure>"""
-
-
-def _render_evaluation(record: RunRecord) -> str:
-    evaluations = {name: student.evaluation for name, student in record.students.items() if student.evaluation is not None}
-    if not evaluations:
-        return "<h3>Held-out loss</h3>\n<p>The students have not been evaluated on held-out text.</p>"
-    baseline = next((name for name in evaluations if record.students[name].method == BASELINE_METHOD), None)
-    head = ["Domain", explain("Held-out text", "scored tokens of the held-out split") + "<br><small>tokens</small>"]
-    for name in evaluations:
-        head += [f"{format_name(name)}<br><small>nats a token</small>"]
-        if baseline is not None and name != baseline:
-            head += [
-                explain("difference", f"nats a token less or more than the baseline {baseline}; below 0 is better")
-                + "<br><small>nats a token</small>"
-            ]
-        head += [f"{format_name(name)}<br><small>bits a byte</small>"]
-    domains = sorted({domain for evaluation in evaluations.values() for domain in evaluation.domains})
-    rows = [_evaluation_row("<b>All domains</b>", {name: value.overall for name, value in evaluations.items()}, baseline)]
-    rows += [
-        _evaluation_row(format_name(domain), {name: value.domains.get(domain) for name, value in evaluations.items()}, baseline)
-        for domain in domains
-    ]
-    return f"""<h3>Held-out loss</h3>
-{make_table(head, rows)}
-<p class="note">Loss on documents that no student was trained on; lower is better, ★ marks the lowest of a row. Differences are
-against {format_name(baseline) if baseline is not None else "no baseline: none of the students was trained on random data"}{", which was trained on random data" if baseline is not None else ""}.</p>"""
-
-
-def _evaluation_row(title: str, losses: dict[str, DomainLoss | None], baseline: str | None) -> list[str]:
-    known = {name: loss.nats_per_token for name, loss in losses.items() if loss is not None}
-    lowest = min(known.values(), default=None)
-    tokens = max((loss.num_scored_tokens for loss in losses.values() if loss is not None), default=0)
-    cells = [title, format_count(tokens)]
-    reference = known.get(baseline) if baseline is not None else None
-    for name, loss in losses.items():
-        best = loss is not None and len(known) > 1 and format_nats(loss.nats_per_token) == format_nats(lowest)
-        value = format_nats(loss.nats_per_token) if loss is not None else MISSING
-        cells.append(f"<span class='best'>★<span class='visually-hidden'> best </span>&nbsp;{value}</span>" if best else value)
-        if baseline is not None and name != baseline:
-            cells.append(
-                _format_difference(loss.nats_per_token - reference) if loss is not None and reference is not None else MISSING
-            )
-        cells.append(format_nats(loss.bits_per_byte) if loss is not None else MISSING)
-    return cells
-
-
-def _format_difference(difference: float) -> str:
-    kind = "" if round(difference, 3) == 0 else "better" if difference < 0 else "worse"
-    return f"<span class='{kind}'>{format_nats(difference, signed=True)}</span>"
 
 
 def _place(value: float, left: float, right: float, scale: str) -> float:

@@ -67,6 +67,14 @@ svg.chart path{vector-effect:non-scaling-stroke}
 .legend{display:flex;flex-wrap:wrap;gap:.3rem 1.3rem;font-size:.88rem;margin:.2rem 0 .6rem;padding:0;list-style:none}
 .legend i{display:inline-block;width:1.9em;border-top:3px solid var(--c);vertical-align:middle;margin-right:.5em}
 .legend i.dashed{border-top-style:dashed}
+.dot{position:absolute;width:.5rem;height:.5rem;margin:0 0 -.25rem -.25rem;border-radius:50%;background:var(--c);outline:1px solid var(--paper);-webkit-print-color-adjust:exact;print-color-adjust:exact}
+.dot.square{border-radius:0}
+.dot.ring{background:var(--paper);border:2px solid var(--c)}
+.legend .dot{position:static;display:inline-block;margin:0 .5em 0 0;width:.65rem;height:.65rem}
+sup,sub{line-height:0}
+.facts{padding-left:1.2rem;max-width:46rem}
+.facts li{margin:.35rem 0}
+td small{color:var(--muted)}
 .bar{position:relative;height:1.15rem;background:var(--grid);border-radius:.2rem;overflow:hidden;margin:.22rem 0}
 .bar>i{display:block;height:100%;background:var(--c);-webkit-print-color-adjust:exact;print-color-adjust:exact}
 .bar>s{position:absolute;top:0;bottom:0;border-left:2px dashed var(--threshold)}

@@ -65,10 +65,8 @@ def train_model(
                 storage.delete_temporary_files(layout.training_folder(plan.training_id))
             group.share(manifest)
             if manifest is None:
-                with (
-                    training_numerics(device, plan.recipe.training["dtype"]),
-                    Tracker(storage, plan.training_id, plan.config, plan.recipe.as_json()) as tracker,
-                ):
+                tracking = Tracker(storage, plan.training_id, plan.config, plan.recipe.as_json())
+                with training_numerics(device, plan.recipe.training["dtype"]), tracking as tracker:
                     manifest = _Training(storage, plan, on_progress, group, device, tracker).run()
             return manifest
 
@@ -154,7 +152,6 @@ class _Training:
 
     def run(self) -> TrainingManifest:
         self._report("")
-        config = self.plan.config
         self.order.read_ahead_to(self.num_sequences)
         try:
             with ReadAhead(self._read_batch, range(self.step + 1, self.num_steps + 1)) as batches:
@@ -162,10 +159,9 @@ class _Training:
                 while self.step < self.num_steps:
                     result = self._take_step(batches)
                     self.meter.add(result.num_tokens, batches.wait_seconds)
-                    is_due = self.step % config.checkpoint_every_steps == 0 or is_milestone(self.step, config.milestone_every_steps)
-                    if is_due or self.step == self.num_steps:
+                    if self._is_checkpoint_due():
                         self.checkpoint = self._publish_checkpoint()
-                    rate = learning_rate(config, self.step, self.num_steps)
+                    rate = learning_rate(self.plan.config, self.step, self.num_steps)
                     self._report(
                         f"loss {result.loss:.3f}, gradient norm {result.gradient_norm:.3g}, learning rate {rate:.3g}, "
                         + self.meter.describe()
@@ -222,6 +218,11 @@ class _Training:
                 f"{self.step}, the {self.num_skipped_in_row}. in a row; {kept}. "
                 "Use a smaller training.learning_rate or a longer warm-up"
             )
+
+    def _is_checkpoint_due(self) -> bool:
+        config = self.plan.config
+        is_due = self.step % config.checkpoint_every_steps == 0 or is_milestone(self.step, config.milestone_every_steps)
+        return is_due or self.step == self.num_steps
 
     def _publish_checkpoint(self) -> CheckpointManifest:
         model, optimizer = self.optimization.gather()

@@ -9,6 +9,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def open_zero_shot_model(folder: Path, dtype: str, device: torch.device, trust_r
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"model folder {folder} cannot be loaded as a causal language model: {first_line(error)}") from error
     with _quiet_logs():
-        return HFLM(
+        harness_model = HFLM(
             pretrained=model.eval().requires_grad_(False),
             tokenizer=tokenizer,
             batch_size=_CPU_BATCH if device.type == "cpu" else "auto",
@@ -61,6 +62,9 @@ def open_zero_shot_model(folder: Path, dtype: str, device: torch.device, trust_r
             add_bos_token=False,
             softmax_dtype="float32",
         )
+    # The harness draws bars of its own, which nothing but this argument turns off; `measure_task` tells the same.
+    harness_model.loglikelihood = partial(harness_model.loglikelihood, disable_tqdm=True)
+    return harness_model
 
 
 def measure_task(

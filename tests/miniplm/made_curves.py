@@ -32,6 +32,7 @@ class MadeStudent:
     accuracies: dict[str, float] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     architecture: str = "qwen-tiny"
+    num_unmatched_steps: int | None = None
 
 
 def law_through(loss: float, flops: float, exponent: float = 0.3, loss_floor: float = 3.0) -> ScalingLaw:
@@ -61,6 +62,7 @@ def _make_record(record: RunRecord, name: str, student: MadeStudent) -> StudentR
         architecture=student.architecture,
         num_parameters=6_300_000,
         num_steps=student.num_steps,
+        num_unmatched_steps=student.num_unmatched_steps,
         num_tokens=student.num_steps * TOKENS_PER_STEP,
         final_loss=4.0,
         folder=layout.student_folder(record.run_name, name),

@@ -9,7 +9,7 @@ import pytest
 
 from miniplm.artifacts import DomainLoss, Evaluation, TaskResult
 from miniplm.comparison import compare_students, find_baseline
-from miniplm.run_record import StudentRecord
+from miniplm.run_record import RunRecord, StudentRecord
 from miniplm.sequence_losses import SequenceLosses, write_losses
 from miniplm.storage import Storage
 
@@ -58,6 +58,12 @@ def measure(storage: Storage, method: str, losses: SequenceLosses, bits_per_nat:
     return make_student(method, evaluation)
 
 
+def make_run(students: dict[str, StudentRecord], **settings: dict[str, object]) -> RunRecord:
+    """A run of these students; `settings` are parts of their configuration, by name with `_` for a space."""
+    config = {"students": [{"name": name, **settings.get(name.replace(" ", "_"), {})} for name in students]}
+    return RunRecord(run_name="r", config=config, students=students, started_at="")
+
+
 @pytest.fixture
 def storage(tmp_path: Path) -> Storage:
     return Storage(str(tmp_path))
@@ -69,7 +75,7 @@ def test_the_same_sequences_are_subtracted_one_by_one(storage: Storage) -> None:
         "ours": measure(storage, "miniplm", make_losses([2, 1, 6, 8])),
         "base": measure(storage, "pretrain", make_losses([3, 4, 6, 12])),
     }
-    comparison = compare_students(storage, students)["ours"]
+    comparison = compare_students(storage, make_run(students))["ours"]
     assert comparison.baseline == "base"
     overall = comparison.overall
     assert overall is not None
@@ -83,7 +89,7 @@ def test_the_same_sequences_are_subtracted_one_by_one(storage: Storage) -> None:
     assert comparison.domains["a"].nats_standard_error == pytest.approx(1.0)
     assert comparison.domains["b"].nats_per_token == pytest.approx(-4 / 6)
     assert comparison.domains["b"].nats_standard_error is None
-    assert compare_students(storage, students)["base"].baseline is None
+    assert compare_students(storage, make_run(students))["base"].baseline is None
 
 
 def test_without_the_losses_of_sequences_the_errors_are_taken_as_independent(storage: Storage) -> None:
@@ -91,7 +97,7 @@ def test_without_the_losses_of_sequences_the_errors_are_taken_as_independent(sto
         "ours": measure(storage, "miniplm", make_losses([2, 1, 6, 8]), kept=False),
         "base": measure(storage, "pretrain", make_losses([3, 4, 6, 12])),
     }
-    overall = compare_students(storage, students)["ours"].overall
+    overall = compare_students(storage, make_run(students))["ours"].overall
     assert overall is not None
     assert not overall.paired
     assert overall.nats_per_token == -1
@@ -101,13 +107,13 @@ def test_without_the_losses_of_sequences_the_errors_are_taken_as_independent(sto
 
 def test_students_with_other_tokens_are_compared_in_bits(storage: Storage) -> None:
     students = {
-        "ours": measure(storage, "miniplm", make_losses([2, 1, 6, 8], counts=(2, 2, 3, 3)), bits_per_nat=0.75),
+        "ours": measure(storage, "miniplm", make_losses([2, 1, 6, 8], counts=(2, 2, 2, 2)), bits_per_nat=0.75),
         "base": measure(storage, "pretrain", make_losses([3, 4, 6, 12])),
     }
-    overall = compare_students(storage, students)["ours"].overall
+    overall = compare_students(storage, make_run(students))["ours"].overall
     assert overall is not None
     assert (overall.nats_per_token, overall.nats_standard_error, overall.paired) == (None, None, False)
-    assert overall.bits_per_byte == pytest.approx(1.7 * 0.75 - 25 / 8 * 0.5)
+    assert overall.bits_per_byte == pytest.approx(17 / 8 * 0.75 - 25 / 8 * 0.5)
     assert overall.bits_standard_error is not None
 
 
@@ -120,22 +126,30 @@ def test_the_baseline_is_the_one_most_like_the_student(storage: Storage) -> None
         "not measured": make_student("pretrain", None),
         "ours": make_student("miniplm", evaluation),
     }
-    assert find_baseline(students, "ours") == "alike"
-    assert find_baseline(students, "alike") is None
-    assert find_baseline({"ours": students["ours"]}, "ours") is None
-    assert compare_students(storage, {"ours": students["ours"]})["ours"].overall is None
-    assert "not measured" not in compare_students(storage, students)
+    assert find_baseline(make_run(students), "ours") == "alike"
+    assert find_baseline(make_run(students), "alike") is None
+    seeds = {"longer": {"training": {"seed": 1}}, "ours": {"training": {"seed": 1}}}
+    assert find_baseline(make_run(students, **seeds), "ours") == "longer"
+    # One with other tokens is taken only where there is no other.
+    other = {name: {"tokenizer": "own"} for name in ("longer", "alike", "not_measured")}
+    assert find_baseline(make_run(students, **other), "ours") == "other family"
+    other["other_family"] = {"tokenizer": "own"}
+    assert find_baseline(make_run(students, **other), "ours") == "alike"
+    alone = make_run({"ours": students["ours"]})
+    assert find_baseline(alone, "ours") is None
+    assert compare_students(storage, alone)["ours"].overall is None
+    assert "not measured" not in compare_students(storage, make_run(students))
 
 
 def test_average_accuracy_is_over_the_students_tasks(storage: Storage) -> None:
     student = measure(storage, "pretrain", make_losses([1, 1, 1, 1]))
-    assert compare_students(storage, {"s": student})["s"].average_accuracy is None
+    assert compare_students(storage, make_run({"s": student}))["s"].average_accuracy is None
     results = {
         name: TaskResult(accuracy=accuracy, standard_error=0.03, metric="acc", num_documents=9)
         for name, accuracy in (("x", 0.25), ("y", 0.75))
     }
     assert student.evaluation is not None
     student = student.model_copy(update={"evaluation": student.evaluation.model_copy(update={"tasks": results})})
-    comparison = compare_students(storage, {"s": student})["s"]
+    comparison = compare_students(storage, make_run({"s": student}))["s"]
     assert comparison.average_accuracy == 0.5
     assert comparison.average_accuracy_standard_error == pytest.approx(0.03 / 2**0.5)

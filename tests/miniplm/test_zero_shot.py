@@ -47,7 +47,8 @@ def add_task(folder: Path, name: str, documents: list[dict[str, Any]], **content
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
     path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump({"task": name, "dataset_kwargs": {"data_files": {"validation": f"{name}.jsonl"}}} | content))
+    kwargs = {"data_files": {"validation": f"{name}.jsonl"}, "cache_dir": str(folder / "cache")}
+    path.write_text(yaml.safe_dump({"task": name, "dataset_kwargs": kwargs} | content))
     return path
 
 
