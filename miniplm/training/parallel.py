@@ -128,9 +128,8 @@ class ParallelModule:
             # processes are summed: a resumed training has the same last bits. It also bears models with unused weights.
             arguments = inspect.signature(DistributedDataParallel).parameters
             unsynced = "forward_sync_buffers" if "forward_sync_buffers" in arguments else "broadcast_buffers"  # before torch 2.13
-            self._module = DistributedDataParallel(
-                module, find_unused_parameters=True, gradient_as_bucket_view=True, **{unsynced: False}
-            )
+            options: dict[str, Any] = {unsynced: False}
+            self._module = DistributedDataParallel(module, find_unused_parameters=True, gradient_as_bucket_view=True, **options)
 
     def add_gradient(self, batch: MicroBatch, num_scored: int, is_last: bool) -> Tensor:
         """Adds the gradient of `sum of the loss / num_scored` and gives the sum, detached; the last micro-batch brings the processes together.
