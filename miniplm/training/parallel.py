@@ -127,9 +127,9 @@ class ParallelModule:
             # Looking for unused weights keeps buckets as they were laid out first, and so the order in which three or more
             # processes are summed: a resumed training has the same last bits. It also bears models with unused weights.
             arguments = inspect.signature(DistributedDataParallel).parameters
-            buffers = "forward_sync_buffers" if "forward_sync_buffers" in arguments else "broadcast_buffers"  # before torch 2.13
-            unsynced: dict[str, Any] = {buffers: False}
-            self._module = DistributedDataParallel(module, find_unused_parameters=True, gradient_as_bucket_view=True, **unsynced)
+            unsynced = "forward_sync_buffers" if "forward_sync_buffers" in arguments else "broadcast_buffers"  # before torch 2.13
+            options: dict[str, Any] = {unsynced: False}
+            self._module = DistributedDataParallel(module, find_unused_parameters=True, gradient_as_bucket_view=True, **options)
 
     def add_gradient(self, batch: MicroBatch, num_scored: int, is_last: bool) -> Tensor:
         """Adds the gradient of `sum of the loss / num_scored` and gives the sum, detached; the last micro-batch brings the processes together.

@@ -78,6 +78,8 @@ def main() -> None:
 
 
 def _train(path: Path, channel: Channel, rank: int, local_rank: int, num_processes: int) -> None:
+    # Read when CUDA starts: without it products of matrices there may differ from run to run in their last bits.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
 
     from miniplm.models.devices import device_errors
