@@ -51,7 +51,7 @@ class LocalFleet:
             env=self._variables,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
