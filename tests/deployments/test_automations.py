@@ -258,7 +258,7 @@ def test_a_failed_parent_is_told_and_another_flow_is_not(client, world, notifica
     for run in (other, failed):
         client.set_flow_run_state(run.id, Running())
         client.set_flow_run_state(run.id, Failed(message="the tokenizer is damaged"))
-    told = wait_for(lambda: [text for text in notifications if failed.name in text], 10)
+    told = wait_for(lambda: [text for text in notifications if failed.name in text], 40)
     assert "is Failed after 1 starts" in told[0]
     assert "the tokenizer is damaged" in told[0]
     assert str(failed.id) in told[0]
@@ -275,7 +275,7 @@ def test_low_throughput_is_told_once_an_hour_and_corpus(client, world, notificat
             [{"prefect.resource.id": f"prefect.flow-run.{run.id}", "prefect.resource.role": "flow-run"}],
             {"tokens_per_second": 12.5},
         )
-    wait_for(lambda: [text for text in notifications if "miniplm.corpus.bbb" in text], 10)
+    wait_for(lambda: [text for text in notifications if "miniplm.corpus.bbb" in text], 40)
     told = [text for text in notifications if "miniplm.corpus.aaa" in text]
     assert len(told) == 1
     assert "12.5" in told[0]

@@ -307,7 +307,7 @@ def test_a_run_with_a_tenth_of_its_requests_harmed_ends_with_the_bytes_of_a_loca
     ours = {path[len(root) - 4 :]: filesystem.cat_file(path) for path in filesystem.find(root.removeprefix("s3://"))}
     theirs = find_files(tmp_path / "data")
     compared = [path for path in theirs if path.endswith(".parquet") or path.startswith("selections/")]
-    assert {path.partition("/")[0] for path in compared} == {"corpora", "scores", "selections"}
+    assert {path.partition("/")[0] for path in compared} == {"corpora", "scores", "selections", "training"}
     assert {path: ours.get(path) == theirs[path] for path in compared} == dict.fromkeys(compared, True)
     assert sorted(path for path in ours if path.endswith(".parquet")) == sorted(p for p in theirs if p.endswith(".parquet"))
     assert list_uploads(s3_server, "") == []
