@@ -19,7 +19,7 @@ from prefect import flow
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.events.schemas.automations import AutomationCore, Posture
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Crashed, Failed, Pending, Running, Scheduled
@@ -220,14 +220,18 @@ def world(client, applied, notifications):
 
 
 def test_a_crashed_parent_is_scheduled_again_twice_and_then_left(client, world):
+    def set_state(run: FlowRun, state: State) -> None:
+        client.set_flow_run_state(run.id, state, force=True)
+        time.sleep(0.4)  # as no process is faster; events that come at once are taken in any order
+
     def crash(run: FlowRun) -> None:
         for state in (Pending(), Running(), Crashed(message="killed")):
-            client.set_flow_run_state(run.id, state, force=True)
+            set_state(run, state)
 
     once, twice, thrice, repaired, never_started = (client.create_flow_run_from_deployment(world.deployment_id) for _ in range(5))
     crash(repaired)
-    client.set_flow_run_state(repaired.id, Scheduled())
-    client.set_flow_run_state(repaired.id, Running(), force=True)
+    set_state(repaired, Scheduled())
+    set_state(repaired, Running())
     for _ in range(3):
         crash(thrice)
     crash(twice)
