@@ -255,7 +255,7 @@ def test_steps_of_a_flop_matched_student_are_told_with_what_they_are_of(content:
     students = {name: student.model_copy(update={"num_steps": 25_000}) for name, student in content.record.students.items()}
     students["pretrain"] = students["pretrain"].model_copy(update={"num_unmatched_steps": 100_000})
     page = render_page(replace(content, record=content.record.model_copy(update={"students": students})))
-    assert page.count("25,000<br><small>of 100,000: FLOP-matched</small>") == 1
+    assert page.count("25,000<br><small>of 100,000: ") == 1
 
 
 def test_hostile_names_and_texts_stay_text(tmp_path: Path) -> None:
