@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
@@ -22,7 +21,6 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import DeploymentResponse
-from prefect.concurrency.sync import concurrency
 from prefect.deployments import run_deployment
 from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventOrder, EventResourceFilter
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
@@ -39,9 +37,6 @@ _LIVE = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PA
 _PAGE = 200
 # A server that is started again is away for a minute; one that is away longer needs a person.
 _PATIENCE_SECONDS = 900.0
-# Held while looking for live flow runs and making new ones, for a second; a holder that dies is out after this.
-_LOCK = "miniplm-submission"
-_LOCK_SECONDS = 60.0
 _DAYS = timedelta(days=2)
 
 T = TypeVar("T")
@@ -160,16 +155,6 @@ def find_run(flow_run_id: UUID) -> FlowRun | None:
         return read_run(flow_run_id)
     except ObjectNotFound:
         return None
-
-
-@contextmanager
-def submission_lock() -> Iterator[None]:
-    """One process at a time looks for live flow runs and makes new ones, so that two runs never start the same work."""
-    with_patience(lambda client: client.upsert_global_concurrency_limit_by_name(_LOCK, 1))
-    with ExitStack() as stack:
-        lock = concurrency(_LOCK, lease_duration=_LOCK_SECONDS, strict=True, raise_on_lease_renewal_failure=False)
-        _patiently(lambda: stack.enter_context(lock))
-        yield
 
 
 def submit(deployment: str, name: str, parameters: dict[str, Any], tags: Sequence[str]) -> FlowRun:

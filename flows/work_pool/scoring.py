@@ -19,6 +19,7 @@ from flows.work_pool import fleet
 from flows.work_pool.batches import choose_batch_size, count_room, cut_batches
 from flows.work_pool.failures import is_lasting_message, strip_message
 from flows.work_pool.pulse import Pulse
+from flows.work_pool.submission_lock import submission_lock
 from miniplm import __version__, layout
 from miniplm.artifacts import CorpusManifest, ModelEntry, ScoreShardManifest, ShardEntry
 from miniplm.config import RunConfig
@@ -230,7 +231,7 @@ class _PoolScoring:
         measured = list(self._done.values())[-_MEASURED:]
         if not count_room(num_workers, len(self._watched), bool(measured)):
             return
-        with fleet.submission_lock():
+        with submission_lock():
             self._look()  # another run may have taken some since
             free = self._list_free()
             size = choose_batch_size(len(free), num_workers, measured, self._config.execution.shards_per_batch)

@@ -12,6 +12,7 @@ from prefect.runtime import flow_run as this_run
 from flows.work_pool import fleet
 from flows.work_pool.failures import is_lasting_message, strip_message
 from flows.work_pool.pulse import Pulse
+from flows.work_pool.submission_lock import submission_lock
 from miniplm.config import RunConfig
 from miniplm.errors import PoolWorkError
 
@@ -44,7 +45,7 @@ def run_on_pool(deployment: str, name: str, parameters: dict[str, Any], config: 
 
 
 def _find_or_submit(deployment: str, name: str, parameters: dict[str, Any], config: RunConfig, work_tag: str) -> FlowRun:
-    with fleet.submission_lock():
+    with submission_lock():
         live = fleet.find_live(deployment, [work_tag])
         if live:
             return live[0]

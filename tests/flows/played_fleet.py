@@ -101,7 +101,7 @@ class Fleet:
 
 def install(played: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     """Puts a played fleet in place of the server, the clock, and what people see."""
-    for name in ("find_live", "submit", "read_run", "crash", "count_workers", "submission_lock"):
+    for name in ("find_live", "submit", "read_run", "crash", "count_workers"):
         monkeypatch.setattr(fleet, name, getattr(played, name))
     monkeypatch.setattr(fleet, "pause", played.sleep, raising=False)
     clock = SimpleNamespace(monotonic=lambda: played.now, sleep=played.sleep)
@@ -115,6 +115,7 @@ def install(played: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     def stage_progress(*given: Any, **options: Any) -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(show=lambda done, detail: None)
 
+    monkeypatch.setattr(scoring, "submission_lock", played.submission_lock)
     monkeypatch.setattr(scoring, "time", clock)
     monkeypatch.setattr(pulse, "time", clock)
     monkeypatch.setattr(pulse, "find_last_heartbeat", lambda run: None)

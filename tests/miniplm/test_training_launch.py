@@ -55,6 +55,18 @@ def storage(tmp_path: Path) -> Storage:
 
 
 @pytest.fixture
+def children() -> Callable[[], list[psutil.Process]]:
+    """Lists the processes started in the test, not those of the session before it (servers of other tests), nor theirs."""
+    earlier = set(psutil.Process().children())
+
+    def started() -> list[psutil.Process]:
+        mine = [process for process in psutil.Process().children() if process not in earlier]
+        return mine + [descendant for process in mine for descendant in process.children(recursive=True)]
+
+    return started
+
+
+@pytest.fixture
 def stand_in(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Launches a training whose process is a stand-in that runs a piece of Python."""
     monkeypatch.setattr(workers, "_GRACE_SECONDS", 1.0)
@@ -89,7 +101,7 @@ def wait_until_gone(pids: list[int], seconds: float = 10.0) -> None:
     assert list_living(pids) == []
 
 
-def test_a_process_of_its_own_trains_the_same_to_the_last_bit(tmp_path: Path) -> None:
+def test_a_process_of_its_own_trains_the_same_to_the_last_bit(tmp_path: Path, children: Callable[[], list[psutil.Process]]) -> None:
     here, there = Storage(str(tmp_path / "here")), Storage(str(tmp_path / "there"))
     wanted = launch_training(here, make_plan(make_training_corpus(here)), launcher="inline")
     moments: list[Progress] = []
@@ -100,7 +112,7 @@ def test_a_process_of_its_own_trains_the_same_to_the_last_bit(tmp_path: Path) ->
     assert {moment.key for moment in moments} == {f"train {plan.training_id}"}
     assert [(moment.done, moment.total, moment.unit) for moment in moments] == [(done, 6, "steps") for done in range(7)]
     assert moments[-1].detail.startswith(f"loss {wanted.final_loss:.3f}, ")
-    assert psutil.Process().children() == []
+    assert children() == []
     moments.clear()
     started = time.perf_counter()
     assert launch_training(there, plan, moments.append) == manifest, "what is finished is not done again"
@@ -163,11 +175,13 @@ def test_several_processes_train_one_model_and_end_with_whoever_has_started_them
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143), BaseException("cancelled"), ValueError("of the watcher")])
-def test_an_error_of_whoever_waits_ends_the_processes(stand_in: Callable[..., Any], error: BaseException) -> None:
+def test_an_error_of_whoever_waits_ends_the_processes(
+    stand_in: Callable[..., Any], error: BaseException, children: Callable[[], list[psutil.Process]]
+) -> None:
     found: list[psutil.Process] = []
 
     def on_progress(progress: Progress) -> None:
-        found.extend(psutil.Process().children())
+        found.extend(children())
         raise error
 
     with pytest.raises(type(error)):
@@ -176,11 +190,13 @@ def test_an_error_of_whoever_waits_ends_the_processes(stand_in: Callable[..., An
     assert not found[0].is_running()
 
 
-def test_what_does_not_end_when_told_is_killed_with_all_it_has_started(stand_in: Callable[..., Any]) -> None:
+def test_what_does_not_end_when_told_is_killed_with_all_it_has_started(
+    stand_in: Callable[..., Any], children: Callable[[], list[psutil.Process]]
+) -> None:
     found: list[int] = []
 
     def on_progress(progress: Progress) -> None:
-        found.extend(process.pid for process in psutil.Process().children(recursive=True))
+        found.extend(process.pid for process in children())
         raise KeyboardInterrupt
 
     deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nos.fork()\nif os.getpid() == os.getpgrp(): progress(1)\ntime.sleep(60)"
@@ -256,7 +272,9 @@ sys.exit(1)
     assert lines[1:] == ["The last it said:", "  training"]
 
 
-def test_torchrun_starts_several_and_ends_all_when_one_is_lost(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchrun_starts_several_and_ends_all_when_one_is_lost(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, children: Callable[[], list[psutil.Process]]
+) -> None:
     code = """
 rank = int(os.environ["RANK"])
 say(kind="hello", rank=rank, pid=os.getpid())
@@ -275,7 +293,7 @@ time.sleep(60)
     lines = sorted(line.removeprefix("process 1: ") for line in told)
     assert [line.rsplit(" ", 1)[0] for line in lines] == ["2 0 127.0.0.1", "2 1 127.0.0.1"]
     assert list_living([int(line.rsplit(" ", 1)[1]) for line in lines]) == []
-    assert psutil.Process().children() == []
+    assert children() == []
     assert "Traceback" not in str(caught.value)
 
 
