@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -12,10 +11,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-MINIPLM = str(Path(sys.executable).parent / "miniplm")
+from tests.forks import FORKS
 
-_forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(["tests.warm_miniplm"])
+MINIPLM = str(Path(sys.executable).parent / "miniplm")
 
 
 def environment(prefect: Mapping[str, str]) -> dict[str, str]:
@@ -43,7 +41,7 @@ def start_miniplm(
     *arguments: str, prefect: Mapping[str, str], cwd: Path | None = None, out: Path = Path(os.devnull), err: Path = Path(os.devnull)
 ) -> BaseProcess:
     """`miniplm ARGUMENTS` as the leader of a process group of its own, started and not waited for."""
-    process = _forks.Process(
+    process = FORKS.Process(
         target=_run_fork, args=(list(arguments), environment(prefect), str(cwd or Path.cwd()), str(out), str(err))
     )
     process.start()

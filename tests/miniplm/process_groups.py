@@ -1,17 +1,14 @@
-"""Groups of processes for tests: forked from one server that has imported what they need, so that each costs little."""
+"""Groups of processes for tests: each a fork, so that it costs little."""
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from miniplm.training.parallel import ProcessGroup, Sharding
-
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["miniplm.training.loop", "tests.miniplm.group_trainings"])
+from tests.forks import FORKS
 
 
 def run_group(
@@ -20,7 +17,7 @@ def run_group(
     """Calls `work(group, *arguments)` in each of `world_size` processes; their exit codes, in order of rank."""
     address = f"file://{folder}/meeting-{uuid4().hex}"
     processes = [
-        _CONTEXT.Process(target=work, args=(ProcessGroup(rank, world_size, rank, sharding, address), *arguments))
+        FORKS.Process(target=work, args=(ProcessGroup(rank, world_size, rank, sharding, address), *arguments))
         for rank in range(world_size)
     ]
     for process in processes:
