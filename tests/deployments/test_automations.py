@@ -246,8 +246,10 @@ def test_a_crashed_parent_is_scheduled_again_twice_and_then_left(client, world):
         wait_for(lambda run=run: state_of(client, run.id) == "SCHEDULED", 40)
         assert client.read_flow_run(run.id).run_count == count
         states = sorted(client.read_flow_run_states(run.id), key=lambda state: state.timestamp)
-        crashed, scheduled = states[-2:]
-        assert (crashed.name, scheduled.name) == ("Crashed", "Scheduled")
+        last = max(index for index, state in enumerate(states) if state.name == "Crashed")
+        crashed, scheduled = states[last : last + 2]
+        # Twice where the events of two crashes in one second were taken in another order; the run waits then as before.
+        assert {state.name for state in states[last + 1 :]} <= {"Scheduled", "Late"}
         # Not at once: a worker's second report of the same death must find the run Crashed.
         assert scheduled.timestamp - crashed.timestamp > timedelta(seconds=9)
     time.sleep(3)  # the others have waited as long

@@ -1,0 +1,27 @@
+"""A real fleet a file of tests, so that two files can run side by side."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fleet.local_fleet import LocalFleet
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[LocalFleet]:
+    if not (shutil.which("initdb") or list(Path("/usr/lib/postgresql").glob("*/bin/initdb"))):
+        pytest.skip("PostgreSQL is not installed: `make test` installs it on Debian and Ubuntu")
+    # PostgreSQL's user must reach it, which pytest's own folders do not allow.
+    folder = Path(tempfile.mkdtemp(prefix="miniplm-fleet-", dir="/var/tmp"))
+    local = LocalFleet(folder)
+    try:
+        local.start()
+        yield local
+    finally:
+        local.stop()
+        shutil.rmtree(folder, ignore_errors=True)
