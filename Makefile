@@ -5,8 +5,8 @@ SHELL := /bin/bash
 .PHONY: help setup assets tasks demo test lint format clean clean-all test-packages
 
 BIN := .venv/bin
-# Two processes at a time; a file's tests stay in one of them; in the order of their names, so that the long runs come first.
-PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
+# Three processes at a time, as the tests of a fleet mostly wait; a file's tests stay in one of them; in the order of their names, so that the long runs come first.
+PYTEST_ARGS ?= -n 3 --dist loadfile --no-loadscope-reorder
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1|/' | column -t -s '|'
