@@ -12,7 +12,7 @@ import argparse
 import json
 import math
 import sys
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -131,6 +131,14 @@ def group_by_label(rows: Sequence[StudentRow], main_selection: str | None) -> di
     return groups
 
 
+def find_main_selection(rows: Sequence[StudentRow]) -> str | None:
+    """The selection of most students that are named as their method: other ratios and rules have names of their own."""
+    named = Counter(row.selection_id for row in rows if row.method == "miniplm" and row.student == row.method and row.selection_id)
+    others = Counter(row.selection_id for row in rows if row.method == "miniplm" and row.selection_id)
+    counted = named or others
+    return max(counted, key=lambda name: (counted[name], name), default=None)
+
+
 def compare(rows: Sequence[StudentRow], baseline: Sequence[StudentRow], measure: Callable[[StudentRow], float]) -> Estimate | None:
     """The mean difference from the baseline's student of the same seed, and its standard error over the seeds; None without a pair."""
     by_seed = {row.seed: measure(row) for row in baseline}
@@ -208,7 +216,7 @@ def draw_differences(
     labels = [label for label, rows in groups.items() if label != BASELINE and rows]
     names = list(measures)
     with rc_context({"svg.hashsalt": "effect", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(8, 1.2 + 0.34 * len(names)), layout="constrained")
+        figure = Figure(figsize=(8, 2.0 + 0.34 * len(names)), layout="constrained")
         axes = figure.subplots()
         colours = ("#4477aa", "#cc6677", "#228833", "#ccbb44", "#aa3377", "#66ccee")
         for index, label in enumerate(labels):
@@ -225,9 +233,11 @@ def draw_differences(
             )
         axes.axvline(0, color="black", linewidth=1)
         axes.set(yticks=range(len(names)), yticklabels=[_name_measure(name, selection) for name in names])
-        axes.set_xlabel("held-out loss less that of pretrain, nats a token (left: better; bars: ± 2 standard errors over seeds)")
+        axes.set_xlabel(
+            "held-out loss less that of pretrain, nats a token\n(left: better; bars: ± 2 standard errors over seeds, none for one seed)"
+        )
         axes.invert_yaxis()
-        axes.legend(loc="best")
+        figure.legend(loc="outside upper center", ncols=2)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=110)
 
@@ -273,12 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MiniplmError as error:
         print(f"effect: {error}", file=sys.stderr)
         return 2
-    counted: dict[str, int] = defaultdict(int)
-    for row in rows:
-        if row.method == "miniplm" and row.selection_id:
-            counted[row.selection_id] += 1
-    # The main selection is the one with most students; other ratios and rules are shown beside it.
-    main_selection = max(counted, key=lambda name: (counted[name], name)) if counted else None
+    main_selection = find_main_selection(rows)
     selection = find_selection(storage, main_selection) if main_selection else None
     groups = group_by_label(rows, main_selection)
     measures = make_measures(rows, selection)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,7 @@ from benchmarks.effect import (
     StudentRow,
     compare,
     estimate,
+    find_main_selection,
     group_by_label,
     main,
     make_measures,
@@ -102,6 +104,14 @@ def test_students_of_another_selection_are_not_mixed_with_those_of_the_main_one(
         "miniplm": 1,
         "miniplm on mean-0.3-b": 1,
     }
+
+
+def test_the_main_selection_is_that_of_the_students_named_as_their_method() -> None:
+    main, other = make_row("miniplm", 0, 6, 5, "mean-0.5-a"), make_row("miniplm", 0, 6, 5, "stratified-0.5-b")
+    other = replace(other, student="miniplm-stratified")
+    assert find_main_selection([other, other, main, make_row("pretrain", 0, 6, 5)]) == "mean-0.5-a"
+    assert find_main_selection([other]) == "stratified-0.5-b"
+    assert find_main_selection([make_row("pretrain", 0, 6, 5)]) is None
 
 
 def write_student(storage: Storage, run: str, name: str, seed: int, loss: float) -> None:

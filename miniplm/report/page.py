@@ -170,7 +170,9 @@ def _render_tiles(content: ReportContent) -> str:
 
 def _render_pipeline(stages: tuple[StageRecord, ...]) -> str:
     if not stages:
-        return "<p>No stage is on record: <code>miniplm run</code> records the stages that it does, commands for one stage do not.</p>"
+        return (
+            "<p>No stage is on record: <code>miniplm run</code> records the stages that it does, commands for one stage do not.</p>"
+        )
     items = "\n".join(_render_stage(stage) for stage in stages)
     return (
         f"<ol class='pipeline'>{items}</ol>\n<p class='note'>Wall-clock time of each stage, and how much it went through in a second. "
