@@ -12,7 +12,6 @@ import argparse
 import json
 import math
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -132,11 +131,8 @@ def group_by_label(rows: Sequence[StudentRow], main_selection: str | None) -> di
 
 
 def find_main_selection(rows: Sequence[StudentRow]) -> str | None:
-    """The selection of most students that are named as their method: other ratios and rules have names of their own."""
-    named = Counter(row.selection_id for row in rows if row.method == "miniplm" and row.student == row.method and row.selection_id)
-    others = Counter(row.selection_id for row in rows if row.method == "miniplm" and row.selection_id)
-    counted = named or others
-    return max(counted, key=lambda name: (counted[name], name), default=None)
+    """The selection of the first `miniplm` student, so of the first run that is given; others are shown beside it."""
+    return next((row.selection_id for row in rows if row.method == "miniplm" and row.selection_id), None)
 
 
 def compare(rows: Sequence[StudentRow], baseline: Sequence[StudentRow], measure: Callable[[StudentRow], float]) -> Estimate | None:

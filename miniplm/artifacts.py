@@ -225,7 +225,10 @@ class SelectionShardEntry(Record):
 
 
 class DomainSelection(Record):
-    """What was kept of one domain, and quantiles of its difference scores (at 0, .1, .25, .5, .75, .9, 1), nats a token."""
+    """What was kept of one domain, and quantiles of its difference scores (at 0, .1, .25, .5, .75, .9, 1), nats a token.
+
+    `threshold` is the lowest difference score that was kept of it; None where nothing was.
+    """
 
     num_candidates: int
     num_selected: int
@@ -234,10 +237,14 @@ class DomainSelection(Record):
     mean_teacher_nll: float
     mean_reference_nll: float
     difference_score_quantiles: tuple[float, ...]
+    threshold: float | None = None
 
 
 class SelectionManifest(Record):
-    """A selection; the same inputs give the same bytes. `threshold` is the lowest difference score that was kept."""
+    """A selection; the same inputs give the same bytes.
+
+    `threshold` is the lowest difference score that was kept, None where each domain has one of its own (`within`).
+    """
 
     selection_id: str
     corpus_id: str
@@ -245,6 +252,7 @@ class SelectionManifest(Record):
     reference_id: str
     ratio: float
     score: Literal["mean", "sum"]
+    within: Literal["corpus", "domain"] = "corpus"
     num_candidates: int
     num_selected: int
     num_selected_tokens: int

@@ -187,6 +187,11 @@ class SelectionConfig(Section):
 
     ratio: float = Field(0.5, gt=0, le=1, description="kept share of the candidate sequences, in (0, 1]")
     score: Literal["mean", "sum"] = Field("mean", description="mean: NLL a scored token; sum: NLL a sequence")
+    within: Literal["corpus", "domain"] = Field(
+        "corpus",
+        description="corpus: the best of all candidates (the paper's), which changes the mix of domains; domain: the best of each domain, "
+        "floor(ratio * its candidates), which keeps the mix",
+    )
     seed: int = Field(0, ge=0, description="seed of the random draw that the `pretrain` baseline trains on")
 
 

@@ -148,7 +148,7 @@ def _render_tiles(content: ReportContent) -> str:
         tiles.append(
             (
                 f"{format_count(selection.num_selected)} of {format_count(selection.num_candidates)}",
-                f"candidate sequences kept, a selection ratio of {selection.ratio:g}",
+                f"candidate sequences kept, a selection ratio of {selection.ratio:g}{' of each domain' if selection.within == 'domain' else ''}",
             )
         )
         if selection.threshold is not None:

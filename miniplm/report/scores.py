@@ -47,10 +47,11 @@ def render_distribution(content: ReportContent) -> str:
         side = "left" if position > 0.7 else "right"
         words = f"kept from r = {format_nats(selection.threshold)} →"
         above = f'<div class="row"><div class="above"><span class="{side}" style="left:{100 * position:.2f}%">{words}</span></div></div>'
+    of_each = " of their domain" if selection.within == "domain" else ""
     outside = histogram.num_below + histogram.num_above
     beyond = f" Far outliers outside the axis, not drawn: {format_count(outside)}." if outside else ""
     return f"""<p>The difference score r of a sequence is how much better the teacher predicts it than the small reference does, in
-{score_unit(selection)}. The {format_count(selection.num_selected)} sequences with the highest r were kept.</p>
+{score_unit(selection)}. The {format_count(selection.num_selected)} sequences with the highest r{of_each} were kept.</p>
 <figure class="ridges">{above}
 {rows}
 <div class="row"><div class="axis">{ticks}</div></div>
@@ -63,7 +64,8 @@ def _render_histogram(selection: SelectionManifest, histogram: ScoreHistogram, d
     counts = selection.domains[domain]
     colour = domain_colour(list(selection.domains), domain)
     label = f"Distribution of difference scores of the domain {domain}"
-    chart = draw_distribution(histogram.edges, histogram.counts[domain], selection.threshold, colour, escape(label))
+    threshold = counts.threshold if selection.within == "domain" else selection.threshold
+    chart = draw_distribution(histogram.edges, histogram.counts[domain], threshold, colour, escape(label))
     median = format_nats(counts.difference_score_quantiles[_MEDIAN])
     return (
         f'<div class="row"><div class="name">{_swatch(colour)}{format_name(domain)}</div><div class="plot">{chart}</div>'

@@ -144,7 +144,8 @@ def _list_facts(content: ReportContent) -> list[tuple[str, str]]:
         ]
     if selection is not None:
         kind = "mean: nats a token" if selection.score == "mean" else "sum: nats a sequence"
-        facts += [("selection", f"{format_code(selection.selection_id)}, ratio {selection.ratio:g}, score {kind}")]
+        of_each = " of each domain" if selection.within == "domain" else ""
+        facts += [("selection", f"{format_code(selection.selection_id)}, ratio {selection.ratio:g}{of_each}, score {kind}")]
     facts += [
         (f"student {format_name(name)}", f"training {format_code(student.training_id)}")
         for name, student in record.students.items()

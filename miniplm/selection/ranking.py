@@ -41,13 +41,15 @@ def count_selected(num_candidates: int, ratio: float) -> int:
 def resolve_selection_id(
     storage: Storage, corpus: CorpusManifest, teacher_id: str, reference_id: str, config: SelectionConfig
 ) -> str:
-    """The id of a selection, made of the digests of all the scores that go into it, the ratio and the kind of score.
+    """The id of a selection, made of the digests of all the scores that go into it, the ratio, the kind of score and what it ranks within.
 
     Raises `ScoreJoinError` as `check_scores`.
     """
     digests = check_scores(storage, corpus, teacher_id, reference_id)
     content = [SELECTION_VERSION, corpus.corpus_id, teacher_id, reference_id, digests, repr(config.ratio), config.score]
-    return f"{config.score}-{config.ratio:g}-{digest_content(content)}"
+    if config.within == "corpus":
+        return f"{config.score}-{config.ratio:g}-{digest_content(content)}"
+    return f"{config.score}-{config.ratio:g}-by-{config.within}-{digest_content([*content, config.within])}"
 
 
 def find_selection(storage: Storage, selection_id: str) -> SelectionManifest | None:
@@ -84,6 +86,7 @@ def select_sequences(
 ) -> SelectionManifest:
     """Selects the K = floor(ratio * N) candidates with the largest difference score, ties by the smaller sequence id.
 
+    With `within: domain` so many of each domain, N being its candidates; one too small to keep any keeps none.
     Publishes `selections/SELECTION_ID/shard-N.parquet`, one file a candidate shard (`sequence_id` ascending,
     `teacher_nll`, `reference_nll`, `difference_score`, nats), then the manifest. The same inputs give the same
     bytes, and a selection that is there whole is not made again.
@@ -99,16 +102,13 @@ def select_sequences(
         storage.delete_temporary_files(layout.selection_folder(selection_id))
         candidate_scores(connection, storage, corpus, teacher_id, reference_id, config.score)
         num_candidates = int(_fetch_one(connection, "SELECT count(*) FROM candidate_scores")[0])
-        num_selected = count_selected(num_candidates, config.ratio)
+        num_selected = (_rank_within_domains if config.within == "domain" else _rank)(connection, config.ratio)
         if num_selected == 0:
+            of_each = " of each domain" if config.within == "domain" else ""
             raise ScoreJoinError(
-                f"ratio {config.ratio:g} of {num_candidates} candidate sequences keeps none; use a larger selection.ratio or corpus"
+                f"ratio {config.ratio:g} of {num_candidates} candidate sequences{of_each} keeps none; "
+                "use a larger selection.ratio or corpus"
             )
-        connection.execute(f"""
-            CREATE OR REPLACE TEMP TABLE selected AS SELECT * FROM (
-                SELECT * FROM candidate_scores ORDER BY difference_score DESC, sequence_id ASC LIMIT {num_selected}
-            ) ORDER BY sequence_id
-        """)
         storage.delete(layout.selection_manifest(selection_id))
         entries = _publish_shards(storage, connection, corpus, selection_id, on_progress)
         num_tokens, threshold = _fetch_one(connection, "SELECT sum(num_tokens), min(difference_score) FROM selected")
@@ -120,17 +120,44 @@ def select_sequences(
             reference_id=reference_id,
             ratio=config.ratio,
             score=config.score,
+            within=config.within,
             num_candidates=num_candidates,
             num_selected=num_selected,
             num_selected_tokens=int(num_tokens),
             num_negative=int(num_negative),
-            threshold=float(threshold),
+            threshold=float(threshold) if config.within == "corpus" else None,
             domains=_summarise_domains(connection),
             shards=entries,
         )
         assert sum(entry.num_sequences for entry in entries) == num_selected
         storage.write_json(layout.selection_manifest(selection_id), manifest.as_json())
         return manifest
+
+
+def _rank(connection: duckdb.DuckDBPyConnection, ratio: float) -> int:
+    """Makes the table `selected`, by sequence id; returns its number of rows."""
+    num_selected = count_selected(int(_fetch_one(connection, "SELECT count(*) FROM candidate_scores")[0]), ratio)
+    connection.execute(f"""
+        CREATE OR REPLACE TEMP TABLE selected AS SELECT * FROM (
+            SELECT * FROM candidate_scores ORDER BY difference_score DESC, sequence_id ASC LIMIT {num_selected}
+        ) ORDER BY sequence_id
+    """)
+    return num_selected
+
+
+def _rank_within_domains(connection: duckdb.DuckDBPyConnection, ratio: float) -> int:
+    """As `_rank`, for each domain by itself."""
+    counts = connection.execute("SELECT domain, count(*) FROM candidate_scores GROUP BY domain ORDER BY domain").fetchall()
+    kept = {domain: count_selected(count, ratio) for domain, count in counts}
+    connection.execute("CREATE OR REPLACE TEMP TABLE quotas (domain VARCHAR, num_kept BIGINT)")
+    connection.executemany("INSERT INTO quotas VALUES (?, ?)", list(kept.items()))
+    connection.execute("""
+        CREATE OR REPLACE TEMP TABLE selected AS SELECT * EXCLUDE (num_kept) FROM (
+            SELECT * FROM candidate_scores JOIN quotas USING (domain)
+            QUALIFY row_number() OVER (PARTITION BY domain ORDER BY difference_score DESC, sequence_id ASC) <= num_kept
+        ) ORDER BY sequence_id
+    """)
+    return sum(kept.values())
 
 
 def _publish_shards(
@@ -169,8 +196,8 @@ def _publish_shards(
 def _summarise_domains(connection: duckdb.DuckDBPyConnection) -> dict[str, DomainSelection]:
     rows = connection.execute(f"""
         SELECT domain, count(*), count(s.sequence_id), sum(c.num_tokens), coalesce(sum(s.num_tokens), 0),
-               avg(c.teacher_nll), avg(c.reference_nll), quantile_cont(c.difference_score, {list(QUANTILES)})
-        FROM candidate_scores c LEFT JOIN (SELECT sequence_id, num_tokens FROM selected) s USING (sequence_id)
+               avg(c.teacher_nll), avg(c.reference_nll), quantile_cont(c.difference_score, {list(QUANTILES)}), min(s.difference_score)
+        FROM candidate_scores c LEFT JOIN (SELECT sequence_id, num_tokens, difference_score FROM selected) s USING (sequence_id)
         GROUP BY domain ORDER BY domain
     """).fetchall()
     return {
@@ -183,6 +210,7 @@ def _summarise_domains(connection: duckdb.DuckDBPyConnection) -> dict[str, Domai
             mean_teacher_nll=round(row[5], 9),
             mean_reference_nll=round(row[6], 9),
             difference_score_quantiles=tuple(row[7]),
+            threshold=row[8],
         )
         for row in rows
     }

@@ -91,6 +91,51 @@ def test_agrees_with_a_full_sort(tmp_path, score, ratio):
     assert manifest.num_selected_tokens == sum(3 + i % 5 for i in kept["id"])
 
 
+def test_within_domains_each_gives_its_own_best(tmp_path):
+    storage = Storage(str(tmp_path))
+    # domains a, b, a, b, ...; differences a: 3, 3, 1, 0 and b: 9, 8, 7: of the whole corpus b alone would be kept
+    teacher, reference, num = [0.0] * 7, [3.0, 9.0, 3.0, 8.0, 1.0, 7.0, 0.0], [1] * 7
+    corpus = make_scored_corpus(storage, teacher, reference, num)
+    config = SelectionConfig(ratio=0.5, within="domain")
+    manifest = select_sequences(storage, corpus, TEACHER, REFERENCE, config)
+    assert read_selection(storage, manifest)["sequence_id"].tolist() == [0, 1, 2]
+    assert (manifest.within, manifest.threshold, manifest.num_selected) == ("domain", None, 3)
+    assert {name: (counts.num_selected, counts.threshold) for name, counts in manifest.domains.items()} == {
+        "a": (2, 3.0),
+        "b": (1, 9.0),
+    }
+    of_all = select_sequences(storage, corpus, TEACHER, REFERENCE, SelectionConfig(ratio=0.5))
+    assert read_selection(storage, of_all)["sequence_id"].tolist() == [1, 3, 5]
+    assert of_all.selection_id != manifest.selection_id
+    assert of_all.threshold == 7.0
+    assert {name: counts.threshold for name, counts in of_all.domains.items()} == {"a": None, "b": 7.0}
+    assert find_selection(storage, manifest.selection_id) == manifest
+
+
+@pytest.mark.parametrize("score", ["mean", "sum"])
+@pytest.mark.parametrize("ratio", [0.01, 0.3, 1.0])
+def test_within_domains_agrees_with_a_full_sort_of_each(tmp_path, score, ratio):
+    storage = Storage(str(tmp_path))
+    teacher, reference, num = random_scores(203)
+    corpus = make_scored_corpus(storage, teacher, reference, num, sequences_per_shard=50)
+    manifest = select_sequences(storage, corpus, TEACHER, REFERENCE, SelectionConfig(ratio=ratio, score=score, within="domain"))
+    frame = pd.DataFrame({"id": range(203), "domain": ["ab"[i % 2] for i in range(203)], "t": teacher / num, "r": reference / num})
+    frame["d"] = reference - teacher if score == "sum" else frame["r"] - frame["t"]
+    ranked = frame.sort_values(["d", "id"], ascending=[False, True])
+    kept = sorted(
+        number for _, rows in ranked.groupby("domain") for number in rows["id"].head(floor(Fraction(str(ratio)) * len(rows)))
+    )
+    assert read_selection(storage, manifest)["sequence_id"].tolist() == kept
+    assert manifest.num_selected == len(kept)
+
+
+def test_within_domains_a_ratio_that_keeps_nothing_of_any(tmp_path):
+    storage = Storage(str(tmp_path))
+    corpus = make_scored_corpus(storage, *random_scores(9))
+    with pytest.raises(ScoreJoinError, match=r"ratio 0\.19 of 9 candidate sequences of each domain keeps none"):
+        select_sequences(storage, corpus, TEACHER, REFERENCE, SelectionConfig(ratio=0.19, within="domain"))
+
+
 def test_same_inputs_give_the_same_bytes_anywhere(tmp_path):
     contents = []
     for root in ("a", "b"):

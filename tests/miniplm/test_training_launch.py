@@ -21,7 +21,6 @@ import torch
 
 from miniplm import layout
 from miniplm.artifacts import CheckpointMetrics, TrainingManifest
-from miniplm.config import TrainingConfig
 from miniplm.errors import BusyError, ConfigError, MiniplmError, RunFailedError, StorageError, TrainingError, TrainingProcessError
 from miniplm.progress import Progress
 from miniplm.storage import Storage
@@ -31,7 +30,6 @@ from miniplm.training.job import TrainingJob, make_job
 from miniplm.training.launch import launch_training
 from miniplm.training.loop import train_model
 from miniplm.training.messages import Failure, decode_message, describe_error, encode_message, rebuild_error
-from miniplm.training.processes import count_processes, find_inline_reason
 from miniplm.training.recipe import TrainingPlan
 from tests.miniplm.made_trainings import make_plan, make_selection, make_training_corpus
 
@@ -315,24 +313,6 @@ def test_in_line_nothing_is_started(storage: Storage, monkeypatch: pytest.Monkey
         launch_training(storage, make_plan(make_training_corpus(storage), processes=2, micro_batch_size=2), launcher="inline")
 
 
-@pytest.mark.parametrize(
-    ("launcher", "root", "reason"),
-    [
-        ("process", "s3://bucket/data", None),
-        ("process", "memory://data", "`storage` is memory://data, in the memory of the run"),
-        ("inline", "/data", "execution.launcher is inline"),
-    ],
-)
-def test_a_root_that_no_other_process_sees_is_trained_in_line(launcher: str, root: str, reason: str | None) -> None:
-    assert find_inline_reason(launcher, root) == reason
-    training = TrainingConfig(steps=1, batch_size=16, processes=2)
-    if reason is None:
-        assert count_processes(training, torch.device("cpu"), reason) == 2
-    else:
-        with pytest.raises(ConfigError, match=reason):
-            count_processes(training, torch.device("cpu"), reason)
-
-
 def test_the_job_is_the_plan_whole(storage: Storage) -> None:
     corpus = make_training_corpus(storage)
     plan = make_plan(corpus, "miniplm", make_selection(storage, corpus, [[0, 3], [1], [2, 8]]), processes=3)
@@ -343,44 +323,6 @@ def test_the_job_is_the_plan_whole(storage: Storage) -> None:
     assert {field.name for field in dataclasses.fields(plan)} - {"own_tokenizer"} <= set(TrainingJob.model_fields)
     with pytest.raises(TrainingError, match=rf"training x was to be started, and its job describes {plan.training_id}"):
         job.model_copy(update={"training_id": "x"}).make_plan()
-
-
-@pytest.mark.parametrize(
-    ("processes", "device", "num_gpus", "batch_size", "wanted"),
-    [
-        ("auto", "cpu", 0, 8, 1),
-        (2, "cpu", 0, 16, 2),
-        ("auto", "cuda", 1, 8, 1),
-        ("auto", "cuda", 4, 64, 4),
-        ("auto", "cuda", 8, 40, 5),
-        ("auto", "cuda:1", 4, 64, 1),
-        (2, "cuda", 4, 64, 2),
-        ("auto", "mps", 0, 64, 1),
-    ],
-)
-def test_there_is_a_process_a_gpu(
-    processes: Any, device: str, num_gpus: int, batch_size: int, wanted: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
-    training = TrainingConfig(steps=1, batch_size=batch_size, processes=processes)
-    assert count_processes(training, torch.device(device)) == wanted
-
-
-@pytest.mark.parametrize(
-    ("processes", "device", "message"),
-    [
-        (3, "cuda", r"training.processes is 3, but there are 2 GPUs for it \(scoring.device: cuda\)"),
-        (2, "cuda:1", r"training.processes is 2, but there is 1 GPU for it \(scoring.device: cuda:1\)"),
-        (2, "mps", r"training.processes is 2, but on a device of type mps only one can train"),
-        (3, "cpu", r"batch of 16 sequences is 2 micro-batches of 8.*training.micro_batch_size of at most 5"),
-    ],
-)
-def test_more_processes_than_there_can_be_are_refused(
-    processes: int, device: str, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(ConfigError, match=message):
-        count_processes(TrainingConfig(steps=1, batch_size=16, processes=processes), torch.device(device))
 
 
 @pytest.mark.parametrize(
