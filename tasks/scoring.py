@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import psutil
 from prefect import get_run_logger, task
 from prefect.runtime import flow_run
-from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from miniplm import layout
 from miniplm.artifacts import Calibration, CorpusManifest, ModelEntry, ScoreShardManifest, ShardEntry
@@ -80,11 +79,16 @@ def _find_corpus(storage: Storage, corpus_id: str) -> tuple[CorpusManifest, dict
 
 def _keep_compiled(folder: str) -> None:
     """Lets the next process find what this one compiles, unless the user said where. Never on a remote root: its code is not run here."""
-    default = default_cache_dir()
-    # PyTorch sets the variable to its default by itself, when it is imported.
-    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default) == default:
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ or _is_default(os.environ["TORCHINDUCTOR_CACHE_DIR"]):
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
     os.environ.setdefault("TRITON_CACHE_DIR", f"{folder}/triton")
+
+
+def _is_default(folder: str) -> bool:
+    """Whether PyTorch has set the variable to its default by itself, as it does when its compiler is imported."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # costs a second
+
+    return folder == default_cache_dir()
 
 
 def _release() -> None:

@@ -45,6 +45,7 @@ for _module in (
 def run(arguments: list[str], variables: dict[str, str], cwd: str, out: str, err: str) -> NoReturn:
     """The body of the fork: `miniplm ARGUMENTS` with exactly these variables, its output in two files."""
     import prefect.context
+    import prefect.settings
     from prefect.logging.configuration import setup_logging
 
     from flows.cli.app import main
@@ -61,6 +62,8 @@ def run(arguments: list[str], variables: dict[str, str], cwd: str, out: str, err
     # Prefect has read another environment; the command line sets these defaults before it imports Prefect.
     start_quietly(verbose="--verbose" in arguments)
     prefect.context.refresh_global_settings_context()
+    # With heartbeats a flow that ends waits up to a second for their thread, ten seconds a run.
+    prefect.settings.get_current_settings().flows.heartbeat_frequency = None
     logging.getLogger("miniplm").handlers.clear()
     setup_logging(incremental=False)
     try:

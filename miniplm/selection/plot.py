@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 
-from matplotlib.figure import Figure
-
 from miniplm.artifacts import SelectionManifest
 
 # More bars than this cannot be read; the table has them all.
@@ -15,6 +13,8 @@ _QUARTILES = (2, 3, 4)
 
 def plot_selection(manifest: SelectionManifest) -> bytes:
     """A PNG: kept shares by domain, largest first, beside the middle half and the median of their difference scores (nats a token or sequence)."""
+    from matplotlib.figure import Figure  # half a second that other commands need not wait
+
     domains = sorted(manifest.domains.items(), key=lambda item: (-item[1].num_selected / max(item[1].num_candidates, 1), item[0]))[
         :_MOST_DOMAINS
     ]
