@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.exceptions import PrefectHTTPStatusError
+from prefect.exceptions import ObjectAlreadyExists, PrefectHTTPStatusError
 from prefect.logging import get_logger
 
 from flows.work_pool import fleet
@@ -28,7 +28,7 @@ def submission_lock() -> Iterator[None]:
     it, and the slot then stays taken for ever. Here a slot that nobody took or gave back for `_STALE_SECONDS` is taken
     over. Should its holder live after all, two runs may give out the same shard: it is scored twice, with the same result.
     """
-    fleet.with_patience(lambda client: client.upsert_global_concurrency_limit_by_name(NAME, 1))
+    fleet.with_patience(_make)
     _take()
     began = time.monotonic()
     try:
@@ -36,6 +36,11 @@ def submission_lock() -> Iterator[None]:
     finally:
         held = max(time.monotonic() - began, 1e-3)
         fleet.with_patience(lambda client: client.release_concurrency_slots([NAME], 1, held))
+
+
+def _make(client: SyncPrefectClient) -> None:
+    with suppress(ObjectAlreadyExists):  # another run makes it at this moment
+        client.upsert_global_concurrency_limit_by_name(NAME, 1)
 
 
 def _take() -> None:

@@ -26,7 +26,8 @@ def count_taken(client: SyncPrefectClient) -> int:
     return client.read_global_concurrency_limit_by_name(NAME).active_slots
 
 
-def test_one_at_a_time_holds_it(client: SyncPrefectClient, prefect_server: dict[str, str]) -> None:
+def test_one_at_a_time_holds_it_from_the_first_time_on(client: SyncPrefectClient, prefect_server: dict[str, str]) -> None:
+    client.delete_global_concurrency_limit_by_name(NAME)
     inside, most, rounds = 0, 0, 0
 
     def take_turns() -> None:
