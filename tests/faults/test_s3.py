@@ -80,9 +80,11 @@ def test_a_reader_sees_the_old_file_or_the_new_one_whole(s3_server, proxy, open_
 
     watcher = threading.Thread(target=poll)
     watcher.start()
-    for content in (old, new):
+    for name, content in (("old", old), ("new", new)):
         writer.write_bytes("large", content)
-        time.sleep(0.3)
+        deadline = time.monotonic() + 60  # until the reader has come round, which on a busy machine takes seconds
+        while name not in seen and watcher.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.1)
     ended.set()
     watcher.join()
     assert list(dict.fromkeys(seen)) == ["none", "old", "new"]
