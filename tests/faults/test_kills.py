@@ -39,7 +39,7 @@ def kill_after_progress(config: Path, data: Path, num_files: int, seconds: float
         if data.exists() and len(list_published(data)) >= before + num_files:
             time.sleep(seconds)
             break
-        time.sleep(0.01)
+        time.sleep(0.03)
     alive = process.is_alive()
     if alive:
         assert process.pid is not None

@@ -1,4 +1,4 @@
-"""A fleet under what happens to fleets: a bad shard, people who cancel, work that cannot be, two thousand shards."""
+"""A fleet under what happens to fleets: a bad shard, people who cancel, work that cannot be, many shards."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_cancelling_a_run_ends_its_processes_and_leaves_nothing_half_published(f
     config = make_run(tmp_path, "cancelled", scoring={"tokens_per_batch": 16})
     data = tmp_path / "data"
     run = fleet.submit("run-miniplm", config=str(config))
-    fleet.wait_until(lambda: len(list_manifests(data)) >= 2, 120, 0.05)
+    fleet.wait_until(lambda: len(list_manifests(data)) >= 2, 120, 0.2)
     began = time.monotonic()
     fleet.set_state(run, "CANCELLING")
     fleet.wait_until(lambda: not fleet.list_engines(), 60)
@@ -133,10 +133,10 @@ def test_a_server_that_is_down_is_told_in_one_line(command: list[str], tmp_path:
     assert "Traceback" not in told.stderr
 
 
-def test_two_thousand_shards_take_few_flow_runs_and_flat_memory(fleet: LocalFleet, tmp_path: Path) -> None:
-    """By the benchmark, which also says what a shard costs in time."""
+def test_many_shards_take_few_flow_runs_and_flat_memory(fleet: LocalFleet, tmp_path: Path) -> None:
+    """By the benchmark, which also says what a shard costs in time; alone it takes 2,000, here fewer for the time of `make test`."""
     rows = tmp_path / "rows"
-    command = [sys.executable, "-m", "benchmarks.orchestration", "--sides", "work-pool", "--shards", "2000", "--json", str(rows)]
+    command = [sys.executable, "-m", "benchmarks.orchestration", "--sides", "work-pool", "--shards", "800", "--json", str(rows)]
     with open(tmp_path / "log", "w") as log:
         parent = psutil.Popen(command, cwd=ROOT, env=environment(fleet.client), stdout=log, stderr=log)
         resident: list[int] = []
@@ -146,7 +146,7 @@ def test_two_thousand_shards_take_few_flow_runs_and_flat_memory(fleet: LocalFlee
             time.sleep(0.5)
     assert parent.returncode == 0, (tmp_path / "log").read_text()
     row = json.loads(rows.read_text())
-    assert row["num_shards_scored"] == 2000
+    assert row["num_shards_scored"] == 800
     assert row["num_flow_runs"] <= 8
     # From when it has imported everything and read the corpus, to its end.
     assert max(resident) - resident[len(resident) // 2] < 64 << 20, [size >> 20 for size in resident]

@@ -33,7 +33,7 @@ def test_a_machine_that_dies_costs_nothing_but_time(fleet: LocalFleet, tmp_path:
         counts.update(manifest["worker"] for manifest in list_manifests(data))
         return max(counts.values(), default=0) >= 3
 
-    fleet.wait_until(is_at_work, 400, 0.02)
+    fleet.wait_until(is_at_work, 400, 0.2)
     doomed = counts.most_common(1)[0][0]
     fleet.kill_machine(doomed)
     # And what waits for it, of which its own worker tells the server, twice; an automation starts it again.
