@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prefect.runtime import flow_run
+from prefect.runtime import deployment
 
 from flows.work_pool import fleet
 from flows.work_pool.cancellation import DEPLOYMENTS
@@ -16,7 +16,7 @@ from miniplm.storage import Storage
 
 def check_storage_is_kept(config: RunConfig) -> None:
     """Raises `ConfigError` for a relative storage root in a flow run of a deployment, whose working folder is deleted with it."""
-    if "://" not in config.storage and not config.storage.startswith("/") and flow_run.get_deployment_id():
+    if "://" not in config.storage and not config.storage.startswith("/") and deployment.get_id():
         raise ConfigError(
             f"storage is {config.storage!r}, relative to a folder that a worker deletes; give a URL or an absolute path"
         )

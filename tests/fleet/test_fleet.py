@@ -97,6 +97,7 @@ def test_what_cannot_be_is_refused_with_the_reason(fleet: LocalFleet, tmp_path: 
     not_there = fleet.submit("run-miniplm", config=str(tmp_path / "none.yaml"))
     not_allowed = fleet.submit("run-miniplm", config="http://127.0.0.1:1/config.yaml")
     relative = fleet.submit("run-miniplm", config="config.yaml")
+    relative_storage = fleet.submit("run-miniplm", config=str(config), overrides=["storage=./data"])
     prepared = fleet.run_miniplm("prepare", str(config))
     assert prepared.returncode == 0, prepared.stderr
     corpus = next(path.name for path in (tmp_path / "data" / "corpora").iterdir() if path.name.startswith("c-"))
@@ -109,6 +110,7 @@ def test_what_cannot_be_is_refused_with_the_reason(fleet: LocalFleet, tmp_path: 
         not_there: "ConfigError: there is no config file",
         not_allowed: "ConfigError: config 'http://127.0.0.1:1/config.yaml': a configuration is read from",
         relative: "is a relative path",
+        relative_storage: "storage is './data', relative to a folder that a worker deletes",
         other_version: "the run was started by miniplm 0.0.1",
         out_of_range: "has no candidate shard 100000; its shards are 0 to",
     }

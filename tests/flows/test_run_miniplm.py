@@ -275,6 +275,14 @@ def test_a_damaged_corpus_shard_stops_itself_and_not_its_neighbours(finished, pr
     assert {path.name: path.read_bytes() for path in scores.glob("*.parquet")} == whole
 
 
+def test_a_relative_storage_root_lies_below_the_working_folder(tmp_path, prefect_server):
+    """As in the shipped configurations."""
+    config = make_tiny_run(tmp_path, storage="./data", students=[])
+    result = run_miniplm("run", str(config), prefect=prefect_server, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr + result.stdout
+    assert (tmp_path / "data" / "runs" / "tiny" / "run.json").is_file()
+
+
 def test_names_that_look_like_markup_are_shown_as_they_are(finished, prefect_server, tmp_path):
     config, _ = finished
     content = yaml.safe_load(config.read_text())
