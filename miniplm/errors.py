@@ -8,7 +8,10 @@ a failed run: exit code 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class ConfigError(ValueError):
@@ -117,6 +120,50 @@ def list_offenders(offenders: Iterable[object], total: int | None = None, most: 
     total = len(items) if total is None else total
     shown = ", ".join(items[:most])
     return shown if total <= min(most, len(items)) else f"{shown}, ... ({total} in all)"
+
+
+# The machine's or the network's state, not the file's: another try may end otherwise, and no other file would help.
+_MACHINE_ERRNOS = frozenset(
+    {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EINTR, errno.EBUSY}
+    | {errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.EPIPE, errno.EROFS}
+    | {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN}
+)
+
+
+@contextmanager
+def reading_users_file(
+    path: Path | str, problem: str, next_step: str, raises: type[MiniplmError] | type[ConfigError]
+) -> Iterator[None]:
+    """Turns whatever a library raises while it reads a user's file into one of our errors: file, problem, reason, next step.
+
+    Every call into a library that reads what users give us (transformers, tokenizers, safetensors, PyArrow, lm-eval) stands in such
+    a block: their errors are of any class, a Rust panic included, which is no `Exception`. What is no fault of the file goes
+    through as it is: our own errors, memory that ran out, a full disk, a lost connection.
+
+        with reading_users_file(folder, "holds no tokenizer that can be loaded", "copy its files again", TokenizerError):
+            AutoTokenizer.from_pretrained(folder)
+    """
+    try:
+        yield
+    except (MiniplmError, ConfigError, RunFailedError):
+        raise
+    except BaseException as error:
+        is_panic = type(error).__name__ == "PanicException"  # of pyo3: a BaseException that cannot be imported by name
+        if (not isinstance(error, Exception) and not is_panic) or _is_machines_fault(error):
+            raise
+        raise raises(f"{path} {problem} ({describe_reason(error)}); {next_step}") from error
+
+
+def _is_machines_fault(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return True
+    return isinstance(error, OSError) and error.errno in _MACHINE_ERRNOS
+
+
+def describe_reason(error: BaseException) -> str:
+    """An error's class and its message on one line, at most 300 characters: libraries often say what is wrong in the second line."""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message[:300]}" if message else type(error).__name__
 
 
 def first_line(error: BaseException) -> str:
