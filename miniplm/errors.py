@@ -1,29 +1,79 @@
-"""Every error that a user can mend, in two families.
+"""Every error of this package, with the one policy of trying again.
 
 `ConfigError` (a `ValueError`) is about what the user wrote; the subclasses of `MiniplmError` are about the
 state of artifacts: sources, models, shards, scores, storage. Both are reported as one message (what failed,
 where, the value got, what is allowed, the next step) and end the command with exit code 2. Anything else is
 a failed run: exit code 1.
+
+Whether another try of the unchanged work may end otherwise is an attribute of the class, `retry`: `never`, since
+whoever tries meets the same inputs; `elsewhere`: this process would meet it again, another worker (or another
+process, or a later time) may not; `here`: in this process, seconds later. The class tree with it:
+
+    ConfigError                      never      the same configuration is refused by every worker
+    MiniplmError                     never      an artifact has to be made again or mended first
+      SourceError                    never      of a source that changes a person knows when it is whole: a try that
+                                                met it at rest for a second would make a corpus of half a file
+        DamagedSourceError           never
+      TokenizerError                 never
+      ModelError                     never
+      CorpusError                    never
+      DerivedError                   never
+      ScoreError                     never      also of what does not fit in memory with one sequence at a time
+      DeviceError                    here       the lost GPU is out of use: the next try takes another one
+      NoDeviceError                  elsewhere  no GPU of this machine is left
+      FidelityError                  never
+      ScoreJoinError                 never
+      TrainingError                  never
+        TrainingProcessError         here       the process was killed; the next one goes on from the last checkpoint
+      ScalingError                   never
+      EvaluationError                never
+      RunError                       never
+      StorageError                   elsewhere  no right, no space, wrong credentials: of this machine or its user
+        StorageUnavailableError      here       did not answer within the budget of tries
+        DamagedFileError             never      whoever reads it gets the same bytes
+      VersionError                   never      a worker of another version has to be started anew; idle, it would
+                                                take the work again before the right ones
+      PrefectApiError                elsewhere  this machine's way to the server, or its credentials
+      PoolWorkError                  never      it was tried by this policy already
+      BusyError                      never      a person decides: wait for the other process, or stop it
+    RunFailedError                   elsewhere  nobody knows the reason
+    StoppedError                     elsewhere  who stopped this process did not mean the others
+
+`judge_retry` answers for any error, those of others included; `is_passing` and `is_lasting` are its two questions.
+Nothing else decides what is tried again.
 """
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar, Literal
+
+from miniplm.foreign_errors import judge_foreign_error
+
+Retry = Literal["never", "elsewhere", "here"]
+"""Where another try of the unchanged work may end otherwise."""
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be run: the field, the rule and the value got."""
 
+    retry: ClassVar[Retry] = "never"
+
 
 class MiniplmError(Exception):
     """An artifact is not in the state that a step needs."""
 
+    retry: ClassVar[Retry] = "never"
+
 
 class SourceError(MiniplmError):
     """A source file cannot be read as the configuration says."""
+
+
+class DamagedSourceError(SourceError):
+    """What a file holds is at fault: nothing made of it can be of use, and mending it makes it another corpus."""
 
 
 class TokenizerError(MiniplmError):
@@ -49,9 +99,13 @@ class ScoreError(MiniplmError):
 class DeviceError(MiniplmError):
     """A GPU stopped answering; what it computed is not kept. Another try goes to another one."""
 
+    retry: ClassVar[Retry] = "here"
+
 
 class NoDeviceError(MiniplmError):
     """No GPU of the machine, or not the one asked for, answers any more."""
+
+    retry: ClassVar[Retry] = "elsewhere"
 
 
 class FidelityError(MiniplmError):
@@ -60,6 +114,14 @@ class FidelityError(MiniplmError):
 
 class RunFailedError(Exception):
     """Work failed for a reason that is in no input; what is finished is kept."""
+
+    retry: Retry = "elsewhere"
+
+
+class StoppedError(Exception):
+    """Work was given up since its run was cancelled, or this process was told to end; nothing of it is published."""
+
+    retry: ClassVar[Retry] = "elsewhere"
 
 
 class ScoreJoinError(MiniplmError):
@@ -77,6 +139,8 @@ class ScalingError(MiniplmError):
 class TrainingProcessError(TrainingError):
     """A process of a training died without a word of its own; what it had saved is kept, and another try goes on from there."""
 
+    retry: ClassVar[Retry] = "here"
+
 
 class EvaluationError(MiniplmError):
     """A model cannot be measured by a task: no data, no accuracy, or no memory."""
@@ -89,13 +153,19 @@ class RunError(MiniplmError):
 class StorageError(MiniplmError):
     """The storage root cannot be read or written."""
 
+    retry: ClassVar[Retry] = "elsewhere"
+
 
 class StorageUnavailableError(StorageError):
     """The storage root could not be reached, or kept failing, for as long as is tried; another time it may be there."""
 
+    retry: ClassVar[Retry] = "here"
+
 
 class DamagedFileError(StorageError):
     """A file at the storage root was read, and its content is not what it has to be."""
+
+    retry: ClassVar[Retry] = "never"
 
 
 class VersionError(MiniplmError):
@@ -104,6 +174,8 @@ class VersionError(MiniplmError):
 
 class PrefectApiError(MiniplmError):
     """The Prefect server does not answer, refuses the credentials, or does not know what a run on a work pool needs."""
+
+    retry: ClassVar[Retry] = "elsewhere"
 
 
 class PoolWorkError(MiniplmError):
@@ -122,12 +194,40 @@ def list_offenders(offenders: Iterable[object], total: int | None = None, most: 
     return shown if total <= min(most, len(items)) else f"{shown}, ... ({total} in all)"
 
 
-# The machine's or the network's state, not the file's: another try may end otherwise, and no other file would help.
-_MACHINE_ERRNOS = frozenset(
-    {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EINTR, errno.EBUSY}
-    | {errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.EPIPE, errno.EROFS}
-    | {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN}
-)
+# Errors of the operating system about a path, which say the same in this process again; they may come without a number.
+_PATH_ERRORS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+_ORDER: tuple[Retry, ...] = ("never", "elsewhere", "here")
+
+
+def judge_retry(error: BaseException) -> Retry:
+    """Where another try of the work that ended with this error, unchanged, may end otherwise."""
+    if isinstance(error, (ConfigError, MiniplmError, RunFailedError, StoppedError)):
+        return error.retry
+    if isinstance(error, BaseExceptionGroup):
+        return min(map(judge_retry, error.exceptions), key=_ORDER.index)
+    judged = judge_foreign_error(error)
+    if judged is not None:
+        return judged
+    # Libraries raise lost connections without a number too. What else is raised may be a fault of this machine's set-up.
+    has_no_number = isinstance(error, OSError) and error.errno is None and not isinstance(error, _PATH_ERRORS)
+    return "here" if has_no_number else "elsewhere"
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether this process should try the same work again in a moment."""
+    return judge_retry(error) == "here"
+
+
+def is_lasting(error: BaseException) -> bool:
+    """Whether no other try, by no other worker, can end otherwise: an input has to change first."""
+    return judge_retry(error) == "never"
+
+
+def find_error_class(name: str) -> type[Exception] | None:
+    """This package's error class of that name, such as stands before a message; None where there is none."""
+    kind = globals().get(name)
+    ours = (ConfigError, MiniplmError, RunFailedError, StoppedError)
+    return kind if isinstance(kind, type) and issubclass(kind, ours) else None
 
 
 @contextmanager
@@ -145,19 +245,13 @@ def reading_users_file(
     """
     try:
         yield
-    except (MiniplmError, ConfigError, RunFailedError):
+    except (MiniplmError, ConfigError, RunFailedError, StoppedError):
         raise
     except BaseException as error:
         is_panic = type(error).__name__ == "PanicException"  # of pyo3: a BaseException that cannot be imported by name
-        if (not isinstance(error, Exception) and not is_panic) or _is_machines_fault(error):
+        if (not isinstance(error, Exception) and not is_panic) or judge_foreign_error(error) is not None:
             raise
         raise raises(f"{path} {problem} ({describe_reason(error)}); {next_step}") from error
-
-
-def _is_machines_fault(error: BaseException) -> bool:
-    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-        return True
-    return isinstance(error, OSError) and error.errno in _MACHINE_ERRNOS
 
 
 def describe_reason(error: BaseException) -> str:

@@ -23,14 +23,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError, SSLError
-from botocore.exceptions import ConnectionError as NoConnectionError
-from botocore.httpchecksum import FlexibleChecksumError
+from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 from fsspec.asyn import sync_wrapper
 from s3fs import S3FileSystem
 
-from miniplm.errors import StorageError, StorageUnavailableError
+from miniplm.errors import StorageError, StorageUnavailableError, is_passing
 from miniplm.store_errors import explain_refusal, explain_unavailable, find_response, is_plain_answer, read_clock_skew
 
 BUDGET_SECONDS = 120.0
@@ -41,35 +39,6 @@ MOST_PARTS_AT_ONCE = 8
 _MOST_PARTS = 10_000
 _LONGEST_WAIT_SECONDS = 10.0
 _ABORT_SECONDS = 15.0
-
-_PASSING_ERRORS = (
-    HTTPClientError,
-    NoConnectionError,  # which s3fs itself does not try again
-    aiohttp.ClientError,
-    ResponseParserError,
-    IncompleteReadError,
-    FlexibleChecksumError,
-    ConnectionError,
-    TimeoutError,
-)
-_PASSING_CODES = frozenset(
-    [
-        "SlowDown",
-        "Throttling",
-        "ThrottlingException",
-        "RequestLimitExceeded",
-        "TooManyRequests",
-        "RequestTimeout",
-        "InternalError",
-        "ServiceUnavailable",
-        "IncompleteBody",
-        "BadDigest",
-        "XAmzContentSHA256Mismatch",
-        "OperationAborted",
-        "ConditionalRequestConflict",
-    ]
-)
-_PASSING_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 
 
 class PatientS3FileSystem(S3FileSystem):  # type: ignore[misc]
@@ -101,10 +70,10 @@ class PatientS3FileSystem(S3FileSystem):  # type: ignore[misc]
                 answer = await self._try_once(method, *akwarglist, **kwargs)
                 self._has_answered = True
                 return answer
-            except (BotoCoreError, ClientError, ValueError, *_PASSING_ERRORS, OSError) as error:
+            except (BotoCoreError, ClientError, ResponseParserError, aiohttp.ClientError, ValueError, OSError) as error:
                 response = find_response(error)
                 self._has_answered = self._has_answered or response is not None
-                if not _is_passing(error):
+                if not is_passing(error):
                     if is_plain_answer(error):
                         raise
                     error = await self._find_reason(method, error, kwargs)
@@ -306,14 +275,3 @@ class _ReadBody:
 
     def close(self) -> None:
         self._content = b""
-
-
-def _is_passing(error: BaseException) -> bool:
-    """Whether the same request may go well in a moment."""
-    response = find_response(error)
-    if response is not None:
-        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        return status in _PASSING_STATUSES or response["Error"].get("Code") in _PASSING_CODES
-    if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return False
-    return isinstance(error, _PASSING_ERRORS)

@@ -27,7 +27,7 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from miniplm.errors import DamagedFileError, StorageError, StorageUnavailableError, first_line
+from miniplm.errors import DamagedFileError, StorageError, StorageUnavailableError, first_line, is_passing
 
 _TEMPORARY_PREFIX = ".tmp-"
 _BLOCK_BYTES = 1 << 20
@@ -227,10 +227,7 @@ class Storage:
         except Exception as error:
             if self.is_local:
                 raise
-            # `gs`, `az` and others: what is no refusal may be mended by time.
-            kind = (
-                StorageUnavailableError if isinstance(error, OSError) and not isinstance(error, PermissionError) else StorageError
-            )
+            kind = StorageUnavailableError if is_passing(error) else StorageError
             raise kind(
                 f"cannot {action} {self.url(relative)}: {type(error).__name__}: {first_line(error)}. "
                 "Check `storage`, and the credentials in the environment"

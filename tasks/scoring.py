@@ -16,7 +16,7 @@ from miniplm import layout
 from miniplm.artifacts import Calibration, CorpusManifest, ModelEntry, ScoreShardManifest, ShardEntry
 from miniplm.config import ScoringConfig
 from miniplm.corpus.reader import load_corpus
-from miniplm.errors import CorpusError, StorageError
+from miniplm.errors import CorpusError, StoppedError, StorageError
 from miniplm.models.devices import free_cached_memory, resolve_device
 from miniplm.progress import Progress
 from miniplm.scorers import open_scorer
@@ -27,10 +27,6 @@ from miniplm.storage import Storage
 from tasks.progress import report_progress, shard_callback
 from tasks.retries import TASK_OPTIONS
 from tasks.workers import name_worker
-
-
-class StoppedError(Exception):
-    """A shard was given up since its run was cancelled."""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from miniplm import errors
-from miniplm.scoring.failures import is_lasting
+from miniplm.errors import find_error_class, is_lasting
 
 _PREFIX = "Flow run encountered an exception: "
 
@@ -16,5 +15,5 @@ def strip_message(message: str | None) -> str:
 def is_lasting_message(message: str | None) -> bool:
     """Whether a failed flow run's error is one that the same work gives again: a damaged input, another version."""
     name = strip_message(message).split(":", 1)[0].strip()
-    error = getattr(errors, name.rsplit(".", 1)[-1], None)
-    return isinstance(error, type) and issubclass(error, Exception) and is_lasting(error(""))
+    kind = find_error_class(name.rsplit(".", 1)[-1])
+    return kind is not None and is_lasting(kind(""))

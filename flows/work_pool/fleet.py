@@ -28,7 +28,7 @@ from prefect.logging import get_logger
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelling, Crashed
 
-from miniplm.errors import ConfigError, PrefectApiError
+from miniplm.errors import ConfigError, PrefectApiError, StoppedError
 
 # All flow runs of this project have it, so that automations and people find them.
 TAG = "miniplm"
@@ -42,10 +42,6 @@ _DAYS = timedelta(days=2)
 T = TypeVar("T")
 
 _stopping = threading.Event()
-
-
-class StoppedError(Exception):
-    """This process was told to end while it waited for others; what they do goes on, or is cancelled with the run."""
 
 
 def start_waiting() -> None:

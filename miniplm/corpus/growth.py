@@ -11,7 +11,7 @@ from miniplm import layout
 from miniplm.artifacts import CorpusManifest, Record, ShardEntry, SourceEntry, Split
 from miniplm.corpus.reader import find_corpus
 from miniplm.corpus.state import SplitState
-from miniplm.errors import CorpusError, StorageError
+from miniplm.errors import CorpusError, DamagedFileError
 from miniplm.storage import Storage
 
 SPLITS: tuple[Split, ...] = ("candidate", "reference", "heldout")
@@ -60,7 +60,7 @@ def find_newest_corpus(storage: Storage, settings_digest: str) -> CorpusManifest
         return None
     try:
         corpora = NewestCorpus.model_validate(storage.read_json(path)).corpora
-    except (ValidationError, StorageError) as error:
+    except (ValidationError, DamagedFileError) as error:
         raise CorpusError(
             f"{storage.url(path)} is damaged, which says what corpus new files are added to; write "
             '{"corpora": ["c-..."]} there with the ids of that corpus and of those it extends, the first of all first, '
@@ -78,7 +78,7 @@ def remember_newest_corpus(storage: Storage, settings_digest: str, manifest: Cor
     path = layout.newest_corpus(settings_digest)
     try:
         noted = NewestCorpus.model_validate(storage.read_json(path)).corpora if storage.exists(path) else ()
-    except (ValidationError, StorageError):
+    except (ValidationError, DamagedFileError):
         noted = ()
     if manifest.corpus_id not in noted:
         storage.write_json(path, NewestCorpus(corpora=manifest.lineage).as_json())

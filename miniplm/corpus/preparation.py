@@ -21,10 +21,9 @@ from miniplm.corpus.quarantine import Quarantine
 from miniplm.corpus.reader import find_corpus, load_corpus_tokenizer
 from miniplm.corpus.shards import OpenShard
 from miniplm.corpus.state import PreparationState, has_shards, load_state
-from miniplm.errors import CorpusError
+from miniplm.errors import CorpusError, DamagedSourceError
 from miniplm.locks import exclusive
 from miniplm.progress import ProgressCallback, ignore_progress
-from miniplm.sources.files import DamagedSourceError
 from miniplm.storage import Storage, digest_file
 from miniplm.tokenization import CorpusTokenizer
 

@@ -9,23 +9,9 @@ from typing import Any
 import torch
 
 from miniplm.errors import ConfigError, DeviceError, NoDeviceError, first_line
+from miniplm.foreign_errors import is_device_lost as is_device_lost
+from miniplm.foreign_errors import is_out_of_memory as is_out_of_memory
 from miniplm.models.fp8 import supports_fp8
-
-# Errors after which a CUDA context is of no use any more, by whichever library they are said.
-_LOST_TEXTS = (
-    "illegal memory access",
-    "unspecified launch failure",
-    "device-side assert",
-    "misaligned address",
-    "uncorrectable ecc",
-    "hardware stack error",
-    "fallen off the bus",
-    "cuda error: unknown error",
-    "devices are busy or unavailable",
-    "gpu is lost",
-)
-# Errors that say there is no memory left without saying "out of memory".
-_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
 
 # CUDA devices of this process that stopped answering; a process cannot use such a device again.
 _lost: set[int] = set()
@@ -65,12 +51,6 @@ def free_cached_memory() -> None:
     """Gives back what PyTorch keeps of the GPUs' memory; nothing once a GPU was lost, which every such call would trip over."""
     if torch.cuda.is_available() and not _lost:
         torch.cuda.empty_cache()
-
-
-def is_device_lost(error: BaseException) -> bool:
-    """Whether an error says that the device itself failed, so that this process cannot use it any more."""
-    message = str(error).lower()
-    return isinstance(error, RuntimeError) and any(text in message for text in _LOST_TEXTS)
 
 
 @contextmanager
@@ -128,14 +108,6 @@ def torch_dtype(dtype: str) -> torch.dtype:
     resolved: Any = getattr(torch, dtype)
     assert isinstance(resolved, torch.dtype)
     return resolved
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the device or the host had no memory left for an allocation."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    message = str(error).lower()
-    return isinstance(error, RuntimeError) and any(text in message for text in _MEMORY_TEXTS)
 
 
 def describe_memory(device: torch.device) -> str:

@@ -8,16 +8,8 @@ from pydantic import ValidationError
 
 from miniplm import layout
 from miniplm.artifacts import CorpusManifest, ModelEntry, ScoreFailure, ShardEntry
-from miniplm.errors import ConfigError, DeviceError, MiniplmError, NoDeviceError, StorageError
+from miniplm.errors import DamagedFileError, is_lasting
 from miniplm.storage import Storage
-
-# Faults of the machine or of the way to the storage: another worker, or another time, may do better.
-_PASSING = (DeviceError, NoDeviceError, StorageError)
-
-
-def is_lasting(error: BaseException) -> bool:
-    """Whether another try of the same work would fail for the same reason."""
-    return isinstance(error, (ConfigError, MiniplmError)) and not isinstance(error, _PASSING)
 
 
 def record_failure(
@@ -62,5 +54,5 @@ def find_failures(storage: Storage, corpus: CorpusManifest, model_id: str) -> di
 def _read_failure(storage: Storage, path: str) -> ScoreFailure | None:
     try:
         return ScoreFailure.model_validate(storage.read_json(path))
-    except (FileNotFoundError, StorageError, ValidationError):
+    except (FileNotFoundError, DamagedFileError, ValidationError):
         return None  # scored meanwhile, or a damaged note: what counts is whether the shard is scored

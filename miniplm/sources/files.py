@@ -18,7 +18,7 @@ import zstandard
 from fsspec.implementations.local import LocalFileSystem
 
 from miniplm.config import SourceConfig
-from miniplm.errors import SourceError, list_offenders
+from miniplm.errors import DamagedSourceError, SourceError, list_offenders
 from miniplm.storage import open_filesystem, open_stream
 
 Compression = Literal["gzip", "zstd", "bzip2"]
@@ -28,10 +28,6 @@ _COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd", ".bz2": 
 _BLOCK_BYTES = 1 << 20
 # Zstandard gives out all that a block holds at once, so its blocks are small.
 _ZSTD_BLOCK_BYTES = 1 << 16
-
-
-class DamagedSourceError(SourceError):
-    """What a file holds is at fault: nothing made of it can be of use, and mending it makes it another corpus."""
 
 
 @dataclass(frozen=True)

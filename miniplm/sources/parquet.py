@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from miniplm.config import SourceConfig
-from miniplm.errors import list_offenders
-from miniplm.sources.files import BytesCallback, DamagedSourceError, SourceFile, open_raw
+from miniplm.errors import DamagedSourceError, list_offenders
+from miniplm.sources.files import BytesCallback, SourceFile, open_raw
 from miniplm.sources.records import MISSING, Origin, Records, check_record, make_excerpt
 
 _BATCH_BYTES = 4 << 20

@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from miniplm import errors
 from miniplm.artifacts import Record
-from miniplm.errors import ConfigError, MiniplmError, RunFailedError
+from miniplm.errors import Retry, RunFailedError, find_error_class, judge_retry
+from miniplm.foreign_errors import is_out_of_memory
 from miniplm.progress import Progress
 
 
@@ -50,6 +50,8 @@ class Failure(Record):
     error: str
     text: str
     errno: int | None = None
+    retry: Retry = "elsewhere"
+    """Where another try may end otherwise, as `miniplm.errors` judged the error itself."""
     trace: str = ""
 
 
@@ -60,11 +62,6 @@ class Finished(Record):
 
 
 Message = Annotated[Hello | Moment | LogLine | Failure | Finished, Field(discriminator="kind")]
-_ERRORS: dict[str, type[Exception]] = {
-    name: kind
-    for name, kind in vars(errors).items()
-    if isinstance(kind, type) and issubclass(kind, (ConfigError, MiniplmError, RunFailedError))
-}
 _messages: TypeAdapter[Message] = TypeAdapter(Message)
 
 
@@ -87,16 +84,17 @@ def decode_progress(moment: Moment) -> Progress:
 
 def describe_error(error: BaseException) -> Failure:
     """An error as a message: ours by their names, input/output and memory as what they are, any other as `RunFailedError`."""
-    from miniplm.models.devices import is_out_of_memory
-
-    if _ERRORS.get(type(error).__name__) is type(error):
-        return Failure(error=type(error).__name__, text=str(error))
+    retry = judge_retry(error)
+    if find_error_class(type(error).__name__) is type(error):
+        return Failure(error=type(error).__name__, text=str(error), retry=retry)
     trace = "".join(traceback.format_exception(error))
     if isinstance(error, OSError):
-        return Failure(error="OSError", text=str(error.strerror or error), errno=error.errno, trace=trace)
+        failure = Failure(error="OSError", text=str(error.strerror or error), errno=error.errno, trace=trace, retry=retry)
+        if judge_retry(rebuild_error(failure)) == retry:
+            return failure
     if is_out_of_memory(error):
-        return Failure(error="MemoryError", text=str(error), trace=trace)
-    return Failure(error="RunFailedError", text=f"{type(error).__name__}: {error}", trace=trace)
+        return Failure(error="MemoryError", text=str(error), trace=trace, retry=retry)
+    return Failure(error="RunFailedError", text=f"{type(error).__name__}: {error}", trace=trace, retry=retry)
 
 
 def rebuild_error(failure: Failure) -> Exception:
@@ -107,7 +105,11 @@ def rebuild_error(failure: Failure) -> Exception:
     elif failure.error == "MemoryError":
         error = MemoryError(failure.text)
     else:
-        error = _ERRORS[failure.error](failure.text)
+        kind = find_error_class(failure.error)
+        assert kind is not None
+        error = kind(failure.text)
+    if isinstance(error, RunFailedError):
+        error.retry = failure.retry  # what its own class said, which is not known here
     if failure.trace:
         error.add_note(f"In the process of the training:\n{failure.trace}")
     return error

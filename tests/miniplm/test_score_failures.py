@@ -10,18 +10,15 @@ import pytest
 from miniplm import layout
 from miniplm.artifacts import CorpusManifest, ModelEntry
 from miniplm.errors import (
-    ConfigError,
-    CorpusError,
+    DamagedFileError,
     DeviceError,
-    ModelError,
+    MiniplmError,
     NoDeviceError,
-    RunFailedError,
     ScoreError,
     StorageError,
     StorageUnavailableError,
-    VersionError,
 )
-from miniplm.scoring.failures import clear_failure, find_failures, is_lasting, record_failure
+from miniplm.scoring.failures import clear_failure, find_failures, record_failure
 from miniplm.storage import Storage
 from tests.miniplm.made_corpora import make_corpus, write_scores
 
@@ -36,30 +33,6 @@ def storage(tmp_path: Path) -> Storage:
 @pytest.fixture
 def corpus(storage: Storage) -> CorpusManifest:
     return make_corpus(storage, {"candidate": [[[1, 2, 0]], [[3, 4, 0]], [[5, 6, 0]]], "reference": [[[7, 8, 0]]]})
-
-
-@pytest.mark.parametrize("kind", [ConfigError, CorpusError, ScoreError, ModelError, VersionError])
-def test_what_the_same_work_gives_again_is_lasting(kind: type[Exception]) -> None:
-    assert is_lasting(kind("x"))
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [
-        DeviceError,
-        NoDeviceError,
-        StorageError,
-        StorageUnavailableError,
-        RunFailedError,
-        RuntimeError,
-        ValueError,
-        MemoryError,
-        OSError,
-        KeyboardInterrupt,
-    ],
-)
-def test_what_another_machine_or_another_time_may_do_better_is_passing(kind: type[BaseException]) -> None:
-    assert not is_lasting(kind("x"))
 
 
 def test_a_failure_tells_shard_error_worker_and_flow_run(storage: Storage, corpus: CorpusManifest) -> None:
@@ -84,6 +57,29 @@ def test_the_latest_failure_stands_in_place_of_the_one_before(storage: Storage, 
     record_failure(storage, shard, ENTRY, DeviceError("second"), "gpu-2", "run-2")
     (failure,) = find_failures(storage, corpus, "m").values()
     assert (failure.reason, failure.lasting, failure.flow_run_id) == ("second", False, "run-2")
+
+
+@pytest.mark.parametrize(
+    ("error", "lasting"),
+    [(ScoreError("x"), True), (DamagedFileError("x"), True), (StorageError("x"), False), (NoDeviceError("x"), False)],
+)
+def test_a_failure_is_lasting_where_no_other_worker_can_do_it(
+    storage: Storage, corpus: CorpusManifest, error: MiniplmError, lasting: bool
+) -> None:
+    assert record_failure(storage, corpus.split_shards("candidate")[0], ENTRY, error).lasting is lasting
+
+
+def test_failures_of_a_root_that_does_not_answer_are_not_taken_for_none(
+    storage: Storage, corpus: CorpusManifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record_failure(storage, corpus.split_shards("candidate")[0], ENTRY, ScoreError("x"))
+
+    def refuse(*_: object) -> object:
+        raise StorageUnavailableError("no answer")
+
+    monkeypatch.setattr(Storage, "read_bytes", refuse)
+    with pytest.raises(StorageUnavailableError, match="no answer"):
+        find_failures(storage, corpus, "m")
 
 
 def test_a_cleared_failure_is_gone_and_clearing_where_there_is_none_is_fine(storage: Storage, corpus: CorpusManifest) -> None:

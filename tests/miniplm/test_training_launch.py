@@ -15,13 +15,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import psutil
 import pytest
 import torch
 
 from miniplm import layout
 from miniplm.artifacts import CheckpointMetrics, TrainingManifest
-from miniplm.errors import BusyError, ConfigError, MiniplmError, RunFailedError, StorageError, TrainingError, TrainingProcessError
+from miniplm.errors import (
+    BusyError,
+    ConfigError,
+    DeviceError,
+    MiniplmError,
+    RunFailedError,
+    StorageError,
+    TrainingError,
+    TrainingProcessError,
+    judge_retry,
+)
 from miniplm.progress import Progress
 from miniplm.storage import Storage
 from miniplm.training import launch, workers
@@ -336,6 +347,11 @@ def test_the_job_is_the_plan_whole(storage: Storage) -> None:
         (RuntimeError("CUDA error: out of memory, a"), "MemoryError"),
         (KeyError("a"), "RunFailedError"),
         (MiniplmError("a"), "MiniplmError"),
+        # What is tried again in the process of the training is tried again where it is told, and nothing else is.
+        (DeviceError("a"), "DeviceError"),
+        (TimeoutError("a"), "OSError"),
+        (FileNotFoundError("a"), "RunFailedError"),
+        (aiohttp.ServerDisconnectedError("a"), "RunFailedError"),
     ],
 )
 def test_errors_go_by_their_names_and_words(error: Exception, name: str) -> None:
@@ -345,5 +361,7 @@ def test_errors_go_by_their_names_and_words(error: Exception, name: str) -> None
     assert isinstance(failure, Failure)
     assert failure.error == name
     rebuilt = rebuild_error(failure)
-    assert isinstance(rebuilt, type(error) if name not in ("MemoryError", "RunFailedError") else (MemoryError, RunFailedError))
+    kinds: dict[str, type[Exception]] = {"MemoryError": MemoryError, "RunFailedError": RunFailedError, "OSError": OSError}
+    assert isinstance(rebuilt, kinds.get(name, type(error)))
     assert "a" in str(rebuilt)
+    assert judge_retry(rebuilt) == judge_retry(error)

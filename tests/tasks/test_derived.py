@@ -11,6 +11,7 @@ from miniplm import layout
 from miniplm.config import TrainingConfig
 from miniplm.derived.needs import list_derived_jobs
 from miniplm.derived.sets import DerivedJob, require_sources
+from miniplm.errors import StoppedError
 from miniplm.storage import Storage
 from miniplm.tokenization import load_tokenizer
 from miniplm.training.recipe import plan_training
@@ -69,6 +70,6 @@ def test_a_shard_under_way_when_its_run_ends_publishes_nothing(
         cancel()
     # The thread of a shard still holds what was open.
     monkeypatch.setitem(derived._open_jobs, (storage.root, job.derived_id), opened[0])
-    with pytest.raises(derived.StoppedError, match="shard-00000 was stopped before it was done; nothing of it is published"):
+    with pytest.raises(StoppedError, match="shard-00000 was stopped before it was done; nothing of it is published"):
         derived.derive_shard.fn(storage.root, job.derived_id, 0, job.name)
     assert not storage.exists(layout.derived_shard(job.derived_id, 0))

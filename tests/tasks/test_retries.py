@@ -10,12 +10,11 @@ os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
 os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"
 os.environ.pop("PREFECT_API_URL", None)
 
-import torch
 from prefect import flow, task
 from prefect.testing.utilities import prefect_test_harness
 
-from miniplm.errors import ConfigError, ScoreError, StorageError, StorageUnavailableError, TrainingError, TrainingProcessError
-from tasks.retries import TASK_OPTIONS, is_transient
+from miniplm.errors import ScoreError, StorageError, TrainingProcessError
+from tasks.retries import TASK_OPTIONS
 
 WITHOUT_DELAY = {**TASK_OPTIONS, "retry_delay_seconds": 0}
 
@@ -27,31 +26,16 @@ def server():
 
 
 @pytest.mark.parametrize(
-    ("error", "transient"),
+    ("error", "num_calls"),
     [
-        (OSError("connection reset"), True),
-        (ConnectionError(), True),
-        (TimeoutError(), True),
-        (MemoryError(), True),
-        (torch.OutOfMemoryError("CUDA out of memory"), True),
-        (FileNotFoundError("x"), False),
-        (PermissionError("x"), False),
-        (ValueError("x"), False),
-        (ConfigError("x"), False),
-        (ScoreError("x"), False),
-        (StorageError("x"), False),
-        (StorageUnavailableError("x"), True),
-        (TrainingError("x"), False),
-        (TrainingProcessError("x"), True),
-        (RuntimeError("shape"), False),
+        (OSError("reset"), 4),
+        (TrainingProcessError("killed"), 4),
+        (ValueError("wrong"), 1),
+        (ScoreError("NaN"), 1),
+        (StorageError("no space left"), 1),
     ],
 )
-def test_only_input_output_and_memory_are_transient(error, transient):
-    assert is_transient(error) is transient
-
-
-@pytest.mark.parametrize(("error", "num_calls"), [(OSError("reset"), 4), (ValueError("wrong"), 1), (ScoreError("NaN"), 1)])
-def test_prefect_retries_what_is_transient_and_raises_the_error_itself(error, num_calls):
+def test_prefect_retries_what_is_passing_and_raises_the_error_itself(error, num_calls):
     calls = []
 
     @task(**WITHOUT_DELAY)
