@@ -11,36 +11,41 @@ BASELINE_METHOD = "pretrain"
 SELECTION_METHODS = ("miniplm", "miniplm+vanilla-kd")
 
 
-def rank_baselines(record: RunRecord, student_name: str, same_tokens: bool = True) -> list[str]:
+def find_baselines(record: RunRecord) -> dict[str, str]:
+    """The evaluated student on random data that each evaluated student is held against, everywhere; those without one are left out.
+
+    It is the one most alike. One with other tokens is taken only where there is no other: then bits a byte compare, nats a token do not.
+    """
+    evaluated = [name for name, student in record.students.items() if student.evaluation is not None]
+    ranked = {name: [other for other in rank_baselines(record, name) if other in evaluated] for name in evaluated}
+    return {name: others[0] for name, others in ranked.items() if others}
+
+
+def rank_baselines(record: RunRecord, student_name: str) -> list[str]:
     """The `pretrain` students that a student can be held against, the one most like it first; none for such a student itself.
 
-    With `same_tokens` only those with its tokenizer: losses in nats a token compare within one tokenizer only. Like: of the
-    same tokenizer, of the same architecture, then of the same seed, then trained on about as many tokens.
+    Like: of the same tokenizer, of the same architecture, then of the same seed, then trained on about as many tokens.
     """
     student = record.students[student_name]
     if student.method == BASELINE_METHOD:
         return []
-    settings = record.find_student_settings(student_name)
-
-    def has_other_tokens(name: str) -> bool:
-        return bool(record.find_student_settings(name).get("tokenizer") != settings.get("tokenizer"))
+    seed = _find_seed(record.find_student_settings(student_name))
 
     def distance(name: str) -> tuple[bool, bool, bool, int]:
         other = record.students[name]
-        other_seed = _find_seed(record.find_student_settings(name))
         return (
-            has_other_tokens(name),
+            find_tokenizer(record, name) != find_tokenizer(record, student_name),
             other.architecture != student.architecture,
-            other_seed != _find_seed(settings),
+            _find_seed(record.find_student_settings(name)) != seed,
             abs(other.num_tokens - student.num_tokens),
         )
 
-    baselines = [
-        name
-        for name, other in record.students.items()
-        if other.method == BASELINE_METHOD and not (same_tokens and has_other_tokens(name))
-    ]
-    return sorted(baselines, key=distance)
+    return sorted((name for name, other in record.students.items() if other.method == BASELINE_METHOD), key=distance)
+
+
+def find_tokenizer(record: RunRecord, student_name: str) -> Any:
+    """What the configuration names as a student's tokenizer: its own, or the corpus's."""
+    return record.find_student_settings(student_name).get("tokenizer") or record.config.get("corpus", {}).get("tokenizer")
 
 
 def _find_seed(settings: dict[str, Any]) -> Any:

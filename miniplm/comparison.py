@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from pydantic import Field
 
 from miniplm.artifacts import DomainLoss, Evaluation, Record
-from miniplm.baselines import rank_baselines
+from miniplm.baselines import find_baselines, find_tokenizer
 from miniplm.run_record import RunRecord
 from miniplm.sequence_losses import SequenceLosses, find_losses, subtract_losses
 from miniplm.storage import Storage
@@ -39,36 +40,46 @@ class StudentComparison(Record):
     average_accuracy_standard_error: float | None = None
 
 
-def find_baseline(record: RunRecord, student_name: str) -> str | None:
-    """The evaluated student on random data that is most like another one; one with other tokens where there is no other."""
-    ranked = rank_baselines(record, student_name, same_tokens=False)
-    return next((name for name in ranked if record.students[name].evaluation is not None), None)
-
-
 def compare_students(storage: Storage, record: RunRecord) -> dict[str, StudentComparison]:
-    """Each evaluated student of a run against the baseline most like it, with the average over its zero-shot tasks."""
+    """Each evaluated student of a run against its baseline (`find_baselines`), with the average over its zero-shot tasks: what is told of it anywhere."""
     evaluations = {name: student.evaluation for name, student in record.students.items() if student.evaluation is not None}
     losses = {
         name: find_losses(storage, record.students[name].training_id, evaluation.losses_digest)
         for name, evaluation in evaluations.items()
     }
+    baselines = find_baselines(record)
     comparisons = {}
     for name, evaluation in evaluations.items():
         accuracy, error = average_accuracy(evaluation.tasks) if evaluation.tasks else (None, None)
         comparison = StudentComparison(average_accuracy=accuracy, average_accuracy_standard_error=error)
-        baseline = find_baseline(record, name)
+        baseline = baselines.get(name)
         if baseline is not None:
-            overall, domains = _compare(evaluation, losses[name], evaluations[baseline], losses[baseline])
+            same_tokens = find_tokenizer(record, name) == find_tokenizer(record, baseline)
+            overall, domains = _compare(evaluation, losses[name], evaluations[baseline], losses[baseline], same_tokens)
             comparison = comparison.model_copy(update={"baseline": baseline, "overall": overall, "domains": domains})
         comparisons[name] = comparison
     return comparisons
 
 
+def compare_in_nats(comparisons: Iterable[StudentComparison]) -> bool:
+    """Whether all differences are known in nats a token; else they are told in bits a byte, which compare any tokens."""
+    return all(
+        difference.nats_per_token is not None
+        for comparison in comparisons
+        for difference in (comparison.overall, *comparison.domains.values())
+        if difference is not None
+    )
+
+
 def _compare(
-    evaluation: Evaluation, losses: SequenceLosses | None, baseline: Evaluation, baseline_losses: SequenceLosses | None
+    evaluation: Evaluation,
+    losses: SequenceLosses | None,
+    baseline: Evaluation,
+    baseline_losses: SequenceLosses | None,
+    same_tokens: bool,
 ) -> tuple[LossDifference, dict[str, LossDifference]]:
     shared = [domain for domain in evaluation.domains if domain in baseline.domains]
-    if losses is not None and baseline_losses is not None and losses.is_of_the_same_text(baseline_losses):
+    if same_tokens and losses is not None and baseline_losses is not None and losses.is_of_the_same_text(baseline_losses):
         return _subtract_pairs(losses, baseline_losses, baseline.overall), {
             domain: _subtract_pairs(losses.of_domain(domain), baseline_losses.of_domain(domain), baseline.domains[domain])
             for domain in shared
@@ -76,7 +87,7 @@ def _compare(
     # Where the losses of sequences are not kept, only their numbers tell whether it was the same text in the same tokens.
     first, second = evaluation.overall, baseline.overall
     same_counts = (first.num_scored_tokens, first.num_sequences) == (second.num_scored_tokens, second.num_sequences)
-    in_nats = same_counts and (losses is None or baseline_losses is None)
+    in_nats = same_tokens and same_counts and (losses is None or baseline_losses is None)
     return _subtract(first, second, in_nats), {
         domain: _subtract(evaluation.domains[domain], baseline.domains[domain], in_nats) for domain in shared
     }

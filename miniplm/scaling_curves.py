@@ -9,7 +9,7 @@ from itertools import accumulate
 from typing import Any
 
 from miniplm.artifacts import CheckpointMetrics, Evaluation
-from miniplm.baselines import BASELINE_METHOD, rank_baselines
+from miniplm.baselines import BASELINE_METHOD, find_tokenizer, rank_baselines
 from miniplm.checkpoint_evaluation import find_checkpoint_evaluations
 from miniplm.config import EvaluationConfig, TrainingConfig
 from miniplm.errors import RunError
@@ -192,8 +192,13 @@ def _add_saving(record: RunRecord, name: str, curves: Mapping[str, StudentCurve]
     curve = curves[name]
     if curve.method == BASELINE_METHOD:
         return curve
-    baselines = rank_baselines(record, name)
-    same = [other for other in baselines if record.students[other].architecture == record.students[name].architecture]
+    # Laws are fitted to nats a token, which compare within one tokenizer only.
+    same = [
+        other
+        for other in rank_baselines(record, name)
+        if record.students[other].architecture == record.students[name].architecture
+        and find_tokenizer(record, other) == find_tokenizer(record, name)
+    ]
     no_saving = None
     if not same:
         no_saving = "no student of method pretrain with the same architecture and tokenizer is there to compare with"

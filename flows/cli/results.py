@@ -9,7 +9,7 @@ from rich.console import Console
 
 from flows.cli.tables import make_table
 from miniplm.artifacts import DomainLoss, Evaluation, TaskResult
-from miniplm.comparison import LossDifference, StudentComparison, compare_students
+from miniplm.comparison import LossDifference, StudentComparison, compare_in_nats, compare_students
 from miniplm.run_record import RunRecord
 from miniplm.storage import Storage
 
@@ -49,11 +49,7 @@ def _print_losses(console: Console, measured: Mapping[str, Evaluation]) -> None:
 def _print_differences(console: Console, comparisons: Mapping[str, StudentComparison]) -> None:
     if not comparisons:
         return
-    in_nats = all(
-        difference is not None and difference.nats_per_token is not None
-        for comparison in comparisons.values()
-        for difference in (comparison.overall, *comparison.domains.values())
-    )
+    in_nats = compare_in_nats(comparisons.values())
     unit = "nats a token" if in_nats else "bits a byte"
     baselines = {comparison.baseline for comparison in comparisons.values()}
     headings = [name if len(baselines) == 1 else f"{name} - {comparison.baseline}" for name, comparison in comparisons.items()]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from miniplm.artifacts import CheckpointMetrics, CorpusManifest, SelectionManifest
+from miniplm.comparison import StudentComparison, compare_students
 from miniplm.inspection import (
     InspectedDomain,
     InspectedSequence,
@@ -22,11 +23,9 @@ from miniplm.inspection import (
     open_scores,
     rank_sequences,
 )
-from miniplm.report.differences import measure_differences
 from miniplm.run_record import RunRecord
 from miniplm.scaling_curves import StudentCurve, gather_curves
 from miniplm.selection.ranking import load_selection
-from miniplm.sequence_losses import PairedDifference
 from miniplm.storage import Storage
 from miniplm.student_metrics import read_student_metrics
 
@@ -70,7 +69,7 @@ class ReportContent:
     least_wanted: list[InspectedSequence]
     curves: dict[str, LossCurve]
     scaling: dict[str, StudentCurve]
-    differences: dict[str, dict[str, PairedDifference]]
+    comparisons: dict[str, StudentComparison]
 
 
 def gather_content(storage: Storage, record: RunRecord) -> ReportContent:
@@ -98,7 +97,7 @@ def gather_content(storage: Storage, record: RunRecord) -> ReportContent:
         least_wanted=least_wanted,
         curves={name: _make_curve(rows) for name, rows in metrics.items()},
         scaling=gather_curves(storage, record, metrics),
-        differences=measure_differences(storage, record),
+        comparisons=compare_students(storage, record),
     )
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from miniplm.artifacts import DomainLoss
+from miniplm.baselines import find_tokenizer
+from miniplm.comparison import LossDifference, compare_in_nats
 from miniplm.report.content import ReportContent
-from miniplm.report.differences import ALL_DOMAINS, choose_baselines
 from miniplm.report.markup import MISSING, explain, format_count, format_error, format_name, format_nats, make_table
 from miniplm.run_record import RunRecord
-from miniplm.sequence_losses import PairedDifference
 
 _ERROR = "± one standard error over documents: how far another draw of held-out documents would be, not another training"
 
@@ -19,25 +19,28 @@ def render_heldout(content: ReportContent) -> str:
     evaluations = {name: student.evaluation for name, student in record.students.items() if student.evaluation is not None}
     if not evaluations:
         return "<h3>Held-out loss</h3>\n<p>The students have not been evaluated on held-out text.</p>"
-    baselines = choose_baselines(record)
+    comparisons = {name: value for name, value in content.comparisons.items() if value.baseline is not None}
+    baselines = {name: value.baseline for name, value in comparisons.items() if value.baseline is not None}
+    in_nats = compare_in_nats(comparisons.values())
+    unit = "nats a token" if in_nats else "bits a byte"
     head = ["Domain", explain("Held-out text", "scored tokens of the held-out split") + "<br><small>tokens</small>"]
     for name in evaluations:
         head += [f"{format_name(name)}<br><small>nats a token</small>"]
         if name in baselines:
             head += [
-                explain("difference", f"nats a token less or more than the baseline {baselines[name]}; below 0 is better")
-                + "<br><small>nats a token</small>"
+                explain("difference", f"{unit} less or more than the baseline {baselines[name]}; below 0 is better")
+                + f"<br><small>{unit}</small>"
             ]
         head += [f"{format_name(name)}<br><small>bits a byte</small>"]
-    table = _Rows(list(evaluations), baselines, not _tokenizers_differ(record))
+    table = _Rows(list(evaluations), set(baselines), not _tokenizers_differ(record), in_nats)
     domains = sorted({domain for evaluation in evaluations.values() for domain in evaluation.domains})
     overall = {name: value.overall for name, value in evaluations.items()}
-    rows = [table.make_row("<b>All domains</b>", overall, _of_domain(content.differences, ALL_DOMAINS))]
+    rows = [table.make_row("<b>All domains</b>", overall, {name: value.overall for name, value in comparisons.items()})]
     rows += [
         table.make_row(
             format_name(domain),
             {name: value.domains.get(domain) for name, value in evaluations.items()},
-            _of_domain(content.differences, domain),
+            {name: value.domains.get(domain) for name, value in comparisons.items()},
         )
         for domain in domains
     ]
@@ -47,12 +50,17 @@ def render_heldout(content: ReportContent) -> str:
 
 
 class _Rows:
-    """Makes the rows of the table; `by_token`: all students read the same tokens, so the lowest is told by nats a token."""
+    """Makes the rows of the table; `by_token`: all students read the same tokens, so the lowest is told by nats a token.
 
-    def __init__(self, names: list[str], baselines: dict[str, str], by_token: bool) -> None:
-        self.names, self.baselines, self.by_token = names, baselines, by_token
+    Students with a `difference` have a column for it, in nats a token or bits a byte.
+    """
 
-    def make_row(self, title: str, losses: Mapping[str, DomainLoss | None], differences: dict[str, PairedDifference]) -> list[str]:
+    def __init__(self, names: list[str], with_difference: set[str], by_token: bool, in_nats: bool) -> None:
+        self.names, self.with_difference, self.by_token, self.in_nats = names, with_difference, by_token, in_nats
+
+    def make_row(
+        self, title: str, losses: Mapping[str, DomainLoss | None], differences: Mapping[str, LossDifference | None]
+    ) -> list[str]:
         known = {name: loss for name, loss in losses.items() if loss is not None}
         values = [loss.nats_per_token if self.by_token else loss.bits_per_byte for loss in known.values()]
         lowest = format_nats(min(values)) if len(values) > 1 else None
@@ -64,22 +72,20 @@ class _Rows:
             )
             bits = _format_loss(loss.bits_per_byte, None, None if self.by_token else lowest) if loss else MISSING
             cells.append(nats)
-            if name in self.baselines:
-                baseline = known.get(self.baselines[name])
-                cells.append(
-                    format_difference(loss.nats_per_token - baseline.nats_per_token, differences.get(name))
-                    if loss is not None and baseline is not None
-                    else MISSING
-                )
+            if name in self.with_difference:
+                cells.append(_format_difference(differences.get(name), self.in_nats))
             cells.append(bits)
         return cells
 
 
-def format_difference(difference: float, paired: PairedDifference | None = None) -> str:
-    """A difference in nats a token, coloured by which side is better, with its standard error where that is known."""
-    kind = "" if round(difference, 3) == 0 else "better" if difference < 0 else "worse"
-    error = format_error(paired.standard_error if paired is not None else None)
-    return f"<span class='{kind}'>{format_nats(difference, signed=True)}</span>{error}"
+def _format_difference(difference: LossDifference | None, in_nats: bool) -> str:
+    """A difference, coloured by which side is better, with its standard error where that is known."""
+    if difference is None:
+        return MISSING
+    value = difference.nats_per_token if in_nats else difference.bits_per_byte
+    error = difference.nats_standard_error if in_nats else difference.bits_standard_error
+    kind = "" if value is None or round(value, 3) == 0 else "better" if value < 0 else "worse"
+    return f"<span class='{kind}'>{format_nats(value, signed=True)}</span>{format_error(error)}"
 
 
 def _format_loss(value: float, standard_error: float | None, lowest: str | None) -> str:
@@ -88,12 +94,8 @@ def _format_loss(value: float, standard_error: float | None, lowest: str | None)
     return marked + format_error(standard_error)
 
 
-def _of_domain(differences: dict[str, dict[str, PairedDifference]], domain: str) -> dict[str, PairedDifference]:
-    return {name: by_domain[domain] for name, by_domain in differences.items() if domain in by_domain}
-
-
 def _tokenizers_differ(record: RunRecord) -> bool:
-    return len({str(record.find_student_settings(name).get("tokenizer")) for name in record.students}) > 1
+    return len({str(find_tokenizer(record, name)) for name in record.students}) > 1
 
 
 def _describe_baselines(record: RunRecord, baselines: dict[str, str]) -> str:
@@ -115,5 +117,11 @@ def _describe_errors(content: ReportContent) -> str:
     losses = [student.evaluation.overall for student in content.record.students.values() if student.evaluation is not None]
     if all(loss.nats_standard_error is None for loss in losses):
         return ""
-    paired = " That of a difference is over the differences of each document, as both were measured on the same text."
-    return f" {_ERROR}.{paired if content.differences else ''}"
+    differences = [value.overall for value in content.comparisons.values() if value.overall is not None]
+    text = f" {_ERROR}."
+    if any(difference.paired for difference in differences):
+        text += " That of a difference is over the differences of each document, as both were measured on the same text."
+    unpaired = [format_name(name) for name, value in content.comparisons.items() if value.overall and not value.overall.paired]
+    if unpaired:
+        text += f" Not of the same sequences as its baseline, and so less sure: {', '.join(unpaired)}."
+    return text

@@ -109,15 +109,18 @@ def render_headline(content: ReportContent) -> str:
     pair = students.choose_pair(content.record)
     if pair is None:
         return f"{kept}."
-    student, baseline = pair.student, pair.baseline
-    reached_nats = pair.evaluation.overall.nats_per_token
-    loss = f"<strong>{format_nats(reached_nats)}&nbsp;nats a token</strong>"
+    student, baseline, comparison = pair.student, pair.baseline, content.comparisons[pair.name].overall
+    in_nats = comparison is None or comparison.nats_per_token is not None
+    own = pair.evaluation.overall
+    unit, reached_loss = ("nats a token", own.nats_per_token) if in_nats else ("bits a byte", own.bits_per_byte)
+    loss = f"<strong>{format_nats(reached_loss)}&nbsp;{unit}</strong>"
     taught = "" if student.method == "miniplm" else " with the teacher running along"
     reached = f"{kept}; the student trained on them{taught} ({format_name(pair.name)}) reaches {loss} on held-out text"
-    if baseline is None or baseline.evaluation is None:
+    if baseline is None or baseline.evaluation is None or comparison is None:
         return f"{reached}."
-    baseline_nats = baseline.evaluation.overall.nats_per_token
-    difference = reached_nats - baseline_nats
+    other = baseline.evaluation.overall
+    baseline_loss = other.nats_per_token if in_nats else other.bits_per_byte
+    difference = comparison.bits_per_byte if comparison.nats_per_token is None else comparison.nats_per_token
     verdict = "no different from" if round(difference, 3) == 0 else f"{format_nats(abs(difference))} "
     if round(difference, 3):
         verdict += "lower (better) than" if difference < 0 else "higher (worse) than"
@@ -127,7 +130,7 @@ def render_headline(content: ReportContent) -> str:
         if same_size
         else f"({format_count(baseline.num_tokens)} tokens against {format_count(student.num_tokens)})"
     )
-    return f"{reached}, {verdict} {format_nats(baseline_nats)} for random data {size}."
+    return f"{reached}, {verdict} {format_nats(baseline_loss)} for random data {size}."
 
 
 def _render_caveat(content: ReportContent) -> str:

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from math import log
 
 from miniplm.artifacts import Evaluation
-from miniplm.baselines import SELECTION_METHODS
+from miniplm.baselines import SELECTION_METHODS, find_baselines
 from miniplm.report.charts import choose_ticks, draw_loss_curves
 from miniplm.report.content import LossCurve, ReportContent
-from miniplm.report.differences import choose_baselines
 from miniplm.report.heldout import render_heldout
 from miniplm.report.markup import (
     escape,
@@ -61,7 +60,7 @@ def choose_pair(record: RunRecord) -> StudentPair | None:
     if not evaluated:
         return None
     _, name, evaluation = min(evaluated, key=lambda candidate: candidate[0])
-    baseline = choose_baselines(record).get(name)
+    baseline = find_baselines(record).get(name)
     return StudentPair(name, record.students[name], evaluation, record.students[baseline] if baseline is not None else None)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from miniplm.artifacts import TaskResult
+from miniplm.baselines import find_baselines
 from miniplm.report.content import ReportContent
-from miniplm.report.differences import choose_baselines
 from miniplm.report.markup import MISSING, explain, format_count, format_name, make_table
 from miniplm.run_record import RunRecord
 
@@ -18,7 +18,7 @@ def has_tasks(content: ReportContent) -> bool:
 def render_tasks(content: ReportContent) -> str:
     """Accuracy by task in percent; the average is over the tasks that all students have."""
     record = content.record
-    results, baselines = _list_results(record), choose_baselines(record)
+    results, baselines = _list_results(record), find_baselines(record)
     baselines = {name: baseline for name, baseline in baselines.items() if name in results and baseline in results}
     tasks = sorted({task for measured in results.values() for task in measured})
     common = [task for task in tasks if all(task in measured for measured in results.values())]

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from flows.cli.results import describe_results, print_results
 from miniplm.artifacts import TaskResult
-from miniplm.run_record import StudentRecord
+from miniplm.comparison import compare_students
+from miniplm.report.content import ReportContent
+from miniplm.report.heldout import render_heldout
+from miniplm.run_record import RunRecord, StudentRecord
 from miniplm.storage import Storage
 from tests.miniplm.test_comparison import make_losses, make_run, measure
 
@@ -84,3 +89,68 @@ def test_without_an_evaluated_student_nothing_is_shown(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     students = {name: student.model_copy(update={"evaluation": None}) for name, student in make_students(storage).items()}
     assert show(storage, students) == []
+
+
+def make_content(storage: Storage, record: RunRecord) -> ReportContent:
+    """What the page shows of a run with students alone."""
+    nothing: dict[str, Any] = {"corpus": None, "selection": None, "histogram": None}
+    empty: dict[str, Any] = {"domains": [], "most_wanted": [], "least_wanted": [], "curves": {}, "scaling": {}}
+    return ReportContent(record=record, comparisons=compare_students(storage, record), **nothing, **empty)
+
+
+@pytest.mark.parametrize(
+    ("tokenizers", "unevaluated", "baselines", "unit"),
+    [
+        ({}, (), {"ours": "base", "own": "base"}, "nats a token"),
+        # The corpus's tokenizer by its name is no other one.
+        ({"own": "theirs", "own_base": "theirs"}, (), {"ours": "base", "own": "base"}, "nats a token"),
+        ({"own": "small", "own_base": "small"}, (), {"ours": "base", "own": "own base"}, "nats a token"),
+        # A baseline with other tokens where there is no other, or the other is not measured: in bits a byte, for all.
+        ({"own": "small"}, (), {"ours": "base", "own": "base"}, "bits a byte"),
+        ({"own": "small", "own_base": "small"}, ("own base",), {"ours": "base", "own": "base"}, "bits a byte"),
+        ({"base": "small", "own_base": "small"}, (), {"ours": "base", "own": "base"}, "bits a byte"),
+        ({"own": "small"}, ("base", "own base"), {}, "nats a token"),
+    ],
+)
+def test_terminal_report_and_json_hold_each_student_against_the_same_baseline(
+    tmp_path: Path, tokenizers: dict[str, str], unevaluated: tuple[str, ...], baselines: dict[str, str], unit: str
+) -> None:
+    storage = Storage(str(tmp_path))
+    students = {
+        "ours": measure(storage, "miniplm", make_losses([2, 1, 6, 8])),
+        "own": measure(storage, "seqkd", make_losses([3, 2, 6, 9]), bits_per_nat=0.75),
+        "base": measure(storage, "pretrain", make_losses([3, 4, 6, 12])),
+    }
+    students["own base"] = students["base"].model_copy(update={"num_tokens": 101})
+    students |= {name: students[name].model_copy(update={"evaluation": None}) for name in unevaluated}
+    record = make_run(students, **{name: {"tokenizer": tokenizer} for name, tokenizer in tokenizers.items()})
+    record = record.model_copy(update={"config": record.config | {"corpus": {"tokenizer": "theirs"}}})
+
+    measured = [name for name, student in students.items() if student.evaluation is not None]
+    told = {name: value["comparison"] for name, value in describe_results(storage, record, measured).items()}
+    assert {name: value["baseline"] for name, value in told.items() if value["baseline"]} == baselines
+
+    console = Console(width=120, highlight=False, markup=False, file=io.StringIO())
+    print_results(console, storage, record)
+    printed = " ".join(console.file.getvalue().split())
+    page = render_heldout(make_content(storage, record))
+    assert re.findall(r"than the baseline ([\w ]+);", page) == list(baselines.values())
+    if not baselines:
+        assert "Loss less that of" not in printed
+        return
+    key = unit.split()[0]
+    which = next(iter(baselines.values())) if len(set(baselines.values())) == 1 else "the baseline"
+    assert f"Loss less that of {which}, {unit}" in printed
+    assert page.count(f"{unit} less or more than the baseline") == len(baselines)
+    shown = re.findall(r"<span class='(?:better|worse|)'>([^<]+)</span>(?:&nbsp;<small>±&nbsp;([\d.]+))?", page)
+    wanted = [
+        (value[f"{key}_per_{'token' if key == 'nats' else 'byte'}"], value[f"{key}_standard_error"])
+        for row in ("overall", "a", "b")
+        for name in baselines
+        for value in [told[name]["overall"] if row == "overall" else told[name]["domains"][row]]
+    ]
+    assert [(float(value.replace("−", "-")), error) for value, error in shown] == [
+        (round(value, 3), "" if error is None else f"{error:.3f}") for value, error in wanted
+    ]
+    for value, error in wanted[: len(baselines)]:
+        assert f"{value:+.3f}" + ("" if error is None else f" ± {error:.3f}") in printed

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from miniplm.artifacts import DomainLoss, Evaluation, TaskResult
-from miniplm.comparison import compare_students, find_baseline
+from miniplm.baselines import find_baselines
+from miniplm.comparison import compare_students
 from miniplm.run_record import RunRecord, StudentRecord
 from miniplm.sequence_losses import SequenceLosses, write_losses
 from miniplm.storage import Storage
@@ -126,17 +127,17 @@ def test_the_baseline_is_the_one_most_like_the_student(storage: Storage) -> None
         "not measured": make_student("pretrain", None),
         "ours": make_student("miniplm", evaluation),
     }
-    assert find_baseline(make_run(students), "ours") == "alike"
-    assert find_baseline(make_run(students), "alike") is None
+    assert find_baselines(make_run(students)).get("ours") == "alike"
+    assert find_baselines(make_run(students)).get("alike") is None
     seeds = {"longer": {"training": {"seed": 1}}, "ours": {"training": {"seed": 1}}}
-    assert find_baseline(make_run(students, **seeds), "ours") == "longer"
+    assert find_baselines(make_run(students, **seeds)).get("ours") == "longer"
     # One with other tokens is taken only where there is no other.
     other = {name: {"tokenizer": "own"} for name in ("longer", "alike", "not_measured")}
-    assert find_baseline(make_run(students, **other), "ours") == "other family"
+    assert find_baselines(make_run(students, **other)).get("ours") == "other family"
     other["other_family"] = {"tokenizer": "own"}
-    assert find_baseline(make_run(students, **other), "ours") == "alike"
+    assert find_baselines(make_run(students, **other)).get("ours") == "alike"
     alone = make_run({"ours": students["ours"]})
-    assert find_baseline(alone, "ours") is None
+    assert find_baselines(alone).get("ours") is None
     assert compare_students(storage, alone)["ours"].overall is None
     assert "not measured" not in compare_students(storage, make_run(students))
 

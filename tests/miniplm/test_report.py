@@ -14,6 +14,7 @@ import pytest
 
 from miniplm import layout
 from miniplm.artifacts import DomainLoss, Evaluation
+from miniplm.comparison import compare_students
 from miniplm.errors import CorpusError, RunError, ScoreJoinError
 from miniplm.report import write_report
 from miniplm.report.content import ReportContent, gather_content
@@ -207,7 +208,8 @@ def set_losses(content: ReportContent, miniplm: float | None, pretrain: float | 
             evaluation = Evaluation(corpus_id="c", weights_digest="w", overall=overall, domains={}, seconds=1.0)
             update = {"evaluation": evaluation, **(changes if name == "pretrain" else {})}
             students[name] = content.record.students[name].model_copy(update=update)
-    return replace(content, record=content.record.model_copy(update={"students": students}))
+    record = content.record.model_copy(update={"students": students})
+    return replace(content, record=record, comparisons=compare_students(Storage("memory://no-losses"), record))
 
 
 @pytest.mark.parametrize(

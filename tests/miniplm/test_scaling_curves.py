@@ -152,7 +152,7 @@ def test_same_state_gives_the_same_curves(storage: Storage) -> None:
     assert gather_curves(storage, record) == gather_curves(storage, record)
 
 
-def test_baselines_are_those_of_the_same_tokenizer_the_most_alike_first(storage: Storage) -> None:
+def test_the_most_alike_baseline_comes_first_and_savings_need_one_of_the_same_tokenizer(storage: Storage) -> None:
     def student(method: str, seed: int, architecture: str = "qwen-tiny", **settings: Any) -> MadeStudent:
         return MadeStudent(
             BASELINE_LAW, method, 20, 20, architecture=architecture, settings={"training": {"seed": seed}, **settings}
@@ -169,6 +169,13 @@ def test_baselines_are_those_of_the_same_tokenizer_the_most_alike_first(storage:
             "chosen-foreign": student("miniplm", 5, tokenizer="gpt2"),
         },
     )
-    assert rank_baselines(record, "chosen-1") == ["random-1", "random-0", "large"]
-    assert rank_baselines(record, "chosen-foreign") == ["foreign"]
+    assert rank_baselines(record, "chosen-1") == ["random-1", "random-0", "large", "foreign"]
+    assert rank_baselines(record, "chosen-foreign")[0] == "foreign"
     assert rank_baselines(record, "random-0") == []
+    curves = gather_curves(storage, record)
+    assert [curves[name].no_saving for name in ("chosen-1", "chosen-foreign")] == ["its own curve has no fit"] * 2
+    # Laws are fitted to nats a token: one of other tokens is no baseline for a saving, even where there is no other.
+    students = {name: student for name, student in record.students.items() if name in ("foreign", "chosen-1")}
+    alone = gather_curves(storage, record.model_copy(update={"students": students}))["chosen-1"]
+    assert alone.saving is None
+    assert alone.no_saving == "no student of method pretrain with the same architecture and tokenizer is there to compare with"
