@@ -39,7 +39,9 @@ def calibrate_dtypes(
     """
     workers.prepare_worker(version)
     if not config.is_on_work_pool:
-        return scoring.calibrate_dtypes(config.storage, corpus_id, teacher, reference, config.scoring, num_sequences)
+        return scoring.calibrate_dtypes(
+            config.storage, corpus_id, teacher, reference, config.scoring, num_sequences, config.selection.within
+        )
     parameters = {
         "config": config_as_dict(for_worker(config)),
         "corpus_id": corpus_id,
@@ -48,9 +50,10 @@ def calibrate_dtypes(
         "num_sequences": num_sequences,
         "version": __version__,
     }
-    tag = f"calibration:{corpus_id}:{teacher.model_id}:{reference.model_id}:{num_sequences}"
+    within = config.selection.within
+    tag = f"calibration:{corpus_id}:{teacher.model_id}:{reference.model_id}:{within}:{num_sequences}"
     run_on_pool("calibrate-dtypes", f"calibrate {teacher.dtype} and {reference.dtype} on {corpus_id}", parameters, config, tag)
-    calibration = find_calibration(Storage(config.storage), corpus_id, teacher.model_id, reference.model_id)
+    calibration = find_calibration(Storage(config.storage), corpus_id, teacher.model_id, reference.model_id, within)
     if calibration is None:
         raise PoolWorkError(
             f"a worker compared the dtypes on corpus {corpus_id}, but {config.storage} does not show the result here"

@@ -202,10 +202,15 @@ class CalibrationScores(Record):
 
 
 class Calibration(Record):
-    """What the dtypes of the two models change, measured on some candidates of a corpus; kept with the scores."""
+    """What the dtypes of the two models change, measured on some candidates of a corpus; kept with the scores.
+
+    `within` is the rule whose selection it measures: the best of all its sequences, or of each of their `domains`.
+    """
 
     corpus_id: str
+    within: Literal["corpus", "domain"] = "corpus"
     sequence_ids: tuple[int, ...]
+    domains: tuple[str, ...] = ()
     num_scored_tokens: tuple[int, ...]
     teacher: CalibrationScores
     reference: CalibrationScores

@@ -83,9 +83,10 @@ def score_failure(corpus_id: str, model_id: str, shard_index: int) -> str:
     return f"{score_failures_folder(corpus_id, model_id)}/{shard_name(shard_index)}.json"
 
 
-def calibration(corpus_id: str, teacher_id: str, reference_id: str) -> str:
+def calibration(corpus_id: str, teacher_id: str, reference_id: str, within: str) -> str:
     """What two models in their dtypes select, compared with themselves in float32."""
-    return f"scores/{corpus_id}/calibrations/{teacher_id}--{reference_id}.json"
+    rule = "" if within == "corpus" else f"--by-{within}"
+    return f"scores/{corpus_id}/calibrations/{teacher_id}--{reference_id}{rule}.json"
 
 
 def compile_cache() -> str:

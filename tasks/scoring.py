@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 import psutil
 from prefect import get_run_logger, task
@@ -166,7 +167,13 @@ def _record(storage: Storage, shard: ShardEntry, entry: ModelEntry, error: Excep
 
 @task(name="calibrate-dtypes", task_run_name="calibrate {teacher.dtype} and {reference.dtype} on {corpus_id}", **TASK_OPTIONS)
 def calibrate_dtypes(
-    storage_url: str, corpus_id: str, teacher: ModelEntry, reference: ModelEntry, scoring: ScoringConfig, num_sequences: int
+    storage_url: str,
+    corpus_id: str,
+    teacher: ModelEntry,
+    reference: ModelEntry,
+    scoring: ScoringConfig,
+    num_sequences: int,
+    within: Literal["corpus", "domain"],
 ) -> Calibration:
     """Scores some candidates by both models in their dtypes and in float32, and keeps what came of it with the scores."""
     storage = Storage(storage_url)
@@ -183,6 +190,6 @@ def calibrate_dtypes(
             return scorer
 
     try:
-        return calibration.calibrate(storage, corpus, teacher, reference, num_sequences, open_one, report_progress)
+        return calibration.calibrate(storage, corpus, teacher, reference, num_sequences, open_one, report_progress, within)
     finally:
         release_model()

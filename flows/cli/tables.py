@@ -185,9 +185,10 @@ def describe_fidelity(calibration: Calibration, config: RunConfig) -> dict[str, 
         "corpus_id": calibration.corpus_id,
         "device": calibration.device,
         "selection_ratio": config.selection.ratio,
+        "selection_within": calibration.within,
         **asdict(fidelity),
         "min_overlap": config.scoring.min_overlap,
-        "passes": fidelity.overlap >= config.scoring.min_overlap,
+        "passes": fidelity.passes(config.scoring.min_overlap),
         **models,
     }
 
@@ -217,14 +218,17 @@ def print_fidelity(console: Console, storage: Storage, calibration: Calibration,
             f"{scores.float32_tokens_per_second:,.0f} tokens/s",
         )
     console.print(table)
-    passes = fidelity.overlap >= config.scoring.min_overlap
+    passes = fidelity.passes(config.scoring.min_overlap)
+    of_each = " of each domain" if calibration.within == "domain" else ""
     console.print(f"difference score: Spearman {fidelity.spearman:.5f} with float32")
     console.print(
-        f"selected at ratio {config.selection.ratio:g}: {fidelity.overlap:.2%} ± {fidelity.overlap_error:.2%} of float32's {fidelity.num_selected} sequences; "
+        f"selected at ratio {config.selection.ratio:g}{of_each}: {fidelity.overlap:.2%} ± {fidelity.overlap_error:.2%} of float32's {fidelity.num_selected} sequences; "
         f"scoring.min_overlap is {config.scoring.min_overlap:g}: {'passes' if passes else 'REFUSED'}",
         style="green" if passes else "red",
     )
-    path = layout.calibration(calibration.corpus_id, calibration.teacher.model_id, calibration.reference.model_id)
+    path = layout.calibration(
+        calibration.corpus_id, calibration.teacher.model_id, calibration.reference.model_id, calibration.within
+    )
     console.print(f"measured on {calibration.device}; kept at {storage.url(path)}", style="dim", soft_wrap=True)
 
 

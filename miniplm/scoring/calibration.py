@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import ValidationError
@@ -27,6 +27,7 @@ from miniplm.versions import list_versions
 _MOST_SHARDS = 8
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
+IndexArray = np.ndarray[Any, np.dtype[np.int64]]
 OpenScorer = Callable[[ModelEntry], Scorer]
 
 
@@ -35,7 +36,7 @@ class Fidelity:
     """How far scores in the chosen dtypes are from float32.
 
     Biases are means of the difference of NLLs, nats a token. `spearman` correlates the ranks of the difference
-    scores; `overlap` is the share of the `num_selected` sequences with the largest float32 difference scores that
+    scores; `overlap` is the share of the `num_selected` sequences that the rule selects by float32 scores which
     the chosen dtypes select too, `overlap_error` its standard error as a share of that many.
     """
 
@@ -47,17 +48,25 @@ class Fidelity:
     overlap: float
     overlap_error: float
 
+    def passes(self, min_overlap: float) -> bool:
+        """Whether enough is selected by both; where too few sequences were measured to select any, nothing is known, and it does not."""
+        return self.num_selected > 0 and self.overlap >= min_overlap
+
 
 def measure_fidelity(calibration: Calibration, ratio: float, score: str) -> Fidelity:
-    """What a calibration says of a selection of `ratio` by `score` (mean or sum)."""
+    """What a calibration says of a selection of `ratio` by `score` (mean or sum), within what it was made for: the corpus or each domain."""
     counts = np.array(calibration.num_scored_tokens, dtype=np.float64)
     weight = counts if score == "sum" else np.ones_like(counts)
     teacher, reference = calibration.teacher, calibration.reference
     chosen = (np.array(reference.nll) - np.array(teacher.nll)) * weight
     exact = (np.array(reference.float32_nll) - np.array(teacher.float32_nll)) * weight
-    num_selected = count_selected(len(counts), ratio)
-    kept = set(_select(chosen, num_selected)) & set(_select(exact, num_selected))
-    overlap = len(kept) / num_selected if num_selected else 1.0
+    groups = [np.arange(len(counts))]
+    if calibration.within == "domain":
+        domains = np.array(calibration.domains, dtype=object)
+        groups = [np.flatnonzero(domains == domain) for domain in sorted(set(calibration.domains))]
+    num_selected = sum(count_selected(len(rows), ratio) for rows in groups)
+    kept = _select(chosen, groups, ratio) & _select(exact, groups, ratio)
+    overlap = len(kept) / num_selected if num_selected else 0.0
     return Fidelity(
         num_sequences=len(counts),
         num_selected=num_selected,
@@ -73,9 +82,13 @@ def _weighted_bias(scores: CalibrationScores, counts: FloatArray) -> float:
     return float(np.average(np.array(scores.nll) - np.array(scores.float32_nll), weights=counts))
 
 
-def _select(difference_scores: FloatArray, num_selected: int) -> list[int]:
-    order: list[int] = np.lexsort((np.arange(len(difference_scores)), -difference_scores))[:num_selected].tolist()
-    return order
+def _select(difference_scores: FloatArray, groups: list[IndexArray], ratio: float) -> set[int]:
+    """The floor(ratio * N) rows of each group with the largest scores, ties by the smaller row, as `select_sequences` does."""
+    selected: set[int] = set()
+    for rows in groups:
+        order = np.lexsort((rows, -difference_scores[rows]))[: count_selected(len(rows), ratio)]
+        selected.update(rows[order].tolist())
+    return selected
 
 
 def correlate_ranks(left: FloatArray, right: FloatArray) -> float:
@@ -98,13 +111,14 @@ def calibrate(
     num_sequences: int,
     open_scorer: OpenScorer,
     on_progress: ProgressCallback = ignore_progress,
+    within: Literal["corpus", "domain"] = "corpus",
 ) -> Calibration:
-    """Scores some candidates by both models, in their dtype and in float32, and keeps the result with the scores.
+    """Scores some candidates by both models, in their dtype and in float32, and keeps the result with the scores, for selections `within`.
 
     The sequences are drawn evenly from up to 8 shards, always the same ones. `open_scorer` gives the scorer of an
     entry; one model at a time is held. Raises `CorpusError` where there are too few candidates to compare.
     """
-    table_ids, sequences = _draw_sequences(storage, corpus, num_sequences)
+    table_ids, domains, sequences = _draw_sequences(storage, corpus, num_sequences)
     total = sum(len(sequence) for sequence in sequences)
     device = ""
     counts: tuple[int, ...] = ()
@@ -144,26 +158,29 @@ def calibrate(
 
     calibration = Calibration(
         corpus_id=corpus.corpus_id,
+        within=within,
         sequence_ids=tuple(table_ids),
+        domains=tuple(domains),
         teacher=compare(teacher, "teacher"),
         reference=compare(reference, "reference"),
         num_scored_tokens=counts,
         device=device,
         versions=list_versions(),
     )
-    storage.write_json(layout.calibration(corpus.corpus_id, teacher.model_id, reference.model_id), calibration.as_json())
+    storage.write_json(layout.calibration(corpus.corpus_id, teacher.model_id, reference.model_id, within), calibration.as_json())
     return calibration
 
 
-def find_calibration(storage: Storage, corpus_id: str, teacher_id: str, reference_id: str) -> Calibration | None:
-    """The calibration of two models on a corpus; None where there is none, or a damaged one."""
-    path = layout.calibration(corpus_id, teacher_id, reference_id)
+def find_calibration(storage: Storage, corpus_id: str, teacher_id: str, reference_id: str, within: str) -> Calibration | None:
+    """The calibration of two models on a corpus for selections `within`; None where there is none, or a damaged one."""
+    path = layout.calibration(corpus_id, teacher_id, reference_id, within)
     if not storage.exists(path):
         return None
     try:
-        return Calibration.model_validate(storage.read_json(path))
+        calibration = Calibration.model_validate(storage.read_json(path))
     except (ValidationError, DamagedFileError):
         return None
+    return calibration if calibration.within == within else None
 
 
 def needs_calibration(*dtypes: str) -> bool:
@@ -175,7 +192,7 @@ def find_sufficient(
     storage: Storage, corpus: CorpusManifest, teacher: ModelEntry, reference: ModelEntry, config: RunConfig
 ) -> Calibration | None:
     """The calibration that may let fp8 pass: on enough sequences, and made on the device that is to score, not emulated elsewhere."""
-    calibration = find_calibration(storage, corpus.corpus_id, teacher.model_id, reference.model_id)
+    calibration = find_calibration(storage, corpus.corpus_id, teacher.model_id, reference.model_id, config.selection.within)
     if calibration is None or not _is_measured(calibration, config):
         return None
     wanted = min(config.scoring.calibration_sequences, corpus.split_counts("candidate").num_sequences)
@@ -198,23 +215,33 @@ def check_fidelity(storage: Storage, corpus: CorpusManifest, teacher: ModelEntry
             f"{corpus.corpus_id} on this device yet; run `miniplm score CONFIG --calibrate {config.scoring.calibration_sequences}` "
             "first (`miniplm run` does so by itself)"
         )
-    calibration = find_calibration(storage, corpus.corpus_id, teacher.model_id, reference.model_id)
+    calibration = find_calibration(storage, corpus.corpus_id, teacher.model_id, reference.model_id, config.selection.within)
     if calibration is not None:
         judge_fidelity(calibration, config)
 
 
 def judge_fidelity(calibration: Calibration, config: RunConfig) -> None:
-    """Raises `FidelityError` where a calibration falls under `scoring.min_overlap`."""
+    """Raises `FidelityError` where a calibration falls under `scoring.min_overlap`, or has too few sequences to select any."""
+    assert calibration.within == config.selection.within, "a calibration says nothing of another rule"
     fidelity = measure_fidelity(calibration, config.selection.ratio, config.selection.score)
-    if fidelity.overlap < config.scoring.min_overlap:
+    of_each = " of each domain" if calibration.within == "domain" else ""
+    if fidelity.num_selected == 0:
         raise FidelityError(
-            f"teacher {calibration.teacher.dtype}, reference {calibration.reference.dtype}: of the {fidelity.num_selected} sequences that float32 scores select from {fidelity.num_sequences}, these dtypes "
+            f"teacher {calibration.teacher.dtype}, reference {calibration.reference.dtype}: of {fidelity.num_sequences} sequences "
+            f"selection.ratio {config.selection.ratio:g}{of_each} selects none, so that nothing was measured; "
+            "measure on more sequences with `miniplm score CONFIG --calibrate N`, or use a larger ratio"
+        )
+    if not fidelity.passes(config.scoring.min_overlap):
+        raise FidelityError(
+            f"teacher {calibration.teacher.dtype}, reference {calibration.reference.dtype}: of the {fidelity.num_selected} sequences that float32 scores select from {fidelity.num_sequences}{of_each and ', the best' + of_each}, these dtypes "
             f"select {fidelity.overlap:.1%}, less than scoring.min_overlap {config.scoring.min_overlap:g} (Spearman {fidelity.spearman:.4f}). "
             "Use dtype bfloat16 or float32, measure on more sequences with `miniplm score CONFIG --calibrate N`, or allow less overlap"
         )
 
 
-def _draw_sequences(storage: Storage, corpus: CorpusManifest, num_sequences: int) -> tuple[list[int], list[np.ndarray[Any, Any]]]:
+def _draw_sequences(
+    storage: Storage, corpus: CorpusManifest, num_sequences: int
+) -> tuple[list[int], list[str], list[np.ndarray[Any, Any]]]:
     shards = corpus.split_shards("candidate")
     num_candidates = sum(shard.num_sequences for shard in shards)
     if num_candidates < 2:
@@ -226,13 +253,15 @@ def _draw_sequences(storage: Storage, corpus: CorpusManifest, num_sequences: int
     # Evenly spaced places in the chosen shards laid end to end.
     places = np.unique(((np.arange(wanted) + 0.5) * in_chosen / wanted).astype(np.int64))
     sequence_ids: list[int] = []
+    domains: list[str] = []
     sequences: list[np.ndarray[Any, Any]] = []
     first = 0
     for shard in chosen:
         rows = places[(places >= first) & (places < first + shard.num_sequences)] - first
         first += shard.num_sequences
         if len(rows):
-            table = read_shard(storage, shard, columns=["sequence_id", "token_ids"]).take(rows)
+            table = read_shard(storage, shard, columns=["sequence_id", "domain", "token_ids"]).take(rows)
             sequence_ids += table["sequence_id"].to_pylist()
+            domains += table["domain"].to_pylist()
             sequences += read_token_ids(table)
-    return sequence_ids, sequences
+    return sequence_ids, domains, sequences

@@ -2,12 +2,14 @@
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from miniplm import layout
 from miniplm.artifacts import Calibration, CalibrationScores
-from miniplm.config import RunConfig
+from miniplm.config import RunConfig, SelectionConfig
+from miniplm.corpus.reader import read_shard
 from miniplm.errors import CorpusError, FidelityError
 from miniplm.models.identity import identify_model
 from miniplm.models.loading import load_model
@@ -20,14 +22,15 @@ from miniplm.scoring.calibration import (
     measure_fidelity,
 )
 from miniplm.scoring.engine import Scorer
+from miniplm.selection.ranking import resolve_selection_id, select_sequences
 from miniplm.storage import Storage
-from tests.miniplm.made_corpora import make_corpus
+from tests.miniplm.made_corpora import make_corpus, write_scores
 from tests.miniplm.made_models import make_llama, save_model
 
 CPU = torch.device("cpu")
 
 
-def make_calibration(teacher_nll, exact_teacher_nll, reference_nll, counts):
+def make_calibration(teacher_nll, exact_teacher_nll, reference_nll, counts, domains=None):
     def scores(nll, exact):
         return CalibrationScores(
             model_id="m", dtype="fp8", nll=nll, float32_nll=exact, tokens_per_second=2.0, float32_tokens_per_second=1.0
@@ -35,7 +38,9 @@ def make_calibration(teacher_nll, exact_teacher_nll, reference_nll, counts):
 
     return Calibration(
         corpus_id="made",
+        within="corpus" if domains is None else "domain",
         sequence_ids=range(len(counts)),
+        domains=domains or ["d"] * len(counts),
         num_scored_tokens=counts,
         teacher=scores(teacher_nll, exact_teacher_nll),
         reference=scores(reference_nll, reference_nll),
@@ -44,13 +49,14 @@ def make_calibration(teacher_nll, exact_teacher_nll, reference_nll, counts):
     )
 
 
-def make_config(**scoring):
+def make_config(within="corpus", ratio=0.5, **scoring):
     return RunConfig.model_validate(
         {
             "name": "c",
             "corpus": {"sources": [{"path": "x", "domain_name": "d"}], "tokenizer": "t"},
             "teacher": {"model": "t"},
             "reference": {"model": "r"},
+            "selection": {"within": within, "ratio": ratio},
             "scoring": scoring,
         }
     )
@@ -68,6 +74,80 @@ def test_a_worked_case():
     assert measure_fidelity(calibration, 0.5, "sum").overlap == 0.5
 
 
+def test_a_worked_case_within_domains():
+    """Exactly a: 9 8 7, b: 3 2 1 0; in fp8 a: 9 8 7, b: 0 1 2 3. Of all, half is a and the best of b; of each domain 1 of 3 and 2 of 4."""
+    exact, teacher = [0.0] * 7, [0.0, 0.0, 0.0, 3.0, 1.0, -1.0, -3.0]
+    reference, domains = [9.0, 8.0, 7.0, 3.0, 2.0, 1.0, 0.0], ["a", "a", "a", "b", "b", "b", "b"]
+    whole = measure_fidelity(make_calibration(teacher, exact, reference, [1] * 7), 0.5, "mean")
+    assert (whole.num_selected, whole.overlap) == (3, 1.0)
+    by_domain = measure_fidelity(make_calibration(teacher, exact, reference, [1] * 7, domains), 0.5, "mean")
+    # Of b float32 selects the first two, fp8 the last two: a's one is all that both select.
+    assert (by_domain.num_selected, by_domain.overlap) == (3, pytest.approx(1 / 3))
+    calibration = make_calibration(teacher, exact, reference, [1] * 7, domains)
+    with pytest.raises(
+        FidelityError, match=r"of the 3 sequences that float32 scores select from 7, the best of each domain, these .*33\.3%"
+    ):
+        judge_fidelity(calibration, make_config("domain"))
+
+
+@pytest.mark.parametrize("score", ["mean", "sum"])
+def test_what_is_measured_within_domains_is_what_the_selection_keeps(tmp_path, score):
+    """The oracle is the selection itself, over scores in the one dtype and in the other."""
+    storage, rng = Storage(str(tmp_path)), np.random.default_rng(3)
+    names = ["a", "b", "c", "c", "c", "a"] * 5
+    corpus = make_corpus(storage, {"candidate": [[rng.integers(1, 100, rng.integers(4, 9)) for _ in names]]}, domains=names)
+    (shard,) = corpus.split_shards("candidate")
+    counts = np.array(read_shard(storage, shard, columns=["num_tokens"])["num_tokens"]) - 1
+    nll = {name: rng.integers(0, 8, len(names)) / 4 for name in ("teacher", "exact-teacher", "reference")}
+    for name, values in nll.items():
+        write_scores(storage, shard, name, (values * counts).tolist(), counts.tolist())
+    config = SelectionConfig(ratio=0.4, score=score, within="domain")
+    kept = [
+        {
+            sequence_id
+            for entry in select_sequences(storage, corpus, teacher, "reference", config).shards
+            for sequence_id in pq.read_table(
+                storage.path(
+                    layout.selection_shard(resolve_selection_id(storage, corpus, teacher, "reference", config), entry.shard_index)
+                )
+            )["sequence_id"].to_pylist()
+        }
+        for teacher in ("teacher", "exact-teacher")
+    ]
+    calibration = make_calibration(nll["teacher"], nll["exact-teacher"], nll["reference"], counts, names)
+    fidelity = measure_fidelity(calibration, 0.4, score)
+    assert fidelity.num_selected == len(kept[0]) == 4 + 2 + 6
+    assert fidelity.overlap == len(kept[0] & kept[1]) / len(kept[0]) < 1
+
+
+def test_too_few_sequences_to_select_any_are_no_proof():
+    calibration = make_calibration([1.0] * 3, [1.0] * 3, [2.0] * 3, [1] * 3, ["a", "b", "c"])
+    with pytest.raises(
+        FidelityError, match=r"of 3 sequences selection.ratio 0.5 of each domain selects none, so that nothing was measured"
+    ):
+        judge_fidelity(calibration, make_config("domain", min_overlap=0))
+
+
+def test_a_calibration_of_one_rule_does_not_open_the_gate_for_the_other(made, tmp_path):
+    storage, corpus, run = made
+    entries = [identify_model(tmp_path / name, name, "fp8") for name in ("teacher", "reference")]
+    ids = [entry.model_id for entry in entries]
+    run("fp8", 75)
+    check_fidelity(storage, corpus, *entries, make_config(min_overlap=0))
+    with pytest.raises(FidelityError, match="on this device yet"):
+        check_fidelity(storage, corpus, *entries, make_config("domain", min_overlap=0))
+    *_, by_domain = run("fp8", 75, "domain")
+    assert (by_domain.within, set(by_domain.domains)) == ("domain", {"a", "b"})
+    check_fidelity(storage, corpus, *entries, make_config("domain", min_overlap=0))
+    # Both are kept; one that lies in the other's place is none.
+    assert [find_calibration(storage, corpus.corpus_id, *ids, within).within for within in ("corpus", "domain")] == [
+        "corpus",
+        "domain",
+    ]
+    storage.write_json(layout.calibration(corpus.corpus_id, *ids, "corpus"), by_domain.as_json())
+    assert find_calibration(storage, corpus.corpus_id, *ids, "corpus") is None
+
+
 def test_rank_correlation_agrees_with_pandas():
     rng = np.random.default_rng(0)
     left, right = rng.integers(0, 20, 200).astype(float), rng.normal(size=200)
@@ -82,14 +162,14 @@ def made(tmp_path):
     corpus = make_corpus(storage, {"candidate": [[rng.integers(1, 100, 30) for _ in range(25)] for _ in range(3)]})
     folders = [save_model(make_llama(seed), tmp_path / name) for seed, name in enumerate(("teacher", "reference"))]
 
-    def run(dtype, num_sequences):
+    def run(dtype, num_sequences, within="corpus"):
         teacher, reference = (identify_model(folder, str(folder), dtype) for folder in folders)
 
         def open_scorer(entry):
             folder = folders[0] if entry.source == teacher.source else folders[1]
             return Scorer(load_model(folder, entry.dtype, CPU), 256)
 
-        return teacher, reference, calibrate(storage, corpus, teacher, reference, num_sequences, open_scorer)
+        return teacher, reference, calibrate(storage, corpus, teacher, reference, num_sequences, open_scorer, within=within)
 
     return storage, corpus, run
 
@@ -98,7 +178,7 @@ def made(tmp_path):
 def test_a_calibration_is_kept_and_says_what_the_dtype_changes(made, dtype):
     storage, corpus, run = made
     teacher, reference, calibration = run(dtype, 40)
-    assert find_calibration(storage, corpus.corpus_id, teacher.model_id, reference.model_id) == calibration
+    assert find_calibration(storage, corpus.corpus_id, teacher.model_id, reference.model_id, "corpus") == calibration
     assert len(set(calibration.sequence_ids)) == 40
     assert {sequence_id // 25 for sequence_id in calibration.sequence_ids} == {0, 1, 2}
     fidelity = measure_fidelity(calibration, 0.5, "mean")
@@ -111,7 +191,7 @@ def test_a_dtype_under_the_least_overlap_is_refused(made):
     storage, corpus, run = made
     teacher, reference, calibration = run("bfloat16", 40)
     worse = calibration.teacher.model_copy(update={"nll": tuple(reversed(calibration.teacher.nll))})
-    path = layout.calibration(corpus.corpus_id, teacher.model_id, reference.model_id)
+    path = layout.calibration(corpus.corpus_id, teacher.model_id, reference.model_id, "corpus")
     storage.write_json(path, calibration.model_copy(update={"teacher": worse}).as_json())
     with pytest.raises(
         FidelityError, match=r"of the 20 sequences that float32 scores select from 40, these dtypes select .*min_overlap 0.98"
@@ -137,7 +217,7 @@ def test_fp8_without_a_calibration_does_not_score(made, tmp_path):
         check_fidelity(storage, corpus, *entries, make_config(min_overlap=0))
     *_, calibration = run("fp8", 75)
     check_fidelity(storage, corpus, *entries, make_config(min_overlap=0))
-    path = layout.calibration(corpus.corpus_id, *(entry.model_id for entry in entries))
+    path = layout.calibration(corpus.corpus_id, *(entry.model_id for entry in entries), "corpus")
     storage.write_json(path, calibration.model_copy(update={"device": "another"}).as_json())
     with pytest.raises(FidelityError, match="on this device yet"):
         check_fidelity(storage, corpus, *entries, make_config(min_overlap=0))
@@ -148,8 +228,8 @@ def test_fp8_without_a_calibration_does_not_score(made, tmp_path):
 def test_a_damaged_calibration_is_none(made):
     storage, corpus, run = made
     teacher, reference, _ = run("bfloat16", 4)
-    storage.write_json(layout.calibration(corpus.corpus_id, teacher.model_id, reference.model_id), {"corpus_id": 3})
-    assert find_calibration(storage, corpus.corpus_id, teacher.model_id, reference.model_id) is None
+    storage.write_json(layout.calibration(corpus.corpus_id, teacher.model_id, reference.model_id, "corpus"), {"corpus_id": 3})
+    assert find_calibration(storage, corpus.corpus_id, teacher.model_id, reference.model_id, "corpus") is None
 
 
 def test_too_few_candidates(tmp_path):
