@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from miniplm.config_fields import Name, Section, Url
+from miniplm.config_fields import LARGEST_SEED, MOST_SHARD_TOKENS, Name, Section, Url
 from miniplm.student_config import (
     ARCHITECTURE,
     VOCAB_SIZE,
@@ -101,13 +101,23 @@ class CorpusConfig(Section):
     sequence_length: int = Field(1024, ge=2, description="targets a sequence; a sequence holds at most one token more")
     sequences_per_shard: int = Field(65536, ge=1, description="sequences a shard file; a shard is the unit of scoring and of retry")
     splits: SplitsConfig = SplitsConfig()
-    seed: int = Field(0, ge=0, description="seed of the hash that puts a document into a split")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seed of the hash that puts a document into a split")
     extend: bool = Field(
         False,
         description="true: source files that are new since the last preparation with the same settings are added to that corpus as an "
         "extension, nothing old is prepared or scored again; false: the corpus is made of exactly the files found",
     )
     trust_remote_code: bool = Field(False, description="run Python code that comes with the tokenizer; only for sources you trust")
+
+    @model_validator(mode="after")
+    def _check_shard_size(self) -> CorpusConfig:
+        most = MOST_SHARD_TOKENS // (self.sequence_length + 1)
+        if self.sequences_per_shard > most:
+            raise ValueError(
+                f"sequences_per_shard is {self.sequences_per_shard}, but a shard holds at most {MOST_SHARD_TOKENS:,} tokens, and a sequence "
+                f"up to {self.sequence_length + 1:,}; give at most {most}"
+            )
+        return self
 
 
 _SCORING_DTYPE = (
@@ -192,7 +202,7 @@ class SelectionConfig(Section):
         description="corpus: the best of all candidates (the paper's), which changes the mix of domains; domain: the best of each domain, "
         "floor(ratio * its candidates), which keeps the mix",
     )
-    seed: int = Field(0, ge=0, description="seed of the random draw that the `pretrain` baseline trains on")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seed of the random draw that the `pretrain` baseline trains on")
 
 
 class EvaluationConfig(Section):

@@ -7,6 +7,11 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
+# What 32-bit offsets reach in a list column of a shard's file: all its tokens lie in one.
+MOST_SHARD_TOKENS = 2**31 - 1
+# What every generator of random numbers takes.
+LARGEST_SEED = 2**63 - 1
+
 # `://user:password@`, also where the password holds slashes, `://user@`, and the signature of a presigned URL.
 _CREDENTIALS = re.compile(r"://[^@/]*@|://[^@]*:[^@]*@|[?&](X-Amz-|sig=|Signature=|AWSAccessKeyId=)", re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

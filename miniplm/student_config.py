@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from miniplm.config_fields import Name, Section
+from miniplm.config_fields import LARGEST_SEED, Name, Section
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Method = Literal["miniplm", "pretrain", "vanilla-kd", "seqkd", "miniplm+vanilla-kd"]
@@ -44,7 +44,7 @@ class TrainingConfig(Section):
     beta2: float = Field(0.98, ge=0, lt=1, description="AdamW decay rate of the second moment")
     epsilon: float = Field(1e-6, gt=0, description="AdamW epsilon")
     clip_norm: float = Field(1.0, gt=0, description="largest global gradient norm")
-    seed: int = Field(0, ge=0, description="seed of the initial weights and of the order of sequences")
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seed of the initial weights and of the order of sequences")
     dtype: Dtype = Field(
         "auto", description="precision of the computation (weights stay float32); auto: float32 on a CPU, bfloat16 on a GPU"
     )
@@ -115,7 +115,9 @@ class GenerationConfig(Section):
     top_p: float = Field(
         1.0, gt=0, le=1, description="sample among the likeliest tokens that together have this probability; 1: all"
     )
-    seed: int = Field(0, ge=0, description="seed of the sampling; a sequence's text depends on it and on the sequence alone")
+    seed: int = Field(
+        0, ge=0, le=LARGEST_SEED, description="seed of the sampling; a sequence's text depends on it and on the sequence alone"
+    )
     sequences_per_batch: int | Literal["auto"] = Field(
         "auto", description="sequences that are generated together; halved by itself when memory runs out"
     )

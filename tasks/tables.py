@@ -36,9 +36,8 @@ class ShardTable:
         """Makes the artifact, or brings it up to date."""
         self._published_at = time.monotonic()
         order = {"failed": 0, "scoring": 1, "waiting": 2, "done": 3}
-        rows = sorted(
-            (_make_row(shard, done, failed, running) for shard in shards), key=lambda row: (order[row["state"]], row["shard"])
-        )
+        by_index = sorted(shards, key=lambda shard: shard.shard_index)
+        rows = sorted((_make_row(shard, done, failed, running) for shard in by_index), key=lambda row: order[row["state"]])
         counts = {state: sum(row["state"] == state for row in rows) for state in order}
         description = f"{self._title}: " + ", ".join(f"{count:,} {state}" for state, count in counts.items() if count)
         if len(rows) > _MOST_ROWS:

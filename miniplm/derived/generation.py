@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from miniplm.artifacts import CorpusManifest, ModelEntry, TokenizerEntry
 from miniplm.config import GenerationConfig
+from miniplm.config_fields import MOST_SHARD_TOKENS
 from miniplm.corpus.reader import read_token_ids
 from miniplm.corpus.shards import OpenShard
 from miniplm.derived.conversion import ListShards
@@ -48,11 +49,17 @@ _SEQUENCES_PER_BATCH = {"cuda": 128, "cpu": 16}
 
 
 def check_generation(generation: GenerationConfig, sequence_length: int) -> None:
-    """Raises `ConfigError` where the prompt leaves the teacher nothing to write."""
+    """Raises `ConfigError` where the prompt leaves the teacher nothing to write, or a shard would be too large."""
     if generation.prompt_tokens > sequence_length:
         raise ConfigError(
             f"generation.prompt_tokens is {generation.prompt_tokens}, but corpus.sequence_length is {sequence_length}, so there is nothing "
             f"for the teacher to write; give at most {sequence_length} (published: three quarters of it)"
+        )
+    most = MOST_SHARD_TOKENS // (sequence_length + 1)
+    if generation.sequences_per_shard > most:
+        raise ConfigError(
+            f"generation.sequences_per_shard is {generation.sequences_per_shard}, but a shard holds at most {MOST_SHARD_TOKENS:,} tokens, "
+            f"and a sequence up to {sequence_length + 1:,}; give at most {most}"
         )
 
 

@@ -94,7 +94,7 @@ class Optimization:
         starts = range(0, len(sequences), size)
         own = [sequences[start : start + size] for start in starts[group.rank :: group.world_size]]
         # One that has fewer than the first process is given an empty one: all take part in each round.
-        own += [[np.array([self._eos_token_id], np.uint16)]] * (-(-len(starts) // group.world_size) - len(own))
+        own += [[np.array([self._eos_token_id], np.uint32)]] * (-(-len(starts) // group.world_size) - len(own))
         micro_batches = [collate(part, self._eos_token_id, self._shape or (1, 2)) for part in own]
         if self.device.type == "cuda":
             # By default a thread's memory is pinned by way of the first GPU, whoever uses that.
