@@ -50,7 +50,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from miniplm.foreign_errors import judge_foreign_error
+from miniplm.foreign_errors import is_machines_fault, judge_foreign_error
 
 Retry = Literal["never", "elsewhere", "here"]
 """Where another try of the unchanged work may end otherwise."""
@@ -249,7 +249,7 @@ def reading_users_file(
         raise
     except BaseException as error:
         is_panic = type(error).__name__ == "PanicException"  # of pyo3: a BaseException that cannot be imported by name
-        if (not isinstance(error, Exception) and not is_panic) or judge_foreign_error(error) is not None:
+        if (not isinstance(error, Exception) and not is_panic) or is_machines_fault(error):
             raise
         raise raises(f"{path} {problem} ({describe_reason(error)}); {next_step}") from error
 

@@ -36,13 +36,19 @@ _LOST_TEXTS = (
 _MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough memory", "status_alloc_failed")
 
 # The clients of object stores, and of the web; and their classes that say that no answer came, or not a whole one.
-_CLIENTS = frozenset({"botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure", "urllib3", "requests", "httpx", "httpcore"})
+_CLIENTS = frozenset(
+    {
+        *("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "azure"),
+        *("urllib3", "requests", "httpx", "httpx2", "httpcore", "httpcore2", "huggingface_hub"),
+    }
+)
 _NO_ANSWER = frozenset(
     {
         *("botocore.HTTPClientError", "botocore.ConnectionError", "botocore.ResponseParserError"),
         *("botocore.IncompleteReadError", "botocore.FlexibleChecksumError"),
         *("aiohttp.ClientConnectionError", "aiohttp.ClientPayloadError"),
         *("httpx.TransportError", "httpcore.NetworkError", "httpcore.TimeoutException", "httpcore.ProtocolError"),
+        *("httpx2.TransportError", "httpcore2.NetworkError", "httpcore2.TimeoutException", "httpcore2.ProtocolError"),
         *("requests.ConnectionError", "requests.Timeout", "requests.ChunkedEncodingError"),
         *("urllib3.TimeoutError", "urllib3.ProtocolError", "urllib3.MaxRetryError"),
         *("azure.ServiceRequestError", "azure.ServiceResponseError", "google.TransportError", "google.RetryError"),
@@ -78,6 +84,13 @@ def judge_foreign_error(error: BaseException) -> Literal["here", "elsewhere"] | 
     return None
 
 
+def is_machines_fault(error: BaseException) -> bool:
+    """Whether an error is no fault of what was read: the machine's or the network's state, not a refusal by the file's holder."""
+    if judge_foreign_error(error) == "here" or is_device_lost(error):
+        return True
+    return isinstance(error, OSError) and error.errno in _MACHINE_ERRNOS
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the device or the host had no memory left for an allocation."""
     if isinstance(error, MemoryError) or type(error).__name__ in ("OutOfMemoryError", "OutOfMemoryException"):
@@ -97,7 +110,7 @@ def _judge_store_client(error: BaseException) -> Literal["here", "elsewhere"] | 
     if answer is not None:
         status, code = answer
         return "here" if status in _PASSING_STATUSES or code in _PASSING_CODES else "elsewhere"
-    if not {kind.__module__.split(".")[0] for kind in type(error).__mro__} & _CLIENTS:
+    if not _list_packages(error) & _CLIENTS:
         return None
     if "CERTIFICATE_VERIFY_FAILED" in str(error) or any(
         kind.__name__ == "SSLCertVerificationError" for kind in type(error).__mro__
@@ -113,7 +126,7 @@ def _find_answer(error: BaseException) -> tuple[int | None, str] | None:
         response: Any = getattr(candidate, "response", None)
         if isinstance(response, dict) and isinstance(response.get("Error"), dict):  # botocore
             return response.get("ResponseMetadata", {}).get("HTTPStatusCode"), str(response["Error"].get("Code"))
-        if candidate is None or type(candidate).__module__.split(".")[0] not in _CLIENTS:
+        if candidate is None or not (packages := _list_packages(candidate)) & _CLIENTS:
             continue
         # aiohttp and azure; httpx and requests; gcsfs and google
         found: tuple[object, ...] = (
@@ -121,9 +134,14 @@ def _find_answer(error: BaseException) -> tuple[int | None, str] | None:
             getattr(candidate, "status_code", None),
             getattr(response, "status_code", None),
         )
-        if type(candidate).__module__.split(".")[0] in ("gcsfs", "google"):
+        if packages & {"gcsfs", "google"}:
             found = (getattr(candidate, "code", None), *found)
         for status in found:
             if isinstance(status, int) and status >= 400:
                 return int(status), ""
     return None
+
+
+def _list_packages(error: BaseException) -> set[str]:
+    """The packages that an error's classes are of."""
+    return {kind.__module__.split(".")[0] for kind in type(error).__mro__}

@@ -9,10 +9,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import botocore.exceptions
 import httpx
+import huggingface_hub.errors
 import pytest
 import torch
 
@@ -68,7 +70,10 @@ def test_the_reason_holds_the_lines_after_the_first() -> None:
         MemoryError(),
         RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
         OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EROFS, "Read-only file system"),
         ConnectionResetError(errno.ECONNRESET, "reset"),
+        httpx.ConnectError("All connection attempts failed"),
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
         KeyboardInterrupt(),
         TokenizerError("said already"),
     ],
@@ -92,6 +97,11 @@ def caused(error: Exception, cause: Exception) -> Exception:
 def http_error(status: int) -> httpx.HTTPStatusError:
     request = httpx.Request("GET", "http://store")
     return httpx.HTTPStatusError("x", request=request, response=httpx.Response(status, request=request))
+
+
+def hub_error(status: int) -> huggingface_hub.errors.HfHubHTTPError:
+    answered: Any = http_error(status).response
+    return huggingface_hub.errors.HfHubHTTPError("x", response=answered)
 
 
 def test_the_tree_at_the_head_of_the_module_is_the_class_tree_with_its_attribute() -> None:
@@ -182,6 +192,10 @@ def test_the_policy_costs_no_import_of_what_it_knows() -> None:
         (httpx.ConnectError("x"), "here"),
         (httpx.ReadTimeout("x"), "here"),
         (http_error(502), "here"),
+        (hub_error(503), "here"),
+        (hub_error(404), "elsewhere"),
+        (huggingface_hub.errors.OfflineModeIsEnabled("x"), "elsewhere"),
+        (huggingface_hub.errors.LocalEntryNotFoundError("x"), "elsewhere"),
         (http_error(404), "elsewhere"),
         # Whatever else may be a fault of this machine's set-up, never a reason to try the same here.
         (ValueError("x"), "elsewhere"),
@@ -199,9 +213,22 @@ def test_any_error_is_judged_in_one_place(error: BaseException, retry: str) -> N
 
 
 @pytest.mark.parametrize(
-    "error", [PermissionError(errno.EACCES, "x"), FileNotFoundError(errno.ENOENT, "x"), OSError("Thrift: no more data to read")]
+    "error",
+    [
+        PermissionError(errno.EACCES, "x"),
+        FileNotFoundError(errno.ENOENT, "x"),
+        OSError("Thrift: no more data to read"),
+        # The hub has no such file, or not for this user; the store neither.
+        http_error(404),
+        http_error(401),
+        hub_error(404),
+        huggingface_hub.errors.OfflineModeIsEnabled("x"),
+        huggingface_hub.errors.LocalEntryNotFoundError("x"),
+        refusal(403, "AccessDenied"),
+        botocore.exceptions.NoCredentialsError(),
+    ],
 )
-def test_what_the_system_says_of_the_users_file_is_a_fault_of_the_file(error: OSError) -> None:
+def test_what_the_system_or_a_store_says_of_the_users_file_is_a_fault_of_the_file(error: Exception) -> None:
     with (
         pytest.raises(ModelError, match=r"^/m cannot be loaded"),
         reading_users_file("/m", "cannot be loaded", "copy it", ModelError),
