@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -55,6 +56,23 @@ class SourceEntry(Record):
     reading: str = ""
 
 
+LeftOutReason = Literal[
+    "hidden", "a folder", "no regular file", "found already", "a link to a folder above it", "a link that leads nowhere"
+]
+
+
+class LeftOut(Record):
+    """What the pattern of a source came across and left out, for one reason; `names` are the first ten of `num_files`.
+
+    `hidden` names begin with a dot, or lie in a folder that does; files `found already` are reached through more than one folder.
+    """
+
+    source: str
+    reason: LeftOutReason
+    num_files: int
+    names: tuple[str, ...]
+
+
 class DomainCounts(Record):
     """What one domain has in one split. `num_bytes` counts the UTF-8 bytes of the documents' texts."""
 
@@ -80,6 +98,9 @@ class CorpusManifest(Record):
     num_records == sum of documents over splits and domains + sum of `rejected`.
     num_tokens of a split's shards == sum of its domains' num_tokens.
 
+    `rejected_by_file` has the files with rejected records (older manifests: none), `left_out` what the sources' patterns came
+    across and did not take when the corpus was prepared; neither is in the id.
+
     An extension names its `parent`; its sources, counts and shards are those of the parent and then its own, so all of
     the above holds for the whole. The parent's shards stay where they are, and so do their scores and quarantine.
     """
@@ -91,9 +112,25 @@ class CorpusManifest(Record):
     sources: tuple[SourceEntry, ...]
     num_records: int
     rejected: dict[str, int]
+    rejected_by_file: dict[str, int] = {}
+    left_out: tuple[LeftOut, ...] = ()
     domains: dict[Split, dict[str, DomainCounts]]
     shards: tuple[ShardEntry, ...]
     versions: dict[str, str]
+
+    @property
+    def files_without_documents(self) -> dict[str, int]:
+        """The files all of whose records were rejected, with their number: most likely they are not what they were taken for."""
+        num_records: Counter[str] = Counter()
+        for source in self.sources:
+            num_records[source.path] += source.num_records
+        return {path: count for path, count in self.rejected_by_file.items() if count == num_records[path]}
+
+    @property
+    def files_read_again(self) -> dict[str, int]:
+        """The files that several sources name, with how often each was read: their documents are there as often."""
+        times = Counter(source.path for source in self.sources)
+        return {path: count for path, count in times.items() if count > 1}
 
     @property
     def lineage(self) -> tuple[str, ...]:

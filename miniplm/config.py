@@ -52,11 +52,13 @@ class SourceConfig(Section):
     """Where documents come from. Exactly one of `domain` and `domain_name` says to which domain they belong."""
 
     path: Url = Field(
-        description="fsspec URL or path of files, with wildcards (`*`, `**`, `?`, `[..]`); for `format: text` also a folder"
+        description="fsspec URL or path of files, with wildcards (`*`, `**`, `?`, `[..]`), which stand for no dot at the start of a "
+        "name; for `format: text` also a folder"
     )
     format: Literal["jsonl", "parquet", "text"] = Field(
         "jsonl",
-        description="jsonl: one JSON object a line, plain or .gz, .zst, .bz2; parquet: one document a row; text: one document a file",
+        description="jsonl: one JSON object a line; parquet: one document a row; text: one document a file. Files of lines or text may be "
+        "compressed, which their first bytes say: gzip, zstd, bzip2, xz, lzma, zip of one file",
     )
     text: str = Field(
         "text",

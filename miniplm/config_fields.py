@@ -26,6 +26,12 @@ def _check_name(name: str) -> str:
 def _check_url(url: str) -> str:
     if not url:
         raise ValueError("is empty; give a folder or an fsspec URL such as s3://bucket/prefix")
+    try:
+        url.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"holds a byte that is not UTF-8 at character {error.start}; rename the folder, or for sources write `?` in its place"
+        ) from None
     if _CREDENTIALS.search(url):
         raise ValueError("holds credentials; keep them in the environment (for S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)")
     return url

@@ -49,7 +49,7 @@ def newest_corpus(settings_digest: str) -> str:
 
 
 def source_digests() -> str:
-    """Digests of source files by their identity (path, size, time), so that none is read twice to name a corpus."""
+    """Digests and compressions of source files by their identity (path, size, time), so that none is read twice to name a corpus."""
     return "corpora/source-digests.json"
 
 

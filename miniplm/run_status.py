@@ -156,9 +156,19 @@ def _corpus_stage(storage: Storage, corpus: CorpusManifest | None, num_new_files
         num_done=len(corpus.shards) - len(broken),
         num_total=len(corpus.shards),
         unit="shards",
-        detail=corpus.corpus_id + (f", {num_new_files} new source files to add" if num_new_files else ""),
+        detail=", ".join([corpus.corpus_id, *_describe_taken(corpus, num_new_files)]),
         shards=tuple(broken),
     )
+
+
+def _describe_taken(corpus: CorpusManifest, num_new_files: int) -> list[str]:
+    counts = {
+        "new source files to add": num_new_files,
+        "records rejected": sum(corpus.rejected.values()),
+        "files without a document": len(corpus.files_without_documents),
+        "files left out": sum(entry.num_files for entry in corpus.left_out),
+    }
+    return [f"{count:,} {what}" for what, count in counts.items() if count]
 
 
 def _scores_stage(storage: Storage, corpus: CorpusManifest | None, entry: ModelEntry | None, role: str) -> StageStatus:

@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from glob import has_magic
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -40,6 +41,9 @@ _S3_PROTOCOLS = ("s3://", "s3a://")
 
 def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URL and the path in it. S3's bears faults and caches no listing; credentials are found by botocore."""
+    if "://" not in url:  # a path, whatever else is in it: fsspec would take `a::b` for two file systems
+        filesystem = LocalFileSystem()
+        return filesystem, str(filesystem._strip_protocol(url))
     if not url.startswith(_S3_PROTOCOLS):
         filesystem, path = url_to_fs(url)
         return filesystem, str(path)
@@ -60,6 +64,14 @@ class Storage:
         self.filesystem, path = open_filesystem(self.root)
         self.root_path = path.rstrip("/")
         self.is_local = isinstance(self.filesystem, LocalFileSystem)
+        try:
+            self.root_path.encode("utf-8")
+        except UnicodeEncodeError:
+            shown = os.fsencode(self.root_path).decode("utf-8", "backslashreplace")
+            raise StorageError(
+                f"storage {shown} has a name that is not UTF-8, which neither DuckDB nor PyArrow can open; "
+                "give `storage` a folder whose whole path is UTF-8"
+            ) from None
 
     def open_snapshot(self) -> fsspec.AbstractFileSystem:
         """The root's file system for a reader of many files that no longer change while it reads."""
@@ -181,7 +193,13 @@ class Storage:
         """Deletes a file or a folder; nothing happens where there is none."""
         if self.exists(relative):
             with self._remote_errors("delete", relative), contextlib.suppress(FileNotFoundError):  # another process was faster
-                self.filesystem.rm(self.path(relative), recursive=True)
+                path = self.path(relative)
+                if self.is_local or not has_magic(path):
+                    self.filesystem.rm(path, recursive=True)
+                    return
+                # It would be taken for a pattern, which does not match itself.
+                for file in self.filesystem.find(path):
+                    self.filesystem.rm_file(file)
 
     def delete_temporary_files(self, relative: str, older_than_seconds: float = 0.0) -> int:
         """Deletes what dead processes left behind below a folder and says how many files that were.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -195,3 +196,42 @@ def test_light_modules_load_neither_torch_nor_transformers(module: str) -> None:
     program = f"import sys, {module}; print(sorted({{'torch', 'transformers', 'prefect', 'duckdb'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def names_files_in_sql(tree: ast.AST) -> list[int]:
+    """Lines with a string, or a part of one, in which SQL reads files: `read_parquet(`, `parquet_scan(`, `FROM '...'`."""
+    pattern = re.compile(r"\b(read_parquet|parquet_scan|read_csv|read_json)\w*\s*\(|\b(FROM|JOIN)\s+'", re.IGNORECASE)
+    strings = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    return sorted(node.lineno for node in strings if pattern.search(node.value))
+
+
+def test_one_module_names_files_in_sql_so_that_no_query_takes_folders_for_columns() -> None:
+    benchmarks = {path.name: ast.parse(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "benchmarks").rglob("*.py"))}
+    found = {module for module, tree in (MODULES | benchmarks).items() if names_files_in_sql(tree)}
+    assert found == {"miniplm.selection.scans"}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert (
+        len(re.findall(r"read_parquet\('[^']*', hive_partitioning = false\)", readme))
+        == len(re.findall("read_parquet", readme))
+        > 0
+    )
+    assert not re.search(r"(FROM|JOIN) '", readme)
+
+
+def test_files_in_sql_are_seen_in_each_form() -> None:
+    tree = ast.parse("a = 'SELECT 1 FROM read_parquet(x)'\nb = f\"select {a} from '{a}'\"\nc = \"JOIN 'x'\"\nread_parquet(a)\n")
+    assert names_files_in_sql(tree) == [1, 2, 3]
+
+
+def paths_read_by_pyarrow(tree: ast.AST) -> list[int]:
+    """Lines where PyArrow reads a table by its path: it would take `key=value` in it for a column. Open files and buffers have none."""
+    calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute))
+    named = [
+        call for call in calls if ast.unparse(call.func) in ("pq.read_table", "pq.ParquetDataset", "ds.dataset", "pd.read_parquet")
+    ]
+    return [call.lineno for call in named if not re.match(r"(file$|pa\.BufferReader\(|io\.BytesIO\()", ast.unparse(call.args[0]))]
+
+
+def test_the_library_reads_tables_from_open_files() -> None:
+    assert {module: lines for module, tree in MODULES.items() if (lines := paths_read_by_pyarrow(tree))} == {}
+    assert paths_read_by_pyarrow(ast.parse("pq.read_table(path)\npq.read_table(file)\npq.read_table(pa.BufferReader(b))")) == [1]

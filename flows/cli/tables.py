@@ -14,6 +14,7 @@ from rich.text import Text
 from miniplm import layout
 from miniplm.artifacts import Calibration, CorpusManifest, DomainSelection, SelectionManifest
 from miniplm.config import RunConfig
+from miniplm.errors import list_offenders
 from miniplm.run_record import RunRecord
 from miniplm.run_status import RunStatus
 from miniplm.storage import Storage
@@ -44,6 +45,7 @@ def make_table(title: str, *columns: str) -> Table:
 def print_run(storage: Storage, record: RunRecord) -> None:
     """The end of a run: what was kept, how the students do, where the report is."""
     from flows.cli.results import print_results
+    from miniplm.corpus.reader import load_corpus
     from miniplm.selection.ranking import load_selection
 
     console = Console(highlight=False, markup=False)
@@ -58,6 +60,8 @@ def print_run(storage: Storage, record: RunRecord) -> None:
             Text("was there", "dim") if stage.reused else "",
         )
     console.print(stages)
+    if record.corpus_id is not None:
+        print_taken(console, storage, load_corpus(storage, record.corpus_id))
     if record.selection_id is not None:
         print_selection(console, storage, load_selection(storage, record.selection_id))
     print_results(console, storage, record)
@@ -96,16 +100,32 @@ def print_corpus(console: Console, storage: Storage, manifest: CorpusManifest) -
         for domain, counts in sorted(manifest.domains.get(split, {}).items()):  # type: ignore[call-overload]
             table.add_row(domain, split, f"{counts.num_documents:,}", f"{counts.num_tokens:,}", f"{counts.num_sequences:,}")
     console.print(table)
+    print_taken(console, storage, manifest)
+    if manifest.parent is not None:
+        console.print(f"extends {manifest.parent}: what that holds was not prepared again, and is counted in", soft_wrap=True)
+
+
+def print_taken(console: Console, storage: Storage, manifest: CorpusManifest) -> None:
+    """What was read for a corpus, and all that was not taken into it."""
     rejected = sum(manifest.rejected.values())
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(manifest.rejected.items()))
     console.print(
-        f"{manifest.num_records:,} records read, {rejected:,} rejected" + (f" ({reasons})" if reasons else ""), soft_wrap=True
+        f"{manifest.num_records:,} records read from {len(manifest.sources):,} files, {rejected:,} rejected"
+        + (f" ({reasons})" if reasons else ""),
+        soft_wrap=True,
     )
-    if manifest.parent is not None:
-        console.print(f"extends {manifest.parent}: what that holds was not prepared again, and is counted in", soft_wrap=True)
     if rejected:
         folders = ", ".join(storage.url(layout.quarantine_folder(corpus_id)) for corpus_id in manifest.lineage)
         console.print(f"rejected records: {folders}", soft_wrap=True)
+    if empty := manifest.files_without_documents:
+        files = list_offenders([f"{path} ({count:,} records)" for path, count in empty.items()])
+        console.print(f"no document came of these files, all their records were rejected: {files}", style="yellow", soft_wrap=True)
+    if again := manifest.files_read_again:
+        files = list_offenders([f"{path} ({count} times)" for path, count in again.items()])
+        console.print(f"read more than once, as several sources name them: {files}", soft_wrap=True)
+    for entry in manifest.left_out:
+        names = list_offenders(entry.names, entry.num_files)
+        console.print(f"left out of {entry.source}, {entry.reason}: {names}", soft_wrap=True)
 
 
 def print_status(status: RunStatus) -> None:

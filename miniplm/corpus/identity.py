@@ -8,29 +8,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from miniplm.artifacts import CorpusManifest
+from miniplm.artifacts import CorpusManifest, LeftOut
 from miniplm.config import CorpusConfig, SourceConfig
 from miniplm.corpus.growth import find_newest_corpus
 from miniplm.errors import SourceError, list_offenders
 from miniplm.packing import PACKING_VERSION
-from miniplm.sources.digests import digest_source_files
-from miniplm.sources.files import SourceFile, find_source_files, locate_source
+from miniplm.sources.compression import Compression
+from miniplm.sources.digests import digest_source_files, recognise_source_files
+from miniplm.sources.files import SourceFile, find_source, locate_source
 from miniplm.storage import Storage, digest_content
 from miniplm.tokenization import CorpusTokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)
 class PlannedFile:
-    """A source file with the source it belongs to and the digest of its stored bytes."""
+    """A source file with the source it belongs to, the digest of its stored bytes and how these are compressed."""
 
     file: SourceFile
     source: SourceConfig
     digest: str
+    compression: Compression | None
 
     @property
     def reading(self) -> str:
-        """A digest of how the bytes become documents; the same bytes are read otherwise under another ending."""
-        return digest_content([_describe_reading(self.source), self.file.compression])
+        """A digest of how the bytes become documents."""
+        return digest_content([_describe_reading(self.source), self.compression])
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class CorpusPlan:
     """What a preparation will read and with what.
 
     `files` are in the order of the documents, of an extension its own only; `found` are all that the sources name.
-    `newest` is, with `corpus.extend`, the corpus that was prepared last: this one, or the one that this one extends.
+    `left_out` is what the sources' patterns came across and did not take. `newest` is, with `corpus.extend`, the corpus that was prepared last: this one, or the one that this one extends.
     """
 
     corpus_id: str
@@ -46,6 +48,7 @@ class CorpusPlan:
     tokenizer: CorpusTokenizer
     settings_digest: str
     found: tuple[PlannedFile, ...]
+    left_out: tuple[LeftOut, ...]
     newest: CorpusManifest | None = None
 
     @property
@@ -71,10 +74,10 @@ def plan_corpus(storage: Storage, config: CorpusConfig) -> CorpusPlan:
     is new to it, else an extension of it by the new files.
     """
     # The sources first: they are looked up faster than a tokenizer is loaded.
-    found = [(source, find_source_files(source)) for source in config.sources]
+    found = [(source, find_source(source)) for source in config.sources]
+    left_out = tuple(entry for _, files in found for entry in files.left_out)
     tokenizer = load_tokenizer(config.tokenizer, config.eos_token, config.trust_remote_code)
-    digests = iter(digest_source_files(storage, [file for _, files in found for file in files]))
-    planned = [[PlannedFile(file, source, next(digests)) for file in files] for source, files in found]
+    planned = _read_files(storage, [(source, file) for source, files in found for file in files.files])
     settings = {
         "tokenizer": tokenizer.encoding_digest,
         "eos_token_id": tokenizer.eos_token_id,
@@ -88,16 +91,27 @@ def plan_corpus(storage: Storage, config: CorpusConfig) -> CorpusPlan:
     # Where the sources lie is in here, though in no id: folders whose files look alike are not one growing corpus.
     places = [{"place": locate_source(source), **_describe_reading(source)} for source in config.sources]
     settings_digest = digest_content({"sources": places, **settings}, length=16)
-    files = tuple(file for files in planned for file in files)
+    files = tuple(planned)
     newest = find_newest_corpus(storage, settings_digest) if config.extend else None
     if newest is None or not _agrees(newest, config, tokenizer):
-        sources = [_describe_source(source, files) for (source, _), files in zip(found, planned, strict=True)]
-        return CorpusPlan(f"c-{digest_content({'sources': sources, **settings})}", files, tokenizer, settings_digest, files)
+        sources = [_describe_source(source, [file for file in files if file.source is source]) for source in config.sources]
+        corpus_id = f"c-{digest_content({'sources': sources, **settings})}"
+        return CorpusPlan(corpus_id, files, tokenizer, settings_digest, files, left_out)
     new = list_new_files(newest, files)
     if not new:
-        return CorpusPlan(newest.corpus_id, files, tokenizer, settings_digest, files, newest)
+        return CorpusPlan(newest.corpus_id, files, tokenizer, settings_digest, files, left_out, newest)
     content = {"parent": newest.corpus_id, "files": [[file.digest, file.reading] for file in new]}
-    return CorpusPlan(f"c-{digest_content(content)}", new, tokenizer, settings_digest, files, newest)
+    return CorpusPlan(f"c-{digest_content(content)}", new, tokenizer, settings_digest, files, left_out, newest)
+
+
+def _read_files(storage: Storage, files: list[tuple[SourceConfig, SourceFile]]) -> list[PlannedFile]:
+    digests = digest_source_files(storage, [file for _, file in files])
+    # Parquet is compressed inside, or not at all.
+    plain = [file for source, file in files if source.format != "parquet"]
+    compressions = dict(zip(map(id, plain), recognise_source_files(storage, plain), strict=True))
+    return [
+        PlannedFile(file, source, digest, compressions.get(id(file))) for (source, file), digest in zip(files, digests, strict=True)
+    ]
 
 
 def list_new_files(corpus: CorpusManifest, files: tuple[PlannedFile, ...]) -> tuple[PlannedFile, ...]:
@@ -147,6 +161,5 @@ def _describe_reading(source: SourceConfig) -> dict[str, Any]:
 def _describe_source(source: SourceConfig, files: list[PlannedFile]) -> dict[str, object]:
     return {
         **_describe_reading(source),
-        # The same bytes are read otherwise under another ending.
-        "files": [[planned.digest, planned.file.compression] for planned in files],
+        "files": [[planned.digest, planned.compression] for planned in files],
     }

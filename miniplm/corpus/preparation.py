@@ -49,19 +49,19 @@ def _provide_corpus(storage: Storage, config: CorpusConfig, plan: CorpusPlan, on
         mend_shards(storage, config, plan.newest, plan.found, plan.tokenizer, on_progress)
         if plan.parent is None:
             _mend_tokenizer(storage, config, plan)
-            return plan.newest
+            return _note_left_out(storage, plan, plan.newest)
     manifest = _find_whole_corpus(storage, plan.corpus_id)
     state = layout.corpus_preparation(plan.corpus_id)
     if manifest is not None and not storage.exists(state):
         _mend_tokenizer(storage, config, plan)
-        return manifest
+        return _note_left_out(storage, plan, manifest)
     with exclusive(storage, layout.corpus_folder(plan.corpus_id), f"corpus {plan.corpus_id}"):
         # Another process may have finished it between the look and the lock.
         manifest = _find_whole_corpus(storage, plan.corpus_id)
         if manifest is not None:
             storage.delete(state)  # killed at the very end, it may be left
             _mend_tokenizer(storage, config, plan)
-            return manifest
+            return _note_left_out(storage, plan, manifest)
         storage.delete_temporary_files(layout.corpus_folder(plan.corpus_id))
         storage.delete(layout.corpus_manifest(plan.corpus_id))
         try:
@@ -94,6 +94,15 @@ def _mend_tokenizer(storage: Storage, config: CorpusConfig, plan: CorpusPlan) ->
         _write_tokenizer(storage, plan.corpus_id, plan.tokenizer)
 
 
+def _note_left_out(storage: Storage, plan: CorpusPlan, manifest: CorpusManifest) -> CorpusManifest:
+    """The manifest of a corpus that was there already, with what its sources leave out by now."""
+    if manifest.left_out == plan.left_out:
+        return manifest
+    manifest = manifest.model_copy(update={"left_out": plan.left_out})
+    storage.write_json(layout.corpus_manifest(manifest.corpus_id), manifest.as_json())
+    return manifest
+
+
 class _Preparation:
     """One preparation from its state, or from nothing, to the manifest."""
 
@@ -110,7 +119,14 @@ class _Preparation:
         self._offsets = count_offsets(plan.parent.sources, plan.parent.shards) if plan.parent else count_offsets()
         self._shards = list(state.shards) if state else []
         self._quarantine = (
-            Quarantine(storage, plan.corpus_id, state.num_records_checked, state.rejected, state.num_quarantine_files)
+            Quarantine(
+                storage,
+                plan.corpus_id,
+                state.num_records_checked,
+                state.rejected,
+                state.rejected_by_file,
+                state.num_quarantine_files,
+            )
             if state
             else Quarantine(storage, plan.corpus_id)
         )
@@ -161,6 +177,7 @@ class _Preparation:
             versions=self._versions,
             num_records_checked=self._documents.document_id,
             rejected=self._quarantine.rejected,
+            rejected_by_file=self._quarantine.rejected_by_file,
             num_quarantine_files=self._quarantine.num_files,
             sources=tuple(self._documents.sources),
             shards=tuple(self._shards),
@@ -198,6 +215,8 @@ class _Preparation:
             sources=(*_list_sources(parent), *self._documents.sources),
             num_records=self._documents.next_document_id,
             rejected=_add_rejected(parent.rejected if parent else {}, self._quarantine.rejected),
+            rejected_by_file=_add_rejected(parent.rejected_by_file if parent else {}, self._quarantine.rejected_by_file),
+            left_out=self._plan.left_out,
             domains={
                 split: _add_domains(parent.domains.get(split, {}) if parent else {}, assembly.counts)
                 for split, assembly in self._documents.assemblies.items()
@@ -230,7 +249,7 @@ def _list_sources(parent: CorpusManifest | None) -> list[SourceEntry]:
 
 
 def _add_rejected(first: dict[str, int], second: dict[str, int]) -> dict[str, int]:
-    return {reason: first.get(reason, 0) + second.get(reason, 0) for reason in sorted({*first, *second})}
+    return {key: first.get(key, 0) + second.get(key, 0) for key in sorted({*first, *second})}
 
 
 def _add_domains(first: dict[str, DomainCounts], second: dict[str, DomainCounts]) -> dict[str, DomainCounts]:

@@ -25,6 +25,7 @@ class Quarantine:
         corpus_id: str,
         num_records_checked: int = 0,
         rejected: dict[str, int] | None = None,
+        rejected_by_file: dict[str, int] | None = None,
         num_files: int = 0,
     ) -> None:
         self.num_files = num_files
@@ -34,6 +35,7 @@ class Quarantine:
         self._corpus_id = corpus_id
         self._num_records_checked = num_records_checked
         self._rejected = Counter(rejected or {})
+        self._rejected_by_file = Counter(rejected_by_file or {})
         self._waiting: list[Rejection] = []
 
     @property
@@ -41,11 +43,17 @@ class Quarantine:
         """Rejected records by reason."""
         return dict(sorted(self._rejected.items()))
 
+    @property
+    def rejected_by_file(self) -> dict[str, int]:
+        """Rejected records by the file that holds them."""
+        return dict(sorted(self._rejected_by_file.items()))
+
     def add(self, rejection: Rejection) -> None:
         if rejection.document_id < self._num_records_checked:
             return
         self.first = self.first or rejection
         self._rejected[rejection.reason] += 1
+        self._rejected_by_file[rejection.origin.path] += 1
         self._waiting.append(rejection)
         if len(self._waiting) == _FILE_REJECTIONS:
             self.flush()

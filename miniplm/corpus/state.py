@@ -50,13 +50,14 @@ class SplitState(Record):
 class PreparationState(Record):
     """A preparation just after a shard was closed.
 
-    Records below `num_records_checked` are in `rejected` and in the quarantine files already. `sources` are the
+    Records below `num_records_checked` are in `rejected`, `rejected_by_file` and in the quarantine files already. `sources` are the
     files that were read to their end. A state is of use only to the same `versions`.
     """
 
     versions: dict[str, str]
     num_records_checked: int
     rejected: dict[str, int]
+    rejected_by_file: dict[str, int]
     num_quarantine_files: int
     sources: tuple[SourceEntry, ...]
     shards: tuple[ShardEntry, ...]

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from miniplm.artifacts import CorpusManifest, ModelEntry
+from miniplm.errors import list_offenders
 from miniplm.layout import SPLITS, model_folder
 from miniplm.report.content import ReportContent
 from miniplm.report.markup import (
@@ -57,7 +58,11 @@ def render_counts(content: ReportContent) -> str:
         ]
     )
     return (
-        _render_sum(corpus) + make_table(head, rows, num_text_columns=2) + _render_rejected(corpus) + _render_domain_counts(corpus)
+        _render_sum(corpus)
+        + make_table(head, rows, num_text_columns=2)
+        + _render_rejected(corpus)
+        + _render_files(corpus)
+        + _render_domain_counts(corpus)
     )
 
 
@@ -86,6 +91,27 @@ def _render_rejected(corpus: CorpusManifest) -> str:
     table = make_table(["Reason", "Rejected records"], rows)
     where = "corpus" if corpus.parent is None else "corpus that read it (this one or one that it extends)"
     return f"<h3>Rejected</h3>\n{table}\n<p class='note'>Each is listed with its file, line and reason in the <code>quarantine</code> folder of the {where}.</p>"
+
+
+def _render_files(corpus: CorpusManifest) -> str:
+    """Files that gave nothing or were left out, where there are any."""
+    rows = [
+        [escape(reason), escape(list_offenders(files)), format_count(len(files))]
+        for reason, files in (
+            ("all records rejected", corpus.files_without_documents),
+            ("read more than once: several sources name them", corpus.files_read_again),
+        )
+        if files
+    ]
+    rows += [
+        [
+            f"left out of {escape(entry.source)}: {escape(entry.reason)}",
+            escape(list_offenders(entry.names, entry.num_files)),
+            format_count(entry.num_files),
+        ]
+        for entry in corpus.left_out
+    ]
+    return f"<h3>Files to look at</h3>\n{make_table(['What', 'Which', 'Files'], rows, num_text_columns=2)}" if rows else ""
 
 
 def _render_domain_counts(corpus: CorpusManifest) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import re
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from miniplm import layout
 from miniplm.artifacts import CorpusManifest, ShardEntry
 from miniplm.errors import CorpusError, ScoreJoinError, StorageError, StorageUnavailableError, list_offenders
 from miniplm.scoring.shards import check_score_shards
+from miniplm.selection.scans import scan_parquet
 from miniplm.storage import Storage
 
 _ROLES = ("teacher", "reference")
@@ -93,8 +93,8 @@ def candidate_scores(
     kind = "VIEW" if storage.is_local else "TABLE"
     try:
         for name, (columns, relatives) in sources.items():
-            files = _sql_list([storage.url(relative) for relative in relatives])
-            connection.execute(f"CREATE OR REPLACE TEMP {kind} {name} AS SELECT {columns} FROM read_parquet({files})")
+            files = scan_parquet(storage, relatives)
+            connection.execute(f"CREATE OR REPLACE TEMP {kind} {name} AS SELECT {columns} FROM {files}")
         _check_candidates(connection, shards)
         for role in _ROLES:
             _check_role(connection, shards, role)
@@ -212,8 +212,3 @@ def _repair(shards: dict[str, list[int]], option: str = "") -> str:
 
 def _shard_options(indices: list[int]) -> str:
     return "".join(f" --shard {index}" for index in indices) if len(indices) <= 10 else ""
-
-
-def _sql_list(files: list[str]) -> str:
-    """A list of file names for `read_parquet`, which would take `[`, `*` and `?` in a folder's name for a pattern."""
-    return "[" + ", ".join("'" + glob.escape(file).replace("'", "''") + "'" for file in files) + "]"

@@ -1,38 +1,30 @@
-"""Finds the files of a source and reads them as decompressed blocks, never a whole file at a time."""
+"""Finds the files of a source, says what was left out, and opens them."""
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import posixpath
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, Any
 
 import fsspec
-import zstandard
 from fsspec.implementations.local import LocalFileSystem
 
+from miniplm.artifacts import LeftOut
 from miniplm.config import SourceConfig
-from miniplm.errors import DamagedSourceError, SourceError, list_offenders
+from miniplm.errors import SourceError, list_offenders
+from miniplm.sources.listing import Listing, has_wildcards, list_folder, list_left_out, list_matches
+from miniplm.sources.names import show_name
 from miniplm.storage import open_filesystem, open_stream
 
-Compression = Literal["gzip", "zstd", "bzip2"]
-BytesCallback = Callable[[int], None]
-
-_COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd", ".bz2": "bzip2"}
-_BLOCK_BYTES = 1 << 20
-# Zstandard gives out all that a block holds at once, so its blocks are small.
-_ZSTD_BLOCK_BYTES = 1 << 16
+_MOST_NAMES = 10
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of a source. `path` is how people name it (a plain path, or a URL); `version` changes with its content.
+    """One file of a source. `path` is how people name it (a plain path, or a URL; see `show_name`); `version` changes with its content.
 
     `version` is empty where the file system tells nothing that would change with it.
     """
@@ -42,7 +34,6 @@ class SourceFile:
     filesystem_path: str
     num_bytes: int
     version: str
-    compression: Compression | None
 
     @property
     def is_local(self) -> bool:
@@ -59,21 +50,44 @@ class SourceFile:
             raise SourceError(f"{self.path} has changed while it was being read; run again when it no longer does")
 
 
-def find_source_files(source: SourceConfig) -> list[SourceFile]:
-    """The files that a source's path names, sorted by path: one file, the matches of a glob, a folder of text files.
+@dataclass(frozen=True)
+class FoundFiles:
+    """The files of a source, sorted by name, and what its pattern left out."""
 
-    Raises `SourceError` where there are none, or the path is a folder and the format is not `text`.
+    files: list[SourceFile]
+    left_out: list[LeftOut]
+
+
+def find_source_files(source: SourceConfig) -> list[SourceFile]:
+    """The files that a source's path names; raises what `find_source` raises."""
+    return find_source(source).files
+
+
+def find_source(source: SourceConfig) -> FoundFiles:
+    """What a source's path names: one file, the matches of a pattern, a folder of text files.
+
+    Raises `SourceError` where there are no files, a folder cannot be listed, or the path is a folder and the format is not `text`.
     """
     filesystem, path = open_filesystem(source.path)
     filesystem.invalidate_cache()
+    name = show_name(source.path)
     try:
-        infos = _list_infos(filesystem, path, source)
+        listing = _list_infos(filesystem, path, source)
     except PermissionError as error:
-        raise SourceError(f"source {source.path} cannot be listed: {error}; give this user the right to read it") from error
-    files = [_make_source_file(filesystem, info) for info in infos]
-    if not files:
-        raise SourceError(f"source {source.path} matches no file ({_describe_place(filesystem, path)})")
-    return sorted(files, key=lambda file: file.path)
+        raise SourceError(f"source {name} cannot be listed: {error}; give this user the right to read it") from error
+    left_out = [
+        LeftOut(
+            source=name,
+            reason=reason,
+            num_files=len(names),
+            names=tuple(show_name(_name_file(filesystem, left)) for left in names[:_MOST_NAMES]),
+        )
+        for reason, names in list_left_out(listing)
+    ]
+    if not listing.infos:
+        raise SourceError(f"source {name} matches no file ({_describe_place(filesystem, path)}{_describe_left_out(left_out)})")
+    infos = sorted(listing.infos, key=lambda info: str(info["name"]))
+    return FoundFiles([_make_source_file(filesystem, info) for info in infos], left_out)
 
 
 def locate_source(source: SourceConfig) -> str:
@@ -95,96 +109,30 @@ def open_raw(file: SourceFile) -> Iterator[IO[bytes]]:
         yield opened
 
 
-def read_blocks(file: SourceFile, on_bytes: BytesCallback) -> Iterator[bytes]:
-    """The decompressed content in blocks; `on_bytes` is told of each stored byte that was read.
-
-    Raises `DamagedSourceError` where a compressed file is truncated or damaged.
-    """
-    with open_raw(file) as raw:
-        counted = _CountedFile(raw, on_bytes)
-        if file.compression is None:
-            yield from iter(lambda: counted.read(_BLOCK_BYTES), b"")
-            return
-        if file.num_bytes == 0:
-            raise DamagedSourceError(f"{file.path} is empty, which no {file.compression} file is; it was cut off: copy it again")
-        try:
-            if file.compression == "zstd":
-                yield from _decompress_zstd(counted)
-                return
-            reader = gzip.GzipFile(fileobj=cast(Any, counted)) if file.compression == "gzip" else bz2.BZ2File(cast(Any, counted))
-            yield from iter(lambda: reader.read(_BLOCK_BYTES), b"")
-        except EOFError as error:
-            raise DamagedSourceError(
-                f"{file.path} is truncated: its {file.compression} data ends in the middle ({error}); copy it again"
-            ) from error
-        except (zlib.error, zstandard.ZstdError, OSError) as error:
-            if isinstance(error, OSError) and (error.errno is not None or type(error) not in (OSError, gzip.BadGzipFile)):
-                raise  # reading failed (a time-out, a lost connection), not decompressing
-            raise DamagedSourceError(f"{file.path} is damaged or no {file.compression} file ({error}); copy it again") from error
-
-
-class _CountedFile:
-    """A file that tells how much of it was read."""
-
-    def __init__(self, file: IO[bytes], on_bytes: BytesCallback) -> None:
-        self._file = file
-        self._on_bytes = on_bytes
-
-    def read(self, size: int = -1) -> bytes:
-        block = self._file.read(size)
-        self._on_bytes(len(block))
-        return block
-
-
-def _decompress_zstd(file: _CountedFile) -> Iterator[bytes]:
-    """All frames of a file. The library's own reader takes a truncated file for a complete one, hence this loop."""
-    # The largest window there is: archives are often made with `--long`.
-    context = zstandard.ZstdDecompressor(max_window_size=1 << 31)
-    frame = None
-    for block in iter(lambda: file.read(_ZSTD_BLOCK_BYTES), b""):
-        while block:
-            frame = frame or context.decompressobj()
-            yield frame.decompress(block)
-            block, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
-    if frame is not None:
-        raise EOFError("the last frame has no end")
-
-
-def _list_infos(filesystem: fsspec.AbstractFileSystem, path: str, source: SourceConfig) -> list[dict[str, Any]]:
+def _list_infos(filesystem: fsspec.AbstractFileSystem, path: str, source: SourceConfig) -> Listing:
     if filesystem.isdir(path):
         if source.format != "text":
             ending = "*.parquet" if source.format == "parquet" else "*.jsonl*"
-            raise SourceError(f"source {source.path} is a folder; name its files, e.g. path: {source.path.rstrip('/')}/{ending}")
-        found = filesystem.find(path, detail=True)
-        return _keep_files(filesystem, [info for name, info in found.items() if not _is_hidden(name, path)])
-    # A name that happens to hold `[` or `*` is that file before it is a pattern.
-    if filesystem.isfile(path):
-        return [filesystem.info(path)]
-    return _keep_files(filesystem, list(filesystem.glob(path, detail=True).values()))
+            name = show_name(source.path)
+            raise SourceError(f"source {name} is a folder; name its files, e.g. path: {name.rstrip('/')}/{ending}")
+        return list_folder(filesystem, path)
+    # A name that happens to hold `[` is that file before it is a pattern; one with `*` or `?` is among those that it matches.
+    if not any(character in path for character in "*?") and filesystem.isfile(path):
+        return Listing([filesystem.info(path)])
+    return list_matches(filesystem, path)
 
 
-def _keep_files(filesystem: fsspec.AbstractFileSystem, infos: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Files and, under their own names, what links lead to; no folders and no devices."""
-    followed = []
-    for info in infos:
-        try:
-            # A listing does not follow links, a look at one file does.
-            followed.append(filesystem.info(info["name"]) if info["type"] == "other" else info)
-        except FileNotFoundError:
-            raise SourceError(f"{info['name']} is a link to a file that does not exist; mend or delete it") from None
-    return [info for info in followed if info["type"] == "file"]
-
-
-def _is_hidden(name: str, folder: str) -> bool:
-    below = name[len(folder.rstrip("/")) :] if name.startswith(folder.rstrip("/")) else name
-    return any(part.startswith(".") for part in below.split("/"))
+def _name_file(filesystem: fsspec.AbstractFileSystem, name: str) -> str:
+    return name if isinstance(filesystem, LocalFileSystem) else str(filesystem.unstrip_protocol(name))
 
 
 def _make_source_file(filesystem: fsspec.AbstractFileSystem, info: dict[str, Any]) -> SourceFile:
     name = str(info["name"])
-    path = name if isinstance(filesystem, LocalFileSystem) else str(filesystem.unstrip_protocol(name))
-    compression = _COMPRESSIONS.get(posixpath.splitext(name)[1].lower())
-    return SourceFile(path, filesystem, name, int(info["size"]), _read_version(info), compression)
+    return SourceFile(show_name(_name_file(filesystem, name)), filesystem, name, int(info["size"]), _read_version(info))
+
+
+def _describe_left_out(left_out: list[LeftOut]) -> str:
+    return "".join(f"; left out, {entry.reason}: {list_offenders(entry.names, entry.num_files)}" for entry in left_out)
 
 
 def _read_version(info: dict[str, Any]) -> str:
@@ -204,22 +152,24 @@ def _as_timestamp(value: Any) -> Any:
 
 def _describe_place(filesystem: fsspec.AbstractFileSystem, path: str) -> str:
     if not isinstance(filesystem, LocalFileSystem):
-        return f"looked for {filesystem.unstrip_protocol(path)}"
+        return f"looked for {show_name(str(filesystem.unstrip_protocol(path)))}"
     fixed = Path(*_parts_before_wildcard(Path(path)))
-    place = f"looked for {path}; the current folder is {Path.cwd()}"
+    place = f"looked for {show_name(path)}; the current folder is {show_name(str(Path.cwd()))}"
+    if "{" in path:
+        place += "; `{a,b}` is no pattern here, give a source for each"
     if not fixed.exists():
         existing = next(parent for parent in fixed.parents if parent.exists())
-        return f"{place}; {fixed} does not exist, {existing} does"
+        return f"{place}; {show_name(str(fixed))} does not exist, {show_name(str(existing))} does"
     if fixed.is_dir():
-        names = sorted(entry.name for entry in fixed.iterdir())
-        return f"{place}; {fixed} holds {list_offenders(names[:10], len(names)) if names else 'nothing'}"
+        names = sorted(show_name(entry.name) for entry in fixed.iterdir())
+        return f"{place}; {show_name(str(fixed))} holds {list_offenders(names[:10], len(names)) if names else 'nothing'}"
     return place
 
 
 def _parts_before_wildcard(path: Path) -> list[str]:
-    parts = []
+    parts: list[str] = []
     for part in path.parts:
-        if any(character in part for character in "*?["):
+        if has_wildcards(part) and not Path(*parts, part).is_dir():
             break
         parts.append(part)
     return parts

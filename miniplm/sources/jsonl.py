@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from miniplm.config import SourceConfig
-from miniplm.sources.files import BytesCallback, SourceFile, read_blocks
+from miniplm.errors import DamagedSourceError
+from miniplm.sources.blocks import BytesCallback, peek_blocks, read_blocks
+from miniplm.sources.files import SourceFile
 from miniplm.sources.records import MISSING, Origin, Record, Records, Rejection, check_record, make_excerpt
+from miniplm.sources.signatures import recognise_format
 
 # Integers of any length are read: as floats, since no integer field is used, which never fails.
 _DECODER = json.JSONDecoder(parse_int=float)
@@ -20,10 +23,13 @@ def read_jsonl(
 ) -> Records:
     """The records of a file after the first `num_skipped` of them; the first of all is document `first_document_id`.
 
-    Raises `DamagedSourceError` where a compressed file is truncated or damaged.
+    Raises `DamagedSourceError` where a compressed file is truncated or damaged, and where the content is of another kind,
+    all of whose documents would be lost behind a few rejections.
     """
+    head, blocks = peek_blocks(read_blocks(file, on_bytes))
+    _check_text(file, head)
     document_id = first_document_id
-    for number, line in enumerate(_split_lines(read_blocks(file, on_bytes)), start=1):
+    for number, line in enumerate(_split_lines(blocks), start=1):
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
         if not line or line.isspace():
@@ -31,6 +37,19 @@ def read_jsonl(
         if document_id - first_document_id >= num_skipped:
             yield _read_line(document_id, Origin(file.path, "line", number), line, source)
         document_id += 1
+
+
+def _check_text(file: SourceFile, head: bytes) -> None:
+    found = recognise_format(head)
+    if found is None:
+        return
+    if found.name == "a Parquet file":
+        advice = "set `format: parquet`"
+    elif found.kind == "encoding":
+        advice = f"write it anew as UTF-8, e.g. `iconv -f {found.name.split()[0]} -t UTF-8`"
+    else:
+        advice = "name other files in corpus.sources, or make JSON Lines of it"
+    raise DamagedSourceError(f"{file.path} holds {found.name}, not JSON Lines in UTF-8; {advice}")
 
 
 def _read_line(document_id: int, origin: Origin, line: bytes, source: SourceConfig) -> Record:

@@ -10,11 +10,15 @@ import pyarrow.parquet as pq
 
 from miniplm.config import SourceConfig
 from miniplm.errors import DamagedSourceError, list_offenders
-from miniplm.sources.files import BytesCallback, SourceFile, open_raw
+from miniplm.sources.blocks import BytesCallback, StoredFile, decoding
+from miniplm.sources.compression import recognise_compression
+from miniplm.sources.files import SourceFile, open_raw
 from miniplm.sources.records import MISSING, Origin, Records, check_record, make_excerpt
+from miniplm.sources.signatures import HEAD_BYTES, is_plain_text, recognise_format
 
 _BATCH_BYTES = 4 << 20
 _BATCH_ROWS = 1000
+_PROBLEM = "is damaged, truncated or no Parquet file"
 
 
 def read_parquet(
@@ -26,39 +30,57 @@ def read_parquet(
     Parquet, is truncated or damaged, or lacks a column.
     """
     fields = [source.text] + ([source.domain] if source.domain is not None else [])
-    with open_raw(file) as raw:
-        try:
-            parquet = pq.ParquetFile(raw, pre_buffer=False, buffer_size=_BATCH_BYTES)
-            row = 0
-            for field in fields:
-                _check_column(file, parquet.schema_arrow, field)
-            for group in range(parquet.num_row_groups):
-                metadata = parquet.metadata.row_group(group)
-                num_rows = metadata.num_rows
-                group_bytes = file.num_bytes * num_rows / max(1, parquet.metadata.num_rows)
-                if row + num_rows <= num_skipped:
-                    row += num_rows
-                    on_bytes(int(group_bytes))
-                    continue
-                batch_rows = min(_BATCH_ROWS, max(1, _BATCH_BYTES * num_rows // max(1, metadata.total_byte_size)))
-                for batch in parquet.iter_batches(batch_size=batch_rows, row_groups=[group], columns=fields):
+    with open_raw(file) as opened:
+        raw = StoredFile(opened, lambda num_bytes: None)
+        _check_kind(file, raw.peek(HEAD_BYTES))
+        with decoding(file, raw, _PROBLEM):
+            # A column is what the file says, whatever `key=value` folders it lies in.
+            parquet = pq.ParquetFile(cast(Any, raw), pre_buffer=False, buffer_size=_BATCH_BYTES)
+        for field in fields:
+            _check_column(file, parquet.schema_arrow, field)
+        row = 0
+        for group in range(parquet.num_row_groups):
+            metadata = parquet.metadata.row_group(group)
+            num_rows = metadata.num_rows
+            group_bytes = file.num_bytes * num_rows / max(1, parquet.metadata.num_rows)
+            if row + num_rows <= num_skipped:
+                row += num_rows
+                on_bytes(int(group_bytes))
+                continue
+            batch_rows = min(_BATCH_ROWS, max(1, _BATCH_BYTES * num_rows // max(1, metadata.total_byte_size)))
+            batches = parquet.iter_batches(batch_size=batch_rows, row_groups=[group], columns=fields)
+            while True:
+                with decoding(file, raw, _PROBLEM):
+                    batch = next(batches, None)
+                    if batch is None:
+                        break
                     texts = _read_column(batch, source.text)
                     domains = [source.domain_name] * len(texts) if source.domain is None else _read_column(batch, source.domain)
-                    for text, domain in zip(texts, domains, strict=True):
-                        if row >= num_skipped:
-                            excerpt = make_excerpt(text) if isinstance(text, str | bytes) else ""
-                            origin = Origin(file.path, "row", row)
-                            yield check_record(
-                                first_document_id + row, origin, text, domain, source.text, source.domain or "", excerpt
-                            )
-                        row += 1
-                    on_bytes(int(group_bytes * len(texts) / num_rows))
-        except (pa.ArrowException, OSError) as error:
-            if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
-                raise  # reading failed (a time-out, a lost connection), not decoding
-            raise DamagedSourceError(
-                f"{file.path} is damaged, truncated or no Parquet file ({str(error).splitlines()[0]}); copy it again"
-            ) from error
+                for text, domain in zip(texts, domains, strict=True):
+                    if row >= num_skipped:
+                        excerpt = make_excerpt(text) if isinstance(text, str | bytes) else ""
+                        origin = Origin(file.path, "row", row)
+                        yield check_record(first_document_id + row, origin, text, domain, source.text, source.domain or "", excerpt)
+                    row += 1
+                on_bytes(int(group_bytes * len(texts) / num_rows))
+
+
+def _check_kind(file: SourceFile, head: bytes) -> None:
+    """Refuses by name what does not begin as Parquet does."""
+    if head.startswith(b"PAR1"):
+        return
+    if not head:
+        what = "it is empty"
+    elif compression := recognise_compression(head):
+        what = f"it holds {compression} data; Parquet is compressed inside: unpack it"
+    elif found := recognise_format(head):
+        what = f"it holds {found.name}"
+    elif is_plain_text(head):
+        is_json = head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"{")
+        what = "it holds JSON Lines; set `format: jsonl`" if is_json else "it holds text"
+    else:
+        what = f"it begins with {head[:8].hex(' ')}"
+    raise DamagedSourceError(f"{file.path} {_PROBLEM}: {what}. Name Parquet files only, or copy it again")
 
 
 def _check_column(file: SourceFile, schema: pa.Schema, field: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from miniplm.config import SourceConfig
-from miniplm.sources.files import BytesCallback, SourceFile
+from miniplm.sources.blocks import BytesCallback
+from miniplm.sources.files import SourceFile
 from miniplm.sources.jsonl import read_jsonl
 from miniplm.sources.parquet import read_parquet
 from miniplm.sources.records import Records

@@ -13,6 +13,7 @@ Reason = Literal[
     "null_text",
     "text_not_a_string",
     "invalid_utf8",
+    "not_text",
     "empty_document",
     "missing_domain",
     "domain_not_a_string",

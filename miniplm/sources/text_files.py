@@ -5,22 +5,33 @@ from __future__ import annotations
 import codecs
 
 from miniplm.config import SourceConfig
-from miniplm.sources.files import BytesCallback, SourceFile, read_blocks
+from miniplm.sources.blocks import BytesCallback, read_blocks
+from miniplm.sources.files import SourceFile
 from miniplm.sources.records import Origin, Records, Rejection, check_record, make_excerpt
+from miniplm.sources.signatures import HEAD_BYTES, recognise_format
 
 
 def read_text_file(
     file: SourceFile, source: SourceConfig, first_document_id: int, num_skipped: int, on_bytes: BytesCallback
 ) -> Records:
-    """The one record of a file; a byte order mark is dropped."""
+    """The one record of a file; a byte order mark is dropped.
+
+    An image or a document of a word processor among text files is one rejection, named by its kind. Raises
+    `DamagedSourceError` for an archive, in which many documents would be lost.
+    """
     if num_skipped:
         return
     content = b"".join(read_blocks(file, on_bytes)).removeprefix(codecs.BOM_UTF8)
     origin = Origin(file.path, "file", 1)
+    found = recognise_format(content[:HEAD_BYTES])
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        message = f"the file is not valid UTF-8: {error.reason} at byte {error.start}"
+        kind = f"the file holds {found.name}" if found else "the file is not valid UTF-8"
+        message = f"{kind}: {error.reason} at byte {error.start}"
         yield Rejection(first_document_id, origin, "invalid_utf8", message, make_excerpt(content))
+        return
+    if found is not None:
+        yield Rejection(first_document_id, origin, "not_text", f"the file holds {found.name}", make_excerpt(content))
         return
     yield check_record(first_document_id, origin, text, source.domain_name, "(the whole file)", "", make_excerpt(text))

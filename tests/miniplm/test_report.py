@@ -276,6 +276,20 @@ def test_hostile_names_and_texts_stay_text(tmp_path: Path) -> None:
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", page.text)
 
 
+def test_files_to_look_at_are_listed(tmp_path: Path) -> None:
+    storage, record = make_run(tmp_path, plan=RunPlan(students=(), num_sequences=10))
+    assert "Files to look at" not in read_page(storage).text
+    path = layout.corpus_manifest(str(record.corpus_id))
+    content = storage.read_json(path)
+    source = content["sources"][0]
+    content["rejected_by_file"] = {source["path"]: source["num_records"]}
+    content["left_out"] = [{"source": "in/<b>", "reason": "hidden", "num_files": 11, "names": ["in/._a"]}]
+    storage.write_json(path, content)
+    text = read_page(storage).text
+    assert f"all records rejected{source['path']}1" in text.replace("\n", "")
+    assert "left out of in/<b>: hiddenin/._a, ... (11 in all)11" in text.replace("\n", "")
+
+
 @pytest.mark.parametrize(
     ("plan", "expected"),
     [

@@ -162,11 +162,28 @@ def test_found_again_and_made_again_when_damaged(tmp_path):
     assert path.read_bytes() == whole
 
 
-@pytest.mark.parametrize("name", ["data [1]", "it's", "a*b?"])
+@pytest.mark.parametrize(
+    "name", ["data [1]", "it's", "a*b?", "100% #1", "zwölf 中", "new\nline", "back\\slash", "a::b", "~", "{a,b}"]
+)
 def test_a_folder_name_is_no_pattern(tmp_path, name):
     storage = Storage(str(tmp_path / name))
     corpus = make_scored_corpus(storage, *random_scores(20))
     assert select_sequences(storage, corpus, TEACHER, REFERENCE, SelectionConfig(ratio=0.5)).num_selected == 10
+
+
+@pytest.mark.parametrize("root", ["{}", "memory://{}"])
+@pytest.mark.parametrize("name", ["domain=mixed/date=2026-01-01", "sequence_id=7/nll_sum=0", "num_tokens=x", "a=1 [2]/b=it's/c=*"])
+def test_a_folder_that_looks_like_a_partition_is_no_column(tmp_path, root, name):
+    storage = Storage(root.format(f"{tmp_path}/{name}"))
+    corpus = make_scored_corpus(storage, *random_scores(20))
+    manifest = select_sequences(storage, corpus, TEACHER, REFERENCE, SelectionConfig(ratio=0.5, within="domain"))
+    plain = Storage(str(tmp_path / "plain"))
+    wanted = select_sequences(
+        plain, make_scored_corpus(plain, *random_scores(20)), TEACHER, REFERENCE, SelectionConfig(ratio=0.5, within="domain")
+    )
+    assert manifest == wanted
+    assert set(manifest.domains) == {"a", "b"}
+    assert read_selection(storage, manifest).equals(read_selection(plain, wanted))
 
 
 def test_works_in_memory_storage():

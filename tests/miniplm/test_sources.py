@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miniplm.errors import SourceError
-from miniplm.sources.files import find_source_files, read_blocks
+from miniplm.sources.blocks import read_blocks
+from miniplm.sources.files import find_source_files
 from miniplm.sources.jsonl import _split_lines, find_field
 from miniplm.sources.records import MISSING, Document, Rejection
 from tests.miniplm.source_fixtures import COMPRESS, make_source, read_lines, read_source
@@ -139,7 +140,7 @@ def test_a_file_with_a_flipped_byte_or_of_another_kind_is_an_error(tmp_path: Pat
     compress = zstandard.ZstdCompressor(write_checksum=True).compress if ending == ".zst" else COMPRESS[ending]
     stored = bytearray(compress(b"".join(b"%d" % i for i in range(100_000))))
     stored[len(stored) // 2] ^= 0xFF
-    for content in (bytes(stored), b'{"text": "not compressed at all"}\n'):
+    for content in (bytes(stored), b'{"text": "caf\xe9, not compressed, and not UTF-8"}\n', b"\x00\x01\x02"):
         path.write_bytes(content)
         (file,) = find_source_files(make_source(path))
         with pytest.raises(SourceError, match=rf"x\.jsonl\{ending} is (damaged|truncated)"):
