@@ -30,8 +30,8 @@ from benchmarks.scoring_sides import LmEvalSide, OurSide, SideRun
 from miniplm import layout
 from miniplm.errors import ConfigError, MiniplmError
 from miniplm.models.devices import resolve_device, torch_dtype
-from miniplm.models.files import count_stored_parameters, list_weight_files
 from miniplm.models.loading import load_model
+from miniplm.models.skeleton import read_skeleton
 from miniplm.scoring.throughput import count_flops_per_token, measure_matmul_peak
 from miniplm.storage import Storage
 
@@ -94,7 +94,7 @@ def _run(arguments: argparse.Namespace, scratch: Path) -> None:
     inputs = _make_inputs(arguments, scratch, device)
     common = place | {
         "model": Path(arguments.model).name,
-        "num_parameters": count_stored_parameters(list_weight_files(inputs.folder)),
+        "num_parameters": read_skeleton(inputs.folder).num_parameters,
         "data": inputs.data,
         "num_sequences": inputs.num_sequences,
         "num_shards": len(inputs.shards),
@@ -138,7 +138,7 @@ def _make_inputs(arguments: argparse.Namespace, scratch: Path, device: torch.dev
     num_sequences = arguments.sequences
     if num_sequences is None:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        rate = _SHARE_ASSUMED * measure_matmul_peak(device, dtype) / (2 * count_stored_parameters(list_weight_files(folder)))
+        rate = _SHARE_ASSUMED * measure_matmul_peak(device, dtype) / (2 * read_skeleton(folder).num_parameters)
         # Whole batches of the published side, so that the last ones are not smaller than the others.
         step = _published_batch(arguments, device) * num_shards
         num_sequences = max(1, round(_SECONDS_A_SIDE * rate / arguments.length / step)) * step

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from miniplm.errors import ConfigError
+from miniplm.errors import ConfigError, ModelError, reading_users_file
 from miniplm.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -14,6 +13,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 _VOCAB_MULTIPLE = 64
+# Each process of a training holds a whole model, 16 bytes a parameter with gradients and moments: far above what any machine has.
+_MOST_PARAMETERS = 1_000_000_000_000
 # The published sequence length in tokens; a preset takes at least these positions.
 _MIN_POSITIONS = 1025
 _POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")
@@ -40,16 +41,21 @@ def describe_architecture(architecture: str) -> dict[str, Any]:
         return PRESETS[architecture].describe()
     from miniplm.models.identity import stable_config
 
-    path = _locate_config(architecture)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"architecture {architecture!r}: {path} is not valid JSON ({error})") from error
-    if not isinstance(content, dict) or not isinstance(content.get("model_type"), str):
+    return stable_config(_read_content(architecture, _locate_config(architecture)))
+
+
+def check_architecture(architecture: str, vocab_size: int, max_positions: int, trust_remote_code: bool = False) -> None:
+    """Raises `ConfigError` where `build_model` would, or the model could not compute, without memory for its weights."""
+    from miniplm.models.skeleton import check_forward
+
+    model = build_empty_model(architecture, vocab_size, max_positions, trust_remote_code)
+    if (num_parameters := count_parameters(model)) > _MOST_PARAMETERS:
         raise ConfigError(
-            f"architecture {architecture!r}: {path} names no model_type; is it the config.json of a transformers model?"
+            f"architecture {architecture!r} makes a model of {num_parameters:,} parameters; at most {_MOST_PARAMETERS:,} can be trained. "
+            "Mend the sizes in its config.json"
         )
-    return stable_config(content)
+    if architecture not in PRESETS:
+        check_forward(model, _locate_config(architecture), ConfigError)
 
 
 def build_model(
@@ -64,20 +70,17 @@ def build_model(
     import torch
     from transformers import AutoModelForCausalLM
 
-    from miniplm.errors import ModelError
-    from miniplm.models.loading import split_head, without_rescaling
+    from miniplm.models.loading import keep_stored_weights, split_head
 
     config = _make_config(architecture, vocab_size, max_positions, trust_remote_code)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        try:
+        with reading_users_file(
+            f"architecture {architecture!r}", "cannot be built as a causal language model", "mend its config.json", ConfigError
+        ):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
-        except (ValueError, ImportError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ConfigError(f"architecture {architecture!r} cannot be built as a causal language model: {reason}") from error
     # Done with the weights: where it is still asked for, whoever loads the model divides them once more.
-    for key in without_rescaling(model.config.to_dict()):
-        setattr(model.config, key, False)
+    keep_stored_weights(model.config)
     try:
         _, head = split_head(model)
     except ModelError as error:
@@ -91,12 +94,14 @@ def build_model(
     return built
 
 
-def build_empty_model(architecture: str, vocab_size: int, max_positions: int = _MIN_POSITIONS) -> PreTrainedModel:
+def build_empty_model(
+    architecture: str, vocab_size: int, max_positions: int = _MIN_POSITIONS, trust_remote_code: bool = False
+) -> PreTrainedModel:
     """The model without memory for its weights (on the meta device), to count parameters with."""
     import torch
 
     with torch.device("meta"):
-        return build_model(architecture, vocab_size, max_positions, seed=0)
+        return build_model(architecture, vocab_size, max_positions, 0, trust_remote_code)
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -127,6 +132,20 @@ def _locate_config(architecture: str) -> Path:
         ) from error
 
 
+def _read_content(architecture: str, path: Path) -> dict[str, Any]:
+    from miniplm.models.files import read_json_object
+
+    try:
+        content = read_json_object(path)
+    except ModelError as error:
+        raise ConfigError(f"architecture {architecture!r}: {error}") from error
+    if not isinstance(content.get("model_type"), str):
+        raise ConfigError(
+            f"architecture {architecture!r}: {path} names no model_type; is it the config.json of a transformers model?"
+        )
+    return content
+
+
 def _make_config(architecture: str, vocab_size: int, max_positions: int, trust_remote_code: bool) -> PretrainedConfig:
     from transformers import AutoConfig
 
@@ -136,12 +155,10 @@ def _make_config(architecture: str, vocab_size: int, max_positions: int, trust_r
         if hasattr(config, "max_position_embeddings"):  # a state space model has no such limit
             config.max_position_embeddings = max(content.get("max_position_embeddings", _MIN_POSITIONS), max_positions)
     else:
-        source = _locate_config(architecture).parent
-        try:
-            config = AutoConfig.from_pretrained(str(source), trust_remote_code=trust_remote_code)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ConfigError(f"architecture {architecture!r}: its config.json cannot be used: {reason}") from error
+        from miniplm.models.configuration import make_config
+
+        path = _locate_config(architecture)
+        config = make_config(_read_content(architecture, path), path, ConfigError, trust_remote_code)
         for key in _POSITION_KEYS:
             own = getattr(config, key, None)
             if isinstance(own, int) and own < max_positions:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import uuid
 from pathlib import Path
 
-from miniplm.architectures import describe_architecture, resolve_vocab_size
+from miniplm.architectures import check_architecture, resolve_vocab_size
 from miniplm.artifacts import CorpusManifest
 from miniplm.config import RunConfig
 from miniplm.derived.generation import check_generation
+from miniplm.document_ids import count_document_ids
 from miniplm.errors import ConfigError, CorpusError, ModelError, StorageError, TokenizerError
+from miniplm.models.configuration import read_config
 from miniplm.models.devices import resolve_device, resolve_dtype
-from miniplm.models.files import check_finite_weights, has_tokenizer, list_weight_files, locate_model, read_model_config
+from miniplm.models.files import check_finite_weights, has_tokenizer, locate_model
+from miniplm.models.loading import find_max_positions
+from miniplm.models.skeleton import check_forward, read_skeleton
 from miniplm.sources.files import find_source_files
 from miniplm.storage import Storage
 from miniplm.student_plans import load_own_tokenizer
@@ -50,17 +54,18 @@ def check_inputs(config: RunConfig, emulated: bool = False) -> None:
 def _check_trainings(config: RunConfig, tokenizer: CorpusTokenizer) -> None:
     """Raises `ConfigError` for an architecture, vocabulary size, dtype or number of processes that cannot be trained."""
     trainings = [
-        (student.architecture, student.vocab_size, student.training, load_own_tokenizer(config, student) or tokenizer)
+        (student.architecture, student.vocab_size, student.training, load_own_tokenizer(config, student) or tokenizer, False)
         for student in config.students
     ]
-    if config.reference.architecture is not None and config.reference.training is not None:
-        trainings.append((config.reference.architecture, config.reference.vocab_size, config.reference.training, tokenizer))
+    reference = config.reference
+    if reference.architecture is not None and reference.training is not None:
+        trainings.append((reference.architecture, reference.vocab_size, reference.training, tokenizer, reference.trust_remote_code))
     for student in config.students:
         if student.method == "seqkd":
             check_generation(student.generation, config.corpus.sequence_length)
-    for architecture, vocab_size, training, own in trainings:
-        describe_architecture(architecture)
-        resolve_vocab_size(vocab_size, own.entry.vocab_size)
+    for architecture, vocab_size, training, own, trust_remote_code in trainings:
+        num_rows = resolve_vocab_size(vocab_size, own.entry.vocab_size)
+        check_architecture(architecture, num_rows, config.corpus.sequence_length + 1, trust_remote_code)
         resolve_training(training, config.planning_device)
         if not config.is_on_work_pool:  # else what is installed and how many GPUs there are is for the workers to say
             check_tracking(training)
@@ -107,29 +112,27 @@ def check_storage(storage: Storage) -> None:
 def check_model(role: str, folder: Path, config: RunConfig, tokenizer: CorpusTokenizer) -> None:
     """Checks one given model's files against the corpus; reads all weights once, to see that they are finite.
 
-    Raises `ModelError` for damaged files or weights, too small a vocabulary or too few positions, `TokenizerError`
-    where the model comes with another tokenizer than the corpus.
+    Raises `ModelError` for damaged files or weights, a config.json that does not fit them, too small a vocabulary or too few
+    positions, `TokenizerError` where the model comes with another tokenizer than the corpus.
     """
-    model_config = read_model_config(folder)
-    files = list_weight_files(folder)
-    entry = tokenizer.entry
-    vocab_size = model_config.get("vocab_size")
-    if isinstance(vocab_size, int) and vocab_size < entry.vocab_size:
+    trust = config.teacher.trust_remote_code if role == "teacher" else config.reference.trust_remote_code
+    num_rows = getattr(read_config(folder, trust).get_text_config(decoder=True), "vocab_size", None)
+    num_ids = count_document_ids(tokenizer)
+    if isinstance(num_rows, int) and num_rows < num_ids:
         raise ModelError(
-            f"{role}: model {folder} has a vocabulary of {vocab_size} ids, the tokenizer {config.corpus.tokenizer!r} gives ids up to "
-            f"{entry.vocab_size - 1}; teacher and reference must share the tokenizer of the corpus"
+            f"{role}: model {folder} has a vocabulary of {num_rows} ids, the tokenizer {config.corpus.tokenizer!r} gives ids up to "
+            f"{num_ids - 1}; teacher and reference must share the tokenizer of the corpus"
         )
-    positions = next(
-        (model_config[key] for key in ("max_position_embeddings", "n_positions") if isinstance(model_config.get(key), int)), None
-    )
+    skeleton = read_skeleton(folder, trust)
+    positions = find_max_positions(skeleton.model.config)
     if positions is not None and positions < config.corpus.sequence_length:
         raise ModelError(
             f"{role}: model {folder} has {positions} positions, corpus.sequence_length is {config.corpus.sequence_length}; make that at most {positions}"
         )
     if has_tokenizer(folder):
-        trust = config.teacher.trust_remote_code if role == "teacher" else config.reference.trust_remote_code
         _check_tokenizer(role, folder, trust, config, tokenizer)
-    check_finite_weights(files)
+    check_forward(skeleton.model, folder / "config.json", ModelError)
+    check_finite_weights(folder, skeleton.weights)
 
 
 def _check_tokenizer(role: str, folder: Path, trust_remote_code: bool, config: RunConfig, tokenizer: CorpusTokenizer) -> None:

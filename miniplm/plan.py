@@ -15,9 +15,10 @@ from miniplm.config import RunConfig, TrainingConfig
 from miniplm.corpus.identity import CorpusPlan, plan_corpus
 from miniplm.corpus.reader import find_corpus
 from miniplm.models.devices import describe_device, has_native_bfloat16, resolve_device, resolve_dtype, torch_dtype
-from miniplm.models.files import count_stored_parameters, list_weight_files, locate_model
+from miniplm.models.files import locate_model
 from miniplm.models.fp8 import convert_to_fp8
 from miniplm.models.loading import LoadedModel, load_model, split_head
+from miniplm.models.skeleton import read_skeleton
 from miniplm.nll import sum_nll_of_hidden
 from miniplm.scorers import find_reference, identify_teacher
 from miniplm.scoring.engine import Scorer
@@ -91,6 +92,7 @@ def plan_run(config: RunConfig, usd_per_gpu_hour: float | None = None) -> RunPla
     tokenizer = load_tokenizer(config.corpus.tokenizer, config.corpus.eos_token, config.corpus.trust_remote_code)
     counts, prepare_rate, notes = _count_tokens(storage, config, tokenizer)
     teacher_folder = locate_model(config.teacher.model, config.teacher.revision)
+    num_teacher_parameters = read_skeleton(teacher_folder, config.teacher.trust_remote_code).num_parameters
     stages = []
     if counts.prepared is None or counts.new_tokens:
         stages.append(_stage("prepare", counts.new_tokens, prepare_rate))
@@ -116,7 +118,7 @@ def plan_run(config: RunConfig, usd_per_gpu_hour: float | None = None) -> RunPla
         model_bytes += 4 * num_parameters
         training = student.training
         if student.flop_matched:
-            training = match_training(training, num_parameters, count_stored_parameters(list_weight_files(teacher_folder)))
+            training = match_training(training, num_parameters, num_teacher_parameters)
             notes.append(f"{student.name}: {_describe_matching(student.training, training)}")
         rate = probe_training(model, training, config, device)
         if student.is_distilled:

@@ -130,12 +130,6 @@ class _Generator(ShardMaker):
         entry = job.teacher.model_copy(update={"dtype": job.recipe.dtype})
         with use_device(device), device_errors(device, f"loading model {entry.model_id}"):
             self._model, self._device = open_causal_model(storage, entry, device)
-        num_ids = self._model.get_input_embeddings().weight.shape[0]
-        if num_ids < job.recipe.vocab_size:
-            raise DerivedError(
-                f"teacher {entry.model_id} has a vocabulary of {num_ids} ids, the tokenizer of corpus {job.corpus.corpus_id} gives ids up to "
-                f"{job.recipe.vocab_size - 1}; use a teacher with this tokenizer"
-            )
         self._reset_generation()
         self._device_turn = threading.Lock()
         wanted = job.generation.sequences_per_batch
@@ -199,6 +193,12 @@ class _Generator(ShardMaker):
         from transformers import GenerationConfig as TransformersGeneration
 
         recipe = self._job.recipe
+        num_ids = self._model.get_input_embeddings().weight.shape[0]
+        if (largest := int(prompts.max(initial=0))) >= num_ids:
+            raise DerivedError(
+                f"teacher {self._job.teacher.model_id} has a vocabulary of {num_ids} ids, and corpus {self._job.corpus.corpus_id} has the id "
+                f"{largest}; use a teacher with this tokenizer"
+            )
         token_ids_BT = torch.from_numpy(prompts.astype(np.int64)).to(self._device)
         sampling = GumbelSampling(sequence_ids, recipe.seed, recipe.vocab_size, recipe.temperature, recipe.top_p)
         num_new = recipe.sequence_length + 1 - recipe.prompt_tokens

@@ -1,1 +1,1 @@
-"""Causal language models: found and checked as files (`files`), named by content (`identity`), loaded (`loading`)."""
+"""Causal language models: found and checked as files (`files`, `configuration`, `skeleton`), named by content (`identity`), loaded (`loading`)."""

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from miniplm.artifacts import ModelEntry
-from miniplm.models.files import count_stored_parameters, list_weight_files, read_model_config
+from miniplm.errors import ModelError, reading_users_file
+from miniplm.models.files import list_code_files, list_weight_files, read_model_config
+from miniplm.models.skeleton import read_skeleton
 from miniplm.storage import digest_content, digest_file
 
 # Raised when a change of the code changes the scores of an unchanged model.
@@ -28,13 +30,15 @@ def identify_model(
 ) -> ModelEntry:
     """The entry of a given model whose files are in `folder`; `source` is its hub id or path.
 
-    Reads all weights once, to digest them. Raises `ModelError` as `list_weight_files`.
+    Reads all weights once, to digest them, and with them the model's own code where that is what runs. Raises `ModelError` as
+    `read_skeleton`.
     """
-    files = list_weight_files(folder)
-    weights_digest = digest_weights(files)
-    num_parameters = count_stored_parameters(files)
+    config = read_model_config(folder)
+    num_parameters = read_skeleton(folder, trust_remote_code).num_parameters
+    code = list_code_files(folder) if trust_remote_code and config.get("auto_map") else []
+    weights_digest = digest_weights([*list_weight_files(folder), *code])
     return ModelEntry(
-        model_id=name_model(num_parameters, weights_digest, read_model_config(folder), dtype, attention),
+        model_id=name_model(num_parameters, weights_digest, config, dtype, attention),
         source=source,
         revision=revision,
         trust_remote_code=trust_remote_code,
@@ -58,7 +62,7 @@ def name_model(
     """
     content = [weights_digest, stable_config(config), dtype, SCORING_VERSION] + ([] if attention == "sequence" else [attention])
     if config.get("rescale_prenorm_residual"):
-        content.append("weights as stored")  # as they were not always taken, see `without_rescaling`
+        content.append("weights as stored")  # as they were not always taken, see `keep_stored_weights`
     return f"{slug(str(config.get('model_type', 'model')))}-{_size(num_parameters)}-{dtype}-{digest_content(content)}"
 
 
@@ -67,10 +71,11 @@ def _size(num_parameters: int) -> str:
 
 
 def digest_weights(files: list[Path]) -> str:
-    """One digest over the digests of all weight files, in the order of their names."""
+    """One digest over the digests of all files, in the order given."""
     sha = hashlib.sha256()
     for path in files:
-        sha.update(digest_file(path).encode())
+        with reading_users_file(path, "cannot be read", "check its permissions, or copy the model again", ModelError):
+            sha.update(digest_file(path).encode())
     return f"sha256:{sha.hexdigest()}"
 
 

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from miniplm.errors import ModelError, list_offenders
+from miniplm.errors import ModelError, reading_users_file
+from miniplm.models.configuration import read_config
 from miniplm.models.devices import describe_memory, is_out_of_memory, torch_dtype
-from miniplm.models.files import check_finite_weights, list_weight_files, read_model_config
+from miniplm.models.files import check_finite_weights
 from miniplm.models.fp8 import convert_to_fp8
 from miniplm.models.packed_linear import can_pack, pack_linears
 from miniplm.models.placement import place_model
+from miniplm.models.skeleton import check_all_loaded, read_skeleton
 from miniplm.nll import Head
 
 
@@ -48,7 +50,10 @@ def load_model(
     """
     model, device, is_spread = load_causal_model(folder, dtype, device, trust_remote_code)
     body, head = split_head(model)
-    _check_head(folder, model, body, head)
+    with reading_users_file(
+        folder, "does not compute", "its config.json may not be that of its weights; copy the model again", ModelError
+    ):
+        _check_head(folder, model, body, head)
     if dtype == "fp8":
         _convert_to_fp8(folder, body)
     elif not will_compile and can_pack(device, torch_dtype(dtype)):
@@ -60,7 +65,7 @@ def load_model(
         own_attention=model.config._attn_implementation,
         is_spread=is_spread,
         vocab_size=head.weight_VH.shape[0],
-        max_positions=_max_positions(model.config),
+        max_positions=find_max_positions(model.config),
         name=folder.name,
         needs_equal_lengths=_depends_on_length(model.config),
     )
@@ -71,30 +76,27 @@ def load_causal_model(
 ) -> tuple[Any, torch.device, bool]:
     """The whole transformers model of a folder, in evaluation mode; the device that takes its inputs; whether it is spread over several.
 
-    Raises `ModelError` where a file is missing, damaged or unsafe, weights are missing or not finite, or the
+    Raises `ModelError` where a file is missing, damaged or unsafe, weights are missing, quantised or not finite, or the
     family is not known.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    config = read_model_config(folder)
-    check_finite_weights(list_weight_files(folder))
-    devices = place_model(folder, dtype, device)
-    try:
+    skeleton = read_skeleton(folder, trust_remote_code)
+    check_finite_weights(folder, skeleton.weights)
+    devices = place_model(skeleton.num_parameters, dtype, device)
+    config = keep_stored_weights(read_config(folder, trust_remote_code))
+    with reading_users_file(folder, "cannot be loaded as a causal language model", "copy the model again", ModelError):
         model, info = AutoModelForCausalLM.from_pretrained(
             str(folder),
+            config=config,
             dtype=torch_dtype(dtype),
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
-            **without_rescaling(config),
             **({} if devices is None else {"device_map": "auto", "max_memory": devices}),
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelError(f"model folder {folder} cannot be loaded as a causal language model: {reason[0]}") from error
-    _check_all_loaded(folder, info)
+    check_all_loaded(folder, info)
     model = model.eval().requires_grad_(False)
     if devices is None:
         model = _move(model, folder, device)
@@ -104,12 +106,14 @@ def load_causal_model(
     return model, device, devices is not None
 
 
-def without_rescaling(config: dict[str, Any]) -> dict[str, bool]:
-    """What `from_pretrained` is to be told for a model of this config.json, so that its weights stay as they are stored.
+def keep_stored_weights(config: Any) -> Any:
+    """Changes a configuration so that the weights of the model loaded with it stay as they are stored, and returns it.
 
     `rescale_prenorm_residual` of the Mamba family is about fresh weights; transformers (5.23) divides stored ones too.
     """
-    return {"rescale_prenorm_residual": False} if config.get("rescale_prenorm_residual") else {}
+    if getattr(config, "rescale_prenorm_residual", False):
+        config.rescale_prenorm_residual = False
+    return config
 
 
 def split_head(model: Any) -> tuple[nn.Module, Head]:
@@ -130,7 +134,9 @@ def split_head(model: Any) -> tuple[nn.Module, Head]:
     return body, Head(output.weight, getattr(output, "bias", None), scale, getattr(config, "final_logit_softcapping", None))
 
 
-def _max_positions(config: Any) -> int | None:
+def find_max_positions(config: Any) -> int | None:
+    """The longest input in tokens by a model's configuration, None where the family has no limit; of a multimodal model that of its text."""
+    config = config.get_text_config(decoder=True)
     for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
         value = getattr(config, key, None)
         if isinstance(value, int) and value > 0:
@@ -143,18 +149,6 @@ def _depends_on_length(config: Any) -> bool:
     parameters = getattr(config, "rope_parameters", None) or {}
     kinds = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
     return any(kind.get("rope_type", kind.get("type")) in ("longrope", "su", "dynamic") for kind in kinds)
-
-
-def _check_all_loaded(folder: Path, info: dict[str, Any]) -> None:
-    for key, meaning in (
-        ("missing_keys", "lacks weights"),
-        ("mismatched_keys", "has weights of another shape than its config.json says"),
-    ):
-        names = sorted(str(name) for name in info.get(key) or ())
-        if names:
-            raise ModelError(
-                f"model folder {folder} {meaning}: {list_offenders(names)}; they would be random. Copy the model again"
-            )
 
 
 def _move(model: Any, folder: Path, device: torch.device) -> Any:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from miniplm.errors import ModelError
-from miniplm.models.files import count_stored_parameters, list_weight_files
 
 # What a batch's activations and the logits of a tile may take; the rest of a GPU is for weights.
 _RESERVED_SHARE = 0.15
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 2}
 
 
-def place_model(folder: Path, dtype: str, device: torch.device) -> dict[int, int] | None:
+def place_model(num_parameters: int, dtype: str, device: torch.device) -> dict[int, int] | None:
     """None where the weights fit on `device`; else bytes for weights on each GPU, from which accelerate lays out the layers.
 
     Only `cuda` without a number may be spread: who names one GPU wants that one.
@@ -22,7 +19,7 @@ def place_model(folder: Path, dtype: str, device: torch.device) -> dict[int, int
     if device.type != "cuda" or device.index is not None or torch.cuda.device_count() < 2:
         return None
     free = {index: int(torch.cuda.mem_get_info(index)[0] * (1 - _RESERVED_SHARE)) for index in range(torch.cuda.device_count())}
-    return spread_weights(count_weight_bytes(folder, dtype), free)
+    return spread_weights(num_parameters * _BYTES[dtype], free)
 
 
 def spread_weights(num_bytes: int, free_bytes: dict[int, int]) -> dict[int, int] | None:
@@ -40,8 +37,3 @@ def spread_weights(num_bytes: int, free_bytes: dict[int, int]) -> dict[int, int]
         f"the model has {num_bytes / 2**30:.1f} GiB of weights, and the {len(taken)} GPUs of this machine have "
         f"{sum(taken.values()) / 2**30:.1f} GiB for them; use a smaller dtype or a larger machine"
     )
-
-
-def count_weight_bytes(folder: Path, dtype: str) -> int:
-    """Bytes of a model's weights once they are loaded in `dtype`."""
-    return count_stored_parameters(list_weight_files(folder)) * _BYTES[dtype]

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from miniplm.artifacts import CorpusManifest, ModelEntry
+from miniplm.document_ids import count_document_ids
 from miniplm.errors import TokenizerError, TrainingError
 from miniplm.models.devices import resolve_dtype
-from miniplm.models.files import has_tokenizer, locate_model, read_model_config
+from miniplm.models.files import has_tokenizer, locate_model
 from miniplm.models.loading import LoadedModel
 from miniplm.models.opening import open_model
+from miniplm.models.skeleton import read_skeleton
 from miniplm.storage import Storage
 from miniplm.tokenization import load_tokenizer, vocabulary_digest
 
@@ -25,12 +27,11 @@ def check_teacher(entry: ModelEntry, corpus: CorpusManifest, method: str) -> Non
     if entry.stored:
         return
     folder = locate_model(entry.source, entry.revision)
-    vocab_size = read_model_config(folder).get("vocab_size")
-    if isinstance(vocab_size, int):
-        _check_vocab_size(vocab_size, entry, corpus, method)
-    if not has_tokenizer(folder):
-        return
+    num_rows = read_skeleton(folder, entry.trust_remote_code).num_ids
     tokenizer = corpus.tokenizer
+    if not has_tokenizer(folder):
+        _check_vocab_size(num_rows, tokenizer.vocab_size, entry, corpus, method)
+        return
     try:
         own = load_tokenizer(str(folder), tokenizer.eos_token, entry.trust_remote_code)
     except TokenizerError as error:
@@ -42,20 +43,21 @@ def check_teacher(entry: ModelEntry, corpus: CorpusManifest, method: str) -> Non
             f"{method}: the teacher {entry.source} has another tokenizer than corpus {corpus.corpus_id} ({tokenizer.name}), and its "
             f"distributions are compared with the student's id by id; use a teacher with this tokenizer, or {_INSTEAD}"
         )
+    _check_vocab_size(num_rows, count_document_ids(own), entry, corpus, method)
 
 
 def open_teacher(storage: Storage, entry: ModelEntry, corpus: CorpusManifest, method: str, device: torch.device) -> LoadedModel:
     """The frozen teacher on the student's own device, in the dtype of its entry.
 
-    Raises what `open_model` raises, `ConfigError` where the device cannot compute in that dtype, and `TrainingError` where the
-    teacher has too few ids for the corpus or too few positions for its sequences.
+    Raises what `check_teacher` and `open_model` raise, `ConfigError` where the device cannot compute in that dtype, and
+    `TrainingError` where the teacher has too few positions for the sequences of the corpus.
     """
+    check_teacher(entry, corpus, method)
     resolve_dtype(entry.dtype, device)
     if device.type == "cuda" and device.index is None:
         # By its number, so that the layers are not spread over GPUs on which other processes train.
         device = torch.device("cuda", torch.cuda.current_device())
     teacher = open_model(storage, entry, device)
-    _check_vocab_size(teacher.vocab_size, entry, corpus, method)
     if teacher.max_positions is not None and teacher.max_positions < corpus.sequence_length:
         raise TrainingError(
             f"{method}: the teacher {entry.source} has {teacher.max_positions} positions, and the sequences of corpus {corpus.corpus_id} have "
@@ -72,9 +74,9 @@ def run_teacher(teacher: LoadedModel, token_ids_BS: Tensor) -> Tensor:
     return hidden_BSG
 
 
-def _check_vocab_size(vocab_size: int, entry: ModelEntry, corpus: CorpusManifest, method: str) -> None:
-    if vocab_size < corpus.tokenizer.vocab_size:
+def _check_vocab_size(num_rows: int, num_ids: int, entry: ModelEntry, corpus: CorpusManifest, method: str) -> None:
+    if num_rows < num_ids:
         raise TrainingError(
-            f"{method}: the teacher {entry.source} has a vocabulary of {vocab_size} ids, the tokenizer of corpus {corpus.corpus_id} gives ids "
-            f"up to {corpus.tokenizer.vocab_size - 1}; use a teacher with this tokenizer, or {_INSTEAD}"
+            f"{method}: the teacher {entry.source} has a vocabulary of {num_rows} ids, the tokenizer of corpus {corpus.corpus_id} gives ids "
+            f"up to {num_ids - 1}; use a teacher with this tokenizer, or {_INSTEAD}"
         )

@@ -17,9 +17,9 @@ import torch
 import yaml
 
 from miniplm.artifacts import TaskResult
-from miniplm.errors import EvaluationError, ModelError, first_line
-from miniplm.models.devices import describe_memory, device_errors, is_out_of_memory, torch_dtype, use_device
-from miniplm.models.files import check_finite_weights, list_weight_files, read_model_config
+from miniplm.errors import EvaluationError, first_line
+from miniplm.models.devices import describe_memory, device_errors, is_out_of_memory, use_device
+from miniplm.models.loading import load_causal_model
 from miniplm.tokenization import load_tokenizer
 from miniplm.zero_shot.tasks import find_local_tasks
 
@@ -41,21 +41,13 @@ def open_zero_shot_model(folder: Path, dtype: str, device: torch.device, trust_r
     file is missing, damaged or unsafe, `TokenizerError` where the folder has no tokenizer.
     """
     from lm_eval.models.huggingface import HFLM
-    from transformers import AutoModelForCausalLM
 
-    read_model_config(folder)
-    check_finite_weights(list_weight_files(folder))
     tokenizer = load_tokenizer(str(folder), None, trust_remote_code).tokenizer
     with device_errors(device, f"loading model {folder.name}"):
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                str(folder), dtype=torch_dtype(dtype), use_safetensors=True, local_files_only=True, trust_remote_code=False
-            ).to(device)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"model folder {folder} cannot be loaded as a causal language model: {first_line(error)}") from error
+        model, device, _ = load_causal_model(folder, dtype, device)
     with _quiet_logs():
         harness_model = HFLM(
-            pretrained=model.eval().requires_grad_(False),
+            pretrained=model,
             tokenizer=tokenizer,
             batch_size=_CPU_BATCH if device.type == "cpu" else "auto",
             max_batch_size=_LARGEST_BATCH,

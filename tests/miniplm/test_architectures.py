@@ -192,7 +192,9 @@ def test_folder_without_config_is_refused(tmp_path: Path) -> None:
         build_model(str(tmp_path), 64, 16, seed=0)
 
 
-@pytest.mark.parametrize(("content", "message"), [("{", "not valid JSON"), ("[]", "names no model_type")])
+@pytest.mark.parametrize(
+    ("content", "message"), [("{", "not valid JSON"), ("[]", "holds no JSON object"), ("{}", "names no model_type")]
+)
 def test_damaged_config_is_refused(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ConfigError, match=message):

@@ -115,7 +115,10 @@ def test_missing_tensor_is_refused_rather_than_random(folder):
 
 
 def test_shard_that_the_index_names_is_missing(folder):
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}}))
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors"}})
+    )
     with pytest.raises(ModelError, match="lacks weight files that its index names"):
         list_weight_files(folder)
 
