@@ -27,18 +27,34 @@ from flows.cli.options import start_quietly  # noqa: E402
 start_quietly(verbose=False)
 
 for _module in (
+    "fastapi",
     "flows.cli.app",
+    "flows.cli.prefect_api",
+    "flows.cli.progress",
+    "flows.cli.results",
+    "flows.cli.tables",
     "flows.rescore_shards",
     "flows.run_miniplm",
     "matplotlib.backends.backend_svg",
     "matplotlib.figure",
+    "miniplm.comparison",
+    "miniplm.doctor",
+    "miniplm.run_status",
+    "pandas",  # of DuckDB and Arrow, where it is there
+    "prefect.concurrency.sync",
+    "prefect.flow_engine",
+    "prefect.task_engine",
+    "pyarrow.dataset",
+    "pyarrow.pandas_compat",
     "s3fs",
     "safetensors.torch",
+    "tensorboardX",
     "torch.utils.data",
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
     "transformers.models.llama.modeling_llama",
     "transformers.models.qwen2.modeling_qwen2",
+    "transformers.models.qwen2.tokenization_qwen2",
 ):
     importlib.import_module(_module)
 # A fork then goes only through what it makes itself: the million objects of these modules cost half a second each time.
