@@ -7,6 +7,7 @@ works, and imports only what a command needs, is checked by tests that start it.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import gc
 import importlib
 import logging
@@ -62,8 +63,11 @@ gc.collect()
 gc.freeze()
 
 
-def run(arguments: list[str], variables: dict[str, str], cwd: str, out: str, err: str) -> NoReturn:
-    """The body of the fork: `miniplm ARGUMENTS` with exactly these variables, its output in two files."""
+def run(arguments: list[str], variables: dict[str, str], cwd: str, out: str, err: str, namespaces_of: int | None) -> NoReturn:
+    """The body of the fork: `miniplm ARGUMENTS` with exactly these variables, its output in two files.
+
+    `namespaces_of` is the process whose user and mounts it has, where these are not the ones of the tests.
+    """
     import prefect.context
     import prefect.settings
     from prefect.logging.configuration import setup_logging
@@ -71,6 +75,10 @@ def run(arguments: list[str], variables: dict[str, str], cwd: str, out: str, err
     from flows.cli.app import main
 
     os.setsid()
+    for kind in ("user", "mnt") if namespaces_of else ():
+        with open(f"/proc/{namespaces_of}/ns/{kind}") as namespace:
+            if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0):
+                raise OSError(ctypes.get_errno(), f"the {kind} namespace of {namespaces_of} cannot be entered")
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(cwd)
