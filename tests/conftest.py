@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from tests import processes
 
@@ -44,7 +45,29 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         return (yield)
 
 
+# What takes longest begins first, so that nothing is left over at the end: the fleet's tests, which mostly wait and come one after
+# the other, then whole runs.
+FIRST = ("tests/fleet/test_lost_machines.py", "tests/fleet/", "tests/faults/", "tests/flows/")
+
+
+class OneFleet(LoadFileScheduling):
+    """A file's tests stay in one process, and so do all tests of the fleet, of which there is one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "fleet" if nodeid.startswith("tests/fleet/") else str(super()._split_scope(nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneFleet | None:
+    return OneFleet(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def rank(item: pytest.Item) -> int:
+    return next((index for index, start in enumerate(FIRST) if item.nodeid.startswith(start)), len(FIRST))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=rank)
     missing = [str(path.relative_to(ROOT)) for path in ASSETS if not path.exists()]
     no_assets = pytest.mark.skip(reason=f"{', '.join(missing)} not there: run `make assets` (`make test` does)")
     no_device = pytest.mark.skip(reason="no CUDA device")
@@ -67,6 +90,15 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     from tests.prefect_server import share_prefect_server
 
     return share_prefect_server(run_folder(tmp_path_factory))
+
+
+@pytest.fixture(scope="module")
+def on_prefect_server(prefect_server: dict[str, str]) -> Iterator[None]:
+    """Flows, tasks and blocks in the process of the test are those of the server."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: prefect_server["PREFECT_API_URL"]}):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -50,7 +50,9 @@ class SmallDisk:
 
     def list_scores(self) -> dict[str, str]:
         """The manifests of scored shards, each with what tells the file from one that took its place."""
-        lines = self.call("find", str(self.folder), "-name", "shard-*.json", "-path", "*scores*", "-printf", "%P %i %T@\\n").splitlines()
+        lines = self.call(
+            "find", str(self.folder), "-name", "shard-*.json", "-path", "*scores*", "-printf", "%P %i %T@\\n"
+        ).splitlines()
         return {line.split()[0]: line for line in lines}
 
 
