@@ -23,12 +23,19 @@ def environment(prefect: Mapping[str, str]) -> dict[str, str]:
 
 
 def run_miniplm(
-    *arguments: str, prefect: Mapping[str, str], cwd: Path | None = None, timeout_seconds: float = 300
+    *arguments: str,
+    prefect: Mapping[str, str],
+    cwd: Path | None = None,
+    timeout_seconds: float = 300,
+    namespaces_of: int | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """`miniplm ARGUMENTS`, with what it prints, in a fork of a process that has imported everything."""
+    """`miniplm ARGUMENTS`, with what it prints, in a fork of a process that has imported everything.
+
+    `namespaces_of` is a process whose mounts it has, as in `unshare --map-root-user --mount`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        process = start_miniplm(*arguments, prefect=prefect, cwd=cwd, out=out, err=err)
+        process = start_miniplm(*arguments, prefect=prefect, cwd=cwd, out=out, err=err, namespaces_of=namespaces_of)
         process.join(timeout_seconds)
         if process.exitcode is None:
             process.kill()
@@ -38,11 +45,16 @@ def run_miniplm(
 
 
 def start_miniplm(
-    *arguments: str, prefect: Mapping[str, str], cwd: Path | None = None, out: Path = Path(os.devnull), err: Path = Path(os.devnull)
+    *arguments: str,
+    prefect: Mapping[str, str],
+    cwd: Path | None = None,
+    out: Path = Path(os.devnull),
+    err: Path = Path(os.devnull),
+    namespaces_of: int | None = None,
 ) -> BaseProcess:
     """`miniplm ARGUMENTS` as the leader of a process group of its own, started and not waited for."""
     process = FORKS.Process(
-        target=_run_fork, args=(list(arguments), environment(prefect), str(cwd or Path.cwd()), str(out), str(err))
+        target=_run_fork, args=(list(arguments), environment(prefect), str(cwd or Path.cwd()), str(out), str(err), namespaces_of)
     )
     process.start()
     return process

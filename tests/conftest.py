@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
-from tests.command_line import environment
+from tests import processes
 
 if TYPE_CHECKING:
     from tests.s3_server import S3Server
@@ -23,11 +18,56 @@ if TYPE_CHECKING:
 # Two cores, several processes: one thread each, set before torch is imported anywhere.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+processes.take_signals()
+
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = (ROOT / "models" / "smollm2-135m" / "model.safetensors", ROOT / "samples" / "demo" / "SOURCES.md")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if not is_worker(config):
+        processes.mark_run()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """No process outlives the run, whatever became of it; the server that all share ends here too."""
+    if not is_worker(config):
+        processes.end_run()
+
+
+def is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    with processes.ended_on_failure():
+        return (yield)
+
+
+# What takes longest begins first, so that nothing is left over at the end: the fleet's tests, which mostly wait and come one after
+# the other, then whole runs.
+FIRST = ("tests/fleet/test_lost_machines.py", "tests/fleet/", "tests/faults/", "tests/flows/")
+
+
+class OneFleet(LoadFileScheduling):
+    """A file's tests stay in one process, and so do all tests of the fleet, of which there is one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "fleet" if nodeid.startswith("tests/fleet/") else str(super()._split_scope(nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneFleet | None:
+    return OneFleet(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def rank(item: pytest.Item) -> int:
+    return next((index for index, start in enumerate(FIRST) if item.nodeid.startswith(start)), len(FIRST))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=rank)
     missing = [str(path.relative_to(ROOT)) for path in ASSETS if not path.exists()]
     no_assets = pytest.mark.skip(reason=f"{', '.join(missing)} not there: run `make assets` (`make test` does)")
     no_device = pytest.mark.skip(reason="no CUDA device")
@@ -45,43 +85,36 @@ def has_cuda() -> bool:
 
 
 @pytest.fixture(scope="session")
-def embedded_prefect(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of a newcomer: no server, so that each run starts its own."""
-    return {"PREFECT_HOME": str(tmp_path_factory.mktemp("prefect"))}
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of somebody with a Prefect server: a real one, which all processes of a test run share, as its start takes eight seconds."""
+    from tests.prefect_server import share_prefect_server
+
+    return share_prefect_server(run_folder(tmp_path_factory))
+
+
+@pytest.fixture(scope="module")
+def on_prefect_server(prefect_server: dict[str, str]) -> Iterator[None]:
+    """Flows, tasks and blocks in the process of the test are those of the server."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: prefect_server["PREFECT_API_URL"]}):
+        yield
 
 
 @pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment of somebody with a Prefect server, a real one, started once a session: a run starts ten seconds sooner."""
-    home = tmp_path_factory.mktemp("prefect-server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    variables = {"PREFECT_HOME": str(home), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
-    command = [
-        str(Path(sys.executable).parent / "prefect"),
-        "server",
-        "start",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--no-ui",
-    ]
-    with open(home / "server.log", "wb") as log:
-        server = subprocess.Popen(command, env=environment(variables), stdout=log, stderr=log, start_new_session=True)
-    try:
-        for _ in range(600):
-            try:
-                with urllib.request.urlopen(f"{variables['PREFECT_API_URL']}/health", timeout=1):
-                    break
-            except OSError:
-                assert server.poll() is None, (home / "server.log").read_text()
-                time.sleep(0.2)
-        yield variables
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+def embedded_prefect(tmp_path_factory: pytest.TempPathFactory, prefect_server: dict[str, str]) -> dict[str, str]:
+    """The environment of somebody without a server, so that each run starts its own; its database has the tables already."""
+    from tests.prefect_server import give_tables
+
+    home = tmp_path_factory.mktemp("prefect")
+    give_tables(prefect_server, home)
+    return {"PREFECT_HOME": str(home)}
+
+
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of a test run share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if os.environ.get("PYTEST_XDIST_WORKER") and base.name.startswith("popen-") else base
 
 
 @pytest.fixture(scope="session")

@@ -102,17 +102,17 @@ def make_teacher(folder: Path, vocab_size: int, seed: int = 0) -> Path:
     return folder
 
 
-def make_tiny_run(folder: Path, name: str = "tiny", **changes: Any) -> Path:
+def make_tiny_run(folder: Path, name: str = "tiny", sequences_per_shard: int = 64, **changes: Any) -> Path:
     """Writes sources, models and `config.yaml` below a folder; `changes` replace top-level sections. Returns the config's path.
 
-    Trainings are inline, which saves seconds each, unless `execution` among the changes says otherwise.
+    A model has a dozen candidate shards; a test that needs more makes them smaller. Trainings are inline, which saves seconds each, unless `execution` among the changes says otherwise.
     """
     documents = make_documents()
     write_jsonl(folder / "sources" / "a.jsonl", documents[:120])
     write_jsonl(folder / "sources" / "b.jsonl", documents[120:])
     tokenizer = make_tokenizer(folder / "teacher", documents)
     make_teacher(folder / "teacher", len(tokenizer))
-    training = {"steps": 12, "batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 2, "checkpoint_every_steps": 4}
+    training = {"steps": 6, "batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 2, "checkpoint_every_steps": 2}
     config: dict[str, Any] = {
         "name": name,
         "storage": str(folder / "data"),
@@ -120,7 +120,7 @@ def make_tiny_run(folder: Path, name: str = "tiny", **changes: Any) -> Path:
             "sources": [{"path": str(folder / "sources" / "*.jsonl"), "domain": "meta.domain"}],
             "tokenizer": str(folder / "teacher"),
             "sequence_length": 64,
-            "sequences_per_shard": 16,
+            "sequences_per_shard": sequences_per_shard,
             "splits": {"reference": 0.3, "heldout": 0.1},
         },
         "teacher": {"model": str(folder / "teacher")},

@@ -237,7 +237,7 @@ def test_pools_are_the_two_that_there_are_and_set_up_before_a_worker_asks():
     }
     assert named == {"miniplm-cpu", "miniplm-gpu"}
     setup = (ROOT / "docker" / "setup.sh").read_text()
-    assert "for pool in miniplm-cpu miniplm-gpu; do" in setup
+    assert 'for pool in ("miniplm-cpu", "miniplm-gpu"):' in setup
     for path in re.findall(r"deployments/\S+\.(?:yaml|py)", setup):
         assert (ROOT / path).is_file(), path
 

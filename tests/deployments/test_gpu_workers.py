@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import processes
 from tests.conftest import ROOT
 
 SCRIPT = ROOT / "deployments" / "gpu-workers.sh"
@@ -61,12 +62,15 @@ def machine(tmp_path):
         (commands / name).write_text(text)
         (commands / name).chmod(0o755)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "CUDA_", "DO_NOT"))}
-    return {
-        **kept,
-        "PATH": f"{commands}:{os.environ['PATH']}",
-        "STUB_FOLDER": str(tmp_path),
-        "PREFECT_API_URL": "http://127.0.0.1:9/api",
-    }
+    # The workers are in sessions of their own.
+    with processes.ended_with_block() as mark:
+        yield {
+            **kept,
+            **mark,
+            "PATH": f"{commands}:{os.environ['PATH']}",
+            "STUB_FOLDER": str(tmp_path),
+            "PREFECT_API_URL": "http://127.0.0.1:9/api",
+        }
 
 
 def start(machine: dict[str, str], *arguments: str, num_workers: int) -> tuple[subprocess.Popen, dict[str, dict]]:

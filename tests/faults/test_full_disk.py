@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from tests.command_line import MINIPLM, environment
+from tests.command_line import run_miniplm
 from tests.tiny_runs import make_tiny_run
 
 
@@ -27,40 +29,70 @@ def can_mount(folder: Path) -> bool:
 # Where the disk is full: in the shards of the corpus, in the scores, in the reference's first checkpoint.
 SIZES = ("120k", "600k", "3m")
 
-# The run on a disk that is too small, made larger time after time, at last large enough; and what each has left.
-SCRIPT = """
-mount -t tmpfs -o size=120k tmpfs {data}
-for size in {sizes} 200m; do
-    mount -o remount,size=$size {data}
-    {miniplm} run {config} > {out}/$size.log 2>&1; echo $? > {out}/$size.code
-    find {data} -type f > {out}/$size.left
-    find {data} -name 'shard-*' -path '*scores*' -printf '%P %i %T@\\n' | sort > {out}/$size.scores
-done
-"""
+
+@dataclass(frozen=True)
+class SmallDisk:
+    """A tmpfs over a folder, which only the processes in the mount namespace of `pid` see."""
+
+    pid: int
+    folder: Path
+
+    def call(self, *command: str) -> str:
+        """What a command prints that sees the disk."""
+        inside = ["nsenter", "-t", str(self.pid), "-U", "-m", "--preserve-credentials", *command]
+        return subprocess.run(inside, capture_output=True, text=True, check=True).stdout
+
+    def resize(self, size: str) -> None:
+        self.call("mount", "-o", f"remount,size={size}", str(self.folder))
+
+    def list_files(self) -> list[str]:
+        return self.call("find", str(self.folder), "-type", "f").splitlines()
+
+    def list_scores(self) -> dict[str, str]:
+        """The manifests of scored shards, each with what tells the file from one that took its place."""
+        lines = self.call(
+            "find", str(self.folder), "-name", "shard-*.json", "-path", "*scores*", "-printf", "%P %i %T@\\n"
+        ).splitlines()
+        return {line.split()[0]: line for line in lines}
 
 
-def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_space(tmp_path, prefect_server):
-    data, out = tmp_path / "data", tmp_path / "out"
-    data.mkdir()
-    out.mkdir()
-    if not can_mount(data):
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    if not can_mount(folder):
         pytest.skip("no mount namespace can be made here")
-    config = make_tiny_run(tmp_path, students=[])
-    script = SCRIPT.format(sizes=" ".join(SIZES), data=data, miniplm=MINIPLM, config=config, out=out)
-    subprocess.run(["unshare", "-rm", "bash", "-c", script], env=environment(prefect_server), check=True, timeout=600)
+    script = 'mount -t tmpfs -o size=120k tmpfs "$1" && echo ready && exec sleep 3600'
+    holder = subprocess.Popen(["unshare", "-rm", "bash", "-c", script, "-", str(folder)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "ready\n"
+        yield SmallDisk(holder.pid, folder)
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_space(
+    tmp_path: Path, disk: SmallDisk, prefect_server: dict[str, str]
+) -> None:
+    config = make_tiny_run(tmp_path, students=[], sequences_per_shard=32)
     scores: list[dict[str, str]] = []
     for size in SIZES:
-        told = (out / f"{size}.log").read_text()
-        assert (out / f"{size}.code").read_text().strip() == "2", told
-        assert "no space left" in told.lower()
-        assert "run the same command again" in told
-        assert "Traceback" not in told
-        left = (out / f"{size}.left").read_text().splitlines()
+        disk.resize(size)
+        told = run_miniplm("run", str(config), prefect=prefect_server, namespaces_of=disk.pid)
+        assert told.returncode == 2, told.stderr
+        assert "no space left" in told.stderr.lower()
+        assert "run the same command again" in told.stderr
+        assert "Traceback" not in told.stderr
+        left = disk.list_files()
         assert not [path for path in left if Path(path).name.startswith(".tmp-")], left
-    assert (out / "200m.code").read_text().strip() == "0", (out / "200m.log").read_text()
-    for size in (*SIZES, "200m"):
-        lines = (out / f"{size}.scores").read_text().splitlines()
-        scores.append({line.split()[0]: line for line in lines if line.split()[0].endswith(".json")})
+        scores.append(disk.list_scores())
+    disk.resize("200m")
+    done = run_miniplm("run", str(config), prefect=prefect_server, namespaces_of=disk.pid)
+    assert done.returncode == 0, done.stderr
+    scores.append(disk.list_scores())
+    assert not list(disk.folder.iterdir()), "the run wrote beside the disk"
     for before, after in pairwise(scores):
         assert {name: after[name] for name in before} == before, "a finished shard was scored again"
     # Each disk was full in a stage of its own.

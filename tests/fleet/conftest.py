@@ -1,4 +1,4 @@
-"""A real fleet a file of tests, so that two files can run side by side."""
+"""One real fleet for all of its tests, which stop parts of it and so run one after the other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from tests.fleet.local_fleet import LocalFleet
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def fleet() -> Iterator[LocalFleet]:
     if not (shutil.which("initdb") or list(Path("/usr/lib/postgresql").glob("*/bin/initdb"))):
         pytest.skip("PostgreSQL is not installed: `make test` installs it on Debian and Ubuntu")

@@ -12,9 +12,11 @@ _ON_POOL = {"fan_out": "work-pool", "stale_seconds": 60}
 
 
 def make_run(folder: Path, name: str, **changes: Any) -> Path:
-    """A tiny run on the pool that ends with its selection: forty-odd shards, scored once, as the teacher is its own reference."""
+    """A tiny run on the pool that ends with its selection: some twenty shards, scored once, as the teacher is its own reference."""
     reference = {"model": str(folder / "teacher")}
-    return make_tiny_run(folder, name, **({"students": [], "execution": _ON_POOL, "reference": reference} | changes))
+    return make_tiny_run(
+        folder, name, sequences_per_shard=32, **({"students": [], "execution": _ON_POOL, "reference": reference} | changes)
+    )
 
 
 def read_scores(data: Path) -> dict[str, bytes]:

@@ -12,10 +12,17 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from flows.rescore_shards import rescore_shards
+from flows.run_miniplm import run_miniplm
+from flows.score_shards import score_shards
+from miniplm.artifacts import ModelEntry
+from miniplm.config import ScoringConfig
 from miniplm.layout import run_folder
 from miniplm.locks import exclusive
 from miniplm.storage import Storage
+from tests import command_line
 from tests.command_line import environment
 from tests.fleet.local_fleet import ROOT, LocalFleet
 from tests.fleet.pool_runs import list_manifests, make_run, read_scores
@@ -91,11 +98,8 @@ def test_cancelling_a_run_ends_its_processes_and_leaves_nothing_half_published(f
         assert path.with_suffix(".parquet").stat().st_size == manifest["num_bytes"]
 
 
-def test_what_cannot_be_is_refused_with_the_reason(fleet: LocalFleet, tmp_path: Path) -> None:
+def test_what_cannot_be_is_refused_with_the_reason(fleet: LocalFleet, prefect_server: dict[str, str], tmp_path: Path) -> None:
     config = make_run(tmp_path, "refused")
-    unknown = fleet.submit("rescore-shards", storage=str(tmp_path / "data"), run="nobody")
-    not_there = fleet.submit("run-miniplm", config=str(tmp_path / "none.yaml"))
-    not_allowed = fleet.submit("run-miniplm", config="http://127.0.0.1:1/config.yaml")
     relative = fleet.submit("run-miniplm", config="config.yaml")
     relative_storage = fleet.submit("run-miniplm", config=str(config), overrides=["storage=./data"])
     prepared = fleet.run_miniplm("prepare", str(config))
@@ -104,32 +108,40 @@ def test_what_cannot_be_is_refused_with_the_reason(fleet: LocalFleet, tmp_path: 
     model = {"model_id": "x", "source": "x", "dtype": "float32", "weights_digest": "x", "num_parameters": 1}
     batch = {"storage": str(tmp_path / "data"), "corpus_id": corpus, "model": model, "role": "teacher", "scoring": {}}
     other_version = fleet.submit("score-shards", **batch, shard_indices=[0], version="0.0.1")
-    out_of_range = fleet.submit("score-shards", **batch, shard_indices=[100000])
     expected = {
-        unknown: "RunError",
-        not_there: "ConfigError: there is no config file",
-        not_allowed: "ConfigError: config 'http://127.0.0.1:1/config.yaml': a configuration is read from",
         relative: "is a relative path",
         relative_storage: "storage is './data', relative to a folder that a worker deletes",
         other_version: "the run was started by miniplm 0.0.1",
-        out_of_range: "has no candidate shard 100000; its shards are 0 to",
     }
     for run, message in expected.items():
         ended = fleet.wait(run)
         assert ended["state"]["type"] == "FAILED"
         assert message in ended["state"]["message"]
+    # The same is said by a flow that is called, which takes no process of a worker.
+    with temporary_settings({PREFECT_API_URL: prefect_server["PREFECT_API_URL"]}):
+        told = {
+            "RunError": rescore_shards(storage=str(tmp_path / "data"), run="nobody", return_state=True),
+            "ConfigError: there is no config file": run_miniplm(config=str(tmp_path / "none.yaml"), return_state=True),
+            "ConfigError: config 'http://127.0.0.1:1/config.yaml': a configuration is read from": run_miniplm(
+                config="http://127.0.0.1:1/config.yaml", return_state=True
+            ),
+            "has no candidate shard 100000; its shards are 0 to": score_shards(
+                **{**batch, "model": ModelEntry(**model), "scoring": ScoringConfig()}, shard_indices=[100000], return_state=True
+            ),
+        }
+    for message, state in told.items():
+        assert state.is_failed()
+        assert message in state.message
 
 
 @pytest.mark.parametrize("command", [["run", "CONFIG"], ["rescore", "CONFIG", "--failed"], ["run", "CONFIG", "--submit"]])
 def test_a_server_that_is_down_is_told_in_one_line(command: list[str], tmp_path: Path) -> None:
-    from tests.command_line import run_miniplm
-
     config = make_run(tmp_path, "down")
     (tmp_path / "data" / "runs" / "down").mkdir(parents=True)
     record = {"run_name": "down", "config": yaml.safe_load(config.read_text()), "started_at": "2026-01-01"}
     (tmp_path / "data" / "runs" / "down" / "run.json").write_text(json.dumps(record))
     arguments = [str(config) if word == "CONFIG" else word for word in command]
-    told = run_miniplm(*arguments, prefect={"PREFECT_API_URL": "http://127.0.0.1:9/api"})
+    told = command_line.run_miniplm(*arguments, prefect={"PREFECT_API_URL": "http://127.0.0.1:9/api"})
     assert told.returncode == 2
     assert "no answer from the Prefect server at http://127.0.0.1:9/api" in told.stderr
     assert "Traceback" not in told.stderr
@@ -138,7 +150,7 @@ def test_a_server_that_is_down_is_told_in_one_line(command: list[str], tmp_path:
 def test_many_shards_take_few_flow_runs_and_flat_memory(fleet: LocalFleet, tmp_path: Path) -> None:
     """By the benchmark, which also says what a shard costs in time; alone it takes 2,000, here fewer for the time of `make test`."""
     rows = tmp_path / "rows"
-    command = [sys.executable, "-m", "benchmarks.orchestration", "--sides", "work-pool", "--shards", "800", "--json", str(rows)]
+    command = [sys.executable, "-m", "benchmarks.orchestration", "--sides", "work-pool", "--shards", "400", "--json", str(rows)]
     with open(tmp_path / "log", "w") as log:
         parent = psutil.Popen(command, cwd=ROOT, env=environment(fleet.client), stdout=log, stderr=log)
         resident: list[int] = []
@@ -148,7 +160,7 @@ def test_many_shards_take_few_flow_runs_and_flat_memory(fleet: LocalFleet, tmp_p
             time.sleep(0.5)
     assert parent.returncode == 0, (tmp_path / "log").read_text()
     row = json.loads(rows.read_text())
-    assert row["num_shards_scored"] == 800
+    assert row["num_shards_scored"] == 400
     assert row["num_flow_runs"] <= 8
     # From when it has imported everything and read the corpus, to its end.
     assert max(resident) - resident[len(resident) // 2] < 64 << 20, [size >> 20 for size in resident]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from miniplm.corpus.preparation import prepare_corpus
 from miniplm.errors import StorageError
 from miniplm.storage import Storage
 from miniplm.tokenization import CorpusTokenizer
+from tests.forks import FORKS
 from tests.miniplm.corpus_fixtures import make_config, read_tree, save_tokenizer, write_jsonl
 from tests.miniplm.test_corpus_preparation import make_documents
 
@@ -181,23 +180,28 @@ def count_shards(root: Path) -> int:
     return sum(name.startswith("shard-") for _, _, names in os.walk(root) for name in names)
 
 
-def test_a_real_process_killed_and_started_again(config: CorpusConfig, undisturbed: dict[str, bytes], tmp_path: Path):
-    script = (
-        "import sys; from miniplm.config import CorpusConfig; from miniplm.corpus.preparation import prepare_corpus; "
-        "from miniplm.storage import Storage; print('ready', flush=True); "
-        "prepare_corpus(Storage(sys.argv[1]), CorpusConfig.model_validate_json(sys.argv[2]))"
-    )
-    command = [sys.executable, "-c", script, str(tmp_path), config.model_dump_json()]
+def prepare(root: str, config: str) -> None:
+    """The body of a process."""
+    prepare_corpus(Storage(root), CorpusConfig.model_validate_json(config))
+
+
+def test_a_real_process_killed_and_started_again(config: CorpusConfig, tmp_path: Path):
+    def start(root: Path) -> BaseProcess:
+        process = FORKS.Process(target=prepare, args=(str(root), config.model_dump_json()))
+        process.start()
+        return process
+
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
     for num_shards in (1, 4, 9):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
-        try:
-            deadline = time.monotonic() + 60
-            while count_shards(tmp_path) < num_shards and process.poll() is None:
-                assert time.monotonic() < deadline
-                time.sleep(0.002)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-    assert subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode == 0
-    assert find_tree(tmp_path) == undisturbed
+        process = start(killed)
+        deadline = time.monotonic() + 60
+        while count_shards(killed) < num_shards and process.is_alive():
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.kill()
+        process.join()
+    for root in (killed, whole):
+        process = start(root)
+        process.join()
+        assert process.exitcode == 0
+    assert find_tree(killed) == find_tree(whole)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaC
 from miniplm import layout
 from miniplm.artifacts import CheckpointMetrics, TrainingManifest
 from miniplm.config import TrainingConfig
+from miniplm.corpus.reader import load_corpus
 from miniplm.errors import BusyError, TrainingError
 from miniplm.locks import exclusive
 from miniplm.progress import Progress
@@ -28,6 +27,7 @@ from miniplm.training.losses import LossFunction, sum_language_model_loss
 from miniplm.training.methods import METHODS, MethodInputs
 from miniplm.training.methods.reference import ReferenceMethod
 from miniplm.training.recipe import TrainingPlan, plan_training
+from tests.forks import FORKS
 from tests.miniplm.made_trainings import VOCAB_SIZE, make_plan, make_selection, make_training_corpus
 
 
@@ -107,36 +107,29 @@ def test_interrupted_after_any_step_gives_the_losses_and_weights_of_an_undisturb
     assert history(storage, manifest) == wanted_history
 
 
-_KILLED = """
-import os, signal, sys
-from miniplm.config import TrainingConfig
-from miniplm.corpus.reader import load_corpus
-from miniplm.storage import Storage
-from miniplm.training.loop import train_model
-from miniplm.training.recipe import plan_training
+def train_until_killed(root: str, num_published: int) -> None:
+    """The body of a process: it is killed when it is about to publish one file more than so many."""
+    original, left = os.replace, num_published
 
-root, num_published = sys.argv[1], int(sys.argv[2])
-original = os.replace
+    def replace(source: Any, target: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(source, target)
 
-def replace(source, target):
-    global num_published
-    num_published -= 1
-    if num_published < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    original(source, target)
-
-os.replace = replace
-storage = Storage(root)
-training = TrainingConfig(steps=6, batch_size=4, learning_rate=1e-2, warmup_steps=2, checkpoint_every_steps=2)
-train_model(storage, plan_training(load_corpus(storage, "made"), "reference", "qwen-tiny", training, device="cpu"))
-"""
+    os.replace = replace
+    storage = Storage(root)
+    training = TrainingConfig(steps=6, batch_size=4, learning_rate=1e-2, warmup_steps=2, checkpoint_every_steps=2)
+    train_model(storage, plan_training(load_corpus(storage, "made"), "reference", "qwen-tiny", training, device="cpu"))
 
 
-def run_killed(root: Path, num_published: int) -> int:
+def run_killed(root: Path, num_published: int) -> int | None:
     """Trains in a process of its own that is killed (SIGKILL) when it is about to publish one file more than so many."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", _KILLED, str(root), str(num_published)]
-    return subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, timeout=300).returncode
+    process = FORKS.Process(target=train_until_killed, args=(str(root), num_published))
+    process.start()
+    process.join(300)
+    return process.exitcode
 
 
 def test_killed_in_the_middle_of_checkpoints_gives_the_losses_and_weights_of_an_undisturbed_run(tmp_path: Path) -> None:

@@ -9,21 +9,15 @@ import pytest
 
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
 os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"
-os.environ.pop("PREFECT_API_URL", None)
 
 import fsspec.config
 from prefect.blocks.system import Secret
-from prefect.testing.utilities import prefect_test_harness
 
 from miniplm.errors import ConfigError, StorageError
 from miniplm.storage import Storage
 from tasks.credentials import use_credentials_block
 
-
-@pytest.fixture(scope="module", autouse=True)
-def server():
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
+pytestmark = pytest.mark.usefixtures("on_prefect_server")
 
 
 @pytest.fixture(autouse=True)

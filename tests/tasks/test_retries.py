@@ -8,21 +8,15 @@ import pytest
 
 os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")
 os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"
-os.environ.pop("PREFECT_API_URL", None)
 
 from prefect import flow, task
-from prefect.testing.utilities import prefect_test_harness
 
 from miniplm.errors import ScoreError, StorageError, TrainingProcessError
 from tasks.retries import TASK_OPTIONS
 
+pytestmark = pytest.mark.usefixtures("on_prefect_server")
+
 WITHOUT_DELAY = {**TASK_OPTIONS, "retry_delay_seconds": 0}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def server():
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
 
 
 @pytest.mark.parametrize(
