@@ -17,7 +17,7 @@ from miniplm.scoring import triton_nll
 from miniplm.scoring.heads import choose_head_kernel
 from miniplm.scoring.throughput import measure_matmul_peak
 
-_NAMES = ("tiles", "compiled", "triton", "quack")
+_NAMES = ("tiles", "compiled", "compiled-small", "triton", "quack")
 # Tokens a pass, and of these as many at a time whose logits the bare product can store.
 _NUM_TOKENS = {"cuda": 65536}
 _NUM_TOKENS_OTHER = 2048
