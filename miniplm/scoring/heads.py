@@ -84,7 +84,11 @@ def choose_head_kernel(head: Head, compile_allowed: bool, only: str | None = Non
         "compiled": partial(_make_compiled, tile=_GPU_TILE),
         "compiled-small": partial(_make_compiled, tile=_SMALL_GPU_TILE),
     }
-    makers = {**(compiled if compile_allowed else {}), "triton": _make_triton, "quack": _make_quack}
+    makers: dict[str, Callable[[Head], HeadKernel | None]] = {
+        **(compiled if compile_allowed else {}),
+        "triton": _make_triton,
+        "quack": _make_quack,
+    }
     hidden_NH, targets_N = _make_probe(head)
     expected_N = tiles.nll(hidden_NH, targets_N)
     candidates, notes = [tiles], []
