@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup assets tasks demo test lint format clean clean-all test-packages
+.PHONY: help setup assets tasks demo test lint format clean clean-all test-packages gpu-check gpu-wheels
 
 BIN := .venv/bin
 # Three processes at a time, as the tests of a fleet mostly wait; a file's tests stay in one of them; in the order of their names, so that the long runs come first.
@@ -29,6 +29,12 @@ test-packages:
 test: lint assets test-packages  ## lint, type check and all tests, with the real models
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+gpu-check:  ## tests and benchmarks on a machine with a GPU, in five stages of at most 8 minutes (docs/gpu.md)
+	@scripts/gpu_check.sh
+
+gpu-wheels: setup  ## fetch into .gpu-wheels/ what a GPU machine without a network may lack (8 MB)
+	@scripts/fetch_gpu_wheels.sh
+
 lint: setup  ## ruff and strict mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -39,7 +45,7 @@ format: setup  ## let ruff rewrite what it can
 	$(BIN)/ruff format .
 
 clean:  ## remove what runs and tests left behind: data/, caches, build output
-	rm -rf data build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf data gpu-check build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 clean-all: clean  ## remove also .venv, the fetched models and text, and the download cache

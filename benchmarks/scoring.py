@@ -25,7 +25,7 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.published_scoring import PublishedSide
 from benchmarks.records import append_rows, describe_place, format_table, show
 from benchmarks.scoring_heads import measure_heads
-from benchmarks.scoring_inputs import RANDOM_MODELS, Inputs, make_random_inputs, make_text_inputs, write_random_model
+from benchmarks.scoring_inputs import RANDOM_MODELS, VOCAB_SIZE, Inputs, make_random_inputs, make_text_inputs, write_random_model
 from benchmarks.scoring_sides import LmEvalSide, OurSide, SideRun
 from miniplm import layout
 from miniplm.errors import ConfigError, MiniplmError
@@ -62,6 +62,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tokens-per-batch", default="auto", help="tokens a batch of our side; default auto, as a run has it")
     parser.add_argument("--sequences", type=int, help="sequences to score; default: about 30 s a side")
     parser.add_argument("--shards", type=int, help="shards they are cut into; default 4 on a GPU, 2 on a CPU")
+    parser.add_argument(
+        "--vocab-size", type=int, default=VOCAB_SIZE, help=f"ids of a random model (default {VOCAB_SIZE:,}, as published)"
+    )
     parser.add_argument("--length", type=int, default=1024, help="targets a sequence (default 1024, as published)")
     parser.add_argument(
         "--text", default="samples/demo/*.jsonl.zst", help="jsonl files for a real model (default: the sample, `make assets`)"
@@ -71,6 +74,11 @@ def parse_arguments() -> argparse.Namespace:
         "--repeats", type=int, default=2, help="runs of each side, in turn; the best counts, all are printed (default 2)"
     )
     parser.add_argument("--heads", action="store_true", help="also time each kernel of the head alone")
+    parser.add_argument(
+        "--warp-specialized",
+        action="store_true",
+        help="with --heads: also Triton's warp-specialised kernels, which may hang the device",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--json", type=Path, help="file that a JSON object for each side is appended to, a line each")
     return parser.parse_args()
@@ -131,7 +139,7 @@ def _make_inputs(arguments: argparse.Namespace, scratch: Path, device: torch.dev
     is_random = arguments.model in RANDOM_MODELS
     folder = scratch / arguments.model if is_random else Path(arguments.model)
     if is_random:
-        write_random_model(arguments.model, folder, device)
+        write_random_model(arguments.model, folder, device, arguments.vocab_size)
     elif not folder.is_dir():
         raise ConfigError(f"--model {arguments.model} is neither a folder nor one of {', '.join(RANDOM_MODELS)}")
     num_shards = arguments.shards or (4 if device.type == "cuda" else 2)
@@ -144,7 +152,7 @@ def _make_inputs(arguments: argparse.Namespace, scratch: Path, device: torch.dev
         num_sequences = max(1, round(_SECONDS_A_SIDE * rate / arguments.length / step)) * step
     storage = Storage(str(scratch / "storage"))
     if is_random:
-        return make_random_inputs(folder, storage, num_sequences, num_shards, arguments.length)
+        return make_random_inputs(folder, storage, num_sequences, num_shards, arguments.length, arguments.vocab_size)
     return make_text_inputs(folder, storage, num_sequences, num_shards, arguments.length, arguments.text, arguments.eos_token)
 
 
@@ -278,7 +286,7 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
 
 def _report_heads(arguments: argparse.Namespace, inputs: Inputs, device: torch.device, common: dict[str, Any]) -> None:
     dtype = "bfloat16" if device.type == "cuda" else "float32"
-    rows = list(measure_heads(load_model(inputs.folder, dtype, device).head))
+    rows = list(measure_heads(load_model(inputs.folder, dtype, device).head, arguments.warp_specialized))
     header = ["kernel", "dtype", "tokens", "ms", "tokens/s", "of matmul peak"]
     print("\n" + format_table(header, [_head_cells(row) for row in rows]))
     for row in rows:

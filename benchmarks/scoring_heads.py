@@ -17,7 +17,7 @@ from miniplm.scoring import triton_nll
 from miniplm.scoring.heads import choose_head_kernel
 from miniplm.scoring.throughput import measure_matmul_peak
 
-_NAMES = ("tiles", "compiled", "triton", "quack")
+_NAMES = ("tiles", "compiled", "compiled-small", "triton", "quack")
 # Tokens a pass, and of these as many at a time whose logits the bare product can store.
 _NUM_TOKENS = {"cuda": 65536}
 _NUM_TOKENS_OTHER = 2048
@@ -26,8 +26,11 @@ _MIN_SECONDS = 1.0
 _MIN_PASSES = 5
 
 
-def measure_heads(head: Head) -> Iterator[dict[str, Any]]:
-    """A row for each kernel and configuration: seconds of the fastest pass, tokens a second, share of the matmul peak, or why not."""
+def measure_heads(head: Head, warp_specialized: bool = False) -> Iterator[dict[str, Any]]:
+    """A row for each kernel and configuration: seconds of the fastest pass, tokens a second, share of the matmul peak, or why not.
+
+    With `warp_specialized` also the configurations of Triton that hang where Triton gets them wrong.
+    """
     weight_VH = head.weight_VH
     device, dtype = weight_VH.device, weight_VH.dtype
     num_tokens = _NUM_TOKENS.get(device.type, _NUM_TOKENS_OTHER)
@@ -36,7 +39,7 @@ def measure_heads(head: Head) -> Iterator[dict[str, Any]]:
     targets_N = torch.randint(0, weight_VH.shape[0], (num_tokens,), device=device)
     flops = 2.0 * num_tokens * weight_VH.numel()
     peak = measure_matmul_peak(device, dtype)
-    for name, make in _list_ways(head, hidden_NH, targets_N):
+    for name, make in _list_ways(head, hidden_NH, targets_N, warp_specialized):
         row: dict[str, Any] = {"kernel": name, "dtype": str(dtype).removeprefix("torch."), "num_tokens": num_tokens}
         row |= {"vocab_size": weight_VH.shape[0], "hidden_size": weight_VH.shape[1], "matmul_peak": peak}
         try:
@@ -47,7 +50,9 @@ def measure_heads(head: Head) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _list_ways(head: Head, hidden_NH: Tensor, targets_N: Tensor) -> Iterator[tuple[str, Callable[[], Callable[[], object]]]]:
+def _list_ways(
+    head: Head, hidden_NH: Tensor, targets_N: Tensor, warp_specialized: bool
+) -> Iterator[tuple[str, Callable[[], Callable[[], object]]]]:
     """Names, and what makes a pass ready to be timed."""
     weight_VH = head.weight_VH
     yield "bare matmul", lambda: _make_product(weight_VH, hidden_NH)
@@ -60,7 +65,7 @@ def _list_ways(head: Head, hidden_NH: Tensor, targets_N: Tensor) -> Iterator[tup
         yield name, make
     if not (head.is_plain and triton_nll.is_available(weight_VH.device)):
         return
-    for config in triton_nll.CONFIGS.get(weight_VH.dtype, ()):
+    for config in _choose_configs(weight_VH.dtype, warp_specialized):
         yield (
             f"triton {_describe(config)}",
             lambda config=config: (  # type: ignore[misc]
@@ -71,13 +76,17 @@ def _list_ways(head: Head, hidden_NH: Tensor, targets_N: Tensor) -> Iterator[tup
         return
     weight_q, weight_scale = quantize_rows(weight_VH)
     hidden_q, hidden_scale = quantize_rows(hidden_NH)
-    for config in triton_nll.CONFIGS[torch.float8_e4m3fn]:
+    for config in _choose_configs(torch.float8_e4m3fn, warp_specialized):
         yield (
             f"triton fp8 {_describe(config)}",
             lambda config=config: (  # type: ignore[misc]
                 lambda: triton_nll.nll_by_triton(hidden_q, weight_q, targets_N, hidden_scale, weight_scale, config=config)
             ),
         )
+
+
+def _choose_configs(dtype: torch.dtype, warp_specialized: bool) -> list[triton_nll.KernelConfig]:
+    return [config for config in triton_nll.CONFIGS.get(dtype, ()) if warp_specialized or not config.warp_specialize]
 
 
 def _describe(config: triton_nll.KernelConfig) -> str:

@@ -72,13 +72,13 @@ class Inputs:
         return [row for shard in self.shards for row in read_token_ids(read_shard(self.storage, shard, ["token_ids"]))]
 
 
-def write_random_model(name: str, folder: Path, device: torch.device) -> None:
+def write_random_model(name: str, folder: Path, device: torch.device, vocab_size: int = VOCAB_SIZE) -> None:
     """Random weights in an architecture of `RANDOM_MODELS`, made on `device` and kept in bfloat16, as Qwen's are."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     settings = dict(RANDOM_MODELS[name])
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    config.vocab_size, config.max_position_embeddings = VOCAB_SIZE, 32768
+    config.vocab_size, config.max_position_embeddings = vocab_size, 32768
     config.bos_token_id = config.eos_token_id = config.pad_token_id = None
     torch.manual_seed(0)
     with device:
@@ -124,12 +124,14 @@ def prepare_text(
     return prepare_corpus(storage, config)
 
 
-def make_random_inputs(folder: Path, storage: Storage, num_sequences: int, num_shards: int, length: int) -> Inputs:
+def make_random_inputs(
+    folder: Path, storage: Storage, num_sequences: int, num_shards: int, length: int, vocab_size: int = VOCAB_SIZE
+) -> Inputs:
     """Random sequences for a random model."""
-    tokenizer = TokenizerEntry(name="random", digest="sha256:random", vocab_size=VOCAB_SIZE, eos_token="<eos>", eos_token_id=0)
-    corpus = write_corpus(storage, make_random_sequences(num_sequences, length), num_shards, tokenizer, length)
+    tokenizer = TokenizerEntry(name="random", digest="sha256:random", vocab_size=vocab_size, eos_token="<eos>", eos_token_id=0)
+    corpus = write_corpus(storage, make_random_sequences(num_sequences, length, vocab_size), num_shards, tokenizer, length)
     data = f"random ids, lengths uniform in {length + 1 - _MOST_MISSING}..{length + 1} tokens"
-    return Inputs(folder, storage, corpus, make_word_tokenizer(VOCAB_SIZE), data)
+    return Inputs(folder, storage, corpus, make_word_tokenizer(vocab_size), data)
 
 
 def make_text_inputs(

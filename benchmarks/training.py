@@ -24,7 +24,7 @@ from benchmarks.records import append_rows, describe_place, format_table, show
 from benchmarks.training_inputs import RANDOM_MODELS, SIZES, TrainingInputs, make_training_inputs, write_teacher
 from benchmarks.training_sides import Length, SideRun, run_ours, run_published, run_trainer
 from miniplm.architectures import build_model, count_parameters
-from miniplm.errors import ConfigError, MiniplmError
+from miniplm.errors import ConfigError, MiniplmError, describe_reason
 from miniplm.models.devices import resolve_device
 from miniplm.models.loading import split_head
 from miniplm.scoring.throughput import count_flops_per_token, measure_matmul_peak
@@ -37,7 +37,11 @@ def parse_arguments() -> argparse.Namespace:
         prog="python -m benchmarks.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--size", choices=SIZES, help="what is trained (default qwen-200m on a GPU, tiny on a CPU)")
-    parser.add_argument("--sides", default="published,trainer,ours", help="which sides, with commas (default: all three)")
+    parser.add_argument(
+        "--sides",
+        default="published,ours,trainer",
+        help="which sides, with commas, of published, published-fp16 (weights in fp16, mask of ones), ours, trainer; default all but published-fp16",
+    )
     parser.add_argument("--batch", type=int, help="sequences an optimizer step; default 128 on a GPU, 8 on a CPU")
     parser.add_argument(
         "--published-micro-batch", type=int, default=8, help="sequences a pass of the published side (default 8, as published)"
@@ -108,33 +112,44 @@ def _run(arguments: argparse.Namespace, scratch: Path) -> None:
         f"{size} ({common['num_parameters']:,} parameters) on {place['device']} ({place['processor']}), load {place['load_before']}: "
         f"{length.timed_steps} timed steps of {length.batch_size} sequences of {num_targets} targets"
     )
+    # In this order: the Trainer last, as its whole logits may not fit, and what is left of such an attempt would be in the way.
     sides: dict[str, Callable[[], SideRun]] = {
         "published": partial(run_published, inputs, length, published),
-        "trainer": partial(run_trainer, inputs, length, micro_batch),
+        "published-fp16": partial(run_published, inputs, length, published, pure_half=True),
         "ours": partial(run_ours, inputs, length, micro_batch),
+        "trainer": partial(run_trainer, inputs, length, micro_batch),
     }
     wanted = arguments.sides.split(",")
     if unknown := set(wanted) - set(sides):
         raise ConfigError(f"--sides: there is no side {sorted(unknown)[0]!r}; the sides are {', '.join(sides)}")
-    work = {name: sides[name] for name in wanted}
+    work = {name: side for name, side in sides.items() if name in wanted}
     if arguments.kd:
         teacher = write_teacher(scratch / arguments.teacher, arguments.teacher, device)
         work["vanilla-kd"] = partial(run_ours, inputs, length, min(8, length.batch_size), "vanilla-kd", teacher)
     peak = max(measure_matmul_peak.__wrapped__(device, torch.bfloat16 if on_gpu else torch.float32) for _ in range(3))
     runs: dict[str, list[tuple[SideRun, float | None]]] = {name: [] for name in work}
+    failures: dict[str, str] = {}
     for repeat in range(arguments.repeats):
         for name, side in work.items():
-            runs[name].append(_measure(side, inputs))
+            try:
+                runs[name].append(_measure(side, inputs))
+            except Exception as error:  # a side that fails is told, and the others are measured all the same
+                failures[name] = describe_reason(error)
+                print(f"  run {repeat + 1} {name}: FAILED: {failures[name]}", flush=True)
+                continue
             run = runs[name][-1][0]
             print(f"  run {repeat + 1} {name}: {run.seconds:.2f} s, {run.num_tokens / run.seconds:,.0f} tokens/s", flush=True)
-    rows = [_make_row(name, results, common, peak) for name, results in runs.items()]
+    rows = [_make_row(name, results, common, peak) for name, results in runs.items() if results]
     for row in rows:
         for baseline in ("published", "trainer"):
             other = next((other for other in rows if other["side"] == baseline), None)
             row[f"ratio_to_{baseline}"] = None if other is None else row["tokens_per_second"] / other["tokens_per_second"]
     _print_rows(rows)
     if arguments.json:
-        append_rows(arguments.json, [{"benchmark": "training"} | common | row for row in rows])
+        failed = [{"side": name, "reason": reason} for name, reason in failures.items()]
+        append_rows(arguments.json, [{"benchmark": "training"} | common | row for row in [*rows, *failed]])
+    if failures:
+        raise SystemExit(f"benchmarks.training: {len(failures)} of {len(work)} sides failed: {', '.join(failures)}")
 
 
 def _measure(side: Callable[[], SideRun], inputs: TrainingInputs) -> tuple[SideRun, float | None]:

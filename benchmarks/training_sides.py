@@ -50,12 +50,20 @@ class SideRun:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-def run_published(inputs: TrainingInputs, length: Length, micro_batch_size: int) -> SideRun:
-    """fp16 autocast with a loss scaler (on a CPU float32), attention mask, whole logits turned into float32, plain AdamW, nothing read ahead."""
+def run_published(inputs: TrainingInputs, length: Length, micro_batch_size: int, pure_half: bool = False) -> SideRun:
+    """The published practice: fp16 with a loss scaler (on a CPU float32), whole logits turned into float32, plain AdamW, nothing read ahead.
+
+    By default autocast over float32 weights, and a mask of what is padded. With `pure_half` what DeepSpeed's fp16 does: weights and
+    gradients in fp16 beside a float32 copy that the optimizer steps, and a mask of ones.
+    """
     started, device = time.perf_counter(), inputs.device
     is_half = device.type == "cuda"
+    half_weights = pure_half and is_half
     model = _build(inputs)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01)
+    masters = [parameter.detach().clone() for parameter in model.parameters()] if half_weights else list(model.parameters())
+    if half_weights:
+        model = model.half()
+    optimizer = torch.optim.AdamW(masters, lr=_LEARNING_RATE, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01)
     scaler = torch.amp.GradScaler(device.type, enabled=is_half)
     num_accumulated = length.batch_size // micro_batch_size
     begun, num_tokens, loss_value = started, 0, 0.0
@@ -63,21 +71,30 @@ def run_published(inputs: TrainingInputs, length: Length, micro_batch_size: int)
         if step == length.warm_up_steps:
             _synchronize(device)
             begun, num_tokens = time.perf_counter(), 0
-        optimizer.zero_grad()
+        model.zero_grad()
         loss_value = 0.0
         for start in range(0, length.batch_size, micro_batch_size):
             part = sequences[start : start + micro_batch_size]
             token_ids, labels, attention = (tensor.to(device) for tensor in _pad(part, inputs))
-            with torch.autocast(device.type, dtype=torch.float16, enabled=is_half):
+            if pure_half:
+                attention = torch.ones_like(attention)
+            with torch.autocast(device.type, dtype=torch.float16, enabled=is_half and not half_weights):
                 logits_BSV = model(input_ids=token_ids, attention_mask=attention, use_cache=False).logits
             loss = torch.nn.functional.cross_entropy(logits_BSV.float().flatten(0, 1), labels.flatten(), ignore_index=_IGNORED)
             scaler.scale(loss / num_accumulated).backward()
             loss_value += loss.item() / num_accumulated
             num_tokens += sum(map(len, part))
+        if half_weights:
+            for master, parameter in zip(masters, model.parameters(), strict=True):
+                master.grad = None if parameter.grad is None else parameter.grad.float()
         scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(masters, 1.0)
         scaler.step(optimizer)
         scaler.update()
+        if half_weights:
+            with torch.no_grad():
+                for master, parameter in zip(masters, model.parameters(), strict=True):
+                    parameter.copy_(master)
     _synchronize(device)
     details = {
         "dtype": "float16" if is_half else "float32",

@@ -137,12 +137,12 @@ def sum_nll_of_hidden(head: Head, hidden_NH: Tensor, targets_N: Tensor, block_to
 
 def differentiate_nll_at_once(logits_KV: Tensor, targets_K: Tensor) -> Tensor:
     """What `_differentiate_nll` does, computed in float32 on logits of any dtype, in a form that torch.compile makes two passes of."""
-    values_KV, targets_K1 = logits_KV.float(), targets_K[:, None]
-    logsumexp_K1 = torch.logsumexp(values_KV, dim=1, keepdim=True)
-    nll_K = (logsumexp_K1 - values_KV.gather(1, targets_K1)).squeeze(1)
+    # As one operation: maximum and sum are then taken in one pass.
+    log_probabilities_KV = torch.log_softmax(logits_KV.float(), dim=1)
+    targets_K1 = targets_K[:, None]
     is_target_KV = torch.arange(logits_KV.shape[1], device=logits_KV.device) == targets_K1
-    logits_KV.copy_((values_KV - logsumexp_K1).exp() - is_target_KV.float())
-    return nll_K
+    logits_KV.copy_(log_probabilities_KV.exp() - is_target_KV.float())
+    return -log_probabilities_KV.gather(1, targets_K1).squeeze(1)
 
 
 @lru_cache(maxsize=1)
@@ -220,8 +220,9 @@ class _SumInBlocks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        # In place, as they are used once: a copy of the head's gradient would be the largest tensor of a step.
         hidden_gradient_NH, weight_gradient_VH = ctx.saved_tensors
-        return hidden_gradient_NH * gradients[0], weight_gradient_VH * gradients[0], None, None, None
+        return hidden_gradient_NH.mul_(gradients[0]), weight_gradient_VH.mul_(gradients[0]), None, None, None
 
 
 # (hidden_KH, index of a slice of the vocabulary) -> logsumexp (K,) float32 of its logits.

@@ -104,6 +104,8 @@ def start_quietly(verbose: bool) -> None:
         "TRANSFORMERS_VERBOSITY": "info" if verbose else "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "0" if verbose else "1",
         "TOKENIZERS_PARALLELISM": "true",
+        # Read when CUDA starts: without it products of matrices may differ from run to run in their last bits.
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     } | ({} if verbose else _WITHOUT_BARS)
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

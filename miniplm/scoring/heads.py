@@ -2,6 +2,7 @@
 
     tiles      any device and head: logits a tile of tokens x vocabulary at a time
     compiled   CUDA: the same, each tile's log-sum-exp fused by torch.compile
+    compiled-small  CUDA: the same with tiles of half the vocabulary, whose logits stay in the L2 cache
     triton     CUDA, plain head: a Triton kernel that reduces a tile in registers
     quack      CUDA, plain head: QuACK's CuTe kernel with a log-sum-exp epilogue, where quack-kernels is installed
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -28,6 +30,8 @@ NllOfHidden = Callable[[Tensor, Tensor], Tensor]
 # Logits of a tile: 16 MiB float32 stay in the cache of a CPU, 128 MiB leave a GPU's products large.
 _CPU_TILE = (1024, 4096)
 _GPU_TILE = (4096, 8192)
+# 32 MiB of bfloat16 logits: an H100's L2 cache holds 50 MB.
+_SMALL_GPU_TILE = (4096, 4096)
 _PROBE_TOKENS = 8192
 # Largest difference from `tiles` that is rounding, nats a token, and largest mean of it: a part of the vocabulary that is
 # left out moves all NLLs to one side.
@@ -76,9 +80,15 @@ def choose_head_kernel(head: Head, compile_allowed: bool, only: str | None = Non
     tiles = make_tiles(head)
     if only == "tiles" or (only is None and head.weight_VH.device.type != "cuda"):
         return tiles
-    makers = {"compiled": _make_compiled, "triton": _make_triton, "quack": _make_quack}
-    if not compile_allowed:
-        del makers["compiled"]
+    compiled = {
+        "compiled": partial(_make_compiled, tile=_GPU_TILE),
+        "compiled-small": partial(_make_compiled, tile=_SMALL_GPU_TILE),
+    }
+    makers: dict[str, Callable[[Head], HeadKernel | None]] = {
+        **(compiled if compile_allowed else {}),
+        "triton": _make_triton,
+        "quack": _make_quack,
+    }
     hidden_NH, targets_N = _make_probe(head)
     expected_N = tiles.nll(hidden_NH, targets_N)
     candidates, notes = [tiles], []
@@ -87,7 +97,7 @@ def choose_head_kernel(head: Head, compile_allowed: bool, only: str | None = Non
     for name in makers if only is None else [only]:
         kernel, reason = _try_kernel(makers[name], head, hidden_NH, targets_N, expected_N)
         if kernel is not None:
-            candidates.append(kernel)
+            candidates.append(replace(kernel, name=name))
         else:
             notes.append(f"head {name} left out: {reason}")
     if only is not None and len(candidates) == 1:
@@ -96,8 +106,8 @@ def choose_head_kernel(head: Head, compile_allowed: bool, only: str | None = Non
     return replace(best, notes=tuple(notes))
 
 
-def _make_compiled(head: Head) -> HeadKernel | None:
-    tile_tokens, slice_size = _GPU_TILE
+def _make_compiled(head: Head, tile: tuple[int, int]) -> HeadKernel | None:
+    tile_tokens, slice_size = tile
     slices = head.weight_VH.split(slice_size)
     biases = [None] * len(slices) if head.bias_V is None else list(head.bias_V.split(slice_size))
 

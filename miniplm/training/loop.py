@@ -66,7 +66,7 @@ def train_model(
             group.share(manifest)
             if manifest is None:
                 tracking = Tracker(storage, plan.training_id, plan.config, plan.recipe.as_json())
-                with training_numerics(device, plan.recipe.training["dtype"]), tracking as tracker:
+                with training_numerics(device), tracking as tracker:
                     manifest = _Training(storage, plan, on_progress, group, device, tracker).run()
             return manifest
 
@@ -76,7 +76,7 @@ def _join_training(storage: Storage, plan: TrainingPlan, group: ProcessGroup, de
     finished: TrainingManifest | None = group.share(None)
     if finished is not None:
         return finished
-    with training_numerics(device, plan.recipe.training["dtype"]):
+    with training_numerics(device):
         return _Training(storage, plan, ignore_progress, group, device).run()
 
 

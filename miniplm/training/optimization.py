@@ -17,6 +17,7 @@ from miniplm.models.devices import use_device
 from miniplm.training.data import MicroBatch, collate, count_scored_targets
 from miniplm.training.loss_module import LossModule
 from miniplm.training.losses import LossFunction
+from miniplm.training.numerics import run_deterministically
 from miniplm.training.parallel import ParallelModule, ProcessGroup
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class Optimization:
 
         so that the size of micro-batches and the number of processes change rounding only.
         """
-        result = self._compute_gradient(batch)
+        result = run_deterministically(lambda: self._compute_gradient(batch), type(self.model).__name__)
         if result.is_finite:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate

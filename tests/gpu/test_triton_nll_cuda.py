@@ -11,8 +11,14 @@ pytestmark = pytest.mark.gpu
 
 FLOAT8 = torch.float8_e4m3fn
 # In nats: float32 sums leave 1e-3, and sums of float8 products that keep 14 bits much more.
+# Where Triton gets warp specialisation wrong, a kernel hangs, and every test after it.
 CASES = [
-    (dtype, config, 1e-3 if dtype != FLOAT8 else 1e-2 if config is None or config.promote else 0.2)
+    pytest.param(
+        dtype,
+        config,
+        1e-3 if dtype != FLOAT8 else 1e-2 if config is None or config.promote else 0.2,
+        marks=[pytest.mark.risky] if config is not None and config.warp_specialize else [],
+    )
     for dtype in CONFIGS
     for config in dict.fromkeys((None, PLAIN_CONFIGS[dtype], *CONFIGS[dtype]))
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tests.miniplm.made_models import make_llama, save_model
 from tests.miniplm.made_trainings import VOCAB_SIZE, save_tokenizer
 from tests.miniplm.test_zero_shot import CHOICE, DOCUMENTS, add_task
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed")]
 
 
 def test_accuracies_on_a_gpu_are_those_on_a_cpu(tmp_path: Path) -> None:

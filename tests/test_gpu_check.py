@@ -1,0 +1,69 @@
+"""What runs on a GPU machine for half an hour must run there at the first try: rehearsed on a CPU, and without the fleet's packages."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.gpu_check import Step, main, plan_stages, run_step
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGE_SECONDS = 480
+# What a machine that only computes need not have: Prefect and the server's packages, DuckDB, S3, lm-eval.
+ABSENT = ("prefect", "fastapi", "duckdb", "s3fs", "aiobotocore", "botocore", "lm_eval", "jsonschema")
+
+
+def test_every_stage_ends_within_eight_minutes() -> None:
+    for stage, steps in plan_stages(Path("rows.jsonl"), rehearse=False).items():
+        assert sum(step.limit_seconds for step in steps) <= STAGE_SECONDS, stage
+
+
+def test_gpu_tests_and_benchmarks_import_without_the_packages_of_a_fleet() -> None:
+    modules = [f"tests.gpu.{path.stem}" for path in (ROOT / "tests" / "gpu").glob("test_*.py")]
+    modules += ["tests.conftest", "benchmarks.gpu_check", "benchmarks.scoring", "benchmarks.training"]
+    code = f"""
+import importlib, importlib.abc, sys
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {ABSENT!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Absent())
+for name in {modules!r}:
+    importlib.import_module(name)
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+def test_a_step_that_hangs_is_killed_at_its_limit_with_all_that_it_started(tmp_path: Path) -> None:
+    # A module of the standard library that waits for a request: the profile of a kernel that never ends.
+    record = run_step(Step("hangs", 1, ("http.server", "--bind", "127.0.0.1", "0")), tmp_path)
+    assert record["exit_code"] is None
+    assert 1 <= record["seconds"] < 30
+
+
+def test_a_failed_step_is_told_and_the_exit_code_says_so(tmp_path: Path, monkeypatch, capsys) -> None:
+    steps = {"tests": [Step("fails", 60, ("json.tool", "/nonexistent")), Step("works", 60, ("this",))]}
+    monkeypatch.setattr("benchmarks.gpu_check.plan_stages", lambda rows, rehearse: steps)
+    assert main(["tests", "--output", str(tmp_path)]) == 1
+    said = capsys.readouterr().out
+    assert "== fails: FAILED" in said
+    assert "== works: ok" in said
+    assert "1 of 2 steps ended well; not: fails" in said
+    assert [json.loads(line)["step"] for line in (tmp_path / "steps.jsonl").read_text().splitlines()] == ["fails", "works"]
+
+
+def test_every_stage_runs_on_a_cpu_with_tiny_models(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [str(ROOT / "scripts" / "gpu_check.sh"), "--rehearse", "--output", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "HOME": str(tmp_path)},
+    )
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert {row["side"] for row in rows if row["benchmark"] == "training"} == {"published", "published-fp16", "ours", "trainer"}
+    assert {row["benchmark"] for row in rows} == {"scoring", "scoring-head", "training"}
