@@ -14,6 +14,7 @@ process, or a later time) may not; `here`: in this process, seconds later. The c
       SourceError                    never      of a source that changes a person knows when it is whole: a try that
                                                 met it at rest for a second would make a corpus of half a file
         DamagedSourceError           never
+          NotOneFileError            never
       TokenizerError                 never
       ModelError                     never
       CorpusError                    never
@@ -74,6 +75,10 @@ class SourceError(MiniplmError):
 
 class DamagedSourceError(SourceError):
     """What a file holds is at fault: nothing made of it can be of use, and mending it makes it another corpus."""
+
+
+class NotOneFileError(DamagedSourceError):
+    """A zip archive of more files than one, or of none, or of one that only a password opens."""
 
 
 class TokenizerError(MiniplmError):

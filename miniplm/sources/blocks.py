@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import IO
 
-from miniplm.errors import DamagedSourceError, reading_users_file
-from miniplm.sources.compression import Compression, NotOneFileError, decompress, named_compression, recognise_compression
+from miniplm.errors import DamagedSourceError, NotOneFileError, reading_users_file
+from miniplm.sources.compression import Compression, decompress, named_compression, recognise_compression
 from miniplm.sources.files import SourceFile, open_raw
 from miniplm.sources.signatures import HEAD_BYTES, is_plain_text, recognise_format
 

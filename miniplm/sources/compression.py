@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import zstandard
 
+from miniplm.errors import NotOneFileError
 from miniplm.sources.signatures import is_plain_text, skip_frames
 
 Compression = Literal["gzip", "zstd", "bzip2", "xz", "lzma", "zip"]
@@ -45,10 +46,6 @@ _ENDINGS: dict[str, tuple[str, bytes]] = {
     ".lzo": ("lzo", b""),
     ".z": ("compress", b"\x1f\x9d"),
 }
-
-
-class NotOneFileError(ValueError):
-    """A zip archive of more files than one, or of none, or of one that only a password opens."""
 
 
 def recognise_compression(head: bytes) -> Compression | None:
