@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -117,20 +116,6 @@ class CorpusManifest(Record):
     domains: dict[Split, dict[str, DomainCounts]]
     shards: tuple[ShardEntry, ...]
     versions: dict[str, str]
-
-    @property
-    def files_without_documents(self) -> dict[str, int]:
-        """The files all of whose records were rejected, with their number: most likely they are not what they were taken for."""
-        num_records: Counter[str] = Counter()
-        for source in self.sources:
-            num_records[source.path] += source.num_records
-        return {path: count for path, count in self.rejected_by_file.items() if count == num_records[path]}
-
-    @property
-    def files_read_again(self) -> dict[str, int]:
-        """The files that several sources name, with how often each was read: their documents are there as often."""
-        times = Counter(source.path for source in self.sources)
-        return {path: count for path, count in times.items() if count > 1}
 
     @property
     def lineage(self) -> tuple[str, ...]:

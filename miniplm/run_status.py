@@ -10,6 +10,7 @@ from miniplm.artifacts import CorpusManifest, ModelEntry, Record, SelectionManif
 from miniplm.config import RunConfig, StudentConfig, config_as_dict
 from miniplm.corpus.identity import plan_corpus, resolve_corpus_id
 from miniplm.corpus.reader import find_corpus, load_corpus
+from miniplm.corpus.taken_files import list_files_without_documents
 from miniplm.derived.pending import list_pending_jobs
 from miniplm.derived.sets import DerivedJob, check_shards
 from miniplm.errors import DerivedError, RunError, ScoreJoinError
@@ -165,7 +166,7 @@ def _describe_taken(corpus: CorpusManifest, num_new_files: int) -> list[str]:
     counts = {
         "new source files to add": num_new_files,
         "records rejected": sum(corpus.rejected.values()),
-        "files without a document": len(corpus.files_without_documents),
+        "files without a document": len(list_files_without_documents(corpus)),
         "files left out": sum(entry.num_files for entry in corpus.left_out),
     }
     return [f"{count:,} {what}" for what, count in counts.items() if count]

@@ -14,6 +14,7 @@ from rich.text import Text
 from miniplm import layout
 from miniplm.artifacts import Calibration, CorpusManifest, DomainSelection, SelectionManifest
 from miniplm.config import RunConfig
+from miniplm.corpus.taken_files import list_files_read_again, list_files_without_documents
 from miniplm.errors import list_offenders
 from miniplm.run_record import RunRecord
 from miniplm.run_status import RunStatus
@@ -117,12 +118,12 @@ def print_taken(console: Console, storage: Storage, manifest: CorpusManifest) ->
     if rejected:
         folders = ", ".join(storage.url(layout.quarantine_folder(corpus_id)) for corpus_id in manifest.lineage)
         console.print(f"rejected records: {folders}", soft_wrap=True)
-    if empty := manifest.files_without_documents:
+    if empty := list_files_without_documents(manifest):
         files = list_offenders([f"{path} ({count:,} records)" for path, count in empty.items()])
         console.print(f"no document came of these files, all their records were rejected: {files}", style="yellow", soft_wrap=True)
-    if again := manifest.files_read_again:
+    if again := list_files_read_again(manifest):
         files = list_offenders([f"{path} ({count} times)" for path, count in again.items()])
-        console.print(f"read more than once, as several sources name them: {files}", soft_wrap=True)
+        console.print(f"read more than once, as several sources name them or there are copies: {files}", soft_wrap=True)
     for entry in manifest.left_out:
         names = list_offenders(entry.names, entry.num_files)
         console.print(f"left out of {entry.source}, {entry.reason}: {names}", soft_wrap=True)

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from miniplm.artifacts import CorpusManifest, ModelEntry
+from miniplm.corpus.taken_files import list_files_read_again, list_files_without_documents
 from miniplm.errors import list_offenders
 from miniplm.layout import SPLITS, model_folder
 from miniplm.report.content import ReportContent
@@ -98,8 +99,8 @@ def _render_files(corpus: CorpusManifest) -> str:
     rows = [
         [escape(reason), escape(list_offenders(files)), format_count(len(files))]
         for reason, files in (
-            ("all records rejected", corpus.files_without_documents),
-            ("read more than once: several sources name them", corpus.files_read_again),
+            ("all records rejected", list_files_without_documents(corpus)),
+            ("read more than once: several sources name them, or there are copies", list_files_read_again(corpus)),
         )
         if files
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
-from typing import IO
+from typing import IO, TypeVar
 
 from miniplm.errors import DamagedSourceError, NotOneFileError, reading_users_file
 from miniplm.sources.compression import Compression, decompress, named_compression, recognise_compression
@@ -13,6 +13,7 @@ from miniplm.sources.files import SourceFile, open_raw
 from miniplm.sources.signatures import HEAD_BYTES, is_plain_text, recognise_format
 
 BytesCallback = Callable[[int], None]
+T = TypeVar("T")
 
 _BLOCK_BYTES = 1 << 20
 _READ = "plain, gzip, zstd, bzip2, xz, lzma, or a zip archive of one file"
@@ -21,7 +22,7 @@ _READ = "plain, gzip, zstd, bzip2, xz, lzma, or a zip archive of one file"
 def recognise_file(file: SourceFile) -> Compression | None:
     """How a file is compressed, by its first bytes."""
     with open_raw(file) as raw:
-        return recognise_compression(raw.read(HEAD_BYTES))
+        return recognise_compression(StoredFile(raw, lambda num_bytes: None).peek(HEAD_BYTES))
 
 
 def read_blocks(file: SourceFile, on_bytes: BytesCallback) -> Iterator[bytes]:
@@ -67,33 +68,39 @@ class StoredFile:
         self._file = file
         self._on_bytes = on_bytes
         self._num_told = 0
+        self._ahead = b""
 
     def read(self, size: int = -1) -> bytes:
-        try:
-            block = self._file.read(size)
-        except Exception as error:
-            self.failure = error
-            raise
+        ahead, self._ahead = (self._ahead, b"") if size < 0 else (self._ahead[:size], self._ahead[size:])
+        block = ahead if len(ahead) == size else ahead + self._try(lambda: self._file.read(size - len(ahead) if size >= 0 else -1))
         self._num_told += len(block)
         self._on_bytes(len(block))
         return block
 
     def peek(self, size: int) -> bytes:
-        """The next bytes, which stay to be read."""
-        at = self._file.tell()
-        try:
-            head = self._file.read(size)
-            self._file.seek(at)
-        except Exception as error:
-            self.failure = error
-            raise
-        return head
+        """The next bytes, which stay to be read; of a file that cannot be read twice too."""
+        while len(self._ahead) < size:
+            block = self._try(lambda: self._file.read(size - len(self._ahead)))
+            if not block:
+                break
+            self._ahead += block
+        return self._ahead[:size]
 
     def seek(self, offset: int, whence: int = 0) -> int:
+        if whence == 1:
+            offset, whence = offset + self.tell(), 0
+        self._ahead = b""
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
-        return self._file.tell()
+        return self._file.tell() - len(self._ahead)
+
+    def _try(self, read: Callable[[], T]) -> T:
+        try:
+            return read()
+        except Exception as error:
+            self.failure = error
+            raise
 
     def seekable(self) -> bool:
         return True

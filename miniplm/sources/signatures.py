@@ -119,7 +119,8 @@ def recognise_format(head: bytes) -> Format | None:
         return None
     begin = head[skip_frames(head) :]
     for signature, name in _CONTAINERS:
-        if begin.startswith(signature):
+        # Letters alone may begin a text of another encoding.
+        if begin.startswith(signature) and (b"\x00" in head or not is_plain_text(signature)):
             return Format(name, "container")
     if _is_tar(head):
         return Format("a tar archive", "container")
@@ -172,7 +173,7 @@ def _recognise_structure(head: bytes) -> Format | None:
     if num_controls < max(_LEAST_CONTROLS, _DATA_SHARE * len(sample)):
         return None
     is_utf8 = is_plain_text(_CONTROLS.sub(b" ", head))
-    return None if is_utf8 and b"\x00" not in sample else Format("data of a kind that is not known", "data")
+    return None if is_utf8 else Format("data of a kind that is not known", "data")
 
 
 def _is_tar(head: bytes) -> bool:

@@ -19,7 +19,7 @@ def manifest() -> CorpusManifest:
         corpus_id="c-1",
         tokenizer=TokenizerEntry(name="t", digest="", vocab_size=2, eos_token="", eos_token_id=0),
         sequence_length=8,
-        sources=tuple(SourceEntry(path=path, digest="", num_bytes=1, num_records=5, first_document_id=0) for path in paths),
+        sources=tuple(SourceEntry(path=path, digest=path, num_bytes=1, num_records=5, first_document_id=0) for path in paths),
         num_records=15,
         rejected={"malformed_json": 5},
         rejected_by_file={paths[0]: 5},
@@ -38,6 +38,6 @@ def test_all_that_was_not_taken_is_told(manifest: CorpusManifest) -> None:
         "15 records read from 3 files, 5 rejected (5 malformed_json)",
         "rejected records: memory:///root/corpora/c-1/quarantine",
         r"no document came of these files, all their records were rejected: /in/caf\xe9.jsonl (5 records)",
-        "read more than once, as several sources name them: /in/b.jsonl (2 times)",
+        "read more than once, as several sources name them or there are copies: /in/b.jsonl (2 times)",
         "left out of /in/*, hidden: " + ", ".join(f"/in/.{index}" for index in range(10)) + ", ... (12 in all)",
     ]

@@ -15,6 +15,7 @@ from miniplm import layout
 from miniplm.config import CorpusConfig
 from miniplm.corpus.preparation import prepare_corpus
 from miniplm.corpus.reader import load_corpus
+from miniplm.corpus.taken_files import list_files_read_again, list_files_without_documents
 from miniplm.errors import SourceError
 from miniplm.storage import Storage
 from tests.miniplm import corpus_fixtures
@@ -109,11 +110,13 @@ def test_files_all_of_whose_records_are_rejected_are_named(storage: Storage, tmp
     write_jsonl(tmp_path / "in/a.jsonl", [*make_documents(20), {"text": None}])
     (tmp_path / "in/b.jsonl").write_text(json.dumps([{"text": "an array"}], indent=1))
     (tmp_path / "in/c.jsonl").write_text("")
+    (tmp_path / "in/d.jsonl").write_text("")
+    (tmp_path / "in/link.jsonl").symlink_to("b.jsonl")
     config = make_config(tokenizer, by_domain(tmp_path / "in/*.jsonl"), by_domain(tmp_path / "in/a*"))
     manifest = prepare_corpus(storage, config)
-    assert manifest.files_without_documents == {f"{tmp_path}/in/b.jsonl": 5}
-    assert manifest.rejected_by_file == {f"{tmp_path}/in/a.jsonl": 2, f"{tmp_path}/in/b.jsonl": 5}
-    assert manifest.files_read_again == {f"{tmp_path}/in/a.jsonl": 2}
+    assert list_files_without_documents(manifest) == {f"{tmp_path}/in/{name}.jsonl": 5 for name in ("b", "link")}
+    assert manifest.rejected_by_file == {f"{tmp_path}/in/a.jsonl": 2, f"{tmp_path}/in/b.jsonl": 5, f"{tmp_path}/in/link.jsonl": 5}
+    assert list_files_read_again(manifest) == {f"{tmp_path}/in/a.jsonl": 2, f"{tmp_path}/in/b.jsonl": 2}
 
 
 def test_a_column_of_a_parquet_source_is_its_own_below_a_folder_that_looks_like_one(

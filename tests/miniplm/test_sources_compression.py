@@ -270,6 +270,16 @@ def test_lines_with_some_control_characters_or_another_encoding_are_rejected_alo
     assert len(found) == 53
 
 
+def test_a_text_of_another_encoding_is_a_rejection_though_it_begins_like_an_archive(tmp_path: Path):
+    for begin in (b"070707 ", b"!<arch>\n", b"Salted__"):
+        (tmp_path / "x.txt").write_bytes(begin + b"caf\xe9")
+        (rejection,) = read_source(make_source(tmp_path / "x.txt", format="text"))
+        assert isinstance(rejection, Rejection)
+        assert rejection.message.startswith("the file is not valid UTF-8: ")
+    (tmp_path / "x.txt").write_bytes(b"fields\x00that\x00NUL\x00parts\x00")
+    assert read_texts(tmp_path / "x.txt", format="text") == ["fields\0that\0NUL\0parts\0"]
+
+
 def test_a_character_that_is_cut_where_the_head_ends_is_text():
     for size in range(HEAD_BYTES - 4, HEAD_BYTES):
         head = (b"a" * size + "中文".encode())[:HEAD_BYTES]
