@@ -110,8 +110,12 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def _locate_config(architecture: str) -> Path:
-    folder = Path(architecture).expanduser()
-    if folder.is_dir():
+    with reading_users_file(
+        f"architecture {architecture!r}", "cannot be looked for", "check the path and its permissions", ConfigError
+    ):
+        folder = Path(architecture).expanduser()
+        is_folder = folder.is_dir()
+    if is_folder:
         if not (folder / "config.json").is_file():
             raise ConfigError(f"architecture {architecture!r} is a folder without a config.json")
         return folder / "config.json"

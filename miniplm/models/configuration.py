@@ -24,6 +24,8 @@ _SIZE_FIELDS = (
 # Far above any model, far below what would take hours to be refused.
 _MOST_LAYERS = 10_000
 _MOST_OF_A_SIZE = 2**31 - 1
+# Encoders that transformers opens as causal language models and does not list among the masked ones.
+_OTHER_ENCODERS = ("bert-generation", "xlnet")
 # Attention that every installation of PyTorch has. What else a config.json may name is a package, or code of a hub.
 _KEPT_ATTENTION = "eager"
 
@@ -97,7 +99,7 @@ def _check_family(config: PretrainedConfig, path: Path, raises: type[ModelError]
     kind = None
     if getattr(config, "is_encoder_decoder", False):
         kind = "an encoder and a decoder, which reads its text twice"
-    elif family in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
+    elif (family in MODEL_FOR_MASKED_LM_MAPPING_NAMES or family in _OTHER_ENCODERS) and not getattr(config, "is_decoder", False):
         kind = "an encoder, in which each token sees those after it"
     if kind is not None:
         raise raises(

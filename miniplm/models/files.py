@@ -39,11 +39,12 @@ def locate_model(name: str, revision: str | None = None) -> Path:
 
     Raises `ModelError` where there is no such folder and the hub does not give it either.
     """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise ModelError(f"model {name!r} is a file; give the folder that holds its config.json and safetensors weights")
+    with reading_users_file(f"model {name!r}", "cannot be looked for", "check the path and its permissions", ModelError):
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            return folder
+        if folder.exists():
+            raise ModelError(f"model {name!r} is a file; give the folder that holds its config.json and safetensors weights")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ModelError(
             f"there is no model folder {name!r} (looked from {Path.cwd()}); give a folder or a hub id such as owner/name"
@@ -137,7 +138,7 @@ def _read_index(folder: Path, index: Path) -> list[Path]:
 def _explain_no_weights(folder: Path, chosen: str) -> str:
     if chosen not in (_SINGLE, _INDEX):
         return f"model folder {folder} lacks {chosen}, which transformers_weights of its config.json names; {_COPY_AGAIN}, or take that field away"
-    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    others = sorted(path.name for path in folder.glob("*.safetensors") if path.is_file())
     if others:
         return (
             f"model folder {folder} has neither {_SINGLE} nor {_INDEX}, and transformers loads nothing else; it has {list_offenders(others)}. "

@@ -184,6 +184,11 @@ def _check_head(folder: Path, model: Any, body: nn.Module, head: Head) -> None:
     token_ids_1T = (torch.arange(16, device=device) * 7919 % vocab_size)[None, :]
     ours_TV = head.logits(body(input_ids=token_ids_1T, use_cache=False).last_hidden_state[0].to(device))
     theirs_TV = model(input_ids=token_ids_1T, use_cache=False).logits[0].float().to(device)
+    if not theirs_TV.isfinite().all():
+        raise ModelError(
+            f"model folder {folder} gives logits that are NaN or infinite, though its weights are finite: its config.json is not that of its "
+            "weights, or the dtype is too narrow for them. Copy the model again, or use dtype float32 or bfloat16"
+        )
     tolerance = (1e-4 if head.weight_VH.dtype == torch.float32 else 3e-2) * max(1.0, theirs_TV.abs().max().item())
     difference = (ours_TV - theirs_TV).abs().max().item()
     if not difference <= tolerance:

@@ -77,7 +77,7 @@ def read_skeleton(folder: Path, trust_remote_code: bool = False) -> Skeleton:
             None,
             config=empty.config,
             state_dict=slices,
-            dtype=torch.bfloat16,
+            dtype=torch.float32,
             device_map={"": "meta"},
             ignore_mismatched_sizes=True,
             output_loading_info=True,
@@ -90,12 +90,12 @@ def read_skeleton(folder: Path, trust_remote_code: bool = False) -> Skeleton:
     return Skeleton(model, tuple(read), _count_parameters(model, {tensor.name: tensor for tensor in read}))
 
 
-def build_on_meta(config: PretrainedConfig, trust_remote_code: bool = False, dtype: torch.dtype = torch.bfloat16) -> Any:
-    """The model of a configuration on the meta device."""
+def build_on_meta(config: PretrainedConfig, trust_remote_code: bool = False) -> Any:
+    """The model of a configuration on the meta device, in float32: for any other dtype transformers changes that of all threads."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
 
 
 def check_all_loaded(folder: Path, info: dict[str, Any], unread: list[str] | None = None) -> None:
@@ -115,7 +115,8 @@ def check_all_loaded(folder: Path, info: dict[str, Any], unread: list[str] | Non
 def check_forward(model: PreTrainedModel, path: Path, raises: type[ModelError] | type[ConfigError]) -> None:
     """Raises unless the shapes inside a model on the meta device fit each other, as they do not where heads do not divide.
 
-    A family whose shapes depend on values cannot be tried without them, and passes.
+    A family whose shapes depend on values cannot be tried without them, and passes. The model is left in bfloat16, for the
+    kernels of experts take nothing else.
     """
     from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode, UnsupportedFakeTensorException
 
@@ -127,7 +128,7 @@ def check_forward(model: PreTrainedModel, path: Path, raises: type[ModelError] |
         FakeTensorMode(allow_non_fake_inputs=True),
     ):
         try:
-            model.eval()(input_ids=token_ids_BT, use_cache=False)
+            model.eval().to(torch.bfloat16)(input_ids=token_ids_BT, use_cache=False)
         except (DataDependentOutputException, UnsupportedFakeTensorException, NotImplementedError):
             return
 
@@ -167,7 +168,8 @@ def _quiet(logger_name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        logger.disabled = was_disabled
+        if not was_disabled:  # else another thread's block may have been the first, and it ends that
+            logger.disabled = False
 
 
 @contextmanager

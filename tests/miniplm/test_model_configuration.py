@@ -89,6 +89,7 @@ UNUSABLE: dict[str, tuple[dict[str, Any], str]] = {
     "unknown activation": ({"model_type": "llama", "hidden_act": "swishy"}, "swishy"),
     "unknown family": ({"model_type": "nobody-knows"}, "nobody-knows"),
     "encoder": ({"model_type": "bert"}, "type bert is an encoder"),
+    "encoder of an odd name": ({"model_type": "xlnet"}, "type xlnet is an encoder"),
     "encoder and decoder": ({"model_type": "t5"}, "type t5 is an encoder and a decoder"),
     "images": ({"model_type": "vit"}, "cannot be built as a causal language model"),
 }
@@ -97,7 +98,7 @@ UNUSABLE: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("kind", UNUSABLE)
 def test_an_architecture_that_does_not_fit_itself_is_refused_before_anything_is_built(tmp_path: Path, kind: str) -> None:
     fields, message = UNUSABLE[kind]
-    sizes = {} if fields["model_type"] in ("gpt2", "vit") else SMALL
+    sizes = {} if fields["model_type"] in ("gpt2", "vit", "xlnet") else SMALL
     with pytest.raises(ConfigError, match=message) as caught:
         check_architecture(write_architecture(tmp_path, **(sizes | fields)), 128, 33)
     assert str(tmp_path) in str(caught.value)
@@ -111,6 +112,8 @@ def test_an_architecture_that_does_not_fit_itself_is_refused_before_anything_is_
         ({"hidden_size": 64, "head_dim": None}, "another shape than its config.json says: "),
         ({"num_hidden_layers": 3}, r"lacks weights: model\.layers\.2\."),
         ({"model_type": "bert"}, "type bert is an encoder"),
+        ({"pad_token_id": 100_000}, "Padding_idx must be within"),
+        ({"dtype": "garbage"}, "garbage"),
         ({"model_type": "gpt_neox"}, r"lacks weights: .*weights without a place in the model: "),
     ],
 )
@@ -118,6 +121,18 @@ def test_a_model_whose_config_was_edited_is_refused(folder: Path, changes: dict[
     edit_config(folder, **({"model_type": "qwen3"} if "layer_types" in changes else {}), **changes)
     with pytest.raises(ModelError, match=message):
         read_skeleton(folder)
+
+
+@pytest.mark.parametrize("changes", [{"rms_norm_eps": -1.0}, {"rope_parameters": {"rope_type": "default", "rope_theta": 0.0}}])
+def test_settings_that_make_logits_of_no_number_are_refused(folder: Path, changes: dict[str, Any]) -> None:
+    edit_config(folder, **changes)
+    with pytest.raises(ModelError, match="gives logits that are NaN or infinite"):
+        load_model(folder, "float32", CPU)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe", "mixtral", "phimoe", "mamba", "jetmoe"])
+def test_an_architecture_that_computes_passes(tmp_path: Path, family: str) -> None:
+    check_architecture(write_architecture(tmp_path, model_type=family, **SMALL), 128, 33)
 
 
 def test_a_model_that_computes_passes(folder: Path) -> None:

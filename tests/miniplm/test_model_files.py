@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, modeling_utils
 
 from miniplm.errors import ModelError
-from miniplm.models.files import list_weight_files, read_model_config
+from miniplm.models.files import list_weight_files, locate_model, read_model_config
 from miniplm.models.loading import load_model
 from tests.miniplm.made_models import make_llama, save_model
 
@@ -128,6 +128,12 @@ def test_an_adapter_is_refused(folder: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "other/model", "peft_type": "LORA"}))
     with pytest.raises(ModelError, match=r"has an adapter_config\.json.*merge_and_unload"):
         load_model(folder, "float32", CPU)
+
+
+def test_a_path_that_no_file_can_have_is_refused() -> None:
+    for name in ("x" * 5000, "~nobody-of-this-name/model"):
+        with pytest.raises(ModelError, match="cannot be looked for"):
+            locate_model(name)
 
 
 @pytest.mark.parametrize(
