@@ -64,15 +64,22 @@ def build_model(
     """A float32 model with fresh weights, a function of the arguments only, in training mode.
 
     All dropout is off. `max_positions` is the longest input in tokens; the model may take more. The global random
-    state is neither used nor changed. Raises `ConfigError` where the architecture is unknown, or is no causal
-    language model with a head that can be run apart.
+    state is neither used nor changed. Raises `ConfigError` where the architecture is unknown, is no causal
+    language model (each token sees only those before it), or has no head that can be run apart.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
+    from miniplm.models.lengths import forget_seen_lengths
     from miniplm.models.loading import keep_stored_weights, split_head
+    from miniplm.models.probing import check_causal, says_it_is_not_causal
 
     config = _make_config(architecture, vocab_size, max_positions, trust_remote_code)
+    if (direction := says_it_is_not_causal(config)) is not None:
+        raise ConfigError(
+            f"architecture {architecture!r}: its config.json asks for attention to later tokens ({direction}), and a student learns to "
+            "predict them; use a causal architecture"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         with reading_users_file(
@@ -82,7 +89,7 @@ def build_model(
     # Done with the weights: where it is still asked for, whoever loads the model divides them once more.
     keep_stored_weights(model.config)
     try:
-        _, head = split_head(model)
+        body, head = split_head(model)
     except ModelError as error:
         raise ConfigError(f"architecture {architecture!r}: {error}") from error
     if head.weight_VH.shape[0] != vocab_size:
@@ -90,6 +97,9 @@ def build_model(
             f"architecture {architecture!r} keeps {head.weight_VH.shape[0]} rows in its embedding where {vocab_size} are wanted; "
             "use a plain causal language model"
         )
+    if head.weight_VH.device.type != "meta":
+        check_causal(body.eval(), vocab_size, head.weight_VH.device, f"architecture {architecture!r}", ConfigError)
+    forget_seen_lengths(model)
     built: PreTrainedModel = model.train()
     return built
 

@@ -14,7 +14,7 @@ from miniplm.errors import ConfigError, CorpusError, ModelError, StorageError, T
 from miniplm.models.configuration import read_config
 from miniplm.models.devices import resolve_device, resolve_dtype
 from miniplm.models.files import check_finite_weights, has_tokenizer, locate_model
-from miniplm.models.loading import find_max_positions
+from miniplm.models.lengths import find_max_positions
 from miniplm.models.skeleton import check_forward, read_skeleton
 from miniplm.sources.files import find_source_files
 from miniplm.storage import Storage

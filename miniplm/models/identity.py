@@ -63,7 +63,22 @@ def name_model(
     content = [weights_digest, stable_config(config), dtype, SCORING_VERSION] + ([] if attention == "sequence" else [attention])
     if config.get("rescale_prenorm_residual"):
         content.append("weights as stored")  # as they were not always taken, see `keep_stored_weights`
+    if _was_misread(config):
+        content.append("of its own length and window")
     return f"{slug(str(config.get('model_type', 'model')))}-{_size(num_parameters)}-{dtype}-{digest_content(content)}"
+
+
+def _was_misread(config: dict[str, Any]) -> bool:
+    """Whether a model of this config.json may have scores from when a window in its mask, or a dependence on length, was overlooked."""
+    text = config.get("text_config")
+    content = config | text if isinstance(text, dict) else config
+    ropes = [rope for key in ("rope_parameters", "rope_scaling") if isinstance(rope := content.get(key), dict)]
+    ropes += [rope for outer in ropes for rope in outer.values() if isinstance(rope, dict)]
+    return (
+        any(rope.get("rope_type", rope.get("type")) == "dynamic" for rope in ropes)
+        or any(isinstance(content.get(key), int) for key in ("index_topk", "index_topk_blocks", "keep_window_size"))
+        or (content.get("model_type") in ("qwen2_moe", "phimoe") and bool(content.get("sliding_window")))
+    )
 
 
 def _size(num_parameters: int) -> str:

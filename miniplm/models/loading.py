@@ -14,8 +14,10 @@ from miniplm.models.configuration import read_config
 from miniplm.models.devices import describe_memory, is_out_of_memory, torch_dtype
 from miniplm.models.files import check_finite_weights
 from miniplm.models.fp8 import convert_to_fp8
+from miniplm.models.lengths import choose_probe_length, depends_on_length, find_max_positions, forget_seen_lengths
 from miniplm.models.packed_linear import can_pack, pack_linears
 from miniplm.models.placement import place_model
+from miniplm.models.probing import check_causal, check_implementations
 from miniplm.models.skeleton import check_all_loaded, read_skeleton
 from miniplm.nll import Head
 
@@ -39,6 +41,8 @@ class LoadedModel:
     is_spread: bool = False
     # Where the numbers depend on the length of the padded batch, only sequences of one length may share a batch.
     needs_equal_lengths: bool = False
+    # Tokens of a probe in which whatever happens at a distance in this model happens.
+    probe_length: int = 16
 
 
 def load_model(
@@ -46,7 +50,8 @@ def load_model(
 ) -> LoadedModel:
     """The model of a folder, in evaluation mode on `device`; on a CPU with its linear layers packed, unless torch.compile is to see them.
 
-    Raises what `load_causal_model` raises, and `ModelError` where body and head together do not give the model's own logits.
+    Raises what `load_causal_model` raises, and `ModelError` where body and head together do not give the model's own logits, a
+    token sees later ones, or transformers computes the model in two ways that disagree.
     """
     model, device, is_spread = load_causal_model(folder, dtype, device, trust_remote_code)
     body, head = split_head(model)
@@ -54,6 +59,9 @@ def load_model(
         folder, "does not compute", "its config.json may not be that of its weights; copy the model again", ModelError
     ):
         _check_head(folder, model, body, head)
+        vocab_size, who = head.weight_VH.shape[0], f"model folder {folder}"
+        check_causal(body, vocab_size, device, who, ModelError)
+        check_implementations(model, body, vocab_size, device, who)
     if dtype == "fp8":
         _convert_to_fp8(folder, body)
     elif not will_compile and can_pack(device, torch_dtype(dtype)):
@@ -64,10 +72,11 @@ def load_model(
         device=device,
         own_attention=model.config._attn_implementation,
         is_spread=is_spread,
-        vocab_size=head.weight_VH.shape[0],
+        vocab_size=vocab_size,
         max_positions=find_max_positions(model.config),
         name=folder.name,
-        needs_equal_lengths=_depends_on_length(model.config),
+        needs_equal_lengths=depends_on_length(model.config),
+        probe_length=choose_probe_length(model.config),
     )
 
 
@@ -98,6 +107,7 @@ def load_causal_model(
         )
     check_all_loaded(folder, info)
     model = model.eval().requires_grad_(False)
+    forget_seen_lengths(model)
     if devices is None:
         model = _move(model, folder, device)
     else:
@@ -123,32 +133,18 @@ def split_head(model: Any) -> tuple[nn.Module, Head]:
     Raises `ModelError` where the model has no linear output embedding.
     """
     body = model.base_model
+    if body is model and isinstance(getattr(model, "model", None), nn.Module):
+        body = model.model  # Llama 4's text model is not where its prefix says
     output = model.get_output_embeddings()
     if body is model or output is None or not isinstance(getattr(output, "weight", None), torch.Tensor):
         raise ModelError(f"{type(model).__name__} has no body and linear head that could be run apart; it cannot be used here")
-    config = model.config
-    # Cohere multiplies its logits by `logit_scale`, Granite divides them by `logits_scaling`, Gemma 2 caps them.
+    config = model.config.get_text_config(decoder=True)
+    # Cohere multiplies its logits by `logit_scale`, Granite divides them by `logits_scaling`; Gemma 2, RecurrentGemma and xLSTM cap them.
     scale = getattr(config, "logit_scale", None)
     if (divisor := getattr(config, "logits_scaling", None)) is not None:
         scale = 1.0 / divisor
-    return body, Head(output.weight, getattr(output, "bias", None), scale, getattr(config, "final_logit_softcapping", None))
-
-
-def find_max_positions(config: Any) -> int | None:
-    """The longest input in tokens by a model's configuration, None where the family has no limit; of a multimodal model that of its text."""
-    config = config.get_text_config(decoder=True)
-    for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
-        value = getattr(config, key, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return None
-
-
-def _depends_on_length(config: Any) -> bool:
-    """Whether the position encoding follows the length of the input, as LongRoPE (Phi-3) and dynamic NTK do."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    kinds = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
-    return any(kind.get("rope_type", kind.get("type")) in ("longrope", "su", "dynamic") for kind in kinds)
+    caps = (getattr(config, key, None) for key in ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap"))
+    return body, Head(output.weight, getattr(output, "bias", None), scale, next((cap for cap in caps if cap is not None), None))
 
 
 def _move(model: Any, folder: Path, device: torch.device) -> Any:
@@ -181,8 +177,14 @@ def _check_head(folder: Path, model: Any, body: nn.Module, head: Head) -> None:
     """Body and head must give the model's own logits; a family with a step of its own in between is refused, not scored wrong."""
     vocab_size = head.weight_VH.shape[0]
     device = head.weight_VH.device
-    token_ids_1T = (torch.arange(16, device=device) * 7919 % vocab_size)[None, :]
-    ours_TV = head.logits(body(input_ids=token_ids_1T, use_cache=False).last_hidden_state[0].to(device))
+    token_ids_1T = (torch.arange(min(16, find_max_positions(model.config) or 16), device=device) * 7919 % vocab_size)[None, :]
+    hidden_TH = body(input_ids=token_ids_1T, use_cache=False).last_hidden_state[0].to(device)
+    if hidden_TH.shape[1] != head.weight_VH.shape[1]:
+        raise ModelError(
+            f"model folder {folder} ({type(model).__name__}) makes its logits in a way that is not known here: its hidden states are "
+            f"{hidden_TH.shape[1]} wide and its head takes {head.weight_VH.shape[1]}; it cannot be scored without storing all logits"
+        )
+    ours_TV = head.logits(hidden_TH)
     theirs_TV = model(input_ids=token_ids_1T, use_cache=False).logits[0].float().to(device)
     if not theirs_TV.isfinite().all():
         raise ModelError(

@@ -8,6 +8,7 @@ Shapes: N tokens of all segments, S segments, Q query heads, K key heads, D widt
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -16,13 +17,59 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 NAME = "miniplm-segments"
+# The same, with what each layer's mask would have been: to prove that nothing is lost without masks, not to score with.
+PROOF = "miniplm-segments-proof"
+
+# As far as a window is looked for; a longer one is none.
+_REACH = 1 << 17
+# What models hand to any attention, and what changes nothing of it here.
+_HARMLESS = {
+    "position_ids", "use_cache", "cache_position", "past_key_values", "cu_seq_lens_k", "max_length_k", "return_dict",
+    "output_attentions", "output_hidden_states", "output_router_logits", "deterministic", "layer_idx", "logits_to_keep",
+}  # fmt: skip
 
 
 def register_segment_attention() -> None:
-    """Makes `miniplm-segments` known to transformers; may be called again."""
+    """Makes both attentions known to transformers; may be called again."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     ALL_ATTENTION_FUNCTIONS.register(NAME, attend_within_segments)
+    ALL_ATTENTION_FUNCTIONS.register(PROOF, _attend_and_prove)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(PROOF, _describe_mask)
+
+
+def _describe_mask(
+    mask_function: Callable[..., Tensor], device: torch.device, attention_mask: Tensor | None = None, **_: Any
+) -> Tensor:
+    """The window of a causal mask as (1, 1, 1, 1) int64, 0 where it has none, handed to the layers in the mask's place.
+
+    Asked of the rule that the mask would be made by, so a window of any length costs no text of that length.
+    """
+    if attention_mask is not None and not attention_mask.all():
+        raise NotImplementedError("this model makes a padding mask of its own")
+    zero, keys = torch.zeros((), dtype=torch.long, device=device), torch.arange(_REACH, device=device)
+    window = 0
+    for query in (_REACH - 1, _REACH // 2 + 1, 12345, 777, 5, 0):
+        seen = mask_function(zero, zero, torch.full((), query, device=device), keys)
+        seen = torch.as_tensor(seen, device=device).expand(_REACH)
+        if query == _REACH - 1:
+            window = int(seen.sum())
+        if not torch.equal(seen, (keys <= query) & (keys > query - window)):
+            raise NotImplementedError("its mask is neither causal nor a window of fixed length")
+    return torch.full((1, 1, 1, 1), 0 if window == _REACH else window, dtype=torch.long, device=device)
+
+
+def _attend_and_prove(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **arguments: Any
+) -> tuple[Tensor, None]:
+    """What `attend_within_segments` gives, where the layer itself names the window that its mask would have had."""
+    if attention_mask is None or attention_mask.shape != (1, 1, 1, 1):
+        raise NotImplementedError("a layer's mask is not of transformers' making")
+    in_mask, named = int(attention_mask), arguments.get("sliding_window") or 0
+    if in_mask != (0 if named >= _REACH else named):
+        raise NotImplementedError(f"a layer names a window of {named or 'any length'}, and its mask has {in_mask or 'none'}")
+    return attend_within_segments(module, query, key, value, None, **arguments)
 
 
 def attend_within_segments(
@@ -38,12 +85,16 @@ def attend_within_segments(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    **_: Any,
+    is_causal: bool | None = None,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention output (1, N, Q, D), in the form that transformers' models expect of an attention function.
 
-    Raises `NotImplementedError` for what it does not compute: capped logits and attention sinks.
+    Raises `NotImplementedError` for what it does not compute: capped logits, attention sinks, and whatever it does not know.
     """
+    unknown = [name for name, value in others.items() if value is not None and name not in _HARMLESS]
+    if unknown or is_causal is False:
+        raise NotImplementedError(f"attention with {', '.join(unknown) or 'is_causal: false'} is not computed over segments")
     if softcap is not None or s_aux is not None or attention_mask is not None:
         raise NotImplementedError("attention with capped logits, sinks or a mask is not computed over segments")
     if cu_seq_lens_q is None or max_length_q is None:

@@ -143,7 +143,7 @@ class Scorer:
         return SequenceScores(work.nll_sum, work.num_scored, throughput)
 
     def _plan(self, lengths: IntArray, left: IntArray) -> deque[IntArray]:
-        plan = plan_batches(lengths[left], self.tokens_per_batch, self.forward.layout, self.model.needs_equal_lengths)
+        plan = plan_batches(lengths[left], self.tokens_per_batch, self.forward.layout, self.forward.needs_equal_lengths)
         return deque(left[batch] for batch in plan)
 
     def _keep_longest(self, num_inputs: int) -> int:

@@ -6,6 +6,7 @@ sequences scored alone is not used, and a body that does not compile runs as it 
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -17,10 +18,11 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from miniplm.errors import first_line
+from miniplm.errors import ModelError, first_line
 from miniplm.models.devices import describe_device, is_device_lost, is_out_of_memory
 from miniplm.models.loading import LoadedModel
-from miniplm.scoring.attention import NAME, register_segment_attention
+from miniplm.models.probing import ROUNDING, differences, make_probe
+from miniplm.scoring.attention import NAME, PROOF, register_segment_attention
 from miniplm.scoring.batches import Layout
 from miniplm.scoring.heads import HeadKernel, choose_head_kernel
 from miniplm.scoring.model_inputs import ModelInputs
@@ -29,8 +31,6 @@ Compile = Literal["auto"] | bool
 
 _log = logging.getLogger("miniplm")
 
-# Largest difference of a token's hidden state, as a share of what tells it from the others, that is rounding.
-_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
 _HEAD_CHOICES = "head-kernels.json"
 
 
@@ -43,6 +43,8 @@ class ForwardPass:
         """`cache_folder` keeps the choice of the head's kernel from one process to the next; `head_kernel` takes one by name."""
         self.model = model
         self.notes: list[str] = []
+        # Where the numbers depend on the length of the padded batch, only sequences of one length may share a batch.
+        self.needs_equal_lengths = model.needs_equal_lengths
         self.layout: Layout = self._find_layout()
         wanted = compile is True or (compile == "auto" and model.device.type == "cuda" and not model.is_spread)
         self._compiled: Callable[..., Any] | None = torch.compile(model.body) if wanted else None
@@ -90,40 +92,66 @@ class ForwardPass:
     def _find_layout(self) -> Layout:
         """`flat` where segments in one row give the hidden states that each gives alone, else `rows`.
 
-        State-space models and models with an attention of their own carry something over from one segment to the next.
+        State-space models and models with an attention of their own carry something over from one segment to the next. Raises
+        `ModelError` where rows do not give those hidden states either, not even rows of one length.
         """
         model, body = self.model, cast(Any, self.model.body)
-        # Float32 has no kernel for segments on a GPU; there it is for calibration only.
-        if model.needs_equal_lengths or (model.device.type == "cuda" and body.dtype == torch.float32):
-            return "rows"
-        register_segment_attention()
         # Another scorer of the same model may have left its attention there.
         body.set_attn_implementation(model.own_attention)
-        lengths = (16, 9, 1)
-        pieces = [torch.arange(1, length + 1, device=model.device) * 7919 % model.vocab_size for length in lengths]
+        lengths = (model.probe_length, min(9, model.probe_length), 1)
+        pieces = [make_probe(model.vocab_size, length, model.device) for length in lengths]
         alone = [body(input_ids=piece[None], use_cache=False).last_hidden_state[0] for piece in pieces]
-        borders = torch.tensor([0, 16, 25, 26], dtype=torch.int32, device=model.device)
-        positions = torch.cat([torch.arange(length, device=model.device) for length in lengths])[None]
-        inputs = ModelInputs(torch.cat(pieces)[None], torch.cat(pieces), positions, borders, lengths[0])
-        try:
-            body.set_attn_implementation(NAME)
-            if body.config._attn_implementation != NAME:
-                raise NotImplementedError("this model does not take another attention")
-            together = body(**_body_arguments(inputs)).last_hidden_state[0].float()
-            expected = torch.cat(alone).float()
-            # One channel that is large for all tokens, as trained models have, must not hide what differs.
-            distinct = (expected - expected.mean(dim=0)).norm(dim=1).clamp(min=1e-6)
-            difference = ((together - expected).norm(dim=1) / distinct).max().item()
-            if difference <= _TOLERANCE[body.dtype]:
+        # Float32 has no kernel for segments on a GPU; there it is for calibration only.
+        if not (self.needs_equal_lengths or (model.device.type == "cuda" and body.dtype == torch.float32)):
+            reason = self._try_flat(pieces, torch.cat(alone))
+            if not reason:
                 return "flat"
-            reason = f"hidden states differ by {difference:.2g} of themselves"
+            body.set_attn_implementation(model.own_attention)
+            _log.info("%s is scored in padded rows, not in one row of segments: %s", model.name, reason)
+        self._find_rows(pieces, alone)
+        return "rows"
+
+    def _try_flat(self, pieces: list[Tensor], expected_NH: Tensor) -> str:
+        """Why this model cannot be computed over segments in one row; empty where it can, and its attention is then set to do so."""
+        body = cast(Any, self.model.body)
+        register_segment_attention()
+        try:
+            # A mask's window may be longer than what can be tried, so it is proved first.
+            _set_attention(body, PROOF)
+            body(**_body_arguments(_make_inputs(pieces[:1])))
+            _set_attention(body, NAME)
+            together_NH = body(**_body_arguments(_make_inputs(pieces))).last_hidden_state[0]
         except Exception as error:
             if is_out_of_memory(error) or is_device_lost(error):
                 raise
-            reason = first_line(error)
-        body.set_attn_implementation(model.own_attention)
-        _log.info("%s is scored in padded rows, not in one row of segments: %s", model.name, reason)
-        return "rows"
+            return first_line(error)
+        difference = differences(together_NH, expected_NH).max().item()
+        return "" if difference <= ROUNDING[body.dtype] else f"hidden states differ by {difference:.2g} of themselves"
+
+    def _find_rows(self, pieces: list[Tensor], alone: list[Tensor]) -> None:
+        """Finds whether padded rows of several lengths, or of one length only, give what each gives alone."""
+        model, body = self.model, cast(Any, self.model.body)
+        longest = len(pieces[0])
+
+        def differ(rows: list[Tensor], expected: list[Tensor]) -> float:
+            padded = torch.stack([torch.nn.functional.pad(row, (0, longest - len(row))) for row in rows])
+            found = body(input_ids=padded, use_cache=False).last_hidden_state
+            together = torch.cat([found[row, : len(hidden)] for row, hidden in enumerate(expected)])
+            return differences(together, torch.cat(expected)).nan_to_num(torch.inf).max().item()
+
+        if not self.needs_equal_lengths and (difference := differ(pieces, alone)) > ROUNDING[body.dtype]:
+            self.needs_equal_lengths = True
+            _log.info("%s is scored in rows of one length: with padding its states differ by %.2g", model.name, difference)
+        if not self.needs_equal_lengths:
+            return
+        other = make_probe(model.vocab_size, longest, model.device, shift=5)
+        expected = [alone[0], body(input_ids=other[None], use_cache=False).last_hidden_state[0]]
+        # Of low precision a few tokens may differ by what a router rounds.
+        if (difference := differ([pieces[0], other], expected)) > ROUNDING[body.dtype] and body.dtype == torch.float32:
+            raise ModelError(
+                f"model {model.name} ({type(body).__name__}) cannot be scored: a text's hidden states change with the texts that are "
+                f"computed beside it, by {difference:.2g} of themselves. Use another model"
+            )
 
     @torch.no_grad()
     def _choose_head(self, compile_allowed: bool, cache_folder: Path | None, only: str | None) -> HeadKernel:
@@ -153,6 +181,20 @@ def _read_choices(path: Path) -> dict[str, str]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _set_attention(body: Any, name: str) -> None:
+    body.set_attn_implementation(name)
+    if body.config._attn_implementation != name:
+        raise NotImplementedError("this model does not take another attention")
+
+
+def _make_inputs(pieces: list[Tensor]) -> ModelInputs:
+    """The pieces as segments of one row."""
+    device, lengths = pieces[0].device, [len(piece) for piece in pieces]
+    borders = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
+    positions = torch.cat([torch.arange(length, device=device) for length in lengths])[None]
+    return ModelInputs(torch.cat(pieces)[None], torch.cat(pieces), positions, borders, max(lengths))
 
 
 def _body_arguments(inputs: ModelInputs) -> dict[str, Any]:

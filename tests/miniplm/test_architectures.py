@@ -18,6 +18,7 @@ from miniplm.architectures import (
 )
 from miniplm.errors import ConfigError
 from miniplm.presets import PRESETS
+from tests.miniplm.made_zoo import make_config
 
 QWEN_VOCAB_SIZE = 151_936
 
@@ -205,3 +206,23 @@ def test_architecture_that_is_no_language_model_is_refused(tmp_path: Path) -> No
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
     with pytest.raises(ConfigError, match="cannot be built as a causal language model"):
         build_model(str(tmp_path), 64, 16, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "reason"),
+    [
+        ("llama", {"is_causal": False}, r"asks for attention to later tokens \(is_causal: false\)"),
+        (
+            "gemma3_text",
+            {"use_bidirectional_attention": True},
+            r"asks for attention to later tokens \(use_bidirectional_attention: True\)",
+        ),
+        ("bert-generation", {"is_decoder": False}, r"is no causal language model as its config.json has it \(is_decoder: False\)"),
+    ],
+)
+def test_a_student_that_would_see_what_it_is_to_predict_is_refused(
+    tmp_path: Path, family: str, changes: dict[str, bool], reason: str
+) -> None:
+    make_config(family, **changes).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=reason):
+        build_model(str(tmp_path), 100, 64, seed=0)

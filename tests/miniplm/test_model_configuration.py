@@ -12,7 +12,8 @@ import torch
 
 from miniplm.architectures import build_model, check_architecture
 from miniplm.errors import ConfigError, ModelError
-from miniplm.models.loading import find_max_positions, load_model
+from miniplm.models.lengths import find_max_positions
+from miniplm.models.loading import load_model
 from miniplm.models.skeleton import check_forward, read_skeleton
 from tests.miniplm.made_models import make_llama, save_model
 

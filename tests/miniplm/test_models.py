@@ -4,14 +4,16 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from miniplm.errors import ConfigError, ModelError
 from miniplm.models.devices import is_out_of_memory, resolve_device, resolve_dtype
 from miniplm.models.files import list_weight_files, locate_model
-from miniplm.models.identity import identify_model, slug
+from miniplm.models.identity import SCORING_VERSION, identify_model, name_model, slug
 from miniplm.models.loading import load_model, split_head
-from tests.miniplm.made_models import FAMILIES, make_gpt2, make_llama, make_qwen2, save_model
+from miniplm.storage import digest_content
+from tests.miniplm.made_models import make_gpt2, make_llama, make_qwen2, save_model
+from tests.miniplm.made_zoo import make_config
 
 CPU = torch.device("cpu")
 
@@ -46,6 +48,26 @@ def test_id_changes_with_weights_config_and_dtype(folder):
     assert len(ids) == 4
 
 
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [
+        ({"model_type": "llama"}, False),
+        ({"model_type": "llama", "rope_scaling": None}, False),
+        ({"model_type": "llama", "rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, False),
+        ({"model_type": "mistral", "sliding_window": 4096}, False),
+        ({"model_type": "qwen2_moe", "sliding_window": None}, False),
+        ({"model_type": "qwen2_moe", "sliding_window": 4096}, True),
+        ({"model_type": "phimoe", "sliding_window": 2047}, True),
+        ({"model_type": "llama", "rope_scaling": {"type": "dynamic", "factor": 2.0}}, True),
+        ({"model_type": "gemma3_text", "rope_parameters": {"full_attention": {"rope_type": "dynamic"}}}, True),
+        ({"model_type": "deepseek_v32", "index_topk": 2048}, True),
+    ],
+)
+def test_only_models_that_were_misread_have_another_id(config, changes):
+    content = ["sha256:0", config, "float32", SCORING_VERSION]
+    assert (name_model(1, "sha256:0", config, "float32").rsplit("-", 1)[1] != digest_content(content)) is changes
+
+
 def test_slug():
     assert slug("HuggingFaceTB/SmolLM2-135M") == "smollm2-135m"
     assert slug("models/my model/") == "my-model"
@@ -63,7 +85,7 @@ def test_body_and_head_give_the_models_own_logits(make):
 
 @pytest.mark.parametrize("family", ["mamba", "mamba2"])
 def test_stored_weights_are_not_rescaled_when_they_are_loaded(tmp_path, family):
-    config = AutoConfig.for_model(family, **FAMILIES[family], rescale_prenorm_residual=True)
+    config = make_config(family, rescale_prenorm_residual=True)
     model = AutoModelForCausalLM.from_config(config).eval()
     loaded = load_model(save_model(model, tmp_path / family), "float32", CPU, will_compile=True)  # so that nothing is packed
     for (name, stored), parameter in zip(model.base_model.named_parameters(), loaded.body.parameters(), strict=True):
