@@ -12,7 +12,7 @@ from miniplm.models.files import has_tokenizer, locate_model, read_model_config
 from miniplm.models.loading import LoadedModel
 from miniplm.models.opening import open_model
 from miniplm.storage import Storage
-from miniplm.tokenization import load_tokenizer, vocabulary_digest
+from miniplm.tokenization import load_tokenizer
 
 _INSTEAD = "use method miniplm or seqkd, which need of a teacher only text"
 
@@ -32,12 +32,12 @@ def check_teacher(entry: ModelEntry, corpus: CorpusManifest, method: str) -> Non
         return
     tokenizer = corpus.tokenizer
     try:
-        own = load_tokenizer(str(folder), tokenizer.eos_token, entry.trust_remote_code)
+        own = load_tokenizer(str(folder), tokenizer.eos_token, entry.trust_remote_code, is_separator_known=True)
     except TokenizerError as error:
         raise TrainingError(
             f"{method}: the teacher's own tokenizer does not fit corpus {corpus.corpus_id}: {error}. Else {_INSTEAD}"
         ) from error
-    if vocabulary_digest(own.tokenizer) != tokenizer.digest:
+    if own.entry.digest != tokenizer.digest:
         raise TrainingError(
             f"{method}: the teacher {entry.source} has another tokenizer than corpus {corpus.corpus_id} ({tokenizer.name}), and its "
             f"distributions are compared with the student's id by id; use a teacher with this tokenizer, or {_INSTEAD}"
