@@ -82,13 +82,18 @@ class DomainCounts(Record):
 
 
 class TokenizerEntry(Record):
-    """The tokenizer of a corpus. `digest` is of its vocabulary: every token with its id."""
+    """The tokenizer of a corpus. `digest` is of its vocabulary: every token with its id.
+
+    `rules` is a digest of all that decides the token ids of a text (merges, normalisation, splitting); empty in records of derived sets and
+    of earlier versions.
+    """
 
     name: str
     digest: str
     vocab_size: int
     eos_token: str
     eos_token_id: int
+    rules: str = ""
 
 
 class CorpusManifest(Record):

@@ -19,7 +19,8 @@ from miniplm.models.skeleton import check_forward, read_skeleton
 from miniplm.sources.files import find_source_files
 from miniplm.storage import Storage
 from miniplm.student_plans import load_own_tokenizer
-from miniplm.tokenization import CorpusTokenizer, load_tokenizer, vocabulary_digest
+from miniplm.tokenization import CorpusTokenizer, load_tokenizer
+from miniplm.tokenizer_agreement import find_disagreement
 from miniplm.training.processes import count_processes, find_inline_reason
 from miniplm.training.recipe import resolve_training
 from miniplm.training.tracking import check_tracking
@@ -136,13 +137,9 @@ def check_model(role: str, folder: Path, config: RunConfig, tokenizer: CorpusTok
 
 
 def _check_tokenizer(role: str, folder: Path, trust_remote_code: bool, config: RunConfig, tokenizer: CorpusTokenizer) -> None:
-    # The model's own EOS does not matter here, only its vocabulary: documents are separated by the corpus' token.
-    own = load_tokenizer(str(folder), tokenizer.entry.eos_token, trust_remote_code)
-    if vocabulary_digest(own.tokenizer) == tokenizer.entry.digest:
+    disagreement = find_disagreement(folder, tokenizer, trust_remote_code)
+    if disagreement is None:
         return
-    ours, theirs = tokenizer.tokenizer.get_vocab(), own.tokenizer.get_vocab()
-    num_different = sum(theirs.get(token) != token_id for token, token_id in ours.items())
     raise TokenizerError(
-        f"{role}: model {folder} has another tokenizer than the corpus ({config.corpus.tokenizer!r}): {num_different} of {len(ours)} tokens "
-        f"have another id. Teacher and reference score the same token ids, so both must share the tokenizer of the corpus; use models of one family"
+        f"{role}: model {folder} has another tokenizer than the corpus ({config.corpus.tokenizer!r}): {disagreement}. Teacher and reference score the same token ids, so both must share the tokenizer of the corpus; use models of one family"
     )

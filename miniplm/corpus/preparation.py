@@ -210,7 +210,7 @@ class _Preparation:
         manifest = CorpusManifest(
             corpus_id=corpus_id,
             parent=parent.corpus_id if parent else None,
-            tokenizer=tokenizer.entry,
+            tokenizer=tokenizer.full_entry,
             sequence_length=self._config.sequence_length,
             sources=(*_list_sources(parent), *self._documents.sources),
             num_records=self._documents.next_document_id,

@@ -107,4 +107,4 @@ def load_corpus_tokenizer(storage: Storage, corpus_id: str, trust_remote_code: b
             f"the tokenizer of corpus {corpus_id} is damaged: {storage.url(layout.corpus_tokenizer(corpus_id))} holds another "
             "vocabulary than its manifest says. Run `miniplm prepare CONFIG`: it is written again, and nothing else"
         )
-    return CorpusTokenizer(loaded.tokenizer, recorded)
+    return loaded.with_entry(recorded)

@@ -11,10 +11,12 @@ Counts of a shard, whose sums are the set's:
     borders_empty      ends of documents that were chosen without any text before them; there is nothing to end
     text_bytes         UTF-8 bytes of the text, those that replaced bytes stood for included
     replaced_bytes     bytes that are a part of a character whose rest was not chosen; U+FFFD stands for them
+    unknown_tokens     tokens of text that the corpus's tokenizer has no tokens for; its name for them stands in the text
 """
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -45,6 +47,7 @@ from miniplm.training.data import TrainingShard, read_sequences
 _BATCH_BYTES = 4 << 20
 # A shard's sequences are as many as its text needs: ids of one shard are far from those of the next.
 _IDS_A_SHARD = 1 << 32
+_log = logging.getLogger("miniplm")
 
 
 class ListShards(Protocol):
@@ -99,6 +102,11 @@ class ConversionJob(DerivedJob):
 
     def open_maker(self, storage: Storage, sources: Sequence[DerivedSource], device: str) -> ShardMaker:
         source_tokenizer = load_corpus_tokenizer(storage, self.corpus.corpus_id, self.trust_remote_code)
+        if losses := source_tokenizer.list_losses():
+            _log.warning(
+                f"{self.name}: the text that tokenizer {source_tokenizer.entry.name!r} gives back is not byte for byte the documents' "
+                f"({'; '.join(losses)}): it is what the teacher saw of them"
+            )
         return _Converter(storage, self, [source.parts[0] for source in sources], TokenBytes(source_tokenizer))
 
     def publish_tokenizer(self, storage: Storage) -> None:
@@ -125,7 +133,9 @@ class _Converter(ShardMaker):
         packing = _Packing(self._job.conversion, self._job.own, self._token_bytes, self._ends)
         neighbours = _Neighbours(self._storage, self._parts, shard_index, self._token_bytes, self._job)
         eos_token_id = self._job.conversion.source_eos_token_id
-        cutter = FragmentCutter(self._token_bytes, eos_token_id, neighbours.take_before, neighbours.take_after)
+        cutter = FragmentCutter(
+            self._token_bytes, eos_token_id, neighbours.take_before, neighbours.take_after, neighbours.starts_document
+        )
         batch: list[Fragment] = []
         num_bytes, num_tokens = 0, self._parts[shard_index].num_tokens
         for fragment, num_done in self._cut(self._parts[shard_index], cutter):
@@ -137,7 +147,7 @@ class _Converter(ShardMaker):
                 batch, num_bytes = [], 0
         packing.add(batch)
         on_progress(Progress(self._job.name, num_tokens, num_tokens, self._job.unit))
-        return packing.finish(shard_index * _IDS_A_SHARD, cutter.num_empty_borders)
+        return packing.finish(shard_index * _IDS_A_SHARD, cutter.counts)
 
     def _cut(self, part: TrainingShard, cutter: FragmentCutter) -> Iterator[tuple[Fragment, int]]:
         """The fragments of a shard, each with the tokens that were read when it ended."""
@@ -147,8 +157,10 @@ class _Converter(ShardMaker):
         domains, document_ids = table["domain"].to_pylist(), table["document_ids"].to_pylist()
         num_done = 0
         for row, token_ids in enumerate(read_token_ids(table)):
-            if not is_chosen[row] or not self._job.joins:
-                yield from ((fragment, num_done) for fragment in cutter.skip(domains[row]))
+            if not is_chosen[row]:
+                yield from ((fragment, num_done) for fragment in cutter.skip(domains[row], document_ids[row]))
+            elif not self._job.joins:
+                yield from ((fragment, num_done) for fragment in cutter.part(domains[row], document_ids[row]))
             if is_chosen[row]:
                 num_done += len(token_ids)
                 yield from ((fragment, num_done) for fragment in cutter.add(domains[row], token_ids, document_ids[row]))
@@ -166,7 +178,7 @@ class _Packing:
         self._shard = OpenShard(recipe.vocab_size)
         self._packers: dict[str, DomainPacker] = {}
         self._texts: dict[str, DomainCounts] = {}
-        self._counts = Counter(borders_kept=0, borders_added=0, borders_empty=0, text_bytes=0, replaced_bytes=0)
+        self._counts = Counter(borders_kept=0, borders_added=0, text_bytes=0, replaced_bytes=0)
 
     def add(self, fragments: Sequence[Fragment]) -> None:
         """Encodes and packs fragments in their order."""
@@ -185,12 +197,12 @@ class _Packing:
             for sequence in self._packers[fragment.domain].add_document(fragment.document_id, token_ids):
                 self._append(fragment.domain, sequence)
 
-    def finish(self, first_sequence_id: int, num_empty_borders: int) -> MadeShard:
+    def finish(self, first_sequence_id: int, counts: Counter[str]) -> MadeShard:
         """What is left of each domain, by name, as shorter sequences; then all of it."""
         for domain in sorted(self._packers):
             if (remainder := self._packers[domain].remainder()) is not None:
                 self._append(domain, remainder)
-        self._counts["borders_empty"] = num_empty_borders
+        self._counts.update(counts)
         packed = self._shard.count_domains()
         domains = {domain: add_counts(counts, packed.get(domain, DomainCounts())) for domain, counts in self._texts.items()}
         return MadeShard(self._shard, first_sequence_id, domains, self._counts)
@@ -222,6 +234,19 @@ class _Neighbours:
             return b""
         head = self._read(domain, step=1)
         return head[: count_completing_bytes(tail, head)]
+
+    def starts_document(self, domain: str, document_id: int) -> bool:
+        """Whether a document that this shard's first sequence of the domain begins with is in no shard before; where it cannot be known, not."""
+        for index in range(self._here - 1, -1, -1):
+            if index not in self._shards:
+                return False
+            table = read_sequences(self._storage, self._shards[index].entry, ["domain", "document_ids"])
+            document_ids = [
+                ids for name, ids in zip(*(column.to_pylist() for column in table.columns), strict=True) if name == domain
+            ]
+            if document_ids:
+                return bool(document_ids[-1][-1] != document_id)
+        return True
 
     def _read(self, domain: str, step: int) -> bytes:
         """What the domain's nearest sequence before or after this shard holds next to it, empty where that was not chosen."""

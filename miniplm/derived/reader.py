@@ -75,4 +75,4 @@ def load_derived_tokenizer(storage: Storage, derived_id: str, trust_remote_code:
             f"the tokenizer of derived set {derived_id} is damaged: {storage.url(relative)} holds another vocabulary than its "
             f"manifest says. Delete that folder; {_REPAIR[0].lower()}{_REPAIR[1:]}"
         )
-    return CorpusTokenizer(loaded.tokenizer, recorded)
+    return loaded.with_entry(recorded)

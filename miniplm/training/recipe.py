@@ -167,8 +167,12 @@ def plan_training(
 
 
 def is_tokenizer_of(corpus: CorpusManifest, tokenizer: CorpusTokenizer) -> bool:
-    """Whether a tokenizer has the vocabulary and separator of a corpus, so that nothing is to be encoded anew for it."""
-    return (tokenizer.entry.digest, tokenizer.eos_token_id) == (corpus.tokenizer.digest, corpus.tokenizer.eos_token_id)
+    """Whether a tokenizer gives the ids of a corpus, and has its separator, so that nothing is to be encoded anew for it."""
+    recorded = corpus.tokenizer
+    if (tokenizer.entry.digest, tokenizer.eos_token_id) != (recorded.digest, recorded.eos_token_id):
+        return False
+    # Corpora of earlier versions do not say by which rules they were encoded, only with which vocabulary.
+    return not recorded.rules or tokenizer.full_entry.rules == recorded.rules
 
 
 def resolve_training(training: TrainingConfig, device: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from miniplm.models.loading import LoadedModel
 from miniplm.models.opening import open_model
 from miniplm.models.skeleton import read_skeleton
 from miniplm.storage import Storage
-from miniplm.tokenization import load_tokenizer, vocabulary_digest
+from miniplm.tokenization import load_tokenizer
 
 _INSTEAD = "use method miniplm or seqkd, which need of a teacher only text"
 
@@ -33,12 +33,12 @@ def check_teacher(entry: ModelEntry, corpus: CorpusManifest, method: str) -> Non
         _check_vocab_size(num_rows, tokenizer.vocab_size, entry, corpus, method)
         return
     try:
-        own = load_tokenizer(str(folder), tokenizer.eos_token, entry.trust_remote_code)
+        own = load_tokenizer(str(folder), tokenizer.eos_token, entry.trust_remote_code, is_separator_known=True)
     except TokenizerError as error:
         raise TrainingError(
             f"{method}: the teacher's own tokenizer does not fit corpus {corpus.corpus_id}: {error}. Else {_INSTEAD}"
         ) from error
-    if vocabulary_digest(own.tokenizer) != tokenizer.digest:
+    if own.entry.digest != tokenizer.digest:
         raise TrainingError(
             f"{method}: the teacher {entry.source} has another tokenizer than corpus {corpus.corpus_id} ({tokenizer.name}), and its "
             f"distributions are compared with the student's id by id; use a teacher with this tokenizer, or {_INSTEAD}"

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from miniplm import layout
@@ -269,11 +271,15 @@ def test_bytes_that_complete_a_character(tail: bytes, head: bytes, num: int) -> 
 
 
 def test_a_tokenizer_that_is_not_byte_level_gives_its_decoded_text(tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(save_tokenizer(tmp_path / "word", "word"))
+    backend = Tokenizer(models.WordPiece({EOS: 0, "[UNK]": 1, "one": 2, "##s": 3, "two": 4}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.decoder = decoders.WordPiece(prefix="##")
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=EOS).save_pretrained(str(tmp_path))
+    tokenizer = load_tokenizer(str(tmp_path))
     token_bytes = TokenBytes(tokenizer)
     assert not token_bytes.is_exact
-    content = token_bytes.join(tokenizer.encode_documents(["one two three."])[0])
-    assert token_bytes.decode(content) == ("one two three.", 0)
+    content = token_bytes.join(tokenizer.encode_documents(["ones  two"])[0])
+    assert token_bytes.decode(content) == ("ones two", 0)
 
 
 @pytest.mark.real
@@ -296,3 +302,31 @@ def read_demo_lines() -> list[str]:
 
     file = sorted(Path("samples/demo").glob("*.jsonl.zst"))[0]
     return zstandard.ZstdDecompressor().stream_reader(file.open("rb")).read(400_000).decode("utf-8", "ignore").splitlines()[:12]
+
+
+def test_text_of_a_tokenizer_with_byte_fallback_is_kept_where_it_is_cut(
+    storage: Storage, tmp_path: Path, tokenizers: tuple[str, str]
+) -> None:
+    vocabulary = {"<unk>": 0, EOS: 1} | {f"<0x{byte:02X}>": 2 + byte for byte in range(256)}
+    vocabulary |= {letter: 258 + at for at, letter in enumerate(["▁", "a", "b", "."])}
+    backend = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence(steps)
+    backend.add_tokens([AddedToken("café", normalized=False)])
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=EOS, unk_token="<unk>").save_pretrained(str(tmp_path / "llama"))
+    rng = random.Random(0)
+    records = [
+        {"text": "".join(rng.choices(["a", " ", "b", ". ", "café", "日"], k=rng.randint(5, 40))), "domain": rng.choice(DOMAINS)}
+        for _ in range(30)
+    ]
+    corpus = prepare(storage, tmp_path, str(tmp_path / "llama"), records, sequence_length=9, sequences_per_shard=20)
+    own = load_tokenizer(tokenizers[1])
+    shards = corpus.split_shards("candidate")
+    manifest = make_set(storage, make_job(corpus, own, [range(shard.num_sequences) for shard in shards]))
+    expected = {domain: "".join(record["text"] for record in records if record["domain"] == domain) for domain in DOMAINS}
+    # A shard's border is a border of texts too, at which no space may be lost.
+    assert len(manifest.shards) > 2
+    assert texts_by_domain(storage, manifest, own) == {domain: text for domain, text in expected.items() if text}
+    assert (manifest.counts["replaced_bytes"], manifest.counts["unknown_tokens"]) == (0, 0)
+    assert manifest.counts["text_bytes"] == sum(len(record["text"].encode()) for record in records)
