@@ -28,7 +28,7 @@ environment
   AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY     of the storage root, for s3://
 These are set unless they are already: PREFECT_FLOWS_HEARTBEAT_FREQUENCY=30 (deployments/automations/stale-run.yaml
 counts on it), PREFECT_WORKER_QUERY_SECONDS=2, PREFECT_WORKER_HEARTBEAT_SECONDS=10, PREFECT_LOGGING_EXTRA_LOGGERS=miniplm,
-PREFECT_SERVER_ANALYTICS_ENABLED=false, DO_NOT_TRACK=1.
+PREFECT_SERVER_ANALYTICS_ENABLED=false, DO_NOT_TRACK=1. NO_PROXY gets localhost,127.0.0.1,::1 added.
 
 Exit codes: 0 stopped, 1 a worker ended by itself, 2 bad input.
 
@@ -42,6 +42,7 @@ fail() {
     exit 2
 }
 
+arguments=("$@")
 pool=miniplm-gpu queue='' gpus=all name='' limit=1 healthcheck=''
 while (($#)); do
     case $1 in
@@ -79,6 +80,23 @@ bin=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.venv/bin
 command -v prefect >/dev/null || PATH=$bin:$PATH
 command -v prefect >/dev/null || fail "there is no prefect on PATH nor in $bin; run make setup, or install the wheel"
 
+# A script that starts this one with & has SIGINT ignored here, and what bash finds ignored it cannot trap: so once more, by Python,
+# which can undo it. SIGHUP stays as it is, as nohup means it.
+ignored=$(sed -n 's/^SigIgn:[[:space:]]*//p' /proc/$$/status)
+if (((16#$ignored & 2) && ${MINIPLM_SIGINT_RESTORED:-0} == 0)); then
+    export MINIPLM_SIGINT_RESTORED=1
+    exec python3 -c '
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])' "$BASH" "${BASH_SOURCE[0]}" "${arguments[@]}"
+fi
+
+# Whatever proxy there is, a server on this machine is asked directly.
+NO_PROXY=${no_proxy-${NO_PROXY-}}
+if [[ ,$NO_PROXY, != *,\*,* ]]; then
+    NO_PROXY=${NO_PROXY:+$NO_PROXY,}localhost,127.0.0.1,::1
+fi
+export NO_PROXY no_proxy=$NO_PROXY
 export PREFECT_FLOWS_HEARTBEAT_FREQUENCY=${PREFECT_FLOWS_HEARTBEAT_FREQUENCY:-30}
 export PREFECT_WORKER_QUERY_SECONDS=${PREFECT_WORKER_QUERY_SECONDS:-2}
 export PREFECT_WORKER_HEARTBEAT_SECONDS=${PREFECT_WORKER_HEARTBEAT_SECONDS:-10}

@@ -82,15 +82,17 @@ export PATH=$BIN:$PATH
 pid_of() { cat "$FOLDER/pids/$1" 2>/dev/null || true; }
 is_running() { local pid; pid=$(pid_of "$1"); [[ -n $pid ]] && kill -0 "$pid" 2>/dev/null; }
 
-# Starts a process in a session of its own, so that it does not inherit ignored signals and can be stopped as a group.
+# Starts a process in a session of its own, so that it can be stopped as a group, and with SIGINT as it is by default: whoever runs
+# this script with & has it ignored, and that is inherited.
 launch() {
     local name=$1
     shift
     is_running "$name" && return
     mkdir -p "$FOLDER/pids" "$FOLDER/logs"
     "$BIN/python" - "$FOLDER/pids/$name" "$FOLDER/logs/$name.log" "$@" <<'PYTHON'
-import pathlib, subprocess, sys
+import pathlib, signal, subprocess, sys
 pid_file, log, *command = sys.argv[1:]
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 with open(log, "ab") as out:
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
 pathlib.Path(pid_file).write_text(str(process.pid))
@@ -202,6 +204,12 @@ client_environment() {
     export PREFECT_HOME=$FOLDER/prefect
     export PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
     export PREFECT_LOGGING_EXTRA_LOGGERS=miniplm
+    # Whatever proxy there is, what runs on this machine is asked directly.
+    NO_PROXY=${no_proxy-${NO_PROXY-}}
+    if [[ ,$NO_PROXY, != *,\*,* ]]; then
+        NO_PROXY=${NO_PROXY:+$NO_PROXY,}localhost,127.0.0.1,::1,$reached
+    fi
+    export NO_PROXY no_proxy=$NO_PROXY
     if ((S3_PORT)); then
         export AWS_ENDPOINT_URL=http://127.0.0.1:$S3_PORT AWS_ACCESS_KEY_ID=miniplm AWS_DEFAULT_REGION=us-east-1
         AWS_SECRET_ACCESS_KEY=$(secret s3)
@@ -308,6 +316,7 @@ case $command in
     env)
         client_environment
         for name in PREFECT_API_URL PREFECT_API_AUTH_STRING PREFECT_HOME PREFECT_LOGGING_EXTRA_LOGGERS PREFECT_SERVER_ANALYTICS_ENABLED DO_NOT_TRACK \
+            NO_PROXY no_proxy \
             AWS_ENDPOINT_URL AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_DEFAULT_REGION; do
             [[ -n ${!name:-} ]] && printf 'export %s=%q\n' "$name" "${!name}"
         done

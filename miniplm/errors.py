@@ -191,6 +191,10 @@ class BusyError(MiniplmError):
     """Another process works on the same artifact."""
 
 
+class MachineError(MiniplmError):
+    """The machine or its settings lack what a command needs: a folder to write to, a proxy that can be used, a free port."""
+
+
 def list_offenders(offenders: Iterable[object], total: int | None = None, most: int = 10) -> str:
     """The first `most` offenders and the total, for an error message: `"3, 5, 8, ... (12 in all)"`."""
     items = [str(offender) for offender in offenders]

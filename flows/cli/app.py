@@ -11,6 +11,7 @@ from rich.console import Console
 
 from flows.cli import facts, fleet, runs, scaling, stages
 from flows.cli.options import is_verbose
+from flows.cli.process import set_up_process
 from miniplm import __version__
 from miniplm.errors import ConfigError, MiniplmError, RunFailedError
 
@@ -64,15 +65,33 @@ _INTERRUPTED = 130
 
 def main() -> None:
     """Runs the command line and exits with its code."""
+    set_up_process()
     code = _run()
     # Native threads of DuckDB and PyArrow now and then abort a process that ends while they still start ("terminate called
     # without an active exception", once in 60 runs on a busy machine). A command that only reads leaves nothing to be
     # cleaned up; where Prefect was started, its server wants to be stopped the ordinary way.
     if "prefect" not in sys.modules and "duckdb" in sys.modules:
+        os._exit(_flush(code))
+    sys.exit(_flush(code))
+
+
+def _flush(code: int) -> int:
+    """Writes out what is still to be printed; gives the exit code, which a full disk changes, a reader that has gone does not."""
+    try:
         sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+    except BrokenPipeError:
+        _silence_stdout()
+        return code
+    except OSError as error:
+        _silence_stdout()
+        print(f"The output could not be written: {error.strerror}", file=sys.stderr)
+        return code or 1
+    return code
+
+
+def _silence_stdout() -> None:
+    """Keeps the interpreter from trying once more, and failing, at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _run() -> int:

@@ -130,13 +130,14 @@ def doctor(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Check this machine: versions, devices, memory, the storage root, the Prefect API. Exit code 2 where there is a problem."""
+    """Check this machine: versions, devices, memory, the storage root, proxies, Prefect's folder and API. Exit code 2 where there is a problem."""
     start_quietly(verbose)
-    from flows.cli.prefect_api import check_prefect_api
+    from flows.cli.prefect_api import check_prefect_api, check_proxy
+    from flows.cli.prefect_home import check_prefect_home
     from flows.cli.tables import print_findings
     from miniplm.doctor import diagnose
 
-    findings = [*diagnose(storage), check_prefect_api()]
+    findings = [*diagnose(storage), check_proxy(), check_prefect_home(), check_prefect_api()]
     if as_json:
         print_json([finding.as_json() for finding in findings])
     else:

@@ -75,13 +75,14 @@ def rescore(
 def submit_run(config: RunConfig, as_json: bool, verbose: bool) -> None:
     """Makes a flow run of the deployment run-miniplm. Raises `PrefectApiError` without a server that knows it."""
     start_quietly(verbose)
+    from flows.cli.prefect_api import provide_prefect_api
+
+    provide_prefect_api()
     from prefect.deployments import run_deployment
     from prefect.settings import PREFECT_UI_URL
 
-    from flows.cli.prefect_api import require_prefect_api
     from flows.work_pool import fleet
 
-    require_prefect_api()
     deployment = fleet.find_deployment("run-miniplm")
     run = run_deployment(
         deployment.id,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from flows.cli.process import provide_caches
 from miniplm.config import RunConfig
 from miniplm.config_files import apply_override, check_config, load_config
 from miniplm.errors import ConfigError, list_offenders
@@ -109,7 +111,11 @@ def start_quietly(verbose: bool) -> None:
     } | ({} if verbose else _WITHOUT_BARS)
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    provide_caches(os.environ)
     if os.environ.get("MINIPLM_S3_BLOCK"):
+        from flows.cli.prefect_api import provide_prefect_api
+
+        provide_prefect_api()
         from tasks.workers import use_credentials
 
         use_credentials()
@@ -120,11 +126,11 @@ def watched_flow(verbose: bool, as_json: bool) -> Iterator[Console]:
     """Live progress in the terminal while a flow runs; on stderr where stdout is for JSON."""
     start_quietly(verbose)
     console = Console(stderr=as_json, highlight=False, markup=False)
-    from flows.cli.prefect_api import require_prefect_api
-
-    require_prefect_api()
     if console.is_terminal and not verbose:
         console.print("starting ...", end="\r", style="dim")
+    from flows.cli.prefect_api import provide_prefect_api
+
+    provide_prefect_api()
     from transformers.utils import logging as transformers_logging
 
     from flows.cli.progress import TerminalProgress
@@ -137,5 +143,6 @@ def watched_flow(verbose: bool, as_json: bool) -> Iterator[Console]:
 
 
 def print_json(content: Any) -> None:
-    """Prints facts for machines on stdout."""
-    print(json.dumps(content, indent=2, ensure_ascii=False, default=str))
+    """Prints facts for machines on stdout; in ASCII where that cannot take all letters."""
+    takes_all = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    print(json.dumps(content, indent=2, ensure_ascii=not takes_all, default=str))

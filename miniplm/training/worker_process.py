@@ -14,6 +14,7 @@ from pathlib import Path
 
 from miniplm.artifacts import Record
 from miniplm.progress import Progress, ignore_progress
+from miniplm.signals import restore_signals
 from miniplm.training.messages import Finished, Hello, LogLine, describe_error, encode_message, encode_progress
 
 SOCKET = "socket"
@@ -59,6 +60,7 @@ class _ChannelHandler(logging.Handler):
 def main() -> None:
     """Trains what a job file says; the arguments are its path and the number of processes, torchrun tells which of several this is."""
     path, num_processes = Path(sys.argv[1]), int(sys.argv[2])
+    restore_signals()
     # One alone was not started by torchrun, whatever other launcher's variables it has inherited.
     rank, local_rank = (int(os.environ[name]) if num_processes > 1 else 0 for name in ("RANK", "LOCAL_RANK"))
     try:

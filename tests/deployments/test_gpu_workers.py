@@ -134,6 +134,35 @@ def test_ctrl_c_at_the_terminal_reaches_each_worker_once_through_the_script(mach
     assert set(stopped(machine).values()) == {"SIGTERM"}
 
 
+@pytest.mark.parametrize("arguments", [("--gpus", "0,1"), ("--gpus", "0", "--pool", "a pool")])
+def test_ctrl_c_stops_a_script_that_was_started_with_it_ignored(machine, arguments):
+    """As a script does that starts it with `&`; what bash finds ignored it could not trap."""
+    ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        num_workers = 1 + arguments[1].count(",")
+        process, workers = start(machine, *arguments, num_workers=num_workers)
+    finally:
+        signal.signal(signal.SIGINT, ignored)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 0
+    assert len(stopped(machine)) == num_workers
+    assert not any(worker["ignores_sigint"] for worker in workers.values())
+    assert arguments[-1] in workers[min(workers)]["arguments"] or num_workers == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [(None, "localhost,127.0.0.1,::1"), (".corp", ".corp,localhost,127.0.0.1,::1"), ("*", "*")]
+)
+def test_workers_ask_a_server_of_this_machine_past_any_proxy(machine, given, expected):
+    for name in ("NO_PROXY", "no_proxy"):
+        machine.pop(name, None)
+    process, workers = start({**machine, **({} if given is None else {"NO_PROXY": given})}, "--gpus", "none", num_workers=1)
+    process.terminate()
+    assert process.wait(10) == 0
+    environment = workers["host"]["environment"]
+    assert (environment["NO_PROXY"], environment["no_proxy"]) == (expected, expected)
+
+
 def test_the_server_is_told_of_the_runs_that_were_stopped(machine):
     """The stub's workers each have a child with the id of a run in its environment, as Prefect's have."""
     process, _ = start({**machine, "STUB_RUN": "run"}, "--gpus", "0,1", num_workers=2)
