@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .PHONY: help setup assets tasks demo test lint format clean clean-all test-packages gpu-check gpu-wheels
 
 BIN := .venv/bin
-# Three processes at a time, as the tests of a fleet mostly wait; a file's tests stay in one of them; in the order of their names, so that the long runs come first.
+# Three processes at a time, as the tests of a fleet mostly wait; a file's tests stay in one of them, in the order of tests/conftest.py.
 PYTEST_ARGS ?= -n 3 --dist loadfile --no-loadscope-reorder
 
 help:  ## this list
@@ -26,7 +26,7 @@ demo: assets  ## refine the sample corpus and train two students on it (about 5 
 test-packages:
 	@scripts/install_test_packages.sh
 
-test: lint assets test-packages  ## lint, type check and all tests, with the real models
+test: lint assets test-packages  ## lint, type check and all tests, with the real models (about 8 minutes on 2 cores)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 gpu-check:  ## tests and benchmarks on a machine with a GPU, in five stages of at most 8 minutes (docs/gpu.md)

@@ -8,7 +8,8 @@ from typing import Any
 
 from tests.tiny_runs import make_tiny_run
 
-_ON_POOL = {"fan_out": "work-pool", "stale_seconds": 60}
+# Two batches a model, one a worker: each costs a start of Python with everything imported. How `auto` cuts them, a test of its own tells.
+_ON_POOL = {"fan_out": "work-pool", "stale_seconds": 60, "shards_per_batch": 11}
 
 
 def make_run(folder: Path, name: str, **changes: Any) -> Path:

@@ -43,7 +43,7 @@ def test_a_machine_that_dies_costs_nothing_but_time(fleet: LocalFleet, tmp_path:
     undisturbed = fleet.run_miniplm("run", str(config), "--set", f"storage={embedded}", "--set", "execution.fan_out=local")
     assert undisturbed.returncode == 0, undisturbed.stderr
     fleet.start_worker("late")
-    # A minute until the parent is started again, one more until it finds the dead machine's batch silent.
+    # Half a minute until the parent is started again, a minute until it finds the dead machine's batch silent.
     fleet.wait_until(lambda: fleet.read(run)["state"]["type"] in ("COMPLETED", "FAILED"), 400)
     ended = fleet.read(run)
     assert ended["state"]["type"] == "COMPLETED", ended["state"]["message"]

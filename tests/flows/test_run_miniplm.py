@@ -14,6 +14,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
+from flows.cli.runs import plan as show_plan
 from tests.command_line import run_miniplm
 from tests.tiny_runs import make_documents, make_tiny_run, write_jsonl
 
@@ -223,13 +224,12 @@ def test_a_given_reference_is_used_as_it_is(finished, prefect_server, tmp_path):
     pd.testing.assert_frame_equal(ours, theirs)
 
 
-def test_plan_measures_and_writes_nothing(finished, prefect_server, tmp_path):
+def test_plan_measures_and_writes_nothing(finished, tmp_path, monkeypatch, capsys):
     config, _ = finished
-    result = run_miniplm(
-        "plan", str(config), "--json", "--usd-per-gpu-hour", "2", "--set", f"storage={tmp_path / 'data'}", prefect=prefect_server
-    )
-    assert result.returncode == 0, result.stderr
-    plan = json.loads(result.stdout)
+    monkeypatch.setattr("miniplm.plan._PROBE_SECONDS", 0.1)
+    monkeypatch.setattr("flows.cli.runs.start_quietly", lambda verbose: None)  # it sets up the whole process
+    show_plan(str(config), overrides=[f"storage={tmp_path / 'data'}"], usd_per_gpu_hour=2, as_json=True)
+    plan = json.loads(capsys.readouterr().out)
     tokens = sum(
         counts["num_tokens"]
         for split in json.loads(next((config.parent / "data" / "corpora").glob("*/manifest.json")).read_text())["domains"].values()
