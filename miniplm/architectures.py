@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _VOCAB_MULTIPLE = 64
 # Each process of a training holds a whole model, 16 bytes a parameter with gradients and moments: far above what any machine has.
-_MOST_PARAMETERS = 1_000_000_000_000
+_MOST_PARAMETERS = 100_000_000_000
 # The published sequence length in tokens; a preset takes at least these positions.
 _MIN_POSITIONS = 1025
 _POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len")

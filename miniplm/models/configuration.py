@@ -59,7 +59,7 @@ def make_config(
 def check_not_quantised(content: dict[str, Any], folder: Path) -> None:
     """Raises `ModelError` for a model whose weights are quantised, by the method's name."""
     for part in (content, *(value for value in content.values() if isinstance(value, dict))):
-        for field in ("quantization_config", "compression_config"):
+        for field in ("quantization_config", "compression_config", "quantization"):
             if settings := part.get(field):
                 raise ModelError(
                     f"model folder {folder} is quantised ({field} of config.json: {_name_method(settings)}), and its scores would be those of "

@@ -87,6 +87,7 @@ def read_skeleton(folder: Path, trust_remote_code: bool = False) -> Skeleton:
     buffers = {name for name, _ in model.named_buffers()}
     read = [piece.tensor for piece in slices.values() if piece.was_read and not _find_name(piece.tensor.name, buffers)]
     _check_types(folder, read)
+    _check_no_scales(folder, read, unread)
     return Skeleton(model, tuple(read), _count_parameters(model, {tensor.name: tensor for tensor in read}))
 
 
@@ -139,6 +140,28 @@ def _check_types(folder: Path, weights: list[StoredTensor]) -> None:
         raise ModelError(
             f"model folder {folder} stores weights as something else than floating point numbers: {list_offenders(wrong)}. They are quantised, or no "
             "weights; give the checkpoint that they were made from, with values of float32, bfloat16, float16 or float8"
+        )
+
+
+def _check_no_scales(folder: Path, weights: list[StoredTensor], unread: list[str]) -> None:
+    """A tensor beside a weight that says how to scale it (`weight_scale_inv`, `weight.absmax`, `input_scale`) means that its values are not whole."""
+    modules: dict[str, list[str]] = {}
+    for tensor in weights:
+        module, _, last = tensor.name.rpartition(".")
+        modules.setdefault(module, []).append(last)
+    scales = []
+    for name in unread:
+        places = [(name[:at], name[at + 1 :]) for at, letter in enumerate(name) if letter == "."]
+        if any(
+            "scale" in rest or rest == "SCB" or rest.startswith((f"{last}_", f"{last}."))
+            for module, rest in places
+            for last in modules.get(module, ())
+        ):
+            scales.append(name)
+    if scales:
+        raise ModelError(
+            f"model folder {folder} stores beside its weights what is to be done to them: {list_offenders(scales)}. It is quantised, though its "
+            "config.json does not say so, and without these the weights are wrong; give the checkpoint that it was made from"
         )
 
 

@@ -60,6 +60,12 @@ def test_a_quantised_model_is_refused_by_its_method(folder: Path, method: str) -
         read_skeleton(folder)
 
 
+def test_a_quantised_model_of_another_framework_is_refused(folder: Path) -> None:
+    edit_config(folder, quantization={"group_size": 64, "bits": 4})  # as MLX
+    with pytest.raises(ModelError, match=r"is quantised \(quantization of config\.json: of an unnamed method, 4 bits\)"):
+        read_skeleton(folder)
+
+
 def test_quantised_text_of_a_multimodal_model_is_refused(folder: Path) -> None:
     edit_config(folder, text_config={"quantization_config": {"quant_method": "awq"}})
     with pytest.raises(ModelError, match="is quantised"):

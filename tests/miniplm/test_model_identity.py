@@ -192,6 +192,17 @@ def test_weights_that_are_no_floating_point_numbers_are_refused_by_name(tmp_path
         identify_model(folder, "x", "float32")
 
 
+@pytest.mark.parametrize(
+    "name", ["weight_scale_inv", "weight_scale", "input_scale", "weight.absmax", "SCB", "weight.quant_state.nf4"]
+)
+def test_scales_of_weights_without_a_quantisation_in_the_config_are_refused(tmp_path: Path, name: str) -> None:
+    folder = save_model(make_llama(), tmp_path / "model")
+    module = "model.layers.0.mlp.up_proj"
+    edit_weights(folder, lambda tensors: tensors.update({f"{module}.{name}": torch.ones(1, 1)}))
+    with pytest.raises(ModelError, match=rf"what is to be done to them: {module}\.{name}\."):
+        identify_model(folder, "x", "float32")
+
+
 def test_packed_weights_without_a_quantisation_in_the_config_are_refused(tmp_path: Path) -> None:
     folder = save_model(make_llama(), tmp_path / "model")
 
