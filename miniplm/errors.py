@@ -36,6 +36,7 @@ process, or a later time) may not; `here`: in this process, seconds later. The c
                                                 take the work again before the right ones
       PrefectApiError                elsewhere  this machine's way to the server, or its credentials
       PoolWorkError                  never      it was tried by this policy already
+      MachineError                   never      a person mends the machine
       BusyError                      never      a person decides: wait for the other process, or stop it
     RunFailedError                   elsewhere  nobody knows the reason
     StoppedError                     elsewhere  who stopped this process did not mean the others
