@@ -8,7 +8,7 @@ from miniplm.artifacts import DomainCounts, Record, TokenizerEntry
 from miniplm.storage import digest_content
 
 # Raised when a change of the code changes the sequences of an unchanged recipe.
-CONVERSION_VERSION = 1
+CONVERSION_VERSION = 2
 GENERATION_VERSION = 1
 
 

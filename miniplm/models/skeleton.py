@@ -85,7 +85,15 @@ def read_skeleton(folder: Path, trust_remote_code: bool = False) -> Skeleton:
     unread = sorted(name for name, piece in slices.items() if not piece.was_read)
     check_all_loaded(folder, info, unread)
     buffers = {name for name, _ in model.named_buffers()}
-    read = [piece.tensor for piece in slices.values() if piece.was_read and not _find_name(piece.tensor.name, buffers)]
+    # A table of integers that belongs to the model (DeepSeek V4's experts by token) may be stored below another module's name.
+    tables = {(name.rpartition(".")[2], buffer.shape) for name, buffer in model.named_buffers() if not buffer.is_floating_point()}
+    read = [
+        piece.tensor
+        for piece in slices.values()
+        if piece.was_read
+        and not _find_name(piece.tensor.name, buffers)
+        and (piece.tensor.name.rpartition(".")[2], piece.tensor.shape) not in tables
+    ]
     _check_types(folder, read)
     _check_no_scales(folder, read, unread)
     return Skeleton(model, tuple(read), _count_parameters(model, {tensor.name: tensor for tensor in read}))
