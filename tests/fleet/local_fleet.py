@@ -10,13 +10,14 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 
-from tests.command_line import environment, run_miniplm
+from tests.command_line import run_miniplm, start_miniplm
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPT = str(ROOT / "deployments" / "local-fleet.sh")
@@ -82,9 +83,9 @@ class LocalFleet:
     def run_miniplm(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         return run_miniplm(*arguments, prefect=self.client, **options)
 
-    def start_miniplm(self, *arguments: str) -> subprocess.Popen[str]:
-        command = [str(ROOT / ".venv" / "bin" / "miniplm"), *arguments]
-        return subprocess.Popen(command, env=environment(self.client), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    def start_miniplm(self, *arguments: str, out: Path) -> BaseProcess:
+        """`miniplm ARGUMENTS`, started and not waited for, with what it prints in a file."""
+        return start_miniplm(*arguments, prefect=self.client, out=out, err=out)
 
     def submit(self, deployment: str, **parameters: Any) -> str:
         """The id of a new flow run of a deployment."""

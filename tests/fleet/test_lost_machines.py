@@ -62,8 +62,9 @@ def test_a_machine_that_dies_costs_nothing_but_time(fleet: LocalFleet, tmp_path:
 
 def test_two_runs_share_the_work_on_s3_while_the_server_is_started_again(fleet: LocalFleet, tmp_path: Path) -> None:
     config = make_run(tmp_path, "first", storage="s3://miniplm/shared", scoring={"tokens_per_batch": 64})
-    first = fleet.start_miniplm("run", str(config))
-    second = fleet.start_miniplm("run", str(config), "--set", "name=second", "--set", "selection.ratio=0.3")
+    logs = tmp_path / "first.log", tmp_path / "second.log"
+    first = fleet.start_miniplm("run", str(config), out=logs[0])
+    second = fleet.start_miniplm("run", str(config), "--set", "name=second", "--set", "selection.ratio=0.3", out=logs[1])
     fleet.wait_until(
         lambda: (
             len(fleet.list_runs("score-shards", "role:teacher", "run:first"))
@@ -74,14 +75,18 @@ def test_two_runs_share_the_work_on_s3_while_the_server_is_started_again(fleet: 
     )
     fleet.restart_server(seconds_away=5)
     try:
-        told = [process.communicate(timeout=300)[0] for process in (first, second)]
+        for process in (first, second):
+            process.join(300)
     finally:
         for process in (first, second):
             process.kill()  # where it did not end: it would disturb the tests that follow
-    if [first.returncode, second.returncode] != [0, 0]:
+            process.join()
+    told = [log.read_text() for log in logs]
+    assert None not in (first.exitcode, second.exitcode), told
+    if [first.exitcode, second.exitcode] != [0, 0]:
         # What the README promises: nothing is lost, and one action goes on.
         for name, process in (("first", first), ("second", second)):
-            if process.returncode:
+            if process.exitcode:
                 again = fleet.run_miniplm("run", name, "--storage", "s3://miniplm/shared")
                 assert again.returncode == 0, told
     for role in ("teacher", "reference"):
