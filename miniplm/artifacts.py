@@ -56,14 +56,21 @@ class SourceEntry(Record):
 
 
 LeftOutReason = Literal[
-    "hidden", "a folder", "no regular file", "found already", "a link to a folder above it", "a link that leads nowhere"
+    "hidden",
+    "a folder",
+    "no regular file",
+    "found already",
+    "a link to a folder above it",
+    "a link that leads nowhere",
+    "written by MiniPLM",
 ]
 
 
 class LeftOut(Record):
     """What the pattern of a source came across and left out, for one reason; `names` are the first ten of `num_files`.
 
-    `hidden` names begin with a dot, or lie in a folder that does; files `found already` are reached through more than one folder.
+    `hidden` names begin with a dot, or lie in a folder that does; files `found already` are reached through more than one folder;
+    those `written by MiniPLM` lie in its folders at the storage root, such as the quarantine of the corpus before.
     """
 
     source: str

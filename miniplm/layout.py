@@ -5,6 +5,8 @@ All functions return paths relative to the root, with `/`.
 
 from __future__ import annotations
 
+# All that lies directly below the storage root.
+FOLDERS = ("corpora", "models", "scores", "selections", "derived", "training", "runs")
 SPLITS = ("candidate", "reference", "heldout")
 
 

@@ -74,7 +74,7 @@ def plan_corpus(storage: Storage, config: CorpusConfig) -> CorpusPlan:
     is new to it, else an extension of it by the new files.
     """
     # The sources first: they are looked up faster than a tokenizer is loaded.
-    found = [(source, find_source(source)) for source in config.sources]
+    found = [(source, find_source(source, storage)) for source in config.sources]
     left_out = tuple(entry for _, files in found for entry in files.left_out)
     tokenizer = load_tokenizer(config.tokenizer, config.eos_token, config.trust_remote_code)
     planned = _read_files(storage, [(source, file) for source, files in found for file in files.files])

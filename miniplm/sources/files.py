@@ -12,12 +12,13 @@ from typing import IO, Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from miniplm import layout
 from miniplm.artifacts import LeftOut
 from miniplm.config import SourceConfig
 from miniplm.errors import SourceError, list_offenders
 from miniplm.sources.listing import Listing, has_wildcards, list_folder, list_left_out, list_matches
 from miniplm.sources.names import show_name
-from miniplm.storage import open_filesystem, open_stream
+from miniplm.storage import Storage, open_filesystem, open_stream
 
 _MOST_NAMES = 10
 
@@ -63,9 +64,11 @@ def find_source_files(source: SourceConfig) -> list[SourceFile]:
     return find_source(source).files
 
 
-def find_source(source: SourceConfig) -> FoundFiles:
+def find_source(source: SourceConfig, storage: Storage | None = None) -> FoundFiles:
     """What a source's path names: one file, the matches of a pattern, a folder of text files.
 
+    What MiniPLM itself wrote at the `storage` root is left out, unless the path spells the folder there: a pattern over a folder
+    that holds the root would else find another corpus each time.
     Raises `SourceError` where there are no files, a folder cannot be listed, or the path is a folder and the format is not `text`.
     """
     filesystem, path = open_filesystem(source.path)
@@ -75,6 +78,8 @@ def find_source(source: SourceConfig) -> FoundFiles:
         listing = _list_infos(filesystem, path, source)
     except PermissionError as error:
         raise SourceError(f"source {name} cannot be listed: {error}; give this user the right to read it") from error
+    if storage is not None:
+        _leave_out_own_files(listing, filesystem, path, storage)
     left_out = [
         LeftOut(
             source=name,
@@ -120,6 +125,17 @@ def _list_infos(filesystem: fsspec.AbstractFileSystem, path: str, source: Source
     if not any(character in path for character in "*?") and filesystem.isfile(path):
         return Listing([filesystem.info(path)])
     return list_matches(filesystem, path)
+
+
+def _leave_out_own_files(listing: Listing, filesystem: fsspec.AbstractFileSystem, pattern: str, storage: Storage) -> None:
+    if type(filesystem) is not type(storage.filesystem):
+        return
+    folders = [f"{storage.path(folder)}/" for folder in layout.FOLDERS]
+    own = tuple(folder for folder in folders if not pattern.startswith(folder))
+    for info in listing.infos:
+        if str(info["name"]).startswith(own):
+            listing.leave_out("written by MiniPLM", str(info["name"]))
+    listing.infos = [info for info in listing.infos if not str(info["name"]).startswith(own)]
 
 
 def _name_file(filesystem: fsspec.AbstractFileSystem, name: str) -> str:

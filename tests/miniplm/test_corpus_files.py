@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from miniplm import layout
-from miniplm.config import CorpusConfig
+from miniplm.config import CorpusConfig, SourceConfig
 from miniplm.corpus.preparation import prepare_corpus
 from miniplm.corpus.reader import load_corpus
 from miniplm.corpus.taken_files import list_files_read_again, list_files_without_documents
 from miniplm.errors import SourceError
+from miniplm.sources.files import find_source
 from miniplm.storage import Storage
 from tests.miniplm import corpus_fixtures
 from tests.miniplm.corpus_fixtures import save_tokenizer, write_jsonl
@@ -131,3 +132,17 @@ def test_a_column_of_a_parquet_source_is_its_own_below_a_folder_that_looks_like_
         prepare_corpus(
             storage, make_config(tokenizer, {"path": str(tmp_path / "*/*/*.parquet"), "format": "parquet", "domain": "date"})
         )
+
+
+def test_a_root_among_its_own_sources_gives_the_same_corpus_again(tmp_path: Path, tokenizer: str):
+    root = Storage(str(tmp_path / "data"))
+    write_jsonl(tmp_path / "data/texts/a.jsonl", [*make_documents(20), {"text": None, "domain": "web"}])
+    config = make_config(tokenizer, by_domain(tmp_path / "data/**/*.jsonl"))
+    first = prepare_corpus(root, config)
+    again = prepare_corpus(root, config)
+    assert first.rejected == {"null_text": 1}
+    assert again.corpus_id == first.corpus_id
+    (entry,) = [entry for entry in again.left_out if entry.reason == "written by MiniPLM"]
+    assert all("/quarantine/" in name for name in entry.names)
+    spelled = SourceConfig(path=str(tmp_path / f"data/corpora/{first.corpus_id}/quarantine/*.jsonl"), domain_name="rejected")
+    assert len(find_source(spelled, root).files) == 1
