@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import re
 import shutil
+import sqlite3
 import sys
 import tempfile
 import tomllib
@@ -16,6 +18,8 @@ from miniplm.errors import MachineError, describe_reason, reading_users_file
 
 # A new database takes 5 MB, its journal as much again while it is made.
 _BYTES_WANTED = 32 << 20
+# Other servers on the same database write for moments only.
+_LOCK_SECONDS = 10.0
 PROXIES = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 _DATABASE_FILES = ("prefect.db", "prefect.db-wal", "prefect.db-shm")
 
@@ -100,7 +104,25 @@ def find_obstacle(home: Path | None) -> str | None:
     if free < _BYTES_WANTED:
         return f"{home} has {free / 2**20:.0f} MiB left, Prefect's database needs up to {_BYTES_WANTED >> 20}"
     locked = [str(home / name) for name in _DATABASE_FILES if (home / name).exists() and not os.access(home / name, os.W_OK)]
-    return f"{', '.join(locked)} cannot be written to (made by another user?)" if locked else None
+    if locked:
+        return f"{', '.join(locked)} cannot be written to (made by another user?)"
+    return _find_lock(home / "prefect.db")
+
+
+def _find_lock(database: Path) -> str | None:
+    """Whether another process keeps the database to itself: Prefect's server would start, and each request to it wait and be tried again."""
+    if not database.exists():
+        return None
+    try:
+        with contextlib.closing(sqlite3.connect(database, timeout=_LOCK_SECONDS, isolation_level=None)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+    except sqlite3.OperationalError as error:
+        if "locked" in str(error):
+            return f"{database} has been locked by another process for {_LOCK_SECONDS:.0f} s"
+    except sqlite3.DatabaseError:
+        pass  # a damaged one, of which the server itself says what is wrong
+    return None
 
 
 def check_prefect_home() -> Finding:

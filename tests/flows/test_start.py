@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -209,6 +211,18 @@ def test_a_folder_that_prefect_could_not_work_in(tmp_path: Path, monkeypatch: py
 def test_a_database_that_another_user_made(tmp_path: Path) -> None:
     (tmp_path / "prefect.db").touch(mode=0o400)
     assert "prefect.db cannot be written to" in (find_obstacle(tmp_path) or "")
+
+
+def test_a_database_that_another_process_keeps_to_itself_is_an_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefect_home, "_LOCK_SECONDS", 0.2)
+    with contextlib.closing(sqlite3.connect(tmp_path / "prefect.db", isolation_level=None)) as holder:
+        holder.execute("CREATE TABLE runs (id)")
+        assert find_obstacle(tmp_path) is None
+        holder.execute("BEGIN EXCLUSIVE")
+        assert find_obstacle(tmp_path) == f"{tmp_path}/prefect.db has been locked by another process for 0 s"
+        holder.execute("ROLLBACK")
+    (tmp_path / "prefect.db").write_bytes(b"no database" * 500)
+    assert find_obstacle(tmp_path) is None
 
 
 def test_caches_move_where_the_home_folder_takes_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
