@@ -136,14 +136,10 @@ def _locate_config(architecture: str) -> Path:
         )
     from huggingface_hub import hf_hub_download
 
-    try:
+    problem = f"is no preset ({', '.join(PRESETS)}), no folder, and its config.json could not be had from the hub"
+    next_step = "give one of the presets, or check the id and the connection"
+    with reading_users_file(f"architecture {architecture!r}", problem, next_step, ConfigError):
         return Path(hf_hub_download(architecture, "config.json"))
-    except Exception as error:  # the hub client raises a family of errors; each means that the file cannot be had
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfigError(
-            f"architecture {architecture!r} is no preset ({', '.join(PRESETS)}), no folder, and its config.json "
-            f"could not be had from the hub ({type(error).__name__}: {reason})"
-        ) from error
 
 
 def _read_content(architecture: str, path: Path) -> dict[str, Any]:

@@ -51,13 +51,10 @@ def locate_model(name: str, revision: str | None = None) -> Path:
         )
     from huggingface_hub import snapshot_download
 
-    try:
+    problem = f"is neither a folder (looked from {Path.cwd()}) nor could it be had from the hub"
+    next_step = "give the folder of a model, or check the id and the connection"
+    with reading_users_file(f"model {name!r}", problem, next_step, ModelError):
         return Path(snapshot_download(name, revision=revision, allow_patterns=_WANTED))
-    except Exception as error:  # the hub client raises a family of errors; each means that the model cannot be had
-        raise ModelError(
-            f"model {name!r} is neither a folder (looked from {Path.cwd()}) nor could it be had from the hub "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'})"
-        ) from error
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
