@@ -217,7 +217,7 @@ def test_architecture_that_is_no_language_model_is_refused(tmp_path: Path) -> No
             {"use_bidirectional_attention": True},
             r"asks for attention to later tokens \(use_bidirectional_attention: True\)",
         ),
-        ("bert-generation", {"is_decoder": False}, r"is no causal language model as its config.json has it \(is_decoder: False\)"),
+        ("bert-generation", {"is_decoder": False}, r"a model of type bert-generation is an encoder, in which each token sees"),
     ],
 )
 def test_a_student_that_would_see_what_it_is_to_predict_is_refused(
