@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from miniplm.errors import ModelError, first_line
+from miniplm.models.attention import NAME, PROOF, register_attention, set_attention
 from miniplm.models.devices import describe_device, is_device_lost, is_out_of_memory
 from miniplm.models.loading import LoadedModel
 from miniplm.models.probing import ROUNDING, differences, make_probe
-from miniplm.scoring.attention import NAME, PROOF, register_segment_attention
 from miniplm.scoring.batches import Layout
 from miniplm.scoring.heads import HeadKernel, choose_head_kernel
 from miniplm.scoring.model_inputs import ModelInputs
@@ -114,12 +114,12 @@ class ForwardPass:
     def _try_flat(self, pieces: list[Tensor], expected_NH: Tensor) -> str:
         """Why this model cannot be computed over segments in one row; empty where it can, and its attention is then set to do so."""
         body = cast(Any, self.model.body)
-        register_segment_attention()
+        register_attention()
         try:
             # A mask's window may be longer than what can be tried, so it is proved first.
-            _set_attention(body, PROOF)
+            set_attention(body, PROOF)
             body(**_body_arguments(_make_inputs(pieces[:1])))
-            _set_attention(body, NAME)
+            set_attention(body, NAME)
             together_NH = body(**_body_arguments(_make_inputs(pieces))).last_hidden_state[0]
         except Exception as error:
             if is_out_of_memory(error) or is_device_lost(error):
@@ -181,12 +181,6 @@ def _read_choices(path: Path) -> dict[str, str]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _set_attention(body: Any, name: str) -> None:
-    body.set_attn_implementation(name)
-    if body.config._attn_implementation != name:
-        raise NotImplementedError("this model does not take another attention")
 
 
 def _make_inputs(pieces: list[Tensor]) -> ModelInputs:

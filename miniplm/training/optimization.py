@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from miniplm.config import TrainingConfig
+from miniplm.models.attention import use_attention_in_rows
 from miniplm.models.devices import use_device
+from miniplm.models.loading import split_head
 from miniplm.training.data import MicroBatch, collate, count_scored_targets
 from miniplm.training.loss_module import LossModule
 from miniplm.training.losses import LossFunction
@@ -22,6 +25,8 @@ from miniplm.training.parallel import ParallelModule, ProcessGroup
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_log = logging.getLogger("miniplm")
 
 Sequences = Sequence[NDArray[np.unsignedinteger]]
 
@@ -46,6 +51,13 @@ class StepResult:
     @property
     def is_finite(self) -> bool:
         return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
+
+
+def _drop_masks(model: PreTrainedModel) -> None:
+    """Has the model attend without masks wherever that is the same: an eager GPU does not wait for one, a compiled body reads none."""
+    body, head = split_head(model)
+    if reason := use_attention_in_rows(body, head.weight_VH.shape[0]):
+        _log.info("%s is trained with its own attention, more slowly: %s", type(model).__name__, reason)
 
 
 class Optimization:
@@ -74,6 +86,8 @@ class Optimization:
         self._group = group
         module = LossModule(model, loss_function, dtype)
         compiles = config.compile is True or (config.compile == "auto" and self.device.type == "cuda")
+        if compiles or self.device.type == "cuda":
+            _drop_masks(model)
         self._shape = (config.resolve_micro_batch_size(), max_tokens) if compiles and max_tokens is not None else None
         self._parallel = ParallelModule(module, group, self.device)
         if compiles and group.is_sharded:

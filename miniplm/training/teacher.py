@@ -8,6 +8,7 @@ from torch import Tensor
 from miniplm.artifacts import CorpusManifest, ModelEntry
 from miniplm.document_ids import count_document_ids
 from miniplm.errors import TokenizerError, TrainingError
+from miniplm.models.attention import use_attention_in_rows
 from miniplm.models.devices import resolve_dtype
 from miniplm.models.files import has_tokenizer, locate_model
 from miniplm.models.loading import LoadedModel
@@ -58,6 +59,8 @@ def open_teacher(storage: Storage, entry: ModelEntry, corpus: CorpusManifest, me
         # By its number, so that the layers are not spread over GPUs on which other processes train.
         device = torch.device("cuda", torch.cuda.current_device())
     teacher = open_model(storage, entry, device)
+    if device.type == "cuda":
+        use_attention_in_rows(teacher.body, teacher.vocab_size)  # else each pass waits for the device to look at a mask
     if teacher.max_positions is not None and teacher.max_positions < corpus.sequence_length:
         raise TrainingError(
             f"{method}: the teacher {entry.source} has {teacher.max_positions} positions, and the sequences of corpus {corpus.corpus_id} have "

@@ -1,14 +1,17 @@
-"""Causal attention over segments that lie one after the other in one row: none sees another, and no mask is stored.
+"""Causal attention for which no mask is stored, over segments that lie one after the other in one row, and over rows.
 
-Registered with transformers as `miniplm-segments`; the body is called with the segments' borders under the names that
-transformers gives them (`cu_seq_lens_q`, `max_length_q`).
+Registered with transformers as `miniplm-segments` and `miniplm-rows`. For segments the body is called with their borders under the
+names that transformers gives them (`cu_seq_lens_q`, `max_length_q`): none sees another. Rows begin with a text and end with padding, which
+no token before it sees. What transformers itself does instead under torch.compile is a mask of all pairs of tokens, which keeps
+PyTorch from its fast kernels.
 
-Shapes: N tokens of all segments, S segments, Q query heads, K key heads, D width of a head.
+Shapes: N tokens of all segments, B rows of T tokens, Q query heads, K key heads, D width of a head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -16,9 +19,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from miniplm.errors import first_line
+from miniplm.models.devices import is_device_lost, is_out_of_memory
+from miniplm.models.lengths import choose_probe_length
+from miniplm.models.probing import ROUNDING, differences, make_probe
+
 NAME = "miniplm-segments"
-# The same, with what each layer's mask would have been: to prove that nothing is lost without masks, not to score with.
+ROWS = "miniplm-rows"
+# The same, with what each layer's mask would have been: to prove that nothing is lost without masks, not to compute with.
 PROOF = "miniplm-segments-proof"
+ROWS_PROOF = "miniplm-rows-proof"
 
 # As far as a window is looked for; a longer one is none.
 _REACH = 1 << 17
@@ -29,14 +39,51 @@ _HARMLESS = {
 }  # fmt: skip
 
 
-def register_segment_attention() -> None:
-    """Makes both attentions known to transformers; may be called again."""
+def register_attention() -> None:
+    """Makes all of them known to transformers; may be called again."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     ALL_ATTENTION_FUNCTIONS.register(NAME, attend_within_segments)
-    ALL_ATTENTION_FUNCTIONS.register(PROOF, _attend_and_prove)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(PROOF, _describe_mask)
+    ALL_ATTENTION_FUNCTIONS.register(ROWS, attend_in_rows)
+    for name, attention in ((PROOF, attend_within_segments), (ROWS_PROOF, attend_in_rows)):
+        ALL_ATTENTION_FUNCTIONS.register(name, partial(_attend_and_prove, attention))
+        ALL_MASK_ATTENTION_FUNCTIONS.register(name, _describe_mask)
+
+
+def set_attention(body: Any, name: str) -> None:
+    """Has a body compute with this attention. Raises `NotImplementedError` where it takes only its own."""
+    body.set_attn_implementation(name)
+    if body.config._attn_implementation != name:
+        raise NotImplementedError("this model does not take another attention")
+
+
+@torch.no_grad()
+def use_attention_in_rows(body: Any, vocab_size: int) -> str:
+    """Has a body attend without masks, where its hidden states are then what they were; else says why not, and changes nothing.
+
+    What was computed before with a mask is now computed without: padding has to come after the text of its row.
+    """
+    register_attention()
+    own, device = body.config._attn_implementation, next(body.parameters()).device
+    token_ids_BT = torch.stack([make_probe(vocab_size, choose_probe_length(body.config), device, shift) for shift in (0, 31)])
+    expected_BTH = body(input_ids=token_ids_BT, use_cache=False).last_hidden_state
+    try:
+        # A mask's window may be longer than what can be tried, so it is proved first.
+        set_attention(body, ROWS_PROOF)
+        body(input_ids=token_ids_BT[:, :2], use_cache=False)
+        set_attention(body, ROWS)
+        found_BTH = body(input_ids=token_ids_BT, use_cache=False).last_hidden_state
+        difference = differences(found_BTH.flatten(0, 1), expected_BTH.flatten(0, 1)).nan_to_num(torch.inf).max().item()
+        if difference <= ROUNDING[expected_BTH.dtype]:
+            return ""
+        reason = f"hidden states differ by {difference:.2g} of themselves"
+    except Exception as error:  # a family whose attention needs its mask, or is its own; it raises what it likes
+        if is_out_of_memory(error) or is_device_lost(error):
+            raise
+        reason = first_line(error)
+    body.set_attn_implementation(own)
+    return reason
 
 
 def _describe_mask(
@@ -61,15 +108,21 @@ def _describe_mask(
 
 
 def _attend_and_prove(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **arguments: Any
+    attention: Callable[..., tuple[Tensor, None]],
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **arguments: Any,
 ) -> tuple[Tensor, None]:
-    """What `attend_within_segments` gives, where the layer itself names the window that its mask would have had."""
+    """What `attention` gives, where the layer itself names the window that its mask would have had."""
     if attention_mask is None or attention_mask.shape != (1, 1, 1, 1):
         raise NotImplementedError("a layer's mask is not of transformers' making")
     in_mask, named = int(attention_mask), arguments.get("sliding_window") or 0
     if in_mask != (0 if named >= _REACH else named):
         raise NotImplementedError(f"a layer names a window of {named or 'any length'}, and its mask has {in_mask or 'none'}")
-    return attend_within_segments(module, query, key, value, None, **arguments)
+    return attention(module, query, key, value, None, **arguments)
 
 
 def attend_within_segments(
@@ -92,11 +145,7 @@ def attend_within_segments(
 
     Raises `NotImplementedError` for what it does not compute: capped logits, attention sinks, and whatever it does not know.
     """
-    unknown = [name for name, value in others.items() if value is not None and name not in _HARMLESS]
-    if unknown or is_causal is False:
-        raise NotImplementedError(f"attention with {', '.join(unknown) or 'is_causal: false'} is not computed over segments")
-    if softcap is not None or s_aux is not None or attention_mask is not None:
-        raise NotImplementedError("attention with capped logits, sinks or a mask is not computed over segments")
+    _refuse_unknown(others, is_causal, softcap, s_aux, attention_mask)
     if cu_seq_lens_q is None or max_length_q is None:
         raise NotImplementedError("this model does not hand the segments' borders to its attention")
     window = sliding_window or 0
@@ -106,6 +155,51 @@ def attend_within_segments(
     else:
         attended = _attend_one_by_one(query_1QND, key_1KND, value_1KND, cu_seq_lens_q, scale, window)
     return attended, None
+
+
+def attend_in_rows(
+    module: torch.nn.Module,
+    query_BQTD: Tensor,
+    key_BKTD: Tensor,
+    value_BKTD: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Attention output (B, T, Q, D), each token seeing those before it in its row. Raises as `attend_within_segments`."""
+    _refuse_unknown(others, is_causal, softcap, s_aux, attention_mask)
+    length = query_BQTD.shape[2]
+    mask_TT = None
+    if sliding_window and sliding_window < length:
+        places = torch.arange(length, device=query_BQTD.device)
+        distance_TT = places[:, None] - places[None, :]
+        mask_TT = (distance_TT >= 0) & (distance_TT < sliding_window)
+    attended_BQTD = scaled_dot_product_attention(
+        query_BQTD,
+        key_BKTD,
+        value_BKTD,
+        attn_mask=mask_TT,
+        dropout_p=dropout,
+        is_causal=mask_TT is None,
+        scale=scaling,
+        enable_gqa=query_BQTD.shape[1] != key_BKTD.shape[1],
+    )
+    return attended_BQTD.transpose(1, 2).contiguous(), None
+
+
+def _refuse_unknown(
+    others: dict[str, Any], is_causal: bool | None, softcap: float | None, s_aux: Tensor | None, attention_mask: Tensor | None
+) -> None:
+    unknown = [name for name, value in others.items() if value is not None and name not in _HARMLESS]
+    if unknown or is_causal is False:
+        raise NotImplementedError(f"attention with {', '.join(unknown) or 'is_causal: false'} is not computed without a mask")
+    if softcap is not None or s_aux is not None or attention_mask is not None:
+        raise NotImplementedError("attention with capped logits, sinks or a mask is not computed here")
 
 
 def _attend_by_flash(query: Tensor, key: Tensor, value: Tensor, borders: Tensor, longest: int, scale: float, window: int) -> Tensor:
