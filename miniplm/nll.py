@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from miniplm.models.compilation import CompiledCall
+from miniplm.models.compilation import CompiledCall, vary_shape
 
 # Logits alive at a time: 2**25 float32 values, 128 MiB.
 _BLOCK_ELEMENTS = 1 << 25
@@ -151,8 +151,8 @@ def _fused_nll() -> Callable[[Tensor, Tensor], Tensor]:
 
     def run(logits_KV: Tensor, targets_K: Tensor) -> Tensor:
         # How many targets a micro-batch has changes all the time; it is not to be compiled for each number.
-        torch._dynamo.maybe_mark_dynamic(logits_KV, 0)
-        torch._dynamo.maybe_mark_dynamic(targets_K, 0)
+        vary_shape(logits_KV)
+        vary_shape(targets_K)
         nll_K: Tensor = compiled(logits_KV, targets_K)
         return nll_K
 

@@ -7,35 +7,58 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from miniplm.errors import first_line
 from miniplm.models.devices import is_device_lost, is_out_of_memory
 
 _log = logging.getLogger("miniplm")
 
+# Graphs of one function before dynamo gives up on it. All models of a family are one function to it, and its own limit of 8
+# is met by a teacher, a reference and a few shapes; from then on it runs everything uncompiled, without a word.
+_MOST_GRAPHS = 64
+
 
 class CompiledCall:
     """A function or module under torch.compile; from the first failure on as it is. `name` is what the warning calls it.
 
-    What is wrong with the function itself, the uncompiled call raises again.
+    What is wrong with the function itself, the uncompiled call raises again. `say` is given the warning.
     """
 
-    def __init__(self, function: Callable[..., Any], name: str) -> None:
+    def __init__(self, function: Callable[..., Any], name: str, say: Callable[[str], None] = _log.warning) -> None:
         self._function = function
         self._name = name
+        self._say = say
         self._compiled: Callable[..., Any] | None = torch.compile(function)
+        self._may_forget = True
 
     @property
     def is_compiled(self) -> bool:
         return self._compiled is not None
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        if self._compiled is not None:
+        while self._compiled is not None:
             try:
-                return self._compiled(*arguments, **named)
+                with torch._dynamo.config.patch(recompile_limit=_MOST_GRAPHS, fail_on_recompile_limit_hit=True):
+                    return self._compiled(*arguments, **named)
             except Exception as error:
                 if is_out_of_memory(error) or is_device_lost(error):
                     raise
+                if self._may_forget and "RecompileLimit" in type(error).__name__:
+                    # Most likely graphs of models that are gone; what is still in use is compiled once more.
+                    self._may_forget = False
+                    torch._dynamo.reset()
+                    continue
                 self._compiled = None
-                _log.warning(f"torch.compile failed on {self._name} ({first_line(error)}); it runs uncompiled, more slowly")
+                self._say(f"torch.compile failed on {self._name} ({first_line(error)}); it runs uncompiled, more slowly")
         return self._function(*arguments, **named)
+
+
+def fix_shape(tensor: Tensor) -> None:
+    """Has a tensor's shape compiled for as it is: a model whose batches have another size is then no reason to compile for any size."""
+    torch._dynamo.mark_static(tensor)
+
+
+def vary_shape(tensor: Tensor) -> None:
+    """Has the first dimension of a tensor compiled for any size, at once."""
+    torch._dynamo.maybe_mark_dynamic(tensor, 0)

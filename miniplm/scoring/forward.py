@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from miniplm.errors import ModelError, first_line
 from miniplm.models.attention import NAME, PROOF, register_attention, set_attention
+from miniplm.models.compilation import CompiledCall, fix_shape, vary_shape
 from miniplm.models.devices import describe_device, is_device_lost, is_out_of_memory
 from miniplm.models.loading import LoadedModel
 from miniplm.models.probing import ROUNDING, differences, make_probe
@@ -47,14 +47,14 @@ class ForwardPass:
         self.needs_equal_lengths = model.needs_equal_lengths
         self.layout: Layout = self._find_layout()
         wanted = compile is True or (compile == "auto" and model.device.type == "cuda" and not model.is_spread)
-        self._compiled: Callable[..., Any] | None = torch.compile(model.body) if wanted else None
+        self._compiled = CompiledCall(model.body, model.name, self.note) if wanted else None
         self.head = self._choose_head(wanted, cache_folder, head_kernel)
         for note in self.head.notes:
             _log.info(note)
 
     @property
     def is_compiled(self) -> bool:
-        return self._compiled is not None
+        return self._compiled is not None and self._compiled.is_compiled
 
     @property
     def has_static_shapes(self) -> bool:
@@ -70,18 +70,15 @@ class ForwardPass:
         return self.head.nll(hidden_MH, inputs.targets_M.to(weight_VH.device))
 
     def _run_body(self, arguments: dict[str, Any]) -> Tensor:
-        if self._compiled is not None:
-            try:
-                hidden: Tensor = self._compiled(**arguments).last_hidden_state
-                return hidden
-            except Exception as error:
-                if is_out_of_memory(error) or is_device_lost(error):
-                    raise
-                # What is wrong with the model itself, the uncompiled body will raise again.
-                self._compiled = None
-                self.note(f"torch.compile failed on {self.model.name} ({first_line(error)}); it runs uncompiled, more slowly")
-        result: Tensor = self.model.body(**arguments).last_hidden_state
-        return result
+        if self._compiled is None:
+            result: Tensor = self.model.body(**arguments).last_hidden_state
+            return result
+        for name, value in arguments.items():
+            if isinstance(value, Tensor):
+                # How many segments a batch has changes all the time, how many tokens never.
+                (vary_shape if name.startswith("cu_seq_lens") else fix_shape)(value)
+        hidden: Tensor = self._compiled(**arguments).last_hidden_state
+        return hidden
 
     def note(self, text: str) -> None:
         """Says once what users should know of how this model runs."""

@@ -38,8 +38,8 @@ def test_a_compiled_body_gives_the_same_scores_and_fills_its_batches(folder, lla
     scorer = Scorer(load_model(folder, "float32", CPU, will_compile=True), 128, compile=True)
     scorer.warm_up(59)
     shapes = []
-    real = scorer.forward._compiled
-    scorer.forward._compiled = lambda **arguments: shapes.append(arguments["input_ids"].shape) or real(**arguments)
+    real = scorer.forward._compiled._compiled
+    scorer.forward._compiled._compiled = lambda **arguments: shapes.append(arguments["input_ids"].shape) or real(**arguments)
     compiled = scorer.score(sequences, EOS)
     np.testing.assert_allclose(compiled.nll_sum, plain.nll_sum, rtol=1e-5)
     np.testing.assert_array_equal(compiled.num_scored_tokens, plain.num_scored_tokens)
@@ -56,7 +56,7 @@ def test_a_body_that_does_not_compile_runs_as_it_is_and_says_so_once(llama, capl
     def broken(**_):
         raise RuntimeError("Unsupported: an odd model")
 
-    scorer.forward._compiled = broken
+    scorer.forward._compiled._compiled = broken
     with caplog.at_level(logging.WARNING, "miniplm"):
         scores = scorer.score(sequences, EOS)
     np.testing.assert_allclose(scores.nll_sum, plain.nll_sum, rtol=1e-6)
