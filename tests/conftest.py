@@ -46,7 +46,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 
 # What takes longest begins first, so that nothing is left over at the end: the fleet's tests, which mostly wait and come one after
-# the other, then whole runs. The fleet's server is started anew late, and short tests end it, as what waits behind a long one waits long.
+# the other, then whole runs and many models. The fleet's server is started anew late, and short tests end it, as what waits behind a long one waits long.
 FIRST = (
     "tests/fleet/test_lost_machines.py::test_a_machine_that_dies",
     "tests/fleet/test_fleet.py::test_a_shard_that_fails",
@@ -57,6 +57,9 @@ FIRST = (
     "tests/fleet/",
     "tests/faults/",
     "tests/flows/",
+    "tests/test_gpu_check.py",
+    "tests/miniplm/test_published_vocabulary.py",
+    "tests/miniplm/test_scoring_families.py",
 )
 
 

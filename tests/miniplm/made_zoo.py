@@ -265,14 +265,16 @@ ZOO: dict[str, dict[str, Any]] = {
 
 # Why a family is refused: what its error says.
 _HEAD = "makes its logits in a way that is not known here"  # a layer of its own between body and logits
+_ENCODER = "is an encoder, in which each token sees those after it"
 _DIRECTION = "is no causal language model as its config.json has it"
 REFUSED = {
     **dict.fromkeys(("bert", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert", "rembert"), _HEAD),
     **dict.fromkeys(("roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod"), _HEAD),
     **dict.fromkeys(("inkling_text", "modernbert-decoder", "prophetnet"), _HEAD),
-    # CPM-Ant and XLNet read a text in both directions, XLM unless its config says otherwise; Reformer sorts tokens into
-    # buckets of random hashes.
-    **dict.fromkeys(("cpmant", "reformer", "xlm", "xlnet"), _DIRECTION),
+    # CPM-Ant reads a text in both directions; Reformer sorts tokens into buckets of random hashes.
+    **dict.fromkeys(("cpmant", "reformer"), _DIRECTION),
+    # In both directions too, which is known of the type.
+    **dict.fromkeys(("xlm", "xlnet"), _ENCODER),
 }
 
 # Not in the zoo, and why.

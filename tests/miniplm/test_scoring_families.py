@@ -161,7 +161,7 @@ def test_a_family_scores_as_its_own_float64(tmp_path, name):
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_a_family_that_cannot_be_right_is_refused_by_name(tmp_path, name):
     folder = save_model(make_family(name), tmp_path / name)
-    with pytest.raises(ModelError, match=rf"model folder .*{name} \(\w+\) {REFUSED[name]}"):
+    with pytest.raises(ModelError, match=rf"{name}.* {REFUSED[name]}"):
         load_model(folder, "float32", CPU)
 
 
@@ -172,7 +172,6 @@ def test_a_family_that_cannot_be_right_is_refused_by_name(tmp_path, name):
         ("qwen2_moe", {"is_causal": False}),
         ("gpt2", {"is_causal": False}),
         ("gemma3_text", {"use_bidirectional_attention": True}),
-        ("bert-generation", {"is_decoder": False}),
     ],
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -136,6 +136,8 @@ def launch_and_die(root: str, plan: TrainingPlan, step: int, number: int) -> Non
         if progress.done == step:
             pids = [process.pid for process in psutil.Process().children(recursive=True)]
             Path(root, "pids.json").write_text(json.dumps(pids))
+            if number == signal.SIGTERM:
+                signal.signal(number, signal.SIG_DFL)  # as in any process but those that run tests
             os.kill(os.getpid(), number)
 
     launch_training(Storage(root), plan, on_progress)
