@@ -200,7 +200,7 @@ def test_an_added_word_is_kept_from_a_decoder_that_is_not_known():
     ("normalizer", "losses"),
     [
         (None, []),
-        (add_spaces(), []),
+        (add_spaces(), ["'▁' in a text is the mark of a space, and comes back as one"]),
         (normalizers.NFC(), ["it normalises text (NFC)"]),
         (normalizers.Sequence([normalizers.Strip(), normalizers.Lowercase()]), ["it normalises text (Strip, Lowercase)"]),
     ],

@@ -319,7 +319,7 @@ def test_a_teacher_whose_tokenizer_lacks_the_separator_is_refused(
     content = json.loads((folder / "tokenizer.json").read_text().replace("<eos>", "<end>"))
     (folder / "tokenizer.json").write_text(json.dumps(content))
     (folder / "tokenizer_config.json").write_text((folder / "tokenizer_config.json").read_text().replace("<eos>", "<end>"))
-    with pytest.raises(TrainingError, match=r"vanilla-kd: the teacher \S+ has another tokenizer than corpus made"):
+    with pytest.raises(TrainingError, match=r"vanilla-kd: the teacher .*other has another tokenizer than corpus made"):
         make_plan(corpus, selection, identify_model(folder, str(folder), "float32"))
 
 
