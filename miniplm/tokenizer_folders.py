@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from miniplm.errors import TokenizerError, describe_reason, list_offenders, reading_users_file
+from miniplm.models.files import refuse_pointer
 
 _WANTED = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py"]
 _SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -86,6 +87,8 @@ def read_backend(file: Path) -> Any:
     with reading_users_file(
         file.parent, f"holds no tokenizer that can be loaded: {file.name} cannot be read", next_step, TokenizerError
     ):
+        with open(file, "rb") as opened:
+            refuse_pointer(file, opened.read(64), TokenizerError)
         return _open_ends(Tokenizer.from_file(str(file)))
 
 

@@ -230,6 +230,15 @@ def test_damaged_files_are_named_with_what_to_do(tmp_path: Path, file: str, cont
         load_tokenizer(str(folder))
 
 
+def test_a_pointer_of_git_lfs_is_told_from_a_damaged_file(tmp_path: Path):
+    folder = write_folder(tmp_path, make_backend())
+    (tmp_path / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9085657\n")
+    with pytest.raises(
+        TokenizerError, match=r"tokenizer\.json is a pointer of git-lfs and not the file itself; run `git lfs pull`"
+    ):
+        load_tokenizer(folder)
+
+
 def test_a_panic_of_the_rust_library_is_an_error_like_any_other(tmp_path: Path):
     folder = Path(write_folder(tmp_path, make_backend()))
     content = json.loads((folder / "tokenizer.json").read_text())
