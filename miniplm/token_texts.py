@@ -117,8 +117,8 @@ class TokenTexts:
 
     def _read_added(self, token: Any, read_token: ReadToken) -> bytes:
         content: bytes = token.content.encode()
-        if not token.normalized or self._backend.normalizer is None:
-            return content
+        if token.special or not token.normalized or self._backend.normalizer is None:
+            return content  # a special one is not looked for in documents
         # It is looked for as the normaliser makes it: with the mark of a space before it, it takes that space with it.
         found = read_token(self._backend.normalizer.normalize_str(token.content))
         return found if found == b" " + content else content
