@@ -21,7 +21,7 @@ process, or a later time) may not; `here`: in this process, seconds later. The c
       DerivedError                   never
       ScoreError                     never      also of what does not fit in memory with one sequence at a time
       DeviceError                    here       the lost GPU is out of use: the next try takes another one
-      NoDeviceError                  elsewhere  no GPU of this machine is left
+      NoDeviceError                  elsewhere  this machine has no such GPU, or none of its GPUs is left
       FidelityError                  never
       ScoreJoinError                 never
       TrainingError                  never
@@ -109,7 +109,7 @@ class DeviceError(MiniplmError):
 
 
 class NoDeviceError(MiniplmError):
-    """No GPU of the machine, or not the one asked for, answers any more."""
+    """The machine lacks the GPU that was asked for, or it does not answer any more."""
 
     retry: ClassVar[Retry] = "elsewhere"
 

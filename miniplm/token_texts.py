@@ -117,8 +117,8 @@ class TokenTexts:
 
     def _read_added(self, token: Any, read_token: ReadToken) -> bytes:
         content: bytes = token.content.encode()
-        if not token.normalized or self._backend.normalizer is None:
-            return content
+        if token.special or not token.normalized or self._backend.normalizer is None:
+            return content  # a special one is not looked for in documents
         # It is looked for as the normaliser makes it: with the mark of a space before it, it takes that space with it.
         found = read_token(self._backend.normalizer.normalize_str(token.content))
         return found if found == b" " + content else content
@@ -142,6 +142,9 @@ def list_losses(backend: Any) -> list[str]:
         losses.append(f"its decoder ({_name(content['decoder'])}) does not write each token by itself")
     elif _find_prefix(content, reader).unless_there:
         losses.append("it puts a space before a text unless one is there")
+    marks = _list_space_marks(content)
+    if reader is not None and (lost := [mark for mark in marks if reader(mark) == b" "]):
+        losses.append(f"{lost[0]!r} in a text is the mark of a space, and comes back as one")
     changing = [step["type"] for step in _flatten(content["normalizer"]) if not _is_reversible(step)]
     if changing:
         losses.append(f"it normalises text ({', '.join(changing)})")
@@ -209,6 +212,13 @@ def _is_reversible(step: dict[str, Any]) -> bool:
     return step["type"] in ("Prepend", "ByteLevel") or (
         step["type"] == "Replace" and step["pattern"].get("String") == " " and step["content"] == "▁"
     )
+
+
+def _list_space_marks(content: dict[str, Any]) -> list[str]:
+    """The characters that the encoder writes for a space."""
+    steps = [*_flatten(content["normalizer"]), *_flatten(content["pre_tokenizer"])]
+    replaced = [step["content"] for step in steps if step["type"] == "Replace" and step["pattern"].get("String") == " "]
+    return replaced + [step["replacement"] for step in steps if step["type"] == "Metaspace"]
 
 
 def _drops_text(step: dict[str, Any]) -> bool:

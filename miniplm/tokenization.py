@@ -69,6 +69,14 @@ class CorpusTokenizer:
                 results[index].append(token_ids)
         return [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in results]
 
+    @cached_property
+    def reads_separator_in_text(self) -> bool:
+        """Whether the separator's text inside a document becomes the separator: the model's own vocabulary has it as a word."""
+        try:
+            return self.eos_token_id in self.encode_documents([self.entry.eos_token])[0]
+        except TokenizerError:  # a text that has no ids becomes no separator
+            return False
+
     def decode(self, token_ids: Sequence[int] | NDArray[Any]) -> str:
         """The text of token ids, special tokens included, nothing cleaned up; U+FFFD stands for what is no whole character."""
         ids = [int(token_id) for token_id in token_ids]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from miniplm.errors import TokenizerError, describe_reason, list_offenders, reading_users_file
+from miniplm.models.files import refuse_pointer
 
 _WANTED = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py"]
 _SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -86,6 +87,8 @@ def read_backend(file: Path) -> Any:
     with reading_users_file(
         file.parent, f"holds no tokenizer that can be loaded: {file.name} cannot be read", next_step, TokenizerError
     ):
+        with open(file, "rb") as opened:
+            refuse_pointer(file, opened.read(64), TokenizerError)
         return _open_ends(Tokenizer.from_file(str(file)))
 
 
@@ -146,6 +149,7 @@ def _ask_transformers(folder: Path, backend: Any, trust_remote_code: bool) -> To
         )
     else:
         _tell_disagreement(folder, backend, tokenizer)
+    _tell_other_names(folder, getattr(tokenizer, "eos_token", None))
     return TokenizerSettings(_list_names(tokenizer, folder), _list_others(tokenizer))
 
 
@@ -165,6 +169,22 @@ def _tell_disagreement(folder: Path, backend: Any, tokenizer: Any) -> None:
     if said:
         _log.warning(
             f"tokenizer {folder}: the ids are those of its tokenizer.json; AutoTokenizer, which makes a {name} of it, has {' and '.join(said)}"
+        )
+
+
+def _tell_other_names(folder: Path, taken: object) -> None:
+    """Says which EOS token is taken where two files of a folder name different ones."""
+    named = {}
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).is_file():
+            token = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token")
+            named[name] = token.get("content") if isinstance(token, dict) else token
+    tokens = {token for token in named.values() if isinstance(token, str)}
+    if len(tokens) > 1:
+        said = " and ".join(f"{token!r} in {name}" for name, token in named.items())
+        _log.warning(
+            f"tokenizer {folder} has two EOS tokens, {said}: as transformers does, {taken!r} is taken. "
+            "Where the model was trained with the other one, name that as the separator (eos_token)"
         )
 
 

@@ -6,6 +6,7 @@ A preparation that was killed goes on from its last closed shard and ends with t
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +28,8 @@ from miniplm.locks import exclusive
 from miniplm.progress import ProgressCallback, ignore_progress
 from miniplm.storage import Storage, digest_file
 from miniplm.tokenization import CorpusTokenizer
+
+_log = logging.getLogger("miniplm")
 
 
 def prepare_corpus(storage: Storage, config: CorpusConfig, on_progress: ProgressCallback = ignore_progress) -> CorpusManifest:
@@ -112,6 +115,11 @@ class _Preparation:
         self._config = config
         self._plan = plan
         self._versions = _read_versions()
+        if plan.tokenizer.reads_separator_in_text:
+            _log.warning(
+                f"tokenizer {config.tokenizer!r} has {plan.tokenizer.entry.eos_token!r} as a word of its own vocabulary: where a document's text "
+                "holds it, the model sees the end of a document there"
+            )
         state = load_state(storage, plan.corpus_id, self._versions)
         if state is None and storage.is_local:
             # Nothing that is there can be gone on from; leftovers of other versions would only lie about. Where there

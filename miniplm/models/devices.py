@@ -20,7 +20,8 @@ _lost: set[int] = set()
 def resolve_device(device: str) -> torch.device:
     """`auto` is the GPU where there is one, the next one where the first was lost.
 
-    Raises `ConfigError` for a device that this machine lacks, `NoDeviceError` where the device was lost and there is no other.
+    Raises `NoDeviceError` for a device that this machine lacks, which another machine may have, and where the device was lost and there
+    is no other.
     """
     if device == "auto":
         if not torch.cuda.is_available():
@@ -31,13 +32,13 @@ def resolve_device(device: str) -> torch.device:
         return torch.device("cuda", left[0]) if _lost else torch.device("cuda")
     resolved = torch.device(device)
     if resolved.type == "cuda" and (not torch.cuda.is_available() or (resolved.index or 0) >= torch.cuda.device_count()):
-        raise ConfigError(
+        raise NoDeviceError(
             f"scoring.device is {device!r}, but this machine has {torch.cuda.device_count()} CUDA devices; use auto or cpu"
         )
     if resolved.type == "cuda" and (resolved.index or 0) in _lost:
         raise NoDeviceError(f"{device} stopped answering; look at `nvidia-smi`, then start the command again")
     if resolved.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("scoring.device is 'mps', but this machine has none; use auto or cpu")
+        raise NoDeviceError("scoring.device is 'mps', but this machine has none; use auto or cpu")
     return resolved
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from miniplm.errors import ModelError, list_offenders, reading_users_file
+from miniplm.errors import MiniplmError, ModelError, list_offenders, reading_users_file
 
 _WANTED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py"]
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -84,7 +84,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
     with reading_users_file(path, "is not valid JSON", f"mend it, or {_COPY_AGAIN}", ModelError):
         data = path.read_bytes()
-        _refuse_pointer(path, data)
+        refuse_pointer(path, data)
         content = json.loads(data.decode("utf-8"), parse_constant=refuse)
     if not isinstance(content, dict):
         raise ModelError(f"{path} holds no JSON object; {_COPY_AGAIN}")
@@ -172,7 +172,7 @@ def check_safetensors(path: Path) -> None:
         with open(path, "rb") as file:
             head = file.read(8)
             header_bytes = int.from_bytes(head, "little")
-            _refuse_pointer(path, head + file.read(32))
+            refuse_pointer(path, head + file.read(32))
             if len(head) < 8 or header_bytes > num_bytes - 8:
                 raise ValueError("its header is cut off")
             file.seek(8)
@@ -187,9 +187,10 @@ def check_safetensors(path: Path) -> None:
         pass  # the library checks types, shapes and places of all tensors when it opens a file
 
 
-def _refuse_pointer(path: Path, data: bytes) -> None:
+def refuse_pointer(path: Path, data: bytes, raises: type[MiniplmError] = ModelError) -> None:
+    """Raises where the first bytes of a file are those of a pointer, as a clone without git-lfs leaves it."""
     if data.startswith(_POINTER_START):
-        raise ModelError(f"{path} is a pointer of git-lfs and not the file itself; run `git lfs pull` in {path.parent}")
+        raise raises(f"{path} is a pointer of git-lfs and not the file itself; run `git lfs pull` in {path.parent}")
 
 
 def read_stored_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:

@@ -7,6 +7,7 @@ found before a corpus is prepared or scored.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 # What a parameter may be stored as: each becomes the dtype of the computation by a plain conversion.
 _FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+_FURTHER_LAYERS = ("num_nextn_predict_layers", "num_mtp_layers")
 _ENDING = "copy the model again, or mend its config.json"
 
 
@@ -84,6 +87,7 @@ def read_skeleton(folder: Path, trust_remote_code: bool = False) -> Skeleton:
         )
     unread = sorted(name for name, piece in slices.items() if not piece.was_read)
     check_all_loaded(folder, info, unread)
+    _check_none_left(folder, model, info)
     buffers = {name for name, _ in model.named_buffers()}
     # A table of integers that belongs to the model (DeepSeek V4's experts by token) may be stored below another module's name.
     tables = {(name.rpartition(".")[2], buffer.shape) for name, buffer in model.named_buffers() if not buffer.is_floating_point()}
@@ -119,6 +123,29 @@ def check_all_loaded(folder: Path, info: dict[str, Any], unread: list[str] | Non
             raise ModelError(
                 f"model folder {folder} {meaning}: {list_offenders(names)}{others}; they would be random. Copy the model again"
             )
+
+
+def _check_none_left(folder: Path, model: PreTrainedModel, info: dict[str, Any]) -> None:
+    """Raises `ModelError` where stored tensors are named as parameters but for a number: layers that config.json does not count.
+
+    Layers that predict further tokens (GLM 4.5 and others) follow the counted ones, and no scores are made of them: transformers
+    leaves them out by name, or the config says how many there are.
+    """
+    config = model.config.get_text_config(decoder=True)
+    num_further = sum(number for field in _FURTHER_LAYERS if isinstance(number := getattr(config, field, None), int))
+    further = {str(getattr(config, "num_hidden_layers", 0) + index) for index in range(num_further)}
+    known = {_NUMBER.sub("N", name) for name, _ in model.named_parameters()}
+    left = []
+    for name in sorted(info.get("unexpected_keys") or ()):
+        kind, numbers = _NUMBER.sub("N", name), _NUMBER.findall(name)
+        is_named_so = kind in known or f"{model.base_model_prefix}.{kind}" in known
+        if numbers and numbers[0] not in further and is_named_so:
+            left.append(name)
+    if left:
+        raise ModelError(
+            f"model folder {folder} has weights of layers that its config.json does not count, and would be scored without them: "
+            f"{list_offenders(left)}. Mend the number of layers in config.json, or copy the model again"
+        )
 
 
 def check_forward(model: PreTrainedModel, path: Path, raises: type[ModelError] | type[ConfigError]) -> None:

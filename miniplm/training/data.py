@@ -50,12 +50,14 @@ class MicroBatch:
     """Sequences of one forward pass, padded with EOS; `mask_BS` marks the scored targets, S = T - 1.
 
     `scored_N` are the places of the scored targets in the flat mask, ascending, found where the mask is made: to ask
-    a GPU how many there are would make the host wait for it. `num_tokens` counts no padding.
+    a GPU how many there are would make the host wait for it. `num_tokens` counts no padding; `lengths` are the tokens of
+    each row without it, on the host.
     """
 
     token_ids_BT: torch.Tensor
     mask_BS: torch.Tensor
     num_tokens: int
+    lengths: tuple[int, ...]
     scored_N: torch.Tensor = field(default=None)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
@@ -75,11 +77,12 @@ class MicroBatch:
         """The same on a device; from pinned memory without waiting for the copy."""
         tensors = (tensor.to(device, non_blocking=True) for tensor in (self.token_ids_BT, self.mask_BS, self.scored_N))
         token_ids_BT, mask_BS, scored_N = tensors
-        return MicroBatch(token_ids_BT, mask_BS, self.num_tokens, scored_N)
+        return MicroBatch(token_ids_BT, mask_BS, self.num_tokens, self.lengths, scored_N)
 
     def pin(self) -> MicroBatch:
         """The same in memory that a GPU reads by itself."""
-        return MicroBatch(self.token_ids_BT.pin_memory(), self.mask_BS.pin_memory(), self.num_tokens, self.scored_N.pin_memory())
+        token_ids_BT, mask_BS, scored_N = (tensor.pin_memory() for tensor in (self.token_ids_BT, self.mask_BS, self.scored_N))
+        return MicroBatch(token_ids_BT, mask_BS, self.num_tokens, self.lengths, scored_N)
 
 
 def collate(
@@ -94,7 +97,8 @@ def collate(
     token_ids_BT = torch.full((num_rows, num_columns), eos_token_id, dtype=torch.int64)
     for row, sequence in enumerate(sequences):
         token_ids_BT[row, : len(sequence)] = torch.from_numpy(sequence.astype(np.int64))
-    return MicroBatch(token_ids_BT, mask_scored_targets(token_ids_BT, lengths, eos_token_id), int(lengths.sum()))
+    mask_BS = mask_scored_targets(token_ids_BT, lengths, eos_token_id)
+    return MicroBatch(token_ids_BT, mask_BS, int(lengths.sum()), tuple(lengths.tolist()))
 
 
 def count_scored_targets(sequences: Sequence[NDArray[np.unsignedinteger]], eos_token_id: int) -> int:

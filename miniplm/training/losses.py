@@ -28,7 +28,7 @@ def make_distillation_loss(teacher: LoadedModel, kl_weight: float) -> LossFuncti
     def sum_loss(body: nn.Module, head: Head, batch: MicroBatch) -> Tensor:
         inputs_BS = batch.token_ids_BT[:, :-1]
         # First, so that what it takes on the way is free again when the student's activations are kept.
-        teacher_NG = batch.select(run_teacher(teacher, inputs_BS))
+        teacher_NG = batch.select(run_teacher(teacher, inputs_BS, [max(length - 1, 0) for length in batch.lengths]))
         hidden_NH = batch.select(body(input_ids=inputs_BS, use_cache=False).last_hidden_state)
         return sum_distillation_loss(head, hidden_NH, batch.targets_N, teacher.head, teacher_NG, kl_weight)
 

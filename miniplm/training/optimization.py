@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from miniplm.config import TrainingConfig
 from miniplm.models.attention import use_attention_in_rows
 from miniplm.models.devices import use_device
+from miniplm.models.lengths import depends_on_length
 from miniplm.models.loading import split_head
 from miniplm.training.data import MicroBatch, collate, count_scored_targets
 from miniplm.training.loss_module import LossModule
@@ -78,7 +79,11 @@ class Optimization:
         device: torch.device | None = None,
         max_tokens: int | None = None,
     ) -> None:
-        """`max_tokens` of the longest sequence: micro-batches are then filled up to one shape wherever the model is compiled."""
+        """`max_tokens` of the longest sequence: micro-batches are then filled up to one shape wherever the model is compiled.
+
+        A model whose numbers depend on the length of its input always reads that many tokens: else what a sequence gives would be
+        decided by those beside it.
+        """
         self.model = model
         self.device = next(model.parameters()).device if device is None else device
         self._config = config
@@ -88,7 +93,9 @@ class Optimization:
         compiles = config.compile is True or (config.compile == "auto" and self.device.type == "cuda")
         if compiles or self.device.type == "cuda":
             _drop_masks(model)
-        self._shape = (config.resolve_micro_batch_size(), max_tokens) if compiles and max_tokens is not None else None
+        self._shape = (1, 2)
+        if max_tokens is not None and (compiles or depends_on_length(model.config)):
+            self._shape = (config.resolve_micro_batch_size() if compiles else 1, max_tokens)
         self._parallel = ParallelModule(module, group, self.device)
         if compiles and group.is_sharded:
             module.compile_layers()
@@ -110,7 +117,7 @@ class Optimization:
         own = [sequences[start : start + size] for start in starts[group.rank :: group.world_size]]
         # One that has fewer than the first process is given an empty one: all take part in each round.
         own += [[np.array([self._eos_token_id], np.uint32)]] * (-(-len(starts) // group.world_size) - len(own))
-        micro_batches = [collate(part, self._eos_token_id, self._shape or (1, 2)) for part in own]
+        micro_batches = [collate(part, self._eos_token_id, self._shape) for part in own]
         if self.device.type == "cuda":
             # By default a thread's memory is pinned by way of the first GPU, whoever uses that.
             with use_device(self.device):

@@ -128,7 +128,7 @@ def plan_training(
     """The training of a fresh model of an architecture on what a method chooses; reads and writes nothing at the storage root.
 
     With `own_tokenizer`, unless it is the corpus's, what the method chooses is encoded anew before the training.
-    Raises `ConfigError` for a method, architecture, vocabulary size, dtype or device that cannot be, and
+    Raises `ConfigError` for a method, architecture, vocabulary size or dtype that cannot be, `NoDeviceError` for a device that is not here, and
     `TrainingError` where the method needs a selection of this corpus or a teacher and there is none.
     """
     if method not in METHODS:
@@ -178,7 +178,7 @@ def is_tokenizer_of(corpus: CorpusManifest, tokenizer: CorpusTokenizer) -> bool:
 def resolve_training(training: TrainingConfig, device: str) -> dict[str, Any]:
     """What of a training's configuration changes its numbers, with dtype and micro-batch size as they will be.
 
-    Raises `ConfigError` for a dtype or device that cannot be.
+    Raises `ConfigError` for a dtype that cannot be, `NoDeviceError` for a device that is not here.
     """
     dtype = resolve_dtype(training.dtype, resolve_device(device))
     if dtype == "float16":

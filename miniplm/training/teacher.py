@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -70,10 +72,28 @@ def open_teacher(storage: Storage, entry: ModelEntry, corpus: CorpusManifest, me
 
 
 @torch.no_grad()
-def run_teacher(teacher: LoadedModel, token_ids_BS: Tensor) -> Tensor:
-    """Hidden states (B, S, G) in the teacher's own dtype. Each token sees all before it in its sequence, as the student's does."""
+def run_teacher(teacher: LoadedModel, token_ids_BS: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Hidden states (B, S, G) in the teacher's own dtype, of each row's first `lengths` tokens as it gives them of that row alone.
+
+    Each token sees all before it in its sequence, as the student's does. What comes after those tokens fills up and is of no meaning.
+    """
     with torch.autocast(token_ids_BS.device.type, enabled=False):
-        hidden_BSG: Tensor = teacher.body(input_ids=token_ids_BS, use_cache=False).last_hidden_state
+        if not teacher.needs_equal_lengths:
+            hidden_BSG: Tensor = teacher.body(input_ids=token_ids_BS, use_cache=False).last_hidden_state
+            return hidden_BSG
+        # Padding would change what it says of the text before: rows of one length at a time.
+        rows_by_length: dict[int, list[int]] = {}
+        for row, length in enumerate(lengths):
+            rows_by_length.setdefault(length, []).append(row)
+        parts = {
+            length: teacher.body(input_ids=token_ids_BS[rows, :length], use_cache=False).last_hidden_state
+            for length, rows in rows_by_length.items()
+            if length
+        }
+        first = next(iter(parts.values()))
+        hidden_BSG = first.new_zeros((*token_ids_BS.shape, first.shape[2]))
+        for length, part in parts.items():
+            hidden_BSG[rows_by_length[length], :length] = part
     return hidden_BSG
 
 

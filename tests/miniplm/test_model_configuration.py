@@ -118,6 +118,7 @@ def test_an_architecture_that_does_not_fit_itself_is_refused_before_anything_is_
         ({"num_hidden_layers": 1.0}, r"num_hidden_layers is 1\.0"),
         ({"hidden_size": 64, "head_dim": None}, "another shape than its config.json says: "),
         ({"num_hidden_layers": 3}, r"lacks weights: model\.layers\.2\."),
+        ({"num_hidden_layers": 1}, r"weights of layers that its config\.json does not count, .*: model\.layers\.1\."),
         ({"model_type": "bert"}, "type bert is an encoder"),
         ({"pad_token_id": 100_000}, "Padding_idx must be within"),
         ({"dtype": "garbage"}, "garbage"),
@@ -128,6 +129,11 @@ def test_a_model_whose_config_was_edited_is_refused(folder: Path, changes: dict[
     edit_config(folder, **({"model_type": "qwen3"} if "layer_types" in changes else {}), **changes)
     with pytest.raises(ModelError, match=message):
         read_skeleton(folder)
+
+
+def test_layers_that_predict_further_tokens_are_left_out_where_the_config_counts_them(folder: Path) -> None:
+    edit_config(folder, num_hidden_layers=1, num_nextn_predict_layers=1)
+    assert len(read_skeleton(folder).model.model.layers) == 1
 
 
 @pytest.mark.parametrize("changes", [{"rms_norm_eps": -1.0}, {"rope_parameters": {"rope_type": "default", "rope_theta": 0.0}}])

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from miniplm.errors import ConfigError, ModelError
+from miniplm.errors import ModelError, NoDeviceError, is_lasting
 from miniplm.models.devices import is_out_of_memory, resolve_device, resolve_dtype
 from miniplm.models.files import list_weight_files, locate_model
 from miniplm.models.identity import SCORING_VERSION, identify_model, name_model, slug
@@ -173,8 +173,9 @@ def test_devices_and_dtypes():
     assert resolve_dtype("bfloat16", CPU) == "bfloat16"
     assert resolve_dtype("auto", torch.device("cuda")) == "bfloat16"
     if not torch.cuda.is_available():
-        with pytest.raises(ConfigError, match="this machine has 0 CUDA devices"):
+        with pytest.raises(NoDeviceError, match="this machine has 0 CUDA devices") as caught:
             resolve_device("cuda:3")
+        assert not is_lasting(caught.value), "another worker may have it"
 
 
 def test_out_of_memory_is_told_from_other_errors():

@@ -171,6 +171,17 @@ def test_special_tokens_are_written_as_they_are_and_texts_start_anew_after_eos()
     assert texts.join([*list_ids(tokenizer, "a"), eos_id, *list_ids(tokenizer, "x")]) == f"a{EOS}x".encode()
 
 
+def test_a_special_token_that_is_normalised_takes_no_space_with_it():
+    """As Llama 1 marks its special tokens: in documents they are ordinary text."""
+    tokenizer = make_byte_fallback(add_spaces())
+    tokenizer.add_special_tokens([AddedToken("x", normalized=True), AddedToken("<s>", normalized=True)])
+    tokenizer.encode_special_tokens = True
+    texts = TokenTexts(tokenizer, tokenizer.token_to_id(EOS))
+    for text in ("ax", "x a x", "a<s>x"):
+        assert texts.join(list_ids(tokenizer, text)) == text.encode()
+    assert texts.join([tokenizer.token_to_id("a"), tokenizer.token_to_id("<s>")]) == b"a<s>"
+
+
 def test_other_decoders_are_the_librarys_and_say_so():
     tokenizer = Tokenizer(models.WordPiece({"[UNK]": 0, EOS: 1, "café": 2, "##s": 3, "x": 4}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
@@ -200,7 +211,7 @@ def test_an_added_word_is_kept_from_a_decoder_that_is_not_known():
     ("normalizer", "losses"),
     [
         (None, []),
-        (add_spaces(), []),
+        (add_spaces(), ["'▁' in a text is the mark of a space, and comes back as one"]),
         (normalizers.NFC(), ["it normalises text (NFC)"]),
         (normalizers.Sequence([normalizers.Strip(), normalizers.Lowercase()]), ["it normalises text (Strip, Lowercase)"]),
     ],

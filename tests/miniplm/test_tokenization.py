@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from miniplm.errors import TokenizerError
@@ -47,6 +47,18 @@ def test_the_text_of_a_special_token_is_ordinary_text(bytes_tokenizer: CorpusTok
     # A call of the transformers tokenizer in between changes nothing.
     assert bytes_tokenizer.eos_token_id in bytes_tokenizer.tokenizer(text)["input_ids"]
     assert np.array_equal(bytes_tokenizer.encode_documents([text])[0], token_ids)
+
+
+def test_a_separator_that_the_models_own_vocabulary_has_as_a_word_is_told_apart(bytes_tokenizer: CorpusTokenizer, tmp_path: Path):
+    """As XLM-R's and T5's `</s>`."""
+    backend = Tokenizer(models.Unigram([("<unk>", 0.0), ("</s>", 0.0), ("▁", -2.0), ("a", -3.0)], unk_id=0))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.add_special_tokens(["</s>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(str(tmp_path), "</s>")
+    assert tokenizer.reads_separator_in_text
+    assert tokenizer.eos_token_id in tokenizer.encode_documents(["a </s> a"])[0]
+    assert not bytes_tokenizer.reads_separator_in_text
 
 
 def test_truncation_and_padding_of_the_tokenizer_are_ignored(tmp_path: Path):

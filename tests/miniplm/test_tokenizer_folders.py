@@ -101,6 +101,21 @@ def test_a_disagreement_of_autotokenizer_is_said_once(tmp_path: Path, caplog: py
     assert "tokens that the file has not (<|endoftext|>)" in message
 
 
+@pytest.mark.parametrize(("in_config", "in_map", "num_said"), [(EOS, EOS, 0), (EOS, None, 0), (EOS, "<|other|>", 1)])
+def test_two_files_that_name_different_separators_are_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, in_config: str, in_map: str | None, num_said: int
+):
+    backend = make_backend()
+    backend.add_special_tokens(["<|other|>"])
+    folder = write_folder(tmp_path, backend, tokenizer_class="PreTrainedTokenizerFast", eos_token=in_config)
+    if in_map is not None:
+        (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": in_map}))
+    with caplog.at_level(logging.WARNING, "miniplm"):
+        taken = [load_tokenizer(folder).entry.eos_token for _ in range(2)]
+    assert taken == [in_map or in_config] * 2
+    assert caplog.text.count("has two EOS tokens") == num_said
+
+
 def test_a_class_that_agrees_is_not_spoken_of(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     backend = MAKERS["bytes"]()
     GPT2Tokenizer(vocab=backend.get_vocab(), merges=[], eos_token=EOS, bos_token=EOS, unk_token=EOS).save_pretrained(
@@ -213,6 +228,15 @@ def test_damaged_files_are_named_with_what_to_do(tmp_path: Path, file: str, cont
     (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(TokenizerError, match=NOT_READ.format(folder=folder)):
         load_tokenizer(str(folder))
+
+
+def test_a_pointer_of_git_lfs_is_told_from_a_damaged_file(tmp_path: Path):
+    folder = write_folder(tmp_path, make_backend())
+    (tmp_path / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9085657\n")
+    with pytest.raises(
+        TokenizerError, match=r"tokenizer\.json is a pointer of git-lfs and not the file itself; run `git lfs pull`"
+    ):
+        load_tokenizer(folder)
 
 
 def test_a_panic_of_the_rust_library_is_an_error_like_any_other(tmp_path: Path):

@@ -21,6 +21,7 @@ from miniplm.progress import Progress
 from miniplm.storage import Storage
 from miniplm.training.checkpoints import read_metrics
 from miniplm.training.loop import train_model
+from miniplm.training.losses import sum_language_model_loss
 from miniplm.training.methods import METHODS, MethodInputs
 from miniplm.training.optimization import Optimization
 from miniplm.training.recipe import TrainingPlan, plan_training
@@ -164,18 +165,65 @@ def test_teacher_is_frozen_and_computes_in_its_own_dtype_under_autocast(
     assert not any(parameter.requires_grad for parameter in (*teacher.body.parameters(), teacher.head.weight_VH))
     token_ids = torch.tensor([[3, 4, 5, EOS, 6]])
     with torch.autocast("cpu", torch.bfloat16):
-        hidden = run_teacher(teacher, token_ids)
+        hidden = run_teacher(teacher, token_ids, [5])
     assert hidden.dtype == getattr(torch, dtype)
     assert not hidden.requires_grad
     exact = AutoModelForCausalLM.from_pretrained(teacher_folder, dtype=torch.float64).model(token_ids).last_hidden_state
     torch.testing.assert_close(hidden.double(), exact, atol=1e-5 if dtype == "float32" else 0.2, rtol=0)
 
 
-def test_what_fills_up_a_batch_does_not_reach_the_teacher(storage: Storage, corpus: CorpusManifest, teacher: ModelEntry) -> None:
-    loaded = open_teacher(storage, teacher, corpus, "vanilla-kd", torch.device("cpu"))
-    short = torch.tensor([[3, 4, 5]])
-    filled = run_teacher(loaded, torch.cat([short, torch.tensor([[EOS, EOS]])], dim=1))
-    torch.testing.assert_close(filled[:, :3], run_teacher(loaded, short), atol=1e-5, rtol=1e-5)
+# Position encodings that depend on the length of the whole input, padding included.
+_OF_LENGTH = {
+    "longrope": {
+        "factor": 4.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [2.0, 3.0, 4.0, 5.0],
+        "original_max_position_embeddings": 6,
+    },
+    "dynamic": {"factor": 4.0},
+}
+
+
+@pytest.mark.parametrize("kind", ["default", "longrope", "dynamic"])
+def test_what_fills_up_a_batch_does_not_reach_the_teacher(
+    storage: Storage, corpus: CorpusManifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    folder = make_teacher(tmp_path / "teacher")
+    content = json.loads((folder / "config.json").read_text())
+    content["rope_parameters"] = {"rope_type": kind, "rope_theta": 1e4, **_OF_LENGTH.get(kind, {})}
+    content |= {"max_position_embeddings": 6} if kind == "dynamic" else {}
+    (folder / "config.json").write_text(json.dumps(content))
+    monkeypatch.setattr(
+        "miniplm.models.loading.find_max_positions", lambda config: 64
+    )  # dynamic positions go beyond those of the config
+    entry = identify_model(folder, str(folder), "float32")
+    loaded = open_teacher(storage, entry, corpus, "vanilla-kd", torch.device("cpu"))
+    lengths = [3, 9, 0, 3, 6]
+    rows = torch.tensor([[(7 * row + place) % 50 + 3 if place < n else EOS for place in range(9)] for row, n in enumerate(lengths)])
+    together = run_teacher(loaded, rows, lengths)
+    exact = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    for row, length in enumerate(lengths):
+        if length:
+            alone = copy.deepcopy(exact).model(rows[row : row + 1, :length]).last_hidden_state[0]
+            torch.testing.assert_close(together[row, :length].double(), alone, atol=1e-4, rtol=1e-4)
+
+
+def test_a_student_whose_numbers_depend_on_length_learns_the_same_in_any_micro_batches(tmp_path: Path) -> None:
+    folder = make_teacher(tmp_path / "student")
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps(content | {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, **_OF_LENGTH["longrope"]}})
+    )
+    batch = [np.array(sequence, np.uint16) for sequence in make_sequences(6)]
+    losses = []
+    for micro_batch_size in (1, 6):
+        config = TrainingConfig(steps=1, batch_size=6, micro_batch_size=micro_batch_size)
+        model = build_model(str(folder), VOCAB_SIZE, 17, seed=1)
+        optimization = Optimization(model, sum_language_model_loss, config, "float32", EOS, max_tokens=17)
+        losses.append(optimization.compute_gradient(batch))
+    assert len({len(sequence) for sequence in batch}) > 1
+    assert losses[0].gradient_norm == pytest.approx(losses[1].gradient_norm, rel=1e-4)
+    assert losses[0].loss == pytest.approx(losses[1].loss, rel=1e-5)
 
 
 def train(plan: TrainingPlan, storage: Storage, interrupted_at: int | None = None) -> tuple[str, list[tuple[float, float]]]:
