@@ -69,7 +69,11 @@ def check_config(content: dict[str, Any], origin: str) -> RunConfig:
         return RunConfig.model_validate(content)
     except ValidationError as error:
         lines = [f"{origin} is not a valid run configuration:"]
-        for problem in error.errors():
+        problems = error.errors()
+        above = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
+        for problem in problems:
+            if problem["type"] == "too_short" and problem["loc"] in above:
+                continue  # pydantic counts only the items that are right
             field = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
             message = problem["msg"].removeprefix("Value error, ")
             got = (

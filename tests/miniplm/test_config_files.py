@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from miniplm.config_files import apply_override, load_config
+from miniplm.config_files import apply_override, check_config, load_config
 from miniplm.errors import ConfigError
 
 
@@ -40,3 +40,11 @@ def test_a_folder_and_a_file_that_is_not_there_are_named(tmp_path: Path):
         load_config(str(tmp_path))
     with pytest.raises(ConfigError, match="there is no config file"):
         load_config(str(tmp_path / "none.yaml"))
+
+
+def test_a_list_with_one_faulty_item_is_not_called_empty():
+    with pytest.raises(ConfigError, match=r"corpus\.sources\.0\.path: is empty") as raised:
+        check_config({"corpus": {"sources": [{"path": ""}]}}, "run.yaml")
+    assert "at least 1 item" not in str(raised.value)
+    with pytest.raises(ConfigError, match=r"corpus\.sources: .*at least 1 item"):
+        check_config({"corpus": {"sources": []}}, "run.yaml")
