@@ -63,6 +63,7 @@ LeftOutReason = Literal[
     "a link to a folder above it",
     "a link that leads nowhere",
     "written by MiniPLM",
+    "its content is in the corpus already",
 ]
 
 
@@ -70,7 +71,8 @@ class LeftOut(Record):
     """What the pattern of a source came across and left out, for one reason; `names` are the first ten of `num_files`.
 
     `hidden` names begin with a dot, or lie in a folder that does; files `found already` are reached through more than one folder;
-    those `written by MiniPLM` lie in its folders at the storage root, such as the quarantine of the corpus before.
+    those `written by MiniPLM` lie in its folders at the storage root, such as the quarantine of the corpus before. A file whose
+    `content is in the corpus already` is a copy, or has another name than when a growing corpus took it in.
     """
 
     source: str

@@ -6,12 +6,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import fsspec
 import yaml
 from pydantic import ValidationError
 
 from miniplm.config import RunConfig
-from miniplm.errors import ConfigError
+from miniplm.errors import ConfigError, reading_users_file
+from miniplm.storage import open_filesystem
 
 _CREDENTIALS = re.compile(r"://.*@|\?.*")
 
@@ -39,20 +39,28 @@ def load_config(url: str, overrides: Sequence[str] = ()) -> RunConfig:
     `overrides` are `dotted.path=value` with the value in YAML, e.g. `selection.ratio=0.3` or
     `students.0.training.steps=10`. Raises `ConfigError` that names the file, the field, the rule and the value got.
     """
-    try:
-        with fsspec.open(url, "rt", encoding="utf-8") as file:
-            content = yaml.load(file, Loader=_UniqueKeyLoader)
-    except FileNotFoundError:
-        raise ConfigError(f"there is no config file {url}; deployments/configs/ holds examples") from None
-    except IsADirectoryError:
-        raise ConfigError(f"{url} is a folder; give the YAML file of a run") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{url} is not valid YAML: {error}") from error
+    content = _read_yaml(url)
     if not isinstance(content, dict):
         raise ConfigError(f"{url} holds {_describe(content)} where a mapping of fields is wanted (name, storage, corpus, ...)")
     for override in overrides:
         apply_override(content, override)
     return check_config(content, url)
+
+
+def _read_yaml(url: str) -> Any:
+    with reading_users_file(url, "is not valid YAML", "mend what is named", ConfigError):
+        filesystem, path = open_filesystem(url)
+        try:
+            with filesystem.open(path, "rt", encoding="utf-8") as file:
+                return yaml.load(file, Loader=_UniqueKeyLoader)
+        except FileNotFoundError:
+            raise ConfigError(f"there is no config file {url}; deployments/configs/ holds examples") from None
+        except IsADirectoryError:
+            raise ConfigError(f"{url} is a folder; give the YAML file of a run") from None
+        except PermissionError as error:
+            raise ConfigError(f"{url} cannot be read: {error.strerror or error}; give this user the right to read it") from error
+        except yaml.YAMLError as error:  # with line and column, in lines of its own
+            raise ConfigError(f"{url} is not valid YAML: {error}") from error
 
 
 def check_config(content: dict[str, Any], origin: str) -> RunConfig:
@@ -61,7 +69,11 @@ def check_config(content: dict[str, Any], origin: str) -> RunConfig:
         return RunConfig.model_validate(content)
     except ValidationError as error:
         lines = [f"{origin} is not a valid run configuration:"]
-        for problem in error.errors():
+        problems = error.errors()
+        above = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
+        for problem in problems:
+            if problem["type"] == "too_short" and problem["loc"] in above:
+                continue  # pydantic counts only the items that are right
             field = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
             message = problem["msg"].removeprefix("Value error, ")
             got = (
@@ -88,10 +100,8 @@ def apply_override(content: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path.strip():
         raise ConfigError(f"--set {override}: write FIELD=VALUE, e.g. --set selection.ratio=0.3")
-    try:
+    with reading_users_file(f"--set {override}:", "the value is not valid YAML", "mend it", ConfigError):
         value = yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not valid YAML: {error}") from error
     target: Any = content
     parts = path.strip().split(".")
     for part in parts[:-1]:

@@ -63,6 +63,19 @@ class PatientS3FileSystem(S3FileSystem):  # type: ignore[misc]
         super().__init__(**{**defaults, **options, "use_listings_cache": False, "config_kwargs": config})
         self._has_answered = False
 
+    @staticmethod
+    def close_session(loop: asyncio.AbstractEventLoop | None, s3: Any) -> None:
+        """Closes a client on its own loop. s3fs takes the one that runs where the file system is collected, such as Prefect's."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            S3FileSystem.close_session(loop, s3)
+            return
+        if loop is not None and loop.is_running():
+            asyncio.run_coroutine_threadsafe(s3.__aexit__(None, None, None), loop)
+        else:
+            S3FileSystem.close_session(None, s3)
+
     async def _call_s3(self, method: str, *akwarglist: Any, **kwargs: Any) -> Any:
         started = time.monotonic()
         for num_tries in itertools.count(1):

@@ -72,6 +72,11 @@ class Storage:
                 f"storage {shown} has a name that is not UTF-8, which neither DuckDB nor PyArrow can open; "
                 "give `storage` a folder whose whole path is UTF-8"
             ) from None
+        if "\\" in self.root_path and has_magic(self.root_path):
+            raise StorageError(
+                f"storage {self.root_path} has a backslash and one of `[`, `*` and `?` in its path; DuckDB, which takes names with these "
+                "for patterns, takes the backslash for a slash then. Give `storage` a folder with either of the two"
+            )
 
     def open_snapshot(self) -> fsspec.AbstractFileSystem:
         """The root's file system for a reader of many files that no longer change while it reads."""

@@ -119,8 +119,8 @@ def print_taken(console: Console, storage: Storage, manifest: CorpusManifest) ->
         folders = ", ".join(storage.url(layout.quarantine_folder(corpus_id)) for corpus_id in manifest.lineage)
         console.print(f"rejected records: {folders}", soft_wrap=True)
     if empty := list_files_without_documents(manifest):
-        files = list_offenders([f"{path} ({count:,} records)" for path, count in empty.items()])
-        console.print(f"no document came of these files, all their records were rejected: {files}", style="yellow", soft_wrap=True)
+        files = list_offenders([f"{path} ({f'{count:,} rejected' if count else 'empty'})" for path, count in empty.items()])
+        console.print(f"no document came of these files: {files}", style="yellow", soft_wrap=True)
     if again := list_files_read_again(manifest):
         files = list_offenders([f"{path} ({count} times)" for path, count in again.items()])
         console.print(f"read more than once, as several sources name them or there are copies: {files}", soft_wrap=True)

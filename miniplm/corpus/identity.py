@@ -15,7 +15,8 @@ from miniplm.errors import SourceError, list_offenders
 from miniplm.packing import PACKING_VERSION
 from miniplm.sources.compression import Compression
 from miniplm.sources.digests import digest_source_files, recognise_source_files
-from miniplm.sources.files import SourceFile, find_source, locate_source
+from miniplm.sources.files import MOST_NAMES, SourceFile, find_source, locate_source
+from miniplm.sources.names import show_name
 from miniplm.storage import Storage, digest_content
 from miniplm.tokenization import CorpusTokenizer, load_tokenizer
 
@@ -98,6 +99,7 @@ def plan_corpus(storage: Storage, config: CorpusConfig) -> CorpusPlan:
         corpus_id = f"c-{digest_content({'sources': sources, **settings})}"
         return CorpusPlan(corpus_id, files, tokenizer, settings_digest, files, left_out)
     new = list_new_files(newest, files)
+    left_out += _list_copies(newest, new, files)
     if not new:
         return CorpusPlan(newest.corpus_id, files, tokenizer, settings_digest, files, left_out, newest)
     content = {"parent": newest.corpus_id, "files": [[file.digest, file.reading] for file in new]}
@@ -140,6 +142,19 @@ def list_new_files(corpus: CorpusManifest, files: tuple[PlannedFile, ...]) -> tu
             "file name, or set corpus.extend=false once, which makes the corpus anew of the files found and has all of it scored again"
         )
     return tuple(new.values())
+
+
+def _list_copies(corpus: CorpusManifest, new: tuple[PlannedFile, ...], files: tuple[PlannedFile, ...]) -> tuple[LeftOut, ...]:
+    """The files that a growing corpus does not take in under their names, by source, since it holds what is in them."""
+    taken = {entry.path for entry in corpus.sources} | {planned.file.path for planned in new}
+    copies: dict[str, list[str]] = {}
+    for planned in files:
+        if planned.file.path not in taken:
+            copies.setdefault(show_name(planned.source.path), []).append(planned.file.path)
+    return tuple(
+        LeftOut(source=source, reason="its content is in the corpus already", num_files=len(paths), names=tuple(paths[:MOST_NAMES]))
+        for source, paths in copies.items()
+    )
 
 
 def _agrees(manifest: CorpusManifest, config: CorpusConfig, tokenizer: CorpusTokenizer) -> bool:

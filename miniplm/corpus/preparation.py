@@ -23,7 +23,7 @@ from miniplm.corpus.quarantine import Quarantine
 from miniplm.corpus.reader import find_corpus, load_corpus_tokenizer
 from miniplm.corpus.shards import OpenShard
 from miniplm.corpus.state import PreparationState, has_shards, load_state
-from miniplm.errors import CorpusError, DamagedSourceError
+from miniplm.errors import CorpusError, DamagedSourceError, list_offenders
 from miniplm.locks import exclusive
 from miniplm.progress import ProgressCallback, ignore_progress
 from miniplm.storage import Storage, digest_file
@@ -208,7 +208,10 @@ class _Preparation:
             example = (
                 f". The first: {first.origin.path}, {first.origin.unit} {first.origin.number}: {first.message}" if first else ""
             )
-            raise DamagedSourceError(f"no usable document: the {len(self._documents.sources)} source files hold {found}{example}")
+            paths = [source.path for source in self._documents.sources]
+            raise DamagedSourceError(
+                f"no usable document in {list_offenders(paths, most=3)}: {found}{example}. Name other files in corpus.sources, or mend these"
+            )
         if not num_documents["candidate"]:
             raise CorpusError(
                 f"no candidate sequences: of {sum(num_documents.values())} documents {num_documents['reference']} fell to the "

@@ -8,11 +8,11 @@ from miniplm.artifacts import CorpusManifest
 
 
 def list_files_without_documents(corpus: CorpusManifest) -> dict[str, int]:
-    """The files all of whose records were rejected, with their number: most likely they are not what they were taken for."""
+    """The files that are empty (0), or all of whose records were rejected, with their number: most likely not what they were taken for."""
     num_records: Counter[str] = Counter()
     for source in corpus.sources:
         num_records[source.path] += source.num_records
-    return {path: count for path, count in corpus.rejected_by_file.items() if count == num_records[path]}
+    return {path: count for path, count in sorted(num_records.items()) if count == corpus.rejected_by_file.get(path, 0)}
 
 
 def list_files_read_again(corpus: CorpusManifest) -> dict[str, int]:

@@ -99,7 +99,7 @@ def _render_files(corpus: CorpusManifest) -> str:
     rows = [
         [escape(reason), escape(list_offenders(files)), format_count(len(files))]
         for reason, files in (
-            ("all records rejected", list_files_without_documents(corpus)),
+            ("no document: empty, or all records rejected", list_files_without_documents(corpus)),
             ("read more than once: several sources name them, or there are copies", list_files_read_again(corpus)),
         )
         if files

@@ -20,7 +20,8 @@ from miniplm.sources.listing import Listing, has_wildcards, list_folder, list_le
 from miniplm.sources.names import show_name
 from miniplm.storage import Storage, open_filesystem, open_stream
 
-_MOST_NAMES = 10
+# Of the files that are left out for one reason.
+MOST_NAMES = 10
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def find_source(source: SourceConfig, storage: Storage | None = None) -> FoundFi
             source=name,
             reason=reason,
             num_files=len(names),
-            names=tuple(show_name(_name_file(filesystem, left)) for left in names[:_MOST_NAMES]),
+            names=tuple(show_name(_name_file(filesystem, left)) for left in names[:MOST_NAMES]),
         )
         for reason, names in list_left_out(listing)
     ]

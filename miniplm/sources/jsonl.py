@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from miniplm.sources.signatures import recognise_format
 
 # Integers of any length are read: as floats, since no integer field is used, which never fails.
 _DECODER = json.JSONDecoder(parse_int=float)
+_ARRAY_OF_OBJECTS = re.compile(r"\[\s*\{")
 
 
 def read_jsonl(
@@ -28,6 +30,7 @@ def read_jsonl(
     """
     head, blocks = peek_blocks(read_blocks(file, on_bytes))
     _check_text(file, head)
+    _check_lines(file, head.removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace").lstrip())
     document_id = first_document_id
     for number, line in enumerate(_split_lines(blocks), start=1):
         if number == 1:
@@ -50,6 +53,24 @@ def _check_text(file: SourceFile, head: bytes) -> None:
     else:
         advice = "name other files in corpus.sources, or make JSON Lines of it"
     raise DamagedSourceError(f"{file.path} holds {found.name}, not JSON Lines in UTF-8; {advice}")
+
+
+def _check_lines(file: SourceFile, head: str) -> None:
+    """Refuses an array of objects, and objects that no newline parts: a whole file of documents would be one rejection, or few."""
+    line, _, rest = head.partition("\n")
+    try:
+        value, end = _DECODER.raw_decode(line)
+    except (ValueError, RecursionError):
+        value, end = None, 0
+    if end and rest.strip():
+        return  # there are lines: one that is at fault is a rejection
+    if _ARRAY_OF_OBJECTS.match(head):
+        found, advice = "a JSON array", "jq -c '.[]'"
+    elif isinstance(value, dict) and line[end:].lstrip().startswith(("{", ",")):
+        found, advice = "several JSON objects in one line", "jq -c ."
+    else:
+        return
+    raise DamagedSourceError(f"{file.path} holds {found}, not JSON Lines; put each object on a line of its own, e.g. `{advice}`")
 
 
 def _read_line(document_id: int, origin: Origin, line: bytes, source: SourceConfig) -> Record:

@@ -35,7 +35,7 @@ def read_parquet(
         _check_kind(file, raw.peek(HEAD_BYTES))
         with decoding(file, raw, _PROBLEM):
             # A column is what the file says, whatever `key=value` folders it lies in.
-            parquet = pq.ParquetFile(cast(Any, raw), pre_buffer=False, buffer_size=_BATCH_BYTES)
+            parquet = pq.ParquetFile(cast(Any, raw), pre_buffer=False, buffer_size=_BATCH_BYTES, page_checksum_verification=True)
         for field in fields:
             _check_column(file, parquet.schema_arrow, field)
         row = 0
@@ -85,6 +85,10 @@ def _check_kind(file: SourceFile, head: bytes) -> None:
 
 def _check_column(file: SourceFile, schema: pa.Schema, field: str) -> None:
     found = _find_type(schema, field)
+    if found is None and (num_columns := schema.names.count(field.split(".")[0])) > 1:
+        raise DamagedSourceError(
+            f"{file.path} has {num_columns} columns {field.split('.')[0]!r}, only one of which can be meant; rename one"
+        )
     if found is None:
         names = list_offenders(_list_columns(schema), most=50)
         raise DamagedSourceError(f"{file.path} has no column {field!r}; it has {names}. Name one of them in the source")

@@ -90,6 +90,13 @@ _BYTE_ORDER_MARKS: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xfe", "UTF-16"),
     (b"\xfe\xff", "UTF-16"),
 )
+# Where the zeros are in eight bytes of text that begins with ASCII; without a mark its decoder has to be told the order.
+_ZEROS_OF_ASCII: tuple[tuple[list[bool], str], ...] = (
+    ([False, True] * 4, "UTF-16LE"),
+    ([True, False] * 4, "UTF-16BE"),
+    ([False, True, True, True] * 2, "UTF-32LE"),
+    ([True, True, True, False] * 2, "UTF-32BE"),
+)
 _SKIPPABLE = re.compile(rb"[\x50-\x5f]\x2a\x4d\x18")
 _CONTROLS = re.compile(rb"[\x00-\x07\x0e-\x1a\x1c-\x1f\x7f]")
 # A file is data where this many of its first bytes, and this share of them, are of no text.
@@ -148,10 +155,9 @@ def _recognise_encoding(head: bytes) -> Format | None:
         if head.startswith(mark):
             return Format(f"{name} text", "encoding")
     zeros = [byte == 0 for byte in head[:8]]
-    if zeros in ([False, True] * 4, [True, False] * 4):
-        return Format("UTF-16 text without a byte order mark", "encoding")
-    if zeros in ([False, True, True, True] * 2, [True, True, True, False] * 2):
-        return Format("UTF-32 text without a byte order mark", "encoding")
+    for pattern, name in _ZEROS_OF_ASCII:
+        if zeros == pattern:
+            return Format(f"{name} text without a byte order mark", "encoding")
     return None
 
 

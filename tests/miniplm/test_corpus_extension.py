@@ -186,13 +186,21 @@ def test_without_new_files_the_corpus_is_found(storage: Storage, folder: Path, c
     add_file(folder, "c", seed=2)
     manifest = prepare_corpus(storage, config)
     stamps = stamp_files(storage, "corpora")
-    # Renamed, gone, and copied: nothing of that is new.
+    # Renamed, gone, and copied: nothing of that is new, and what is found under another name is counted.
     (folder / "a.jsonl").rename(folder / "z.jsonl")
     (folder / "b.jsonl").unlink()
     shutil.copy(folder / "c.jsonl", folder / "copy.jsonl")
     assert resolve_corpus_id(storage, config) == manifest.corpus_id
-    assert prepare_corpus(storage, config) == manifest
-    assert stamp_files(storage, "corpora") == stamps
+    again = prepare_corpus(storage, config)
+    (left,) = again.left_out
+    assert left.reason == "its content is in the corpus already"
+    assert left.names == (f"{folder}/copy.jsonl", f"{folder}/z.jsonl")
+    assert again == manifest.model_copy(update={"left_out": (left,)})
+    written = storage.path(layout.corpus_manifest(manifest.corpus_id))
+    now = stamp_files(storage, "corpora")
+    assert {path for path in now if now[path] != stamps[path]} == {written}
+    assert prepare_corpus(storage, config) == again
+    assert stamp_files(storage, "corpora") == now
     assert manifest.lineage == (root.corpus_id, manifest.corpus_id)
 
 
@@ -203,6 +211,7 @@ def test_copies_among_new_files_are_added_once(storage: Storage, folder: Path, c
     manifest = prepare_corpus(storage, config)
     check_sequences(storage, manifest, config, records)
     assert [Path(entry.path).name for entry in manifest.sources] == ["a.jsonl", "b.jsonl"]
+    assert [left.names for left in manifest.left_out] == [(f"{folder}/c.jsonl",)]
 
 
 def test_the_id_is_made_of_the_parent_and_the_new_content(tmp_path: Path, folder: Path, config: CorpusConfig, tokenizer: str):

@@ -107,15 +107,17 @@ def test_file_names_of_any_bytes_are_written_down(storage: Storage, tmp_path: Pa
         prepare_corpus(storage, config)
 
 
-def test_files_all_of_whose_records_are_rejected_are_named(storage: Storage, tmp_path: Path, tokenizer: str):
+def test_files_that_are_empty_or_all_of_whose_records_are_rejected_are_named(storage: Storage, tmp_path: Path, tokenizer: str):
     write_jsonl(tmp_path / "in/a.jsonl", [*make_documents(20), {"text": None}])
-    (tmp_path / "in/b.jsonl").write_text(json.dumps([{"text": "an array"}], indent=1))
+    (tmp_path / "in/b.jsonl").write_text("no,JSON\n" * 5)
     (tmp_path / "in/c.jsonl").write_text("")
     (tmp_path / "in/d.jsonl").write_text("")
     (tmp_path / "in/link.jsonl").symlink_to("b.jsonl")
     config = make_config(tokenizer, by_domain(tmp_path / "in/*.jsonl"), by_domain(tmp_path / "in/a*"))
     manifest = prepare_corpus(storage, config)
-    assert list_files_without_documents(manifest) == {f"{tmp_path}/in/{name}.jsonl": 5 for name in ("b", "link")}
+    assert list_files_without_documents(manifest) == {
+        f"{tmp_path}/in/{name}.jsonl": count for name, count in (("b", 5), ("c", 0), ("d", 0), ("link", 5))
+    }
     assert manifest.rejected_by_file == {f"{tmp_path}/in/a.jsonl": 2, f"{tmp_path}/in/b.jsonl": 5, f"{tmp_path}/in/link.jsonl": 5}
     assert list_files_read_again(manifest) == {f"{tmp_path}/in/a.jsonl": 2, f"{tmp_path}/in/b.jsonl": 2}
 

@@ -286,7 +286,7 @@ def test_files_to_look_at_are_listed(tmp_path: Path) -> None:
     content["left_out"] = [{"source": "in/<b>", "reason": "hidden", "num_files": 11, "names": ["in/._a"]}]
     storage.write_json(path, content)
     text = read_page(storage).text
-    assert f"all records rejected{source['path']}1" in text.replace("\n", "")
+    assert f"no document: empty, or all records rejected{source['path']}1" in text.replace("\n", "")
     assert "left out of in/<b>: hiddenin/._a, ... (11 in all)11" in text.replace("\n", "")
 
 

@@ -172,7 +172,9 @@ def test_a_folder_name_is_no_pattern(tmp_path, name):
 
 
 @pytest.mark.parametrize("root", ["{}", "memory://{}"])
-@pytest.mark.parametrize("name", ["domain=mixed/date=2026-01-01", "sequence_id=7/nll_sum=0", "num_tokens=x", "a=1 [2]/b=it's/c=*"])
+@pytest.mark.parametrize(
+    "name", ["domain=mixed/date=2026-01-01", "sequence_id=7/nll_sum=0", "num_tokens=x", "a=1 [2]/b=it's/c=*", "b\\c"]
+)
 def test_a_folder_that_looks_like_a_partition_is_no_column(tmp_path, root, name):
     storage = Storage(root.format(f"{tmp_path}/{name}"))
     corpus = make_scored_corpus(storage, *random_scores(20))

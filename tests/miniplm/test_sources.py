@@ -264,6 +264,34 @@ def test_reading_can_start_after_some_records(tmp_path: Path):
         assert read_source(make_source(path), num_skipped) == whole[num_skipped:]
 
 
+_ARRAY = [{"text": f"number {index}"} for index in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (json.dumps(_ARRAY), "a JSON array, .*jq -c '.*'"),
+        (json.dumps(_ARRAY, indent=1), "a JSON array"),
+        ("\ufeff[\n" + ",\n".join(map(json.dumps, _ARRAY)) + "\n]\n", "a JSON array"),
+        (json.dumps(_ARRAY * 5000), "a JSON array"),
+        ("\r".join(map(json.dumps, _ARRAY)), "several JSON objects in one line"),
+        ("".join(map(json.dumps, _ARRAY * 5000)), "several JSON objects in one line"),
+        (", ".join(map(json.dumps, _ARRAY)) + "\n", "several JSON objects in one line"),
+    ],
+)
+def test_documents_that_are_not_one_a_line_are_refused(tmp_path: Path, content: str, found: str):
+    (tmp_path / "in.jsonl").write_text(content, newline="")
+    with pytest.raises(SourceError, match=rf"in\.jsonl holds {found}"):
+        read_source(make_source(tmp_path / "in.jsonl"))
+
+
+@pytest.mark.parametrize("line", ['[{"text": "a row"}]', '{"text": "a"}{"text": "b"}', "[INFO] started", '["text"]'])
+def test_one_line_of_another_kind_among_others_is_one_rejection(tmp_path: Path, line: str):
+    first, last = read_lines(tmp_path, line.encode(), b'{"text": "one"}')
+    assert isinstance(first, Rejection)
+    assert isinstance(last, Document)
+
+
 def test_an_empty_file_has_no_records(tmp_path: Path):
     assert read_lines(tmp_path, b"") == []
     assert read_lines(tmp_path, b"\n\n \n") == []

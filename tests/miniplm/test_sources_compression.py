@@ -194,8 +194,8 @@ DATA = {
     "data of a kind that is not known": bytes(range(256)) * 40,
 }
 ENCODINGS = {f"{name} text": LINES.decode().encode(name) for name in ("UTF-16", "UTF-32")} | {
-    "UTF-16 text without": LINES.decode().encode("utf-16-be"),
-    "UTF-32 text without": LINES.decode().encode("utf-32-le"),
+    "UTF-16BE text without": LINES.decode().encode("utf-16-be"),
+    "UTF-32LE text without": LINES.decode().encode("utf-32-le"),
 }
 
 

@@ -108,3 +108,24 @@ def test_a_file_that_is_no_parquet_or_is_cut_off_is_an_error(tmp_path: Path):
         (tmp_path / "x.parquet").write_bytes(content)
         with pytest.raises(SourceError, match=r"x\.parquet is damaged, truncated or no Parquet file"):
             read_source(make_source(tmp_path / "x.parquet", format="parquet"))
+
+
+def test_a_page_that_is_not_what_its_checksum_says_is_an_error(tmp_path: Path):
+    path = write_parquet(
+        tmp_path / "x.parquet",
+        {"text": ["one text"]},
+        write_page_checksum=True,
+        write_statistics=False,
+        use_dictionary=False,
+        compression="none",
+    )
+    path.write_bytes(path.read_bytes().replace(b"one text", b"one next", 1))
+    with pytest.raises(SourceError, match=r"x\.parquet is damaged.*CRC"):
+        read_source(make_source(path, format="parquet"))
+
+
+def test_columns_of_one_name_are_told_apart_by_nobody(tmp_path: Path):
+    column = pa.array(["one"])
+    pq.write_table(pa.Table.from_arrays([column, column], names=["text", "text"]), tmp_path / "x.parquet")
+    with pytest.raises(SourceError, match=r"x\.parquet has 2 columns 'text'.*rename one"):
+        read_source(make_source(tmp_path / "x.parquet", format="parquet"))

@@ -36,6 +36,12 @@ def test_a_path_is_a_local_one_whatever_is_in_it(tmp_path: Path, monkeypatch: py
     assert open_filesystem("a::b/c")[1] == f"{tmp_path}/a::b/c"
 
 
+@pytest.mark.parametrize("name", ["[a] b\\c", "\\*", "a\\b/c?"])
+def test_a_root_that_duckdb_cannot_name_is_refused(tmp_path: Path, name: str):
+    with pytest.raises(StorageError, match="has a backslash and one of"):
+        Storage(str(tmp_path / name))
+
+
 def test_a_root_that_is_not_utf8_is_refused_in_plain_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
     os.mkdir(folder)
