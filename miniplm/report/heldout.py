@@ -23,7 +23,14 @@ def render_heldout(content: ReportContent) -> str:
     baselines = {name: value.baseline for name, value in comparisons.items() if value.baseline is not None}
     in_nats = compare_in_nats(comparisons.values())
     unit = "nats a token" if in_nats else "bits a byte"
-    head = ["Domain", explain("Held-out text", "scored tokens of the held-out split") + "<br><small>tokens</small>"]
+    head = [
+        "Domain",
+        explain(
+            "Held-out text",
+            "scored tokens of the held-out split; of the fewest and the most where students have tokenizers of their own",
+        )
+        + "<br><small>tokens</small>",
+    ]
     for name in evaluations:
         head += [f"{format_name(name)}<br><small>nats a token</small>"]
         if name in baselines:
@@ -64,7 +71,8 @@ class _Rows:
         known = {name: loss for name, loss in losses.items() if loss is not None}
         values = [loss.nats_per_token if self.by_token else loss.bits_per_byte for loss in known.values()]
         lowest = format_nats(min(values)) if len(values) > 1 else None
-        cells = [title, format_count(max((loss.num_scored_tokens for loss in known.values()), default=0))]
+        counts = sorted({loss.num_scored_tokens for loss in known.values()}) or [0]
+        cells = [title, "–".join(format_count(count) for count in (counts[0], counts[-1])[: len(counts)])]
         for name in self.names:
             loss = known.get(name)
             nats = (
