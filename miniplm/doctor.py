@@ -166,12 +166,15 @@ def _check_storage(storage_url: str) -> Iterator[Finding]:
         storage.delete(probe)
     except Exception as error:
         # An error of ours says what to do itself.
-        reason = str(error) if isinstance(error, StorageError) else f"{type(error).__name__}: {error}"
+        is_ours = isinstance(error, StorageError)
+        reason = str(error) if is_ours else f"{type(error).__name__}: {error}"
         yield Finding(
             name="storage",
             state="problem",
             value=f"{storage_url}: {reason}",
-            advice="give the config a `storage` that this user may write to; for S3 check the URL, the credentials and the endpoint",
+            advice="see the error"
+            if is_ours
+            else "give the config a `storage` that this user may write to; for S3 check the URL, the credentials and the endpoint",
         )
         return
     finally:

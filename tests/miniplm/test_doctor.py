@@ -65,7 +65,8 @@ def test_root_below_a_file_is_a_problem(tmp_path: Path) -> None:
     finding = find(diagnose(str(tmp_path / "file" / "root")), "storage")
     assert finding.state == "problem"
     assert "cannot write" in finding.value
-    assert "may write to" in finding.advice
+    assert "may write to" in finding.value
+    assert finding.advice == "see the error"
 
 
 def test_unknown_protocol_is_a_problem() -> None:
