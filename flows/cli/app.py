@@ -59,8 +59,8 @@ def _root(
     pass
 
 
-# What the command line leaves with after Ctrl-C.
-_INTERRUPTED = 130
+# What the command line leaves with after Ctrl-C and after SIGTERM.
+_INTERRUPTED = (130, 143)
 
 
 def main() -> None:
@@ -104,7 +104,7 @@ def _run() -> int:
         errors.print(str(error), markup=False)
         return 2
     except SystemExit as left:
-        if left.code == _INTERRUPTED:
+        if left.code in _INTERRUPTED:
             errors.print("[yellow]Stopped.[/] What is finished is kept; the same command goes on from there.")
         return left.code if isinstance(left.code, int) else int(left.code is not None)
     except Exception as error:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import signal
 import socket
 import sys
 import tempfile
 from collections.abc import MutableMapping
 from io import TextIOWrapper
+from typing import NoReturn
 from urllib.parse import urlsplit
 
 from miniplm.signals import restore_signals
@@ -21,10 +23,18 @@ _CACHES = ("MPLCONFIGDIR", "TRITON_CACHE_DIR")
 
 
 def set_up_process() -> None:
-    """Makes this process, and all that it starts, answer Ctrl-C, print any text, and ask this machine's own servers directly."""
+    """Makes this process, and all that it starts, answer Ctrl-C, print any text, and ask this machine's own servers directly.
+
+    SIGTERM, by which schedulers and service managers end a process, ends it as Ctrl-C does: with all that it has started.
+    """
     restore_signals()
+    signal.signal(signal.SIGTERM, _stop)
     _open_streams()
     bypass_proxy(os.environ)
+
+
+def _stop(number: int, _: object) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def _open_streams() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -42,7 +43,7 @@ def open_root(s3_server, monkeypatch, request):
     def open_at(endpoint=s3_server.endpoint, bucket=s3_server.bucket, **credentials):
         options = {"endpoint_url": endpoint, "key": s3_server.key, "secret": s3_server.secret, **credentials}
         monkeypatch.setitem(fsspec.config.conf, "s3", options)
-        return Storage(f"s3://{bucket}/{request.node.name}")
+        return Storage(f"s3://{bucket}/{re.sub(r'[^A-Za-z0-9]+', '-', request.node.name)}")
 
     return open_at
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -17,6 +18,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from botocore.utils import should_bypass_proxies
 
@@ -267,3 +269,21 @@ def test_output_that_nobody_reads_or_that_cannot_be_encoded_is_no_traceback() ->
     assert run("| head -n 1").startswith("0 ")
     assert run(">&-") == "0 "
     assert run("", PYTHONIOENCODING="ascii").startswith("0 ")
+
+
+def test_sigterm_ends_a_run_with_its_server_and_says_so(tmp_path: Path, embedded_prefect: dict[str, str]) -> None:
+    """As a scheduler or a service manager ends it."""
+    run = start_miniplm("prepare", str(make_tiny_run(tmp_path)), prefect=embedded_prefect, err=tmp_path / "err")
+    children: list[psutil.Process] = []
+    for _ in range(600):
+        children = [child for child in psutil.Process(run.pid).children(recursive=True) if "uvicorn" in child.cmdline()]
+        if children:
+            break
+        assert run.exitcode is None, (tmp_path / "err").read_text()
+        time.sleep(0.1)
+    assert children
+    os.kill(run.pid or 0, signal.SIGTERM)
+    run.join(60)
+    assert run.exitcode == 143
+    assert "Stopped." in (tmp_path / "err").read_text()
+    assert psutil.wait_procs(children, timeout=20)[1] == []
