@@ -2,9 +2,11 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup assets tasks demo test lint format clean clean-all test-packages gpu-check gpu-wheels
+.PHONY: help setup assets tasks demo test lint format clean clean-all test-packages pytest gpu-check gpu-wheels
 
 BIN := .venv/bin
+# Processes that tests start would else compile the whole package again, each of them.
+unexport PYTHONDONTWRITEBYTECODE
 # Three processes at a time, as the tests of a fleet mostly wait; a file's tests stay in one of them, in the order of tests/conftest.py.
 PYTEST_ARGS ?= -n 3 --dist loadfile --no-loadscope-reorder
 
@@ -26,7 +28,11 @@ demo: assets  ## refine the sample corpus and train two students on it (about 5 
 test-packages:
 	@scripts/install_test_packages.sh
 
-test: lint assets test-packages  ## lint, type check and all tests, with the real models (about 8 minutes on 2 cores)
+# Side by side, as the type check keeps one core busy and the first tests mostly wait; where either fails, so does this.
+test: assets test-packages  ## lint, type check and all tests, with the real models (about 8 minutes on 2 cores)
+	@$(MAKE) --no-print-directory --jobs 2 --keep-going lint pytest
+
+pytest:
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 gpu-check:  ## tests and benchmarks on a machine with a GPU, in five stages of at most 8 minutes (docs/gpu.md)

@@ -77,7 +77,10 @@ def test_a_lost_shard_whose_source_is_gone_is_told(storage: Storage, folder: Pat
         prepare_corpus(storage, config)
     assert stamp_files(storage, "corpora") == stamps
     (folder / "a.away").rename(folder / "back.jsonl")
-    assert prepare_corpus(storage, config) == manifest
+    mended = prepare_corpus(storage, config)
+    (left,) = mended.left_out
+    assert (left.reason, left.names) == ("its content is in the corpus already", (f"{folder}/back.jsonl",))
+    assert mended == manifest.model_copy(update={"left_out": (left,)})
     assert (
         read_shard(storage, manifest.split_shards("candidate")[1]).num_rows == manifest.split_shards("candidate")[1].num_sequences
     )
