@@ -117,7 +117,7 @@ def test_a_truncated_file_after_good_shards_leaves_nothing(
 ):
     monkeypatch.setattr("miniplm.corpus.document_pass._BATCH_RECORDS", 5)
     write_jsonl(tmp_path / "in/a.jsonl", make_documents(40))
-    stored = gzip.compress("".join(json.dumps(record) + "\n" for record in make_documents(2000, seed=1)).encode())
+    stored = gzip.compress("".join(json.dumps(record) + "\n" for record in make_documents(300, seed=1)).encode())
     (tmp_path / "in/b.jsonl.gz").write_bytes(stored[: len(stored) * 3 // 4])
     published: list[str] = []
     publish = storage.publish
