@@ -180,7 +180,7 @@ def test_several_processes_train_one_model_and_end_with_whoever_has_started_them
     wait_until_gone(pids)
     done: list[float] = []
     manifest = train_model(storage, plan, lambda progress: done.append(progress.done))
-    assert done[0] == 2
+    assert done[0] in (2, 4)  # on a busy machine the next checkpoint is published before the kill has its effect
     losses = [[row.loss for row in history(*run)] for run in ((storage, manifest), (undisturbed, wanted))]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
