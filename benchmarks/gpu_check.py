@@ -4,20 +4,24 @@
     scripts/gpu_check.sh                  all of them
     scripts/gpu_check.sh --rehearse       the same commands on a CPU, with models of a toy's size: does it run at all?
 
-Each step is a process of its own with its own limit: one that hangs or crashes costs its own time and nothing else. Rows are
-appended to OUTPUT/rows.jsonl, logs lie beside it; docs/gpu.md says what a machine needs and how the rows are read.
+Each step is a process of its own with its own limit: one that hangs or crashes costs its own time and nothing else. (In a rehearsal it is
+a fork of this one, so that libraries are imported once.) Rows are appended to OUTPUT/rows.jsonl, logs lie beside it; docs/gpu.md says
+what a machine needs and how the rows are read.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
+import importlib
 import json
 import os
+import runpy
 import signal
-import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -89,36 +93,69 @@ def plan_stages(rows: Path, rehearse: bool) -> dict[str, list[Step]]:
     return {stage: [step for step in steps if once[step.arguments] == step.name] for stage, steps in stages.items()}
 
 
-def run_step(step: Step, folder: Path, rehearse: bool = False) -> dict[str, Any]:
-    """Runs a step to its end or its limit; its record: `exit_code` is None where it was killed at the limit."""
-    # What a CPU's compiler makes of a toy says nothing of a GPU's, and takes most of the time.
-    environment = os.environ | ({"TORCHDYNAMO_DISABLE": "1"} if rehearse else {})
+def run_step(step: Step, folder: Path, is_warm: bool = False) -> dict[str, Any]:
+    """Runs a step to its end or its limit; its record: `exit_code` is None where it was killed at the limit.
+
+    `is_warm`: in a fork of this process, which `warm_up` has made ready, instead of a new interpreter.
+    """
     started = time.monotonic()
-    with open(folder / f"{step.name}.log", "wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *step.arguments],
-            cwd=_ROOT,
-            env=environment,
-            stdout=log,
-            stderr=log,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        exit_code: int | None
-        try:
-            exit_code = process.wait(step.limit_seconds)
-        except subprocess.TimeoutExpired:
-            exit_code = None
-        finally:
-            _kill_group(process)
+    pid = _start(step, folder / f"{step.name}.log", is_warm)
+    exit_code = None
+    try:
+        while exit_code is None and time.monotonic() - started < step.limit_seconds:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            exit_code = os.waitstatus_to_exitcode(status) if ended else None
+            if exit_code is None:
+                time.sleep(0.1)
+    finally:
+        # Ends what a step left running too, so that the next one has the device for itself.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        if exit_code is None:
+            os.waitpid(pid, 0)
     return {"step": step.name, "exit_code": exit_code, "seconds": round(time.monotonic() - started, 1)}
 
 
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Ends what a step left running too, so that the next one has the device for itself."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def warm_up() -> None:
+    """Imports what would take each step of a rehearsal most of its time."""
+    # What a CPU's compiler makes of a toy says nothing of a GPU's, and takes long. PyTorch reads it when it is imported.
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    for name in ("pytest", "benchmarks.published_scoring", "benchmarks.training_sides", "transformers.models.qwen2.modeling_qwen2"):
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
+
+
+def _start(step: Step, log: Path, is_warm: bool) -> int:
+    """Starts a step as the leader of a session of its own, which writes all it says into a file; gives its pid."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        os.setsid()
+        os.chdir(_ROOT)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), 1)
+        os.dup2(1, 2)
+        if not is_warm:
+            os.execv(sys.executable, [sys.executable, "-m", *step.arguments])
+        sys.stdout, sys.stderr = (open(number, "w", buffering=1, encoding="utf-8", closefd=False) for number in (1, 2))  # noqa: SIM115
+        sys.argv[1:] = step.arguments[1:]
+        runpy.run_module(step.arguments[0], run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else int(left.code is not None)
+        if isinstance(left.code, str):
+            print(left.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def format_rows(rows: Iterable[dict[str, Any]]) -> str:
@@ -166,6 +203,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = folder / "rows.jsonl"
     num_before = len(_read_rows(rows))
     stages = plan_stages(rows, given.rehearse)
+    if given.rehearse:
+        warm_up()
     records = []
     for stage in given.stages or stages:
         for step in stages[stage]:

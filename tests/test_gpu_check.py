@@ -20,24 +20,26 @@ def test_every_stage_ends_within_eight_minutes() -> None:
         assert sum(step.limit_seconds for step in steps) <= STAGE_SECONDS, stage
 
 
-def test_gpu_tests_and_benchmarks_import_without_the_packages_of_a_fleet() -> None:
-    modules = [f"tests.gpu.{path.stem}" for path in (ROOT / "tests" / "gpu").glob("test_*.py")]
-    modules += ["tests.conftest", "benchmarks.gpu_check", "benchmarks.scoring", "benchmarks.training"]
-    code = f"""
-import importlib, sys
-sys.modules.update(dict.fromkeys({ABSENT!r}))  # as if they were not there
-for name in {modules!r}:
-    importlib.import_module(name)
-"""
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-2000:]
-
-
 def test_a_step_that_hangs_is_killed_at_its_limit_with_all_that_it_started(tmp_path: Path) -> None:
     # A module of the standard library that waits for a request: the profile of a kernel that never ends.
     record = run_step(Step("hangs", 1, ("http.server", "--bind", "127.0.0.1", "0")), tmp_path)
     assert record["exit_code"] is None
     assert 1 <= record["seconds"] < 30
+
+
+def test_a_fork_ends_as_the_interpreter_would(tmp_path: Path) -> None:
+    for name, arguments, wanted, told in (
+        ("works", ("this",), 0, "Beautiful is better than ugly."),
+        ("fails", ("json.tool", "/nonexistent"), 2, "No such file"),
+        ("raises", ("no_such_module",), 1, "No module named no_such_module"),
+        ("hangs", ("http.server", "--bind", "127.0.0.1", "0"), None, ""),
+    ):
+        ends = [
+            run_step(Step(name, 1 if wanted is None else 60, arguments), tmp_path, is_warm)["exit_code"]
+            for is_warm in (False, True)
+        ]
+        assert ends == [wanted, wanted], name
+        assert told in (tmp_path / f"{name}.log").read_text()
 
 
 def test_a_failed_step_is_told_and_the_exit_code_says_so(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -51,13 +53,17 @@ def test_a_failed_step_is_told_and_the_exit_code_says_so(tmp_path: Path, monkeyp
     assert [json.loads(line)["step"] for line in (tmp_path / "steps.jsonl").read_text().splitlines()] == ["fails", "works"]
 
 
-def test_every_stage_runs_on_a_cpu_with_tiny_models(tmp_path: Path) -> None:
+def test_every_stage_runs_on_a_cpu_with_tiny_models_and_without_the_packages_of_a_fleet(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import sys; sys.modules.update(dict.fromkeys({ABSENT!r}))"
+    )  # as if they were not there
+    variables = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
         [str(ROOT / "scripts" / "gpu_check.sh"), "--rehearse", "--output", str(tmp_path)],
         capture_output=True,
         text=True,
         check=False,
-        env={"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "HOME": str(tmp_path)},
+        env={**variables, "HOME": str(tmp_path)},
     )
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]

@@ -24,7 +24,6 @@ from prefect.events.schemas.automations import AutomationCore, Posture
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Crashed, Failed, Pending, Running, Scheduled
 
-from tests.command_line import environment
 from tests.conftest import ROOT
 
 SCRIPT = ROOT / "deployments" / "apply_automations.py"
@@ -318,20 +317,17 @@ def test_a_pool_whose_last_worker_is_gone_is_told(client, world, notifications):
 
 
 @pytest.mark.parametrize(
-    ("variables", "arguments", "message"),
+    ("url", "arguments", "message"),
     [
-        ({}, [], "PREFECT_API_URL is not set"),
-        ({"PREFECT_API_URL": "http://127.0.0.1:9/api"}, [], "no answer from the Prefect server at http://127.0.0.1:9/api"),
-        ({}, ["--folder", "/nonexistent"], "PREFECT_API_URL is not set"),
+        (None, [], "PREFECT_API_URL is not set"),
+        ("http://127.0.0.1:9/api", [], "no answer from the Prefect server at http://127.0.0.1:9/api"),
+        (None, ["--folder", "/nonexistent"], "PREFECT_API_URL is not set"),
     ],
 )
-def test_without_a_server_it_says_so(tmp_path, variables, arguments, message):
-    command = [sys.executable, str(SCRIPT), *arguments]
-    prefect = {"PREFECT_HOME": str(tmp_path), **variables}
-    done = subprocess.run(command, env=environment(prefect), capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_without_a_server_it_says_so(script, capsys, url, arguments, message):
+    with temporary_settings({PREFECT_API_URL: url} if url else {}, restore_defaults=None if url else {PREFECT_API_URL}):
+        assert script.main(arguments) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

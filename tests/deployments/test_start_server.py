@@ -8,6 +8,7 @@ import sys
 
 from tests.command_line import environment
 from tests.conftest import ROOT
+from tests.prefect_server import give_tables
 
 # In a process of its own, since Prefect has one database a process. Two waits, one long over and one open.
 PROGRAM = """
@@ -44,7 +45,9 @@ asyncio.run(main())
 """
 
 
-def test_waits_begin_anew_at_their_own_length_however_often_the_server_starts(tmp_path):
+def test_waits_begin_anew_at_their_own_length_however_often_the_server_starts(tmp_path, prefect_server):
+    """On a database that has its tables: to make them takes five seconds, and the fleet's tests start it on one without."""
+    give_tables(prefect_server, tmp_path)
     url = f"sqlite+aiosqlite:///{tmp_path / 'prefect.db'}"
     prefect = {"PREFECT_HOME": str(tmp_path), "PREFECT_API_DATABASE_CONNECTION_URL": url}
     done = subprocess.run(
