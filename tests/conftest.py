@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
-from tests import processes
+from tests import forks, processes
 
 if TYPE_CHECKING:
     from tests.s3_server import S3Server
@@ -25,8 +25,14 @@ ASSETS = (ROOT / "models" / "smollm2-135m" / "model.safetensors", ROOT / "sample
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not is_worker(config):
-        processes.mark_run()
+    if is_worker(config):
+        forks.take_server()
+        return
+    processes.mark_run()
+    if config.getoption("numprocesses", None):
+        forks.share_server()
+    else:
+        forks.keep_server()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -13,10 +13,9 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import forkserver
 from pathlib import Path
 
-import psutil
+from tests.forks import end_forks
 
 _MARK = "MINIPLM_TEST_RUN"
 _numbers = itertools.count()
@@ -49,7 +48,7 @@ def ended_on_failure() -> Iterator[None]:
         yield
     except BaseException:
         end_marked(own)
-        _end_forks()
+        end_forks()
         raise
     finally:
         os.environ[_MARK] = mark
@@ -81,15 +80,6 @@ def _list_marked(mark: str) -> Iterator[int]:
             continue
         if int(folder.name) != os.getpid() and any(value == entry or value.startswith(entry + b"/") for value in variables):
             yield int(folder.name)
-
-
-def _end_forks() -> None:
-    """Kills the forks of `FORKS`: their environment is that of the server, which serves the tests that follow."""
-    pid = getattr(forkserver._forkserver, "_forkserver_pid", None)
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for process in psutil.Process(pid).children(recursive=True) if pid else ():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
 
 
 @contextmanager
