@@ -20,11 +20,11 @@ from tests.tiny_runs import make_documents, make_tiny_run, write_jsonl
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """As a newcomer runs it: with no server, in a Prefect home that is not there yet."""
+def finished(tmp_path_factory, embedded_prefect):
+    """As most people run it: with no server. (What a new Prefect home needs besides, test_start.py shows.)"""
     folder = tmp_path_factory.mktemp("run")
     config = make_tiny_run(folder)
-    result = run_miniplm("run", str(config), prefect={"PREFECT_HOME": str(folder / "prefect")})
+    result = run_miniplm("run", str(config), prefect=embedded_prefect)
     assert result.returncode == 0, result.stderr + result.stdout
     return config, result
 
@@ -140,7 +140,8 @@ def test_another_ratio_scores_nothing(finished, prefect_server, tmp_path):
     shutil.copytree(config.parent / "data", tmp_path / "data")
     scores = {path: path.stat().st_mtime_ns for path in (tmp_path / "data" / "scores").rglob("*")}
     result = run_miniplm(
-        "run", str(config), "--set", f"storage={tmp_path / 'data'}", "--set", "selection.ratio=0.3", prefect=prefect_server
+        *("run", str(config), "--set", f"storage={tmp_path / 'data'}", "--set", "selection.ratio=0.3", "--set", "students=[]"),
+        prefect=prefect_server,
     )
     assert result.returncode == 0, result.stderr
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data" / "scores").rglob("*")} == scores
@@ -214,6 +215,10 @@ def test_a_given_reference_is_used_as_it_is(finished, prefect_server, tmp_path):
     content["reference"] = {"model": str(config.parent / "data" / "models" / record["reference"]["model_id"])}
     content["students"] = []
     content["storage"] = str(tmp_path / "data")
+    # What comes before the reference is there.
+    shutil.copytree(config.parent / "data" / "corpora", tmp_path / "data" / "corpora")
+    by_teacher = Path("data", "scores", record["corpus_id"], record["teacher"]["model_id"])
+    shutil.copytree(config.parent / by_teacher, tmp_path / by_teacher)
     other = tmp_path / "given.yaml"
     other.write_text(yaml.safe_dump(content))
     result = run_miniplm("run", str(other), "--json", prefect=prefect_server)
@@ -275,12 +280,26 @@ def test_a_damaged_corpus_shard_stops_itself_and_not_its_neighbours(finished, pr
     assert {path.name: path.read_bytes() for path in scores.glob("*.parquet")} == whole
 
 
-def test_a_relative_storage_root_lies_below_the_working_folder(tmp_path, prefect_server):
-    """As in the shipped configurations."""
-    config = make_tiny_run(tmp_path, storage="./data", students=[])
-    result = run_miniplm("run", str(config), prefect=prefect_server, cwd=tmp_path)
+def test_a_relative_storage_root_lies_below_the_working_folder(finished, prefect_server, tmp_path):
+    """As in the shipped configurations: what is there is found, and what is missing of each kind is made there."""
+    config, _ = finished
+    kept = shutil.copytree(config.parent / "data", tmp_path / "data")
+    record = read_record(config)
+    scores = kept / "scores" / record["corpus_id"]
+    missing = [
+        kept / "corpora" / record["corpus_id"] / "heldout" / "shard-00000.parquet",
+        *(scores / record[role]["model_id"] / "shard-00002.parquet" for role in ("teacher", "reference")),
+        kept / "selections" / record["selection_id"] / "manifest.json",
+        kept / "runs" / "tiny" / "run.json",
+    ]
+    for path in missing:
+        path.unlink()
+    before = {path: path.stat().st_mtime_ns for path in kept.glob("scores/*/*/*.parquet")}
+    overrides = ("--set", "storage=./data", "--set", "students=[]")
+    result = run_miniplm("run", str(config), *overrides, prefect=prefect_server, cwd=tmp_path)
     assert result.returncode == 0, result.stderr + result.stdout
-    assert (tmp_path / "data" / "runs" / "tiny" / "run.json").is_file()
+    assert [path for path in missing if not path.is_file()] == []
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_names_that_look_like_markup_are_shown_as_they_are(finished, prefect_server, tmp_path):

@@ -126,7 +126,7 @@ def test_a_first_corpus_without_reference_sequences_is_told(storage: Storage, co
         CorpusError, match=r"no sequence in its reference split, which this run needs; give corpus\.splits\.reference"
     ):
         check_splits(config, root)
-    add_file(tmp_path, num_documents=2000)
+    add_file(tmp_path, num_documents=500)
     corpus = prepare_corpus(storage, corpus_config)
     assert corpus.split_shards("reference")
     with pytest.raises(

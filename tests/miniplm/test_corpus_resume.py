@@ -56,10 +56,10 @@ def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 def config(tmp_path_factory: pytest.TempPathFactory) -> CorpusConfig:
     """Two files of two domains with rejections, all three splits, and a document of many shards."""
     folder = tmp_path_factory.mktemp("sources")
-    first = make_documents(40)
-    first.insert(20, {"text": "long " * 400 + "end", "domain": "a"})
+    first = make_documents(22)
+    first.insert(11, {"text": "long " * 220 + "end", "domain": "a"})
     write_jsonl(folder / "a.jsonl", [*first, {"text": None}, {"text": " "}])
-    write_jsonl(folder / "b.jsonl", [{"text": 5}, *make_documents(30, seed=1), {"domain": "a"}])
+    write_jsonl(folder / "b.jsonl", [{"text": 5}, *make_documents(16, seed=1), {"domain": "a"}])
     tokenizer = save_tokenizer(tmp_path_factory.mktemp("bytes"), "bytes")
     return make_config(
         tokenizer,
@@ -130,7 +130,7 @@ def test_a_resumed_preparation_tokenises_only_what_is_not_in_closed_shards(
     counted.clear()
     # So far that only the remainders of the last splits are missing.
     with pytest.raises(Killed):
-        prepare_corpus(KilledStorage(str(tmp_path / "cut"), 30, after=False), config)
+        prepare_corpus(KilledStorage(str(tmp_path / "cut"), 26, after=False), config)
     counted.clear()
     prepare_corpus(Storage(str(tmp_path / "cut")), config)
     assert sum(counted) < whole / 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +59,34 @@ def train_undisturbed(folder: Path, **training: Any) -> tuple[TrainingManifest, 
     return manifest, history(storage, manifest)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with a corpus and the training of `make_plan`, finished: tests read it, or change a copy."""
+    root = tmp_path_factory.mktemp("undisturbed")
+    train_undisturbed(root)
+    return root
+
+
+def copy_root(root: Path, target: Path) -> tuple[Storage, TrainingPlan, TrainingManifest]:
+    """A copy of `undisturbed`, its plan and its manifest."""
+    shutil.copytree(root, target, dirs_exist_ok=True)
+    return read_root(target)
+
+
+def read_root(root: Path) -> tuple[Storage, TrainingPlan, TrainingManifest]:
+    storage = make_storage(root)
+    plan = make_plan(load_corpus(storage, "made"))
+    manifest = find_training(storage, plan.training_id)
+    assert manifest is not None
+    return storage, plan, manifest
+
+
+def copy_corpus(root: Path, target: Path) -> Storage:
+    """A root with the corpus of `undisturbed` alone."""
+    shutil.copytree(root / "corpora", target / "corpora")
+    return make_storage(target)
+
+
 def test_training_learns_and_its_manifest_tells_what_was_done(tmp_path: Path) -> None:
     storage = make_storage(tmp_path)
     corpus = make_training_corpus(storage)
@@ -80,9 +109,8 @@ def test_training_learns_and_its_manifest_tells_what_was_done(tmp_path: Path) ->
     assert moments[-1].detail.startswith(f"loss {rows[-1].loss:.3f}, ")
 
 
-def test_final_checkpoint_is_a_transformers_directory(tmp_path: Path) -> None:
-    storage = make_storage(tmp_path)
-    manifest = train_model(storage, make_plan(make_training_corpus(storage)))
+def test_final_checkpoint_is_a_transformers_directory(undisturbed: Path) -> None:
+    storage, _, manifest = read_root(undisturbed)
     folder = storage.path(manifest.checkpoint)
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert model.dtype == torch.float32
@@ -93,10 +121,11 @@ def test_final_checkpoint_is_a_transformers_directory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", range(7))
-def test_interrupted_after_any_step_gives_the_losses_and_weights_of_an_undisturbed_run(tmp_path: Path, step: int) -> None:
-    wanted, wanted_history = train_undisturbed(tmp_path / "undisturbed")
-    storage = make_storage(tmp_path / "interrupted")
-    plan = make_plan(make_training_corpus(storage))
+def test_interrupted_after_any_step_gives_the_losses_and_weights_of_an_undisturbed_run(
+    undisturbed: Path, tmp_path: Path, step: int
+) -> None:
+    whole, plan, wanted = read_root(undisturbed)
+    storage = copy_corpus(undisturbed, tmp_path)
     with pytest.raises(Interrupted):
         train_model(storage, plan, interrupt_at(step))
     done: list[float] = []
@@ -104,7 +133,7 @@ def test_interrupted_after_any_step_gives_the_losses_and_weights_of_an_undisturb
     manifest = train_model(storage, plan, lambda progress: done.append(progress.done))
     assert done[0] == step - step % 2, "goes on at the last checkpoint"
     assert manifest.weights_digest == wanted.weights_digest
-    assert history(storage, manifest) == wanted_history
+    assert history(storage, manifest) == history(whole, wanted)
 
 
 def train_until_killed(root: str, num_published: int) -> None:
@@ -132,29 +161,26 @@ def run_killed(root: Path, num_published: int) -> int | None:
     return process.exitcode
 
 
-def test_killed_in_the_middle_of_checkpoints_gives_the_losses_and_weights_of_an_undisturbed_run(tmp_path: Path) -> None:
-    roots = [tmp_path / "undisturbed", tmp_path / "killed"]
-    plans = [make_plan(make_training_corpus(make_storage(root))) for root in roots]
-    assert plans[0].training_id == plans[1].training_id
-    assert run_killed(roots[0], 1_000_000) == 0
+def test_killed_in_the_middle_of_checkpoints_gives_the_losses_and_weights_of_an_undisturbed_run(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    whole, plan, wanted = read_root(undisturbed)
+    storage = copy_corpus(undisturbed, tmp_path)
     # A checkpoint is 9 files with its manifest: killed within the first, then within the second, before its manifest.
     for num_published in (3, 9 + 8):
-        assert run_killed(roots[1], num_published) == -signal.SIGKILL
-        assert find_training(make_storage(roots[1]), plans[1].training_id) is None
-    assert run_killed(roots[1], 1_000_000) == 0
-    manifests = [find_training(make_storage(root), plans[0].training_id) for root in roots]
-    assert manifests[0] is not None
-    assert manifests[1] is not None
-    assert manifests[0].weights_digest == manifests[1].weights_digest
-    assert history(make_storage(roots[0]), manifests[0]) == history(make_storage(roots[1]), manifests[1])
-    leftovers = [path for path in roots[1].rglob("*") if path.name.startswith(".tmp-") or path.name == "unfinished"]
+        assert run_killed(tmp_path, num_published) == -signal.SIGKILL
+        assert find_training(storage, plan.training_id) is None
+    assert run_killed(tmp_path, 1_000_000) == 0
+    manifest = find_training(storage, plan.training_id)
+    assert manifest is not None
+    assert manifest.weights_digest == wanted.weights_digest
+    assert history(storage, manifest) == history(whole, wanted)
+    leftovers = [path for path in tmp_path.rglob("*") if path.name.startswith(".tmp-") or path.name == "unfinished"]
     assert leftovers == []
 
 
-def test_finished_training_is_not_done_again(tmp_path: Path) -> None:
-    storage = make_storage(tmp_path)
-    plan = make_plan(make_training_corpus(storage))
-    first = train_model(storage, plan)
+def test_finished_training_is_not_done_again(undisturbed: Path) -> None:
+    storage, plan, first = read_root(undisturbed)
     moments: list[Progress] = []
     assert train_model(storage, plan, moments.append) == first
     assert moments == []
@@ -172,10 +198,10 @@ def drop_tail(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "metrics.jsonl", "config.json", "manifest.json"])
 @pytest.mark.parametrize("damage", [flip_byte, drop_tail, Path.unlink])
-def test_damaged_checkpoint_is_made_again_from_the_one_before(tmp_path: Path, damage: Callable[[Path], None], name: str) -> None:
-    storage = make_storage(tmp_path)
-    plan = make_plan(make_training_corpus(storage))
-    first = train_model(storage, plan)
+def test_damaged_checkpoint_is_made_again_from_the_one_before(
+    undisturbed: Path, tmp_path: Path, damage: Callable[[Path], None], name: str
+) -> None:
+    storage, plan, first = copy_root(undisturbed, tmp_path)
     damage(Path(storage.path(f"{first.checkpoint}/{name}")))
     assert find_training(storage, plan.training_id) is None
     done: list[float] = []
