@@ -193,7 +193,15 @@ print("imported")
 
 def test_light_modules_load_neither_torch_nor_transformers() -> None:
     """One interpreter imports them one after the other, and says after each what is there."""
-    light = ["miniplm", "miniplm.config", "miniplm.config_files", "miniplm.layout", "miniplm.storage"]
+    light = [
+        "miniplm",
+        "miniplm.config",
+        "miniplm.config_files",
+        "miniplm.layout",
+        "miniplm.storage",
+        "flows.cli.app",
+        "flows.cli.tables",
+    ]
     program = f"""
 import importlib, sys
 for name in {light!r}:

@@ -17,13 +17,13 @@ from miniplm.config import RunConfig
 from miniplm.corpus.taken_files import list_files_read_again, list_files_without_documents
 from miniplm.errors import list_offenders
 from miniplm.run_record import RunRecord
-from miniplm.run_status import RunStatus
 from miniplm.storage import Storage
 
 if TYPE_CHECKING:
     from miniplm.doctor import Finding
     from miniplm.inspection import InspectedDomain, InspectedSequence
     from miniplm.plan import RunPlan
+    from miniplm.run_status import RunStatus
 
 _STATES = {"done": "green", "partial": "yellow", "missing": "yellow", "broken": "red"}
 

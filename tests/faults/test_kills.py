@@ -51,7 +51,7 @@ def kill_after_progress(config: Path, data: Path, num_files: int, seconds: float
 @pytest.mark.slow
 def test_killed_ten_times_gives_the_bytes_of_an_undisturbed_run(tmp_path, prefect_server, embedded_prefect):
     rng = random.Random(20241017)
-    config = make_tiny_run(tmp_path, sequences_per_shard=32)
+    config = make_tiny_run(tmp_path)
     undisturbed = tmp_path / "undisturbed"
     whole = run_miniplm("run", str(config), "--set", f"storage={undisturbed}", prefect=prefect_server)
     assert whole.returncode == 0, whole.stderr
