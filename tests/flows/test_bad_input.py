@@ -12,6 +12,9 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from miniplm.config_files import load_config
+from miniplm.errors import ConfigError, MiniplmError
+from miniplm.inputs import check_inputs
 from tests.command_line import run_miniplm
 from tests.tiny_runs import make_documents, make_tiny_run, make_tokenizer
 
@@ -32,15 +35,28 @@ def config(made, tmp_path):
     return path
 
 
-def refuse(config, *overrides, prefect):
+def refuse_run(config, *overrides, prefect):
+    """What the command line says."""
     arguments = [part for override in overrides for part in ("--set", override)]
     result = run_miniplm("run", str(config), *arguments, prefect=prefect)
     assert result.returncode == 2, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
+    check_nothing_is_left(config)
+    return result.stderr
+
+
+def refuse(config, *overrides):
+    """What a run says before it does anything: the command line prints that and ends with 2, as the tests of `refuse_run` show."""
+    with pytest.raises((ConfigError, MiniplmError)) as refused:
+        check_inputs(load_config(str(config), list(overrides)))
+    check_nothing_is_left(config)
+    return str(refused.value)
+
+
+def check_nothing_is_left(config):
     data = config.parent / "data"
     left = [path for path in data.rglob("*") if path.is_file() and ".locks" not in path.parts] if data.exists() else []
     assert not [path for path in left if path.name != "source-digests.json"], left
-    return result.stderr
 
 
 @pytest.mark.parametrize(
@@ -59,13 +75,27 @@ def refuse(config, *overrides, prefect):
         ("storage=s3://key:secret@bucket/x", "holds credentials"),
         ("storage=s3://key:sec/secret@bucket/x", "holds credentials"),
         ("corpus.sources.0.path=https://host/a.jsonl?X-Amz-Signature=secret", "holds credentials"),
-        ("execution.fan_out=work-pool", "has no deployment score-shards; make it with `prefect --no-prompt deploy"),
         ("scoring.device=cuda:7", "CUDA devices"),
         ("students.1.name=miniplm", "the name 'miniplm' is given twice"),
     ],
 )
-def test_configuration(config, prefect_server, override, message):
-    stderr = refuse(config, override, prefect=prefect_server)
+def test_configuration(config, override, message):
+    told = refuse(config, override)
+    assert message in told
+    assert "secret" not in told
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("selection.ratio=1.5", "selection.ratio: Input should be less than or equal to 1 (got 1.5)"),
+        ("teacher.model=/nowhere/model", "there is no model folder '/nowhere/model'"),
+        ("storage=s3://key:secret@bucket/x", "holds credentials"),
+        ("execution.fan_out=work-pool", "has no deployment score-shards; make it with `prefect --no-prompt deploy"),
+    ],
+)
+def test_configuration_on_the_command_line(config, prefect_server, override, message):
+    stderr = refuse_run(config, override, prefect=prefect_server)
     assert message in stderr
     assert "secret" not in stderr
 
@@ -87,67 +117,67 @@ def test_a_run_that_does_not_exist(tmp_path, prefect_server):
 def test_truncated_gzip(config, prefect_server):
     source = config.parent / "sources" / "c.jsonl.gz"
     source.write_bytes(gzip.compress((config.parent / "sources" / "a.jsonl").read_bytes())[:-20])
-    assert "c.jsonl.gz is truncated" in refuse(config, f"corpus.sources.0.path={source}", prefect=prefect_server)
+    assert "c.jsonl.gz is truncated" in refuse_run(config, f"corpus.sources.0.path={source}", prefect=prefect_server)
 
 
 def test_sources_without_a_usable_document(config, prefect_server):
     source = config.parent / "sources" / "c.jsonl"
     source.write_text('{"text": ""}\nnot json\n')
-    stderr = refuse(config, f"corpus.sources.0.path={source}", prefect=prefect_server)
+    stderr = refuse_run(config, f"corpus.sources.0.path={source}", prefect=prefect_server)
     assert "no usable document" in stderr
 
 
-def test_teacher_with_another_tokenizer(config, prefect_server):
+def test_teacher_with_another_tokenizer(config):
     other = config.parent / "other"
     shutil.copytree(config.parent / "teacher", other)
     make_tokenizer(other, make_documents(seed=9))
-    assert "has another tokenizer than the corpus" in refuse(config, f"teacher.model={other}", prefect=prefect_server)
+    assert "has another tokenizer than the corpus" in refuse(config, f"teacher.model={other}")
 
 
-def test_teacher_with_a_smaller_vocabulary_than_the_tokenizer(config, prefect_server):
+def test_teacher_with_a_smaller_vocabulary_than_the_tokenizer(config):
     path = config.parent / "teacher" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 300}))
-    assert "has a vocabulary of 300 ids" in refuse(config, prefect=prefect_server)
+    assert "has a vocabulary of 300 ids" in refuse(config)
 
 
-def test_truncated_weights(config, prefect_server):
+def test_truncated_weights(config):
     path = config.parent / "teacher" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    assert "truncated or damaged" in refuse(config, prefect=prefect_server)
+    assert "truncated or damaged" in refuse(config)
 
 
-def test_pickle_only_weights(config, prefect_server):
+def test_pickle_only_weights(config):
     (config.parent / "teacher" / "model.safetensors").unlink()
     torch.save({"a": torch.zeros(1)}, config.parent / "teacher" / "pytorch_model.bin")
-    assert "Convert it once" in refuse(config, prefect=prefect_server)
+    assert "Convert it once" in refuse(config)
 
 
-def test_nan_weights(config, prefect_server):
+def test_nan_weights(config):
     path = config.parent / "teacher" / "model.safetensors"
     tensors = load_file(path)
     tensors["model.norm.weight"][0] = float("nan")
     save_file(tensors, path, metadata={"format": "pt"})
-    assert "NaN or infinite: model.norm.weight (1 values)" in refuse(config, prefect=prefect_server)
+    assert "NaN or infinite: model.norm.weight (1 values)" in refuse(config)
 
 
-def test_tokenizer_without_eos(config, prefect_server):
+def test_tokenizer_without_eos(config):
     path = config.parent / "teacher" / "tokenizer_config.json"
     content = json.loads(path.read_text())
     content.pop("eos_token")
     path.write_text(json.dumps(content))
-    assert "has no EOS token" in refuse(config, prefect=prefect_server)
+    assert "has no EOS token" in refuse(config)
 
 
-def test_storage_that_is_a_file(config, prefect_server):
+def test_storage_that_is_a_file(config):
     (config.parent / "file").write_text("")
-    assert "cannot write" in refuse(config, f"storage={config.parent / 'file' / 'data'}", prefect=prefect_server)
+    assert "cannot write" in refuse(config, f"storage={config.parent / 'file' / 'data'}")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_storage_without_the_right_to_write(config, prefect_server):
+def test_storage_without_the_right_to_write(config):
     folder = config.parent / "locked"
     folder.mkdir(mode=0o500)
-    assert "cannot write" in refuse(config, f"storage={folder}/data", prefect=prefect_server)
+    assert "cannot write" in refuse(config, f"storage={folder}/data")
 
 
 def test_rejected_records_are_counted_and_kept_with_their_reason(config, prefect_server):
