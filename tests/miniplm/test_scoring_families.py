@@ -132,9 +132,22 @@ def oracle(model, token_ids):
     return nll[ids[:-1] != EOS].sum().item()
 
 
-def check_against_oracle(folder: Path, loaded: LoadedModel, attentions=("sequence", "document")) -> Scorer:
+class Oracle:
+    """The NLL of runs of tokens by the model of a folder, each computed once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._model = load_oracle(folder, torch.float32 if folder.name in NO_FLOAT64 else torch.float64)
+        self._known: dict[bytes, float] = {}
+
+    def nll(self, token_ids) -> float:
+        key = token_ids.tobytes()
+        if key not in self._known:
+            self._known[key] = oracle(self._model, token_ids)
+        return self._known[key]
+
+
+def check_against_oracle(exact: Oracle, loaded: LoadedModel, attentions=("sequence", "document")) -> Scorer:
     sequences = make_sequences()
-    exact = load_oracle(folder, torch.float32 if folder.name in NO_FLOAT64 else torch.float64)
     for attention in attentions:
         scorer = Scorer(loaded, 128, attention)
         scores = scorer.score(sequences, EOS)
@@ -142,7 +155,7 @@ def check_against_oracle(folder: Path, loaded: LoadedModel, attentions=("sequenc
             runs = [sequence] if attention == "sequence" else split_documents(sequence)
             num_scored = int((sequence[:-1] != EOS).sum())
             assert scores.num_scored_tokens[row] == num_scored
-            expected = sum(oracle(exact, run) for run in runs)
+            expected = sum(exact.nll(run) for run in runs)
             assert scores.nll_sum[row] == pytest.approx(expected, abs=1e-4 * max(1, num_scored)), (attention, row)
     return scorer
 
@@ -157,11 +170,12 @@ def test_a_family_scores_as_its_own_float64(tmp_path, monkeypatch, name):
     """In each layout that it can be computed in: which one is taken is a matter of the device and dtype too."""
     folder = save_model(make_family(name), tmp_path / name)
     loaded = load_model(folder, "float32", CPU)
-    scorer = check_against_oracle(folder, loaded)
+    exact = Oracle(folder)
+    scorer = check_against_oracle(exact, loaded)
     assert scorer.forward.layout == ("flat" if name in FLAT else "rows")
     if name in FLAT:
         monkeypatch.setattr(ForwardPass, "_try_flat", lambda *_: "told so")
-        assert check_against_oracle(folder, loaded, ("sequence",)).forward.layout == "rows"
+        assert check_against_oracle(exact, loaded, ("sequence",)).forward.layout == "rows"
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))
@@ -242,7 +256,7 @@ def rope(kind: str, **parameters: Any) -> dict[str, Any]:
 )
 def test_a_family_in_another_form_scores_as_its_own_float64(tmp_path, name, layout, changes):
     folder = save_model(make_family(name, **changes), tmp_path / name)
-    scorer = check_against_oracle(folder, load_model(folder, "float32", CPU))
+    scorer = check_against_oracle(Oracle(folder), load_model(folder, "float32", CPU))
     assert scorer.forward.layout == layout
 
 
@@ -264,8 +278,8 @@ def test_dynamic_positions_are_those_of_the_text_itself(tmp_path, monkeypatch, c
     name = "gemma3_text" if F in changes["rope_parameters"] else "llama"
     folder = save_model(make_family(name, **changes, max_position_embeddings=16), tmp_path / name)
     loaded = load_model(folder, "float32", CPU)
-    check_against_oracle(folder, loaded)
-    check_against_oracle(folder, loaded)
+    check_against_oracle(Oracle(folder), loaded)
+    check_against_oracle(Oracle(folder), loaded)
 
 
 def test_rows_of_one_length_where_padding_changes_a_text(tmp_path, monkeypatch, caplog):
