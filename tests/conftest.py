@@ -14,6 +14,7 @@ from tests import forks, processes
 
 if TYPE_CHECKING:
     from tests.s3_server import S3Server
+    from tests.tiny_runs import FinishedRun
 
 # Two cores, several processes: one thread each, set before torch is imported anywhere.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -128,6 +129,14 @@ def embedded_prefect(tmp_path_factory: pytest.TempPathFactory, prefect_server: d
     home = tmp_path_factory.mktemp("prefect")
     give_tables(prefect_server, home)
     return {"PREFECT_HOME": str(home)}
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, embedded_prefect: dict[str, str]) -> FinishedRun:
+    """A whole tiny run, as most people make it: with no server. All processes of a test run share it, and change copies only."""
+    from tests.tiny_runs import share_finished_run
+
+    return share_finished_run(run_folder(tmp_path_factory), embedded_prefect)
 
 
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

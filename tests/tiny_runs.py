@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import random
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,14 +88,14 @@ def make_tokenizer(folder: Path, documents: list[dict[str, Any]], vocab_size: in
     return tokenizer
 
 
-def make_teacher(folder: Path, vocab_size: int, seed: int = 0) -> Path:
-    """A random model of two layers, saved in a folder beside what is there."""
+def make_teacher(folder: Path, vocab_size: int, seed: int = 0, num_layers: int = 2) -> Path:
+    """A random model, saved in a folder beside what is there."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=num_layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=256,
@@ -134,3 +137,30 @@ def make_tiny_run(folder: Path, name: str = "tiny", sequences_per_shard: int = 6
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return path
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A whole tiny run: `config` of which `data` beside it is the storage root, and what it printed."""
+
+    config: Path
+    stdout: str
+    stderr: str
+
+    @property
+    def data(self) -> Path:
+        return self.config.parent / "data"
+
+
+def share_finished_run(folder: Path, prefect: Mapping[str, str]) -> FinishedRun:
+    """The finished run of a folder that processes share, made by the first that asks. None changes it: what is to be changed is copied."""
+    from tests.command_line import run_miniplm
+
+    root = folder / "finished-run"
+    with open(folder / "finished-run.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (root / "said.json").exists():
+            result = run_miniplm("run", str(make_tiny_run(root)), prefect=prefect)
+            assert result.returncode == 0, result.stderr + result.stdout
+            (root / "said.json").write_text(json.dumps([result.stdout, result.stderr]))
+    return FinishedRun(root / "config.yaml", *json.loads((root / "said.json").read_text()))

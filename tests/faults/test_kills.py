@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.command_line import run_miniplm, start_miniplm
-from tests.tiny_runs import make_tiny_run
+from tests.tiny_runs import FinishedRun
 
 NUM_KILLS = 10
 
@@ -31,10 +31,10 @@ def list_published(data: Path) -> dict[Path, tuple[int, int]]:
     return files
 
 
-def kill_after_progress(config: Path, data: Path, num_files: int, seconds: float, prefect: dict[str, str]) -> bool:
+def kill_after_progress(command: tuple[str, ...], data: Path, num_files: int, seconds: float, prefect: dict[str, str]) -> bool:
     """Starts the run and kills its process group once `num_files` more files are published; False where it ended first."""
     before = len(list_published(data)) if data.exists() else 0
-    process = start_miniplm("run", str(config), prefect=prefect)
+    process = start_miniplm(*command, prefect=prefect)
     while process.is_alive():
         if data.exists() and len(list_published(data)) >= before + num_files:
             time.sleep(seconds)
@@ -49,19 +49,18 @@ def kill_after_progress(config: Path, data: Path, num_files: int, seconds: float
 
 
 @pytest.mark.slow
-def test_killed_ten_times_gives_the_bytes_of_an_undisturbed_run(tmp_path, prefect_server, embedded_prefect):
+def test_killed_ten_times_gives_the_bytes_of_an_undisturbed_run(
+    tmp_path: Path, finished_run: FinishedRun, prefect_server: dict[str, str], embedded_prefect: dict[str, str]
+) -> None:
     rng = random.Random(20241017)
-    config = make_tiny_run(tmp_path)
-    undisturbed = tmp_path / "undisturbed"
-    whole = run_miniplm("run", str(config), "--set", f"storage={undisturbed}", prefect=prefect_server)
-    assert whole.returncode == 0, whole.stderr
-    data = tmp_path / "data"
+    undisturbed, data = finished_run.data, tmp_path / "data"
+    command = ("run", str(finished_run.config), "--set", f"storage={data}")
     num_all = len(list_published(undisturbed))
     kills = 0
     scores: dict[Path, tuple[int, int]] = {}
     while kills < NUM_KILLS:
         kills += kill_after_progress(
-            config, data, rng.randint(1, num_all // 14), rng.random() * 0.1, embedded_prefect if kills == 5 else prefect_server
+            command, data, rng.randint(1, num_all // 14), rng.random() * 0.1, embedded_prefect if kills == 5 else prefect_server
         )
         done = {path: value for path, value in list_published(data).items() if "scores" in path.parts}
         finished = {path for path in scores if path.with_suffix(".json") in scores and path.with_suffix(".parquet") in scores}
@@ -69,7 +68,7 @@ def test_killed_ten_times_gives_the_bytes_of_an_undisturbed_run(tmp_path, prefec
         scores = done
         if len(list_published(data)) >= num_all:
             break
-    last = run_miniplm("run", str(config), prefect=prefect_server)
+    last = run_miniplm(*command, prefect=prefect_server)
     assert last.returncode == 0, last.stderr
     for kind in ("selections", "scores", "corpora"):
         theirs = {path.relative_to(undisturbed): path.read_bytes() for path in (undisturbed / kind).rglob("*.parquet")}

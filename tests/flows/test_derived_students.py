@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from miniplm.inputs import check_inputs
 from miniplm.run_status import check_run
 from miniplm.storage import Storage
 from tests.command_line import run_miniplm
-from tests.tiny_runs import EOS, make_documents, make_tiny_run, make_tokenizer
+from tests.tiny_runs import EOS, FinishedRun, make_documents, make_tokenizer
 
 TRAINING = {"steps": 4, "batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 1, "checkpoint_every_steps": 2}
 
@@ -44,7 +45,8 @@ def make_students(folder: Path, seed: int, suffix: str = "") -> list[dict[str, A
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, prefect_server) -> Path:
+def finished(tmp_path_factory, finished_run: FinishedRun, prefect_server) -> Path:
+    """A run whose corpus is scored and selected already."""
     folder = tmp_path_factory.mktemp("derived")
     LlamaConfig(
         vocab_size=999,
@@ -56,7 +58,11 @@ def finished(tmp_path_factory, prefect_server) -> Path:
         max_position_embeddings=32,
     ).save_pretrained(folder / "llama")
     make_tokenizer(folder / "own", make_documents(40, seed=5), vocab_size=300)
-    config = make_tiny_run(folder, students=make_students(folder, seed=0))
+    shutil.copytree(finished_run.data, folder / "data", ignore=shutil.ignore_patterns("runs"))
+    content = yaml.safe_load(finished_run.config.read_text())
+    content |= {"storage": str(folder / "data"), "students": make_students(folder, seed=0)}
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump(content))
     result = run_miniplm("run", str(config), prefect=prefect_server, timeout_seconds=900)
     assert result.returncode == 0, result.stderr + result.stdout
     return config

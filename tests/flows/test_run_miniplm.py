@@ -16,17 +16,13 @@ from transformers import AutoModelForCausalLM
 
 from flows.cli.runs import plan as show_plan
 from tests.command_line import run_miniplm
-from tests.tiny_runs import make_documents, make_tiny_run, write_jsonl
+from tests.tiny_runs import make_documents, write_jsonl
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, embedded_prefect):
-    """As most people run it: with no server. (What a new Prefect home needs besides, test_start.py shows.)"""
-    folder = tmp_path_factory.mktemp("run")
-    config = make_tiny_run(folder)
-    result = run_miniplm("run", str(config), prefect=embedded_prefect)
-    assert result.returncode == 0, result.stderr + result.stdout
-    return config, result
+def finished(finished_run):
+    """The configuration of a finished run, and what it printed. (What a new Prefect home needs besides, test_start.py shows.)"""
+    return finished_run.config, finished_run
 
 
 def read_record(config: Path) -> dict:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import yaml
 
 from tests.command_line import run_miniplm
-from tests.tiny_runs import make_tiny_run
+from tests.tiny_runs import make_teacher
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory, prefect_server):
+def prepared(tmp_path_factory, finished_run):
     """A corpus and a trained reference, nothing scored."""
-    config = make_tiny_run(tmp_path_factory.mktemp("run"))
-    content = yaml.safe_load(config.read_text())
-    content["students"] = []
+    folder = tmp_path_factory.mktemp("run")
+    for part in ("data", "teacher", "sources"):
+        shutil.copytree(
+            finished_run.config.parent / part, folder / part, ignore=shutil.ignore_patterns("scores", "selections", "runs")
+        )
+    content = yaml.safe_load(finished_run.config.read_text()) | {"storage": str(folder / "data"), "students": []}
+    config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(content))
-    for stage in ("prepare", "train-reference"):
-        result = run_miniplm(stage, str(config), prefect=prefect_server)
-        assert result.returncode == 0, result.stderr
     return config
 
 
@@ -55,9 +57,12 @@ def test_score_takes_a_model_or_a_calibration(prepared, prefect_server):
         assert "give either --model teacher or --model reference (score its shards), or --calibrate N" in result.stderr
 
 
-def test_what_was_compiled_is_kept_next_to_the_models(prepared, prefect_server):
+def test_what_was_compiled_is_kept_next_to_the_models(prepared, prefect_server, tmp_path):
+    shutil.copytree(prepared.parent / "teacher", tmp_path / "teacher")
+    vocab_size = json.loads((tmp_path / "teacher" / "config.json").read_text())["vocab_size"]
+    teacher = make_teacher(tmp_path / "teacher", vocab_size, num_layers=1)  # the compiler takes seconds a layer
     arguments = ("score", str(prepared), "--model", "teacher", "--shard", "0", "--set", "scoring.compile=true", "--json")
-    result = run_miniplm(*arguments, prefect=prefect_server)
+    result = run_miniplm(*arguments, "--set", f"teacher.model={teacher}", prefect=prefect_server)
     assert result.returncode == 0, result.stderr
     facts = json.loads(result.stdout)
     data = prepared.parent / "data"

@@ -18,13 +18,13 @@ from transformers import (
 VOCAB_SIZE = 100
 
 
-def make_llama(seed: int = 0, vocab_size: int = VOCAB_SIZE, max_positions: int = 128) -> PreTrainedModel:
+def make_llama(seed: int = 0, vocab_size: int = VOCAB_SIZE, max_positions: int = 128, num_layers: int = 2) -> PreTrainedModel:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=num_layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=max_positions,

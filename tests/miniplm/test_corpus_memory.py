@@ -37,8 +37,8 @@ def test_one_document_of_50_mb_on_one_line_is_packed_whole_in_bounded_memory(tmp
     rng = random.Random(0)
     # Long words, as the tokenizer takes its time by the word.
     parts = [word for text in TRAINING_TEXT for word in text.split() if word.isalpha()]
-    words = ["".join(rng.choices(parts, k=9)) for _ in range(300)]
-    text = " ".join(rng.choices(words, k=1_800_000))[: 50 << 20]
+    words = ["".join(rng.choices(parts, k=30)) for _ in range(300)]
+    text = " ".join(rng.choices(words, k=600_000))[: 50 << 20]
     assert len(text) == 50 << 20
     path = write_jsonl(tmp_path / "in.jsonl", [{"text": text, "domain": "d"}])
     config = make_config(tokenizer, {"path": str(path), "domain": "domain"}, sequence_length=1024, sequences_per_shard=65536)
