@@ -49,7 +49,8 @@ def check_proxies() -> None:
         if not (url := os.environ.get(name)):
             continue
         try:
-            httpx.Client(proxy=url if "://" in url else f"http://{url}", trust_env=False).close()
+            # It asks nobody anything, so it needs no certificates, which take 25 ms to load.
+            httpx.Client(proxy=url if "://" in url else f"http://{url}", trust_env=False, verify=False).close()
         except ImportError as error:
             raise MachineError(
                 f"{name}={_hide_password(url)} is a SOCKS proxy, and the package that can use one is not installed; "
@@ -61,7 +62,7 @@ def check_proxies() -> None:
                 f"socks5://HOST:PORT. Correct it, or leave it out for this command: `env -u {name} miniplm ...`"
             ) from error
     try:
-        httpx.Client().close()
+        httpx.Client(verify=False).close()
     except (ValueError, httpx.InvalidURL) as error:
         raise MachineError(
             f"NO_PROXY={os.environ.get('NO_PROXY', '')} cannot be read ({describe_reason(error)}); give host names, domains and "
