@@ -30,6 +30,7 @@ start_quietly(verbose=False)
 for _module in (
     "fastapi",
     "flows.cli.app",
+    "flows.cli.embedded_server",  # with the whole server, as the client of a run without one loads it
     "flows.cli.prefect_api",
     "flows.cli.progress",
     "flows.cli.results",
