@@ -14,6 +14,7 @@ from flows.cli.options import (
     StorageRoot,
     Target,
     Verbose,
+    as_begun,
     print_json,
     resolve_config,
     start_quietly,
@@ -94,7 +95,7 @@ def plan(
     from flows.cli.tables import print_plan
     from miniplm.plan import plan_run
 
-    result = plan_run(resolve_config(target, overrides, storage), usd_per_gpu_hour)
+    result = plan_run(as_begun(resolve_config(target, overrides, storage)), usd_per_gpu_hour)
     if as_json:
         print_json(result.as_json())
     else:
