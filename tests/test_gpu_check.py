@@ -22,7 +22,7 @@ def test_every_stage_ends_within_eight_minutes() -> None:
 
 def test_gpu_tests_and_benchmarks_import_without_the_packages_of_a_fleet() -> None:
     modules = [f"tests.gpu.{path.stem}" for path in (ROOT / "tests" / "gpu").glob("test_*.py")]
-    modules += ["tests.conftest", "benchmarks.gpu_check", "benchmarks.scoring", "benchmarks.training"]
+    modules += ["tests.conftest", "benchmarks.gpu_check", "benchmarks.scoring", "benchmarks.scoring_engines", "benchmarks.training"]
     code = f"""
 import importlib, sys
 sys.modules.update(dict.fromkeys({ABSENT!r}))  # as if they were not there
@@ -51,6 +51,21 @@ def test_a_failed_step_is_told_and_the_exit_code_says_so(tmp_path: Path, monkeyp
     assert [json.loads(line)["step"] for line in (tmp_path / "steps.jsonl").read_text().splitlines()] == ["fails", "works"]
 
 
+def test_a_step_whose_engines_are_not_installed_is_skipped_by_name(tmp_path: Path, monkeypatch, capsys) -> None:
+    steps = {
+        "engines": [
+            Step("engines", 60, ("this",), ("no_such_engine", "nor_this")),
+            Step("works", 60, ("this",), ("nor_this", "json")),
+        ]
+    }
+    monkeypatch.setattr("benchmarks.gpu_check.plan_stages", lambda rows, rehearse: steps)
+    assert main(["engines", "--output", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "== engines: skipped, none of no_such_engine, nor_this is installed" in said
+    assert "1 of 1 steps ended well; skipped: engines" in said
+    assert json.loads((tmp_path / "steps.jsonl").read_text().splitlines()[0])["skipped"]
+
+
 def test_every_stage_runs_on_a_cpu_with_tiny_models(tmp_path: Path) -> None:
     result = subprocess.run(
         [str(ROOT / "scripts" / "gpu_check.sh"), "--rehearse", "--output", str(tmp_path)],
@@ -62,4 +77,4 @@ def test_every_stage_runs_on_a_cpu_with_tiny_models(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert {row["side"] for row in rows if row["benchmark"] == "training"} == {"published", "published-fp16", "ours", "trainer"}
-    assert {row["benchmark"] for row in rows} == {"scoring", "scoring-head", "training"}
+    assert {row["benchmark"] for row in rows} == {"scoring", "scoring-head", "training", "scoring-engines"}
