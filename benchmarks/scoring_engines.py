@@ -36,6 +36,7 @@ from miniplm.models.skeleton import read_skeleton
 from miniplm.storage import Storage
 
 _GIB = 2**30
+_SHOWN_LINES = 20
 _ENGINES = [name for name in SIDES if name != "reference"]
 
 
@@ -190,6 +191,9 @@ def run_side(name: str, folder: Path, python: str, limit_seconds: float, on_gpu:
         told = {"reason": f"stopped at its limit of {limit_seconds:g} s"}
     else:
         told = {"reason": f"failed, exit code {code}: {_last_line(log)}"}
+    if not result.exists():
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN_LINES:]
+        print("\n".join([f"  the end of the log of {name}:", *(f"    {line}" for line in lines)]), flush=True)
     return told | ({} if "reason" in told else memory.peaks())
 
 

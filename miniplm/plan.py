@@ -137,7 +137,7 @@ def plan_run(config: RunConfig, usd_per_gpu_hour: float | None = None) -> RunPla
     if device.type == "cpu" and has_native_bfloat16() and config.teacher.dtype == "float32":
         notes.append(
             "this CPU multiplies bfloat16 itself: teacher.dtype=auto scores faster; `miniplm score CONFIG --set teacher.dtype=auto "
-            "--calibrate 1024` tells by how much and what it changes"
+            "--calibrate 200` tells by how much and what it changes"
         )
     # Training keeps weights and two moments in float32, for each kept checkpoint.
     kept = max((student.training.keep_checkpoints for student in config.students), default=0)
