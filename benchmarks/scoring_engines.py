@@ -181,6 +181,10 @@ def run_side(name: str, folder: Path, python: str, limit_seconds: float, on_gpu:
         "HF_HUB_OFFLINE": "1",
         "TRITON_CACHE_DIR": str(folder / f"{name}-triton"),
     }
+    if not on_gpu:
+        # As many threads for every side; vLLM would take all cores, and most of the memory for keys and values.
+        environment |= {"OMP_NUM_THREADS": str(torch.get_num_threads()), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        environment = {"VLLM_CPU_KVCACHE_SPACE": "2"} | environment
     log = folder / f"{name}.log"
     command = [python, "-m", "benchmarks.engine_sides", name, str(folder)]
     code = run_limited(command, log, limit_seconds, environment, memory.look)

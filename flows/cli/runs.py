@@ -70,6 +70,7 @@ def _run(config: RunConfig, as_json: bool, verbose: bool) -> None:
 
     check_inputs(config)
     storage = Storage(config.storage)
+    config = as_begun(config)
     record = find_complete_run(storage, config)
     if record is None:
         with watched_flow(verbose, as_json):
