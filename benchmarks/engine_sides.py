@@ -86,6 +86,7 @@ def _open_vllm(request: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
 
 def _open_vllm_token_ids(request: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
     """`prompt_logprob_token_ids`: only the ids asked for, which later versions score without a list for each token."""
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"  # the only one that knows them
     llm, params = _load_vllm(request)
     if not hasattr(params, "prompt_logprob_token_ids"):
         raise NotRunError(f"vllm {version_of('vllm')} has no prompt_logprob_token_ids")
