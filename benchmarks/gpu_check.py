@@ -33,15 +33,26 @@ from benchmarks.records import append_rows, format_table, show
 _ROOT = Path(__file__).resolve().parents[1]
 _STAGE_SECONDS = 480
 _SHOWN_LINES = 14
+# Packages of other engines that score.
+ENGINES = ("vllm", "sglang", "lm_eval")
 
 
 @dataclass(frozen=True)
 class Step:
-    """One process: `arguments` of `python -m`, killed with all that it started after `limit_seconds`."""
+    """One process: `arguments` of `python -m`, killed with all that it started after `limit_seconds`.
+
+    It is skipped, and named as skipped, where none of the packages of `any_of` is installed; empty: it needs none.
+    """
 
     name: str
     limit_seconds: int
     arguments: tuple[str, ...]
+    any_of: tuple[str, ...] = ()
+
+    def find_reason_to_skip(self) -> str | None:
+        if not self.any_of or any(find_spec(package) for package in self.any_of):
+            return None
+        return f"none of {', '.join(self.any_of)} is installed"
 
 
 def plan_stages(rows: Path, rehearse: bool) -> dict[str, list[Step]]:
@@ -59,6 +70,13 @@ def plan_stages(rows: Path, rehearse: bool) -> dict[str, list[Step]]:
         small = ("--batch", "2", "--steps", "1", "--length", "64") if rehearse else ()
         return Step(name, limit, ("benchmarks.training", "--size", size, *small, *common, *more))
 
+    small = ("--sequences", "2", "--length", "64", "--vocab-size", "4096", "--checked", "0", "--repeats", "1")
+    # A rehearsal starts none that may be installed: each takes longer than all else together.
+    engines = (
+        "--model",
+        teacher,
+        *(("--sides", "ours,vllm,sglang", *small) if rehearse else ("--limit-seconds", "150", "--total-seconds", "440")),
+    )
     dtypes = ("--dtypes", "float32" if rehearse else "bfloat16")
     batches = ("128",) if rehearse else ("16384", "32768")
     stages = {
@@ -76,6 +94,8 @@ def plan_stages(rows: Path, rehearse: bool) -> dict[str, list[Step]]:
             *(score(f"tune-reference-{n}", 90, reference, "--sides", "ours", *dtypes, "--tokens-per-batch", n) for n in batches),
             *(score(f"tune-teacher-{n}", 140, teacher, "--sides", "ours", *dtypes, "--tokens-per-batch", n) for n in batches),
         ],
+        # Other engines over the same sequences, those that are installed.
+        "engines": [Step("engines", 470, ("benchmarks.scoring_engines", *engines, *common), () if rehearse else ENGINES)],
         "risky": [
             # A kernel that hangs holds the device, so the one that may comes last.
             score("heads", 200, reference, "--heads", "--sides", "ours", *dtypes, *(() if rehearse else ("--sequences", "64"))),
@@ -160,7 +180,7 @@ def _start(step: Step, log: Path, is_warm: bool) -> int:
 
 def format_rows(rows: Iterable[dict[str, Any]]) -> str:
     """The measured rows as one table: rates, ratios within a run, share of the matmul peak of that run."""
-    header = ["what", "side", "dtype", "tokens/s", "x published", "x Trainer", "of matmul peak", "GiB", "start-up s"]
+    header = ["what", "side", "dtype", "tokens/s", "x published", "x Trainer", "x ours", "of matmul peak", "GiB", "start-up s"]
     cells = [
         [
             str(row.get("size") or row.get("model")),
@@ -169,6 +189,7 @@ def format_rows(rows: Iterable[dict[str, Any]]) -> str:
             show(row.get("tokens_per_second"), ",.0f"),
             show(row.get("ratio_to_published", row.get("ratio")), ".2f"),
             show(row.get("ratio_to_trainer"), ".2f"),
+            show(row.get("ratio_to_ours"), ".2f"),
             show(row.get("matmul_peak_share"), ".1%"),
             show(row.get("gpu_memory_gib", row.get("gpu_memory_gib_beyond_weights")), ".1f"),
             show(row.get("start_up_seconds"), ".1f") if "reason" not in row else str(row["reason"])[:60],
@@ -205,15 +226,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stages = plan_stages(rows, given.rehearse)
     if given.rehearse:
         warm_up()
-    records = []
+    records, skipped = [], []
     for stage in given.stages or stages:
         for step in stages[stage]:
+            if reason := step.find_reason_to_skip():
+                print(f"== {step.name}: skipped, {reason}", flush=True)
+                append_rows(folder / "steps.jsonl", [{"stage": stage, "step": step.name, "skipped": reason}])
+                skipped.append(step.name)
+                continue
             records.append({"stage": stage} | run_step(step, folder, given.rehearse))
             _say_end(step, records[-1], folder)
             append_rows(folder / "steps.jsonl", records[-1:])
     print("\n" + format_rows(_read_rows(rows)[num_before:]))
     failed = [record["step"] for record in records if record["exit_code"] != 0]
-    print(f"\n{len(records) - len(failed)} of {len(records)} steps ended well" + (f"; not: {', '.join(failed)}" if failed else ""))
+    print(
+        f"\n{len(records) - len(failed)} of {len(records)} steps ended well"
+        + (f"; not: {', '.join(failed)}" if failed else "")
+        + (f"; skipped: {', '.join(skipped)}" if skipped else "")
+    )
     print(f"rows: {rows}, logs: {folder}")
     return 1 if failed else 0
 

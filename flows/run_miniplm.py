@@ -25,6 +25,7 @@ from miniplm.config import RunConfig
 from miniplm.corpus.reader import load_corpus
 from miniplm.errors import MiniplmError, ScoreError
 from miniplm.locks import exclusive
+from miniplm.pinning import pin_to_machine
 from miniplm.run_log import RunLog
 from miniplm.run_record import RunRecord, StageRecord
 from miniplm.scoring.calibration import check_fidelity, find_sufficient, needs_calibration
@@ -66,6 +67,8 @@ def run_miniplm(
     attempt_of = flow_run.get_root_flow_run_id()
     with exclusive(storage, layout.run_folder(config.name), f"run {config.name}", attempt_of):
         storage.delete_temporary_files("", older_than_seconds=_SECONDS_OF_A_DAY)
+        if not config.is_on_work_pool:
+            config = pin_to_machine(storage, config)
         log = RunLog(storage, config)
         corpus_id, stage = prepare_corpus(config)
         log.add_stage(stage, corpus_id=corpus_id)

@@ -108,10 +108,18 @@ def check_requirements(needed: list[str]) -> Iterator[Finding]:
 def _check_devices() -> Iterator[Finding]:
     import torch
 
-    capability = torch.backends.cpu.get_cpu_capability()
-    yield Finding(name="cpu", state="ok", value=f"{torch.get_num_threads()} threads, {capability}, bfloat16 by choice")
+    from miniplm.models.devices import has_native_bfloat16, resolve_dtype, resolve_scoring_dtype
+
+    cpu = torch.device("cpu")
+    multiplies = "bfloat16 and float32" if has_native_bfloat16() else "float32"
+    yield Finding(
+        name="cpu",
+        state="ok",
+        value=f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, multiplies in {multiplies}; "
+        f"dtype auto scores in {resolve_scoring_dtype('auto', cpu)} and trains in {resolve_dtype('auto', cpu)}",
+    )
     if not torch.cuda.is_available():
-        yield Finding(name="cuda", state="ok", value="no CUDA device; models run on the CPU in float32")
+        yield Finding(name="cuda", state="ok", value="no CUDA device; models run on the CPU")
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         with torch.cuda.device(index):

@@ -201,6 +201,11 @@ def worker_description(run_name: str) -> str:
     return f"{run_folder(run_name)}/worker.json"
 
 
+def machine_description(run_name: str) -> str:
+    """What the machine has that began a run outside a work pool; only runs that leave a dtype to the device have one."""
+    return f"{run_folder(run_name)}/machine.json"
+
+
 def student_folder(run_name: str, student_name: str) -> str:
     """A finished student: a transformers directory with its metrics and evaluation."""
     return f"{run_folder(run_name)}/students/{student_name}"

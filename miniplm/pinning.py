@@ -1,57 +1,125 @@
-"""Makes a run's dtypes explicit: on a fleet `auto` is what the workers have, not the machine that plans the run."""
+"""Makes a run's dtypes explicit: `auto` is what the machine that began the run has, on a fleet what its workers have."""
 
 from __future__ import annotations
 
 import os
+import socket
 from typing import Any
 
 import torch
 from pydantic import ValidationError
 
-from miniplm import layout
+from miniplm import __version__, layout
 from miniplm.artifacts import Record
 from miniplm.config import RunConfig, config_as_dict
 from miniplm.config_files import check_config
-from miniplm.models.devices import resolve_dtype
+from miniplm.errors import RunError
+from miniplm.models.devices import describe_device, has_native_bfloat16, resolve_device, resolve_dtype, resolve_scoring_dtype
 from miniplm.presets import PRESETS
+from miniplm.run_record import load_run
 from miniplm.storage import Storage
 
 
 class WorkerDescription(Record):
-    """What the worker that answered for its pool has: `device_type` is cpu, cuda or mps, `device` its name for people."""
+    """What a run is computed on: the machine that began it, or the worker that answered for its pool.
+
+    `device_type` is cpu, cuda or mps, `device` its name for people; `native_bfloat16`: its CPU multiplies in bfloat16.
+    """
 
     device_type: str
     device: str
     worker: str
     version: str
+    native_bfloat16: bool = False  # what earlier versions did not say, and made nothing of
+
+
+def describe_machine(name: str) -> WorkerDescription:
+    """What this machine has; `name` is what people know it by."""
+    device = resolve_device("auto")
+    return WorkerDescription(
+        device_type=device.type,
+        device=describe_device(device),
+        worker=name,
+        version=__version__,
+        native_bfloat16=has_native_bfloat16(),
+    )
 
 
 def needs_worker(config: RunConfig) -> bool:
-    """Whether a dtype of the run depends on a device that only the workers know."""
-    return config.scoring.device == "auto" and any(dtype == "auto" for dtype in _list_dtypes(config_as_dict(config)))
+    """Whether a dtype of the run depends on a device that only the workers know: with `cpu`, on what their CPU multiplies in."""
+    if config.scoring.device == "cpu":
+        return "auto" in (config.teacher.dtype, config.reference.dtype)
+    return config.scoring.device == "auto" and _leaves_dtype_open(config)
 
 
-def pin_dtypes(config: RunConfig, device_type: str) -> RunConfig:
-    """The configuration with every `auto` dtype as a device of that type resolves it: the ids are then the same everywhere."""
-    dtype = resolve_dtype("auto", torch.device(device_type))
+def _leaves_dtype_open(config: RunConfig) -> bool:
     content = config_as_dict(config)
-    for section in _dtype_sections(content):
-        if section["dtype"] == "auto":
-            section["dtype"] = dtype
+    return any(section["dtype"] == "auto" for section in (*_scoring_sections(content), *_training_sections(content)))
+
+
+def pin_dtypes(config: RunConfig, device_type: str, native_bfloat16: bool = False) -> RunConfig:
+    """The configuration with every `auto` dtype as a device of that type resolves it: the ids are then the same everywhere.
+
+    `native_bfloat16` says of a CPU whether it multiplies in bfloat16.
+    """
+    device = torch.device(device_type)
+    content = config_as_dict(config)
+    for section in _scoring_sections(content):
+        section["dtype"] = resolve_scoring_dtype(section["dtype"], device, True, native_bfloat16)
+    for section in _training_sections(content):
+        section["dtype"] = resolve_dtype(section["dtype"], device)
     return check_config(content, f"run {config.name}")
 
 
+def pin_to(config: RunConfig, worker: WorkerDescription) -> RunConfig:
+    """The configuration with every `auto` dtype as that worker resolves it, on the device that the configuration names."""
+    device = config.scoring.device
+    return pin_dtypes(config, worker.device_type if device == "auto" else device.split(":")[0], worker.native_bfloat16)
+
+
+def pin_to_machine(storage: Storage, config: RunConfig) -> RunConfig:
+    """The dtypes of a run outside a work pool as the machine that began it resolves them: this one, where none has yet.
+
+    A run whose record tells that it was scored in float32, as earlier versions did on every CPU, goes on in float32.
+    """
+    if not _leaves_dtype_open(config):
+        return config
+    path = layout.machine_description(config.name)
+    machine = _read_description(storage, path)
+    if machine is None:
+        machine = describe_machine(socket.gethostname())
+        if _was_scored_in_float32(storage, config):
+            machine = machine.model_copy(update={"native_bfloat16": False})
+        storage.write_json(path, machine.as_json())
+    return pin_to(config, machine)
+
+
+def _was_scored_in_float32(storage: Storage, config: RunConfig) -> bool:
+    try:
+        record = load_run(storage, config.name)
+    except RunError:
+        return False
+    scorers = ((config.teacher.dtype, record.teacher), (config.reference.dtype, record.reference))
+    return any(dtype == "auto" and entry is not None and entry.dtype == "float32" for dtype, entry in scorers)
+
+
 def find_pinned(storage: Storage, config: RunConfig) -> RunConfig:
-    """The configuration with what an earlier start of the same run on a work pool has pinned; itself where there is nothing."""
-    if config.scoring.device != "auto":
-        return pin_dtypes(config, config.scoring.device.split(":")[0])
+    """The configuration with what an earlier start of the same run has pinned; what only the run itself can know stays `auto`."""
+    if not config.is_on_work_pool:
+        machine = _read_description(storage, layout.machine_description(config.name))
+        return config if machine is None else pin_to(config, machine)
+    if config.scoring.device not in ("auto", "cpu"):
+        return pin_dtypes(config, config.scoring.device)
     worker = find_worker(storage, config.name)
-    return config if worker is None else pin_dtypes(config, worker.device_type)
+    return config if worker is None else pin_to(config, worker)
 
 
 def find_worker(storage: Storage, run_name: str) -> WorkerDescription | None:
     """The description that a worker left for a run; None where none did."""
-    path = layout.worker_description(run_name)
+    return _read_description(storage, layout.worker_description(run_name))
+
+
+def _read_description(storage: Storage, path: str) -> WorkerDescription | None:
     if not storage.exists(path):
         return None
     try:
@@ -96,10 +164,10 @@ def for_worker(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"execution": config.execution.model_copy(update={"fan_out": "local"})})
 
 
-def _dtype_sections(content: dict[str, Any]) -> list[dict[str, Any]]:
+def _scoring_sections(content: dict[str, Any]) -> list[dict[str, Any]]:
+    return [content["teacher"], content["reference"]]
+
+
+def _training_sections(content: dict[str, Any]) -> list[dict[str, Any]]:
     trainings = [content["reference"]["training"], *(student["training"] for student in content["students"])]
-    return [content["teacher"], content["reference"], *(training for training in trainings if training is not None)]
-
-
-def _list_dtypes(content: dict[str, Any]) -> list[str]:
-    return [section["dtype"] for section in _dtype_sections(content)]
+    return [training for training in trainings if training is not None]

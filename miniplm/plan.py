@@ -14,7 +14,14 @@ from miniplm.artifacts import CorpusManifest, ModelEntry, Record
 from miniplm.config import RunConfig, TrainingConfig
 from miniplm.corpus.identity import CorpusPlan, plan_corpus
 from miniplm.corpus.reader import find_corpus
-from miniplm.models.devices import describe_device, has_native_bfloat16, resolve_device, resolve_dtype, torch_dtype
+from miniplm.models.devices import (
+    describe_device,
+    has_native_bfloat16,
+    resolve_device,
+    resolve_dtype,
+    resolve_scoring_dtype,
+    torch_dtype,
+)
 from miniplm.models.files import locate_model
 from miniplm.models.fp8 import convert_to_fp8
 from miniplm.models.loading import LoadedModel, load_model, split_head
@@ -98,7 +105,7 @@ def plan_run(config: RunConfig, usd_per_gpu_hour: float | None = None) -> RunPla
         stages.append(_stage("prepare", counts.new_tokens, prepare_rate))
     teacher = load_model(
         teacher_folder,
-        resolve_dtype(config.teacher.dtype, device),
+        resolve_scoring_dtype(config.teacher.dtype, device),
         device,
         config.teacher.trust_remote_code,
         config.scoring.compile is True,
@@ -127,9 +134,10 @@ def plan_run(config: RunConfig, usd_per_gpu_hour: float | None = None) -> RunPla
         stages.append(_stage(f"train {student.name}", _training_tokens(training, config, selected), rate))
     notes += [f"{name}: the time in which the teacher writes its text is not in here" for name in _list_generated(config)]
     hours = sum(stage.hours for stage in stages)
-    if device.type == "cpu" and has_native_bfloat16() and resolve_dtype(config.teacher.dtype, device) == "float32":
+    if device.type == "cpu" and has_native_bfloat16() and config.teacher.dtype == "float32":
         notes.append(
-            "this CPU multiplies bfloat16 itself: teacher.dtype=bfloat16 scores faster; `miniplm score CONFIG --calibrate 64` tells by how much and what it changes"
+            "this CPU multiplies bfloat16 itself: teacher.dtype=auto scores faster; `miniplm score CONFIG --set teacher.dtype=auto "
+            "--calibrate 200` tells by how much and what it changes"
         )
     # Training keeps weights and two moments in float32, for each kept checkpoint.
     kept = max((student.training.keep_checkpoints for student in config.students), default=0)
@@ -226,7 +234,7 @@ def _plan_reference(
 ) -> list[StagePlan]:
     reference, stages = config.reference, []
     entry = find_reference(storage, config, counts.prepared) if counts.prepared else None
-    dtype = resolve_dtype(reference.dtype, device)
+    dtype = resolve_scoring_dtype(reference.dtype, device)
     if reference.model is not None:
         loaded = load_model(locate_model(reference.model, reference.revision), dtype, device, reference.trust_remote_code)
     else:

@@ -14,6 +14,7 @@ from miniplm.corpus.taken_files import list_files_without_documents
 from miniplm.derived.pending import list_pending_jobs
 from miniplm.derived.sets import DerivedJob, check_shards
 from miniplm.errors import DerivedError, RunError, ScoreJoinError
+from miniplm.pinning import find_pinned
 from miniplm.run_record import RunRecord, load_run, save_run
 from miniplm.scorers import find_reference, identify_teacher
 from miniplm.scoring.shards import check_score_shards
@@ -106,6 +107,7 @@ def provide_record(storage: Storage, config: RunConfig) -> RunRecord:
         return load_run(storage, config.name)
     except RunError:
         corpus = load_corpus(storage, resolve_corpus_id(storage, config.corpus))
+    config = find_pinned(storage, config)
     teacher, reference = identify_teacher(config), find_reference(storage, config, corpus)
     selection = _find_selection(storage, config, corpus, teacher, reference)
     students = {

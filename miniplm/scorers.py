@@ -8,7 +8,7 @@ from miniplm import layout
 from miniplm.artifacts import CorpusManifest, ModelEntry, TrainingManifest
 from miniplm.config import RunConfig, ScoringConfig
 from miniplm.errors import ModelError
-from miniplm.models.devices import device_errors, resolve_device, resolve_dtype, use_device
+from miniplm.models.devices import device_errors, resolve_device, resolve_dtype, resolve_scoring_dtype, use_device
 from miniplm.models.files import locate_model
 from miniplm.models.identity import identify_model, name_model
 from miniplm.models.opening import open_model
@@ -117,7 +117,7 @@ def _reference_dtype(config: RunConfig, emulated: bool = False) -> str:
 
 def _resolve_dtype(config: RunConfig, dtype: str, emulated: bool) -> str:
     # Whether the workers of a pool have fp8 is for them to say, when they load the model.
-    return resolve_dtype(dtype, resolve_device(config.planning_device), emulated or config.is_on_work_pool)
+    return resolve_scoring_dtype(dtype, resolve_device(config.planning_device), emulated or config.is_on_work_pool)
 
 
 def _trained_entry(config: RunConfig, training: TrainingManifest, emulated: bool = False) -> ModelEntry:

@@ -15,8 +15,7 @@ from prefect.runtime import flow_run
 
 from miniplm import __version__
 from miniplm.errors import VersionError
-from miniplm.models.devices import describe_device, resolve_device
-from miniplm.pinning import WorkerDescription, save_worker
+from miniplm.pinning import WorkerDescription, describe_machine, save_worker
 from miniplm.storage import Storage
 from tasks.credentials import use_credentials_block
 from tasks.retries import TASK_OPTIONS
@@ -39,10 +38,7 @@ def check_version(wanted: str) -> None:
 @task(name="describe-worker", task_run_name="describe worker for {run_name}", **TASK_OPTIONS)
 def describe_worker(storage_url: str, run_name: str) -> WorkerDescription:
     """Leaves at the storage root what kind of device the workers of this pool have."""
-    device = resolve_device("auto")
-    description = WorkerDescription(
-        device_type=device.type, device=describe_device(device), worker=name_worker(), version=__version__
-    )
+    description = describe_machine(name_worker())
     save_worker(Storage(storage_url), run_name, description)
     return description
 

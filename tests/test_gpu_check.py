@@ -53,6 +53,21 @@ def test_a_failed_step_is_told_and_the_exit_code_says_so(tmp_path: Path, monkeyp
     assert [json.loads(line)["step"] for line in (tmp_path / "steps.jsonl").read_text().splitlines()] == ["fails", "works"]
 
 
+def test_a_step_whose_engines_are_not_installed_is_skipped_by_name(tmp_path: Path, monkeypatch, capsys) -> None:
+    steps = {
+        "engines": [
+            Step("engines", 60, ("this",), ("no_such_engine", "nor_this")),
+            Step("works", 60, ("this",), ("nor_this", "json")),
+        ]
+    }
+    monkeypatch.setattr("benchmarks.gpu_check.plan_stages", lambda rows, rehearse: steps)
+    assert main(["engines", "--output", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "== engines: skipped, none of no_such_engine, nor_this is installed" in said
+    assert "1 of 1 steps ended well; skipped: engines" in said
+    assert json.loads((tmp_path / "steps.jsonl").read_text().splitlines()[0])["skipped"]
+
+
 def test_every_stage_runs_on_a_cpu_with_tiny_models_and_without_the_packages_of_a_fleet(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         f"import sys; sys.modules.update(dict.fromkeys({ABSENT!r}))"
@@ -68,4 +83,4 @@ def test_every_stage_runs_on_a_cpu_with_tiny_models_and_without_the_packages_of_
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert {row["side"] for row in rows if row["benchmark"] == "training"} == {"published", "published-fp16", "ours", "trainer"}
-    assert {row["benchmark"] for row in rows} == {"scoring", "scoring-head", "training"}
+    assert {row["benchmark"] for row in rows} == {"scoring", "scoring-head", "training", "scoring-engines"}

@@ -126,8 +126,9 @@ def make_tiny_run(folder: Path, name: str = "tiny", sequences_per_shard: int = 6
             "sequences_per_shard": sequences_per_shard,
             "splits": {"reference": 0.3, "heldout": 0.1},
         },
-        "teacher": {"model": str(folder / "teacher")},
-        "reference": {"architecture": "qwen-tiny", "training": training},
+        # float32: scores are held against float64, and `auto` is bfloat16 on some CPUs.
+        "teacher": {"model": str(folder / "teacher"), "dtype": "float32"},
+        "reference": {"architecture": "qwen-tiny", "training": training, "dtype": "float32"},
         "students": [
             {"name": "miniplm", "architecture": "qwen-tiny", "method": "miniplm", "training": training},
             {"name": "pretrain", "architecture": "qwen-tiny", "method": "pretrain", "training": training},

@@ -14,6 +14,7 @@ from flows.cli.options import (
     StorageRoot,
     Target,
     Verbose,
+    as_begun,
     print_json,
     resolve_config,
     start_quietly,
@@ -33,7 +34,7 @@ def status(
     from miniplm.run_status import check_run
     from miniplm.storage import Storage
 
-    config = resolve_config(target, overrides, storage)
+    config = as_begun(resolve_config(target, overrides, storage))
     result = check_run(Storage(config.storage), config)
     if as_json:
         print_json(result.as_json())

@@ -65,6 +65,14 @@ def resolve_config(target: str | None, overrides: Sequence[str] | None, storage:
     return _as_on_workers(check_config(content, f"run {target} at {storage}"))
 
 
+def as_begun(config: RunConfig) -> RunConfig:
+    """The configuration with the dtypes that the machine pinned which began this run; as it is, where none did."""
+    from miniplm.pinning import find_pinned
+    from miniplm.storage import Storage
+
+    return find_pinned(Storage(config.storage), config)
+
+
 def is_config_file(target: str) -> bool:
     """Whether a command's target is the YAML file of a run, not a run's name."""
     return target.endswith((".yaml", ".yml", ".json")) or "/" in target or Path(target).is_file()

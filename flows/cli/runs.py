@@ -14,6 +14,7 @@ from flows.cli.options import (
     StorageRoot,
     Target,
     Verbose,
+    as_begun,
     print_json,
     resolve_config,
     start_quietly,
@@ -69,6 +70,7 @@ def _run(config: RunConfig, as_json: bool, verbose: bool) -> None:
 
     check_inputs(config)
     storage = Storage(config.storage)
+    config = as_begun(config)
     record = find_complete_run(storage, config)
     if record is None:
         with watched_flow(verbose, as_json):
@@ -94,7 +96,7 @@ def plan(
     from flows.cli.tables import print_plan
     from miniplm.plan import plan_run
 
-    result = plan_run(resolve_config(target, overrides, storage), usd_per_gpu_hour)
+    result = plan_run(as_begun(resolve_config(target, overrides, storage)), usd_per_gpu_hour)
     if as_json:
         print_json(result.as_json())
     else:

@@ -14,6 +14,7 @@ from flows.cli.options import (
     StorageRoot,
     Target,
     Verbose,
+    as_begun,
     print_json,
     resolve_config,
     start_quietly,
@@ -277,7 +278,7 @@ def _begin(target: str | None, overrides: list[str] | None, storage: str, verbos
     from miniplm.inputs import check_inputs
 
     check_inputs(config, emulated)
-    return config
+    return as_begun(config)
 
 
 def _find_corpus_id(config: RunConfig) -> str:

@@ -10,7 +10,7 @@ from flows.work_pool.single import run_on_pool
 from miniplm import __version__
 from miniplm.config import RunConfig
 from miniplm.errors import ConfigError, PoolWorkError, VersionError
-from miniplm.pinning import find_worker, make_absolute, needs_worker, pin_dtypes
+from miniplm.pinning import find_worker, make_absolute, needs_worker, pin_dtypes, pin_to
 from miniplm.storage import Storage
 
 
@@ -34,10 +34,9 @@ def make_portable(config: RunConfig) -> RunConfig:
 
 def pin_to_workers(config: RunConfig) -> RunConfig:
     """The configuration with its dtypes as the workers resolve them; one is asked where only they know, once a run."""
-    if config.scoring.device != "auto":
-        return pin_dtypes(config, config.scoring.device.split(":")[0])
     if not needs_worker(config):
-        return config
+        device = config.scoring.device.split(":")[0]
+        return config if device == "auto" else pin_dtypes(config, device)
     storage = Storage(config.storage)
     worker = find_worker(storage, config.name)
     if worker is None:
@@ -53,4 +52,4 @@ def pin_to_workers(config: RunConfig) -> RunConfig:
         raise VersionError(
             f"worker {worker.worker} has miniplm {worker.version}, this run is of {__version__}; install one version everywhere"
         )
-    return pin_dtypes(config, worker.device_type)
+    return pin_to(config, worker)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from miniplm.errors import ConfigError, DeviceError, NoDeviceError, first_line
 from miniplm.foreign_errors import is_device_lost as is_device_lost
 from miniplm.foreign_errors import is_out_of_memory as is_out_of_memory
 from miniplm.models.fp8 import supports_fp8
+
+# Instructions that multiply bfloat16, as Linux names them: AMX and AVX512-BF16 on x86, BFMMLA and BFDOT on ARM.
+_BFLOAT16_FLAGS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
 
 # CUDA devices of this process that stopped answering; a process cannot use such a device again.
 _lost: set[int] = set()
@@ -75,10 +79,9 @@ def use_device(device: torch.device) -> AbstractContextManager[object]:
 
 
 def resolve_dtype(dtype: str, device: torch.device, emulated: bool = False) -> str:
-    """`auto` is float32 on a CPU and bfloat16 on a GPU.
+    """`auto` is float32 on a CPU and bfloat16 on a GPU: what a model is trained and measured in.
 
-    On a CPU with instructions for bfloat16 that is faster too (`has_native_bfloat16`), but float32 gives the same
-    scores on every machine, so it is for the user to ask for. Raises `ConfigError` for fp8 on a device that has none.
+    Raises `ConfigError` for fp8 on a device that has none.
     """
     if dtype == "fp8" and not emulated and not supports_fp8(device):
         raise ConfigError(
@@ -90,9 +93,29 @@ def resolve_dtype(dtype: str, device: torch.device, emulated: bool = False) -> s
     return "float32" if device.type == "cpu" else "bfloat16"
 
 
+def resolve_scoring_dtype(dtype: str, device: torch.device, emulated: bool = False, native_bfloat16: bool | None = None) -> str:
+    """What a model scores in: `auto` is bfloat16 on a GPU, and on a CPU that multiplies in it; float32 on any other CPU.
+
+    `native_bfloat16` says whether the CPU does, None: this machine's. Raises what `resolve_dtype` raises.
+    """
+    if dtype == "auto" and device.type == "cpu" and (has_native_bfloat16() if native_bfloat16 is None else native_bfloat16):
+        return "bfloat16"
+    return resolve_dtype(dtype, device, emulated)
+
+
 def has_native_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 itself (AMX or AVX512-BF16); one that does not is faster in float32."""
-    return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+    """Whether the CPU multiplies bfloat16 itself; one that does not is faster in float32."""
+    return bool(read_cpu_flags() & _BFLOAT16_FLAGS)
+
+
+def read_cpu_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """The instruction sets of the CPU as Linux lists them; empty where it lists none."""
+    if not cpuinfo.exists():
+        return frozenset()
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    # x86 calls them flags, ARM features. Of all cores, since those of one chip may differ, what each has.
+    lists = [frozenset(line.partition(":")[2].split()) for line in lines if line.startswith(("flags", "Features"))]
+    return frozenset.intersection(*lists) if lists else frozenset()
 
 
 def describe_device(device: torch.device) -> str:

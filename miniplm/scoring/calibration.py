@@ -235,7 +235,7 @@ def judge_fidelity(calibration: Calibration, config: RunConfig) -> None:
         raise FidelityError(
             f"teacher {calibration.teacher.dtype}, reference {calibration.reference.dtype}: of the {fidelity.num_selected} sequences that float32 scores select from {fidelity.num_sequences}{of_each and ', the best' + of_each}, these dtypes "
             f"select {fidelity.overlap:.1%}, less than scoring.min_overlap {config.scoring.min_overlap:g} (Spearman {fidelity.spearman:.4f}). "
-            "Use dtype bfloat16 or float32, measure on more sequences with `miniplm score CONFIG --calibrate N`, or allow less overlap"
+            f"Use dtype {'bfloat16 or float32' if needs_calibration(calibration.teacher.dtype, calibration.reference.dtype) else 'float32'}, measure on more sequences with `miniplm score CONFIG --calibrate N`, or allow less overlap"
         )
 
 

@@ -36,6 +36,8 @@ def demo(tmp_path_factory, prefect_server):
         "corpus.sources.0.path": folder / "*.jsonl.zst",
         "corpus.sequence_length": 128,
         "corpus.sequences_per_shard": 8,
+        "teacher.dtype": "float32",  # auto is bfloat16 on some CPUs
+        "reference.dtype": "float32",
         "corpus.seed": 18,  # so few documents give every domain candidates with it
         "students.0.training.epochs": 0.5,
         "students.1.training.epochs": 0.5,

@@ -208,7 +208,7 @@ def test_a_given_reference_is_used_as_it_is(finished, prefect_server, tmp_path):
     config, _ = finished
     record = read_record(config)
     content = yaml.safe_load(config.read_text())
-    content["reference"] = {"model": str(config.parent / "data" / "models" / record["reference"]["model_id"])}
+    content["reference"] = {"model": str(config.parent / "data" / "models" / record["reference"]["model_id"]), "dtype": "float32"}
     content["students"] = []
     content["storage"] = str(tmp_path / "data")
     # What comes before the reference is there.

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from miniplm.doctor import Finding, _read_cgroup_limit, check_requirements, diagnose
+from miniplm.models import devices
 from miniplm.storage import Storage
 
 
@@ -29,6 +30,20 @@ def test_this_machine_is_described(tmp_path: Path) -> None:
     assert "GiB free" in find(findings, "free disk").value
     assert all(finding.advice for finding in findings if finding.state != "ok")
     json.dumps([finding.as_json() for finding in findings])
+
+
+@pytest.mark.parametrize(
+    ("native", "told"),
+    [
+        (True, "multiplies in bfloat16 and float32; dtype auto scores in bfloat16 and trains in float32"),
+        (False, "multiplies in float32; dtype auto scores in float32 and trains in float32"),
+    ],
+)
+def test_what_the_cpu_multiplies_in_and_what_auto_makes_of_it_are_told(
+    monkeypatch: pytest.MonkeyPatch, native: bool, told: str
+) -> None:
+    monkeypatch.setattr(devices, "has_native_bfloat16", lambda: native)
+    assert find(diagnose(None), "cpu").value.endswith(told)
 
 
 def test_storage_is_left_as_it_was(tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
 import json
 import shutil
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from miniplm.errors import ModelError, NoDeviceError, is_lasting
-from miniplm.models.devices import is_out_of_memory, resolve_device, resolve_dtype
+from miniplm.errors import ConfigError, ModelError, NoDeviceError, is_lasting
+from miniplm.models import devices
+from miniplm.models.devices import has_native_bfloat16, is_out_of_memory, resolve_device, resolve_dtype, resolve_scoring_dtype
 from miniplm.models.files import list_weight_files, locate_model
 from miniplm.models.identity import SCORING_VERSION, identify_model, name_model, slug
 from miniplm.models.loading import load_model, split_head
@@ -172,10 +174,41 @@ def test_devices_and_dtypes():
     assert resolve_dtype("auto", CPU) == "float32"
     assert resolve_dtype("bfloat16", CPU) == "bfloat16"
     assert resolve_dtype("auto", torch.device("cuda")) == "bfloat16"
+    assert resolve_scoring_dtype("auto", torch.device("cuda"), native_bfloat16=False) == "bfloat16"
     if not torch.cuda.is_available():
         with pytest.raises(NoDeviceError, match="this machine has 0 CUDA devices") as caught:
             resolve_device("cuda:3")
         assert not is_lasting(caught.value), "another worker may have it"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "scored_in"),
+    [
+        ("flags\t\t: fpu avx512f amx_tile amx_bf16 avx512_bf16\n", "bfloat16"),  # Sapphire Rapids and later
+        (
+            "flags\t\t: fpu avx512f avx512_bf16 avx512_vnni\nflags\t\t: fpu avx512_bf16\n",
+            "bfloat16",
+        ),  # Cooper Lake, Zen 4 and later
+        ("processor\t: 0\nFeatures\t: fp asimd i8mm bf16\n", "bfloat16"),  # Neoverse V1 and later
+        ("flags\t\t: fpu avx2 fma avx512f avx512_vnni\n", "float32"),
+        ("flags\t\t: fpu avx512f amx_tile amx_int8\n", "float32"),
+        ("Features\t: fp asimd bf16\n\nFeatures\t: fp asimd\n", "float32"),  # not all of its cores
+        ("vendor_id\t: bf16\n", "float32"),
+        (None, "float32"),
+    ],
+)
+def test_auto_scores_in_bfloat16_where_the_cpu_multiplies_in_it_and_trains_in_float32(tmp_path, monkeypatch, cpuinfo, scored_in):
+    path = tmp_path / "cpuinfo"
+    if cpuinfo is not None:
+        path.write_text(cpuinfo)
+    monkeypatch.setattr(devices, "read_cpu_flags", partial(devices.read_cpu_flags, path))
+    assert has_native_bfloat16() is (scored_in == "bfloat16")
+    assert resolve_scoring_dtype("auto", CPU) == scored_in
+    assert resolve_scoring_dtype("float32", CPU) == "float32"
+    assert resolve_scoring_dtype("auto", CPU, native_bfloat16=scored_in != "bfloat16") != scored_in
+    assert resolve_dtype("auto", CPU) == "float32"
+    with pytest.raises(ConfigError, match="dtype fp8 needs a GPU"):
+        resolve_scoring_dtype("fp8", CPU)
 
 
 def test_out_of_memory_is_told_from_other_errors():

@@ -9,21 +9,25 @@ from typing import Any
 import pytest
 import torch
 
-from miniplm import layout, scorers, students
-from miniplm.artifacts import CorpusManifest
+from miniplm import layout, pinning, scorers, students
+from miniplm.artifacts import CorpusManifest, ModelEntry
 from miniplm.config import RunConfig
 from miniplm.errors import ConfigError
 from miniplm.inputs import check_inputs
+from miniplm.models import devices
 from miniplm.pinning import (
     WorkerDescription,
+    describe_machine,
     find_pinned,
     find_worker,
     for_worker,
     make_absolute,
     needs_worker,
     pin_dtypes,
+    pin_to_machine,
     save_worker,
 )
+from miniplm.run_record import RunRecord, save_run
 from miniplm.scorers import identify_teacher, plan_reference
 from miniplm.storage import Storage
 from miniplm.student_plans import plan_student
@@ -128,7 +132,8 @@ def test_a_worker_is_asked_only_where_a_dtype_and_the_device_are_both_auto() -> 
     given = {"dtype": "bfloat16"}
     assert needs_worker(make_config())
     assert not needs_worker(make_config(device="cuda"))
-    assert not needs_worker(make_config(device="cpu"))
+    assert needs_worker(make_config(device="cpu"))  # whether their CPU multiplies in bfloat16
+    assert not needs_worker(make_config(device="cpu", teacher=given, reference={"model": "r", **given}))  # all train in float32
     assert not needs_worker(pin_dtypes(make_config(), "cuda"))
     assert needs_worker(make_config(teacher=given))
     assert needs_worker(make_config(teacher=given, training=given))  # the reference scores in auto
@@ -162,13 +167,99 @@ def test_what_an_earlier_start_has_pinned_holds(tmp_path: Path) -> None:
     assert find_pinned(storage, config) == pin_dtypes(config, "cuda")
 
 
+def test_a_cpu_that_multiplies_in_bfloat16_scores_in_it_and_trains_in_float32() -> None:
+    assert list_dtypes(pin_dtypes(make_config(), "cpu", native_bfloat16=True)) == ["bfloat16"] * 2 + ["float32"] * 3
+    # What the CPU beside a GPU multiplies in says nothing of the GPU.
+    assert list_dtypes(pin_dtypes(make_config(), "cuda", native_bfloat16=True)) == ["bfloat16"] * 5
+    given = make_config(teacher={"dtype": "float32"})
+    assert list_dtypes(pin_dtypes(given, "cpu", native_bfloat16=True)) == ["float32", "bfloat16"] + ["float32"] * 3
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_what_the_workers_cpu_multiplies_in_is_pinned_whatever_the_planners_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: bool, device: str
+) -> None:
+    storage = Storage(str(tmp_path))
+    config = make_config(storage=storage.root, device=device)
+    assert find_pinned(storage, config) is config, "nothing is known of the workers yet"
+    monkeypatch.setattr(devices, "has_native_bfloat16", lambda: not native)
+    monkeypatch.setattr(pinning, "has_native_bfloat16", lambda: native)
+    save_worker(storage, "fleet", describe_machine("cpu-1"))
+    monkeypatch.setattr(pinning, "has_native_bfloat16", lambda: not native)
+    expected = ["bfloat16" if native else "float32"] * 2 + ["float32"] * 3
+    assert list_dtypes(find_pinned(storage, config)) == expected
+
+
+def test_a_worker_of_an_earlier_version_said_nothing_of_its_cpu_and_scored_in_float32(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    content = WORKER.model_copy(update={"device_type": "cpu"}).as_json()
+    del content["native_bfloat16"]
+    storage.write_json(layout.worker_description("fleet"), content)
+    assert list_dtypes(find_pinned(storage, make_config())) == ["float32"] * 5
+
+
 @pytest.mark.parametrize(
-    ("device", "dtype"), [("cpu", "float32"), ("cuda", "bfloat16"), ("cuda:1", "bfloat16"), ("mps", "bfloat16")]
+    ("device", "dtype"), [("cuda", "bfloat16"), ("cuda:1", "bfloat16"), ("mps", "bfloat16"), ("cpu", "float32")]
 )
 def test_a_device_that_is_configured_decides_whatever_a_worker_said(tmp_path: Path, device: str, dtype: str) -> None:
     storage = Storage(str(tmp_path))
     save_worker(storage, "fleet", WORKER)
     assert list_dtypes(find_pinned(storage, make_config(device=device))) == [dtype] * 5
+
+
+# --- a run on one machine, gone on with on another ---
+
+
+def begin(storage: Storage, monkeypatch: pytest.MonkeyPatch, device_type: str, native: bool) -> list[str]:
+    """The dtypes that a run has on a machine of that kind."""
+    monkeypatch.setattr(pinning, "has_native_bfloat16", lambda: native)
+    monkeypatch.setattr(pinning, "resolve_device", lambda wanted: torch.device(device_type))
+    monkeypatch.setattr(pinning, "describe_device", str)
+    return list_dtypes(pin_to_machine(storage, make_config(storage=storage.root, fan_out="local")))
+
+
+@pytest.mark.parametrize(("first", "second"), [(True, False), (False, True)])
+def test_a_run_keeps_its_dtypes_on_a_machine_with_another_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bool, second: bool
+) -> None:
+    storage = Storage(str(tmp_path))
+    begun = begin(storage, monkeypatch, "cpu", first)
+    assert begun == ["bfloat16" if first else "float32"] * 2 + ["float32"] * 3
+    assert begin(storage, monkeypatch, "cpu", second) == begun
+    # Commands that only look, and another run at this root.
+    config = make_config(storage=storage.root, fan_out="local")
+    assert list_dtypes(find_pinned(storage, config)) == begun
+    other = config.model_copy(update={"name": "other"})
+    assert find_pinned(storage, other) is other
+    assert list_dtypes(pin_to_machine(storage, other)) == ["bfloat16" if second else "float32"] * 2 + ["float32"] * 3
+
+
+def test_a_run_begun_on_a_gpu_goes_on_in_bfloat16_on_a_cpu_and_a_given_dtype_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(str(tmp_path))
+    assert begin(storage, monkeypatch, "cuda", False) == ["bfloat16"] * 5
+    assert begin(storage, monkeypatch, "cpu", False) == ["bfloat16"] * 5
+    given = make_config(storage=storage.root, fan_out="local", teacher={"dtype": "float32"})
+    assert list_dtypes(pin_to_machine(storage, given)) == ["float32"] + ["bfloat16"] * 4
+
+
+def test_a_run_that_an_earlier_version_scored_in_float32_goes_on_in_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(str(tmp_path))
+    entry = ModelEntry(model_id="t", source="t", dtype="float32", weights_digest="sha256:w", num_parameters=1)
+    save_run(storage, RunRecord(run_name="fleet", config={}, teacher=entry, started_at="2026-11-01"))
+    assert begin(storage, monkeypatch, "cpu", True) == ["float32"] * 5
+    assert begin(storage, monkeypatch, "cpu", True) == ["float32"] * 5
+
+
+def test_a_run_that_leaves_no_dtype_open_describes_no_machine(tmp_path: Path) -> None:
+    given = {"dtype": "float32"}
+    config = make_config(storage=str(tmp_path), fan_out="local", teacher=given, reference={"model": "r", **given}, training=given)
+    assert pin_to_machine(Storage(str(tmp_path)), config) is config
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- the planner and the worker ---
@@ -189,14 +280,22 @@ def test_a_worker_does_itself_what_it_is_given() -> None:
     assert given.execution.stale_seconds == config.execution.stale_seconds
 
 
-@pytest.mark.parametrize(("device", "dtype"), [("cuda", "bfloat16"), ("cpu", "float32")])
+@pytest.mark.parametrize(
+    ("device", "native", "dtype"), [("cuda", False, "bfloat16"), ("cpu", False, "float32"), ("cpu", True, "bfloat16")]
+)
 @pytest.mark.parametrize("configured", ["auto", "the device"])
 def test_ids_are_the_same_where_a_run_is_planned_and_on_its_workers(
-    made: tuple[Storage, CorpusManifest, str], monkeypatch: pytest.MonkeyPatch, device: str, dtype: str, configured: str
+    made: tuple[Storage, CorpusManifest, str],
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    native: bool,
+    dtype: str,
+    configured: str,
 ) -> None:
     storage, corpus, teacher = made
+    monkeypatch.setattr(devices, "has_native_bfloat16", lambda: native)
     config = make_config(storage=storage.root, teacher={"model": teacher}, device="auto" if configured == "auto" else device)
-    pinned = pin_dtypes(config, device)
+    pinned = pin_dtypes(config, device, native)
     be_on_a_machine_with(monkeypatch, "cpu")
     planned = list_ids(pinned, storage, corpus)
     be_on_a_machine_with(monkeypatch, device)
@@ -211,6 +310,7 @@ def test_without_pinning_planner_and_worker_would_not_agree(
     made: tuple[Storage, CorpusManifest, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage, corpus, teacher = made
+    monkeypatch.setattr(devices, "has_native_bfloat16", lambda: False)
     config = make_config(storage=storage.root, teacher={"model": teacher})
     be_on_a_machine_with(monkeypatch, "cpu")
     planned = list_ids(config, storage, corpus)

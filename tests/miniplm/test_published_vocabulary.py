@@ -105,8 +105,8 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Road:
                 "sequences_per_shard": 32,
                 "splits": {"reference": 0.2, "heldout": 0.1},
             },
-            "teacher": {"model": str(folder / "teacher")},
-            "reference": {"architecture": str(folder / "small"), "vocab_size": NUM_ROWS, "training": TRAINING},
+            "teacher": {"model": str(folder / "teacher"), "dtype": "float32"},  # as their scores are held against float64
+            "reference": {"architecture": str(folder / "small"), "vocab_size": NUM_ROWS, "training": TRAINING, "dtype": "float32"},
             "students": [student | {"generation": {"prompt_tokens": 60}, "training": TRAINING} for student in chosen],
             "scoring": {"compile": False},
             "execution": {"launcher": "inline"},
