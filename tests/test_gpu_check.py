@@ -61,5 +61,6 @@ def test_every_stage_runs_on_a_cpu_with_tiny_models(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    assert {row["side"] for row in rows if row["benchmark"] == "training"} == {"published", "published-fp16", "ours", "trainer"}
+    sides = {"published", "published-fp16", "ours-1", "ours-auto", "trainer"}
+    assert {row["side"] for row in rows if row["benchmark"] == "training"} == sides
     assert {row["benchmark"] for row in rows} == {"scoring", "scoring-head", "training"}
