@@ -66,7 +66,7 @@ def plan_stages(rows: Path, rehearse: bool) -> dict[str, list[Step]]:
         small = ("--sequences", "2", "--length", "64", "--shards", "1", "--vocab-size", "4096") if rehearse else ()
         return Step(name, limit, ("benchmarks.scoring", "--model", model, "--repeats", "1", *small, *common, *more))
 
-    def train(name: str, limit: int, *more: str) -> Step:
+    def train(name: str, limit: int, *more: str, size: str = size) -> Step:
         small = ("--batch", "2", "--steps", "1", "--length", "64") if rehearse else ()
         return Step(name, limit, ("benchmarks.training", "--size", size, *small, *common, *more))
 
@@ -79,6 +79,8 @@ def plan_stages(rows: Path, rehearse: bool) -> dict[str, list[Step]]:
     )
     dtypes = ("--dtypes", "float32" if rehearse else "bfloat16")
     batches = ("128",) if rehearse else ("16384", "32768")
+    sides = "published,published-fp16,ours"
+    sweep = ("--micro-batch", "1,auto") if rehearse else ("--micro-batch", "8,16,32,64,auto", "--steps", "6")
     stages = {
         "tests": [Step("tests", 470, (*pytest, "-m", "gpu", *timeout))],
         "speed": [
@@ -86,13 +88,18 @@ def plan_stages(rows: Path, rehearse: bool) -> dict[str, list[Step]]:
             score("speed-teacher", 310, teacher, "--sides", "published,ours"),
         ],
         "train": [
-            train("train", 250, "--sides", "published,published-fp16,ours"),
+            train("train", 250, "--sides", sides, *(sweep if rehearse else ())),
             # Alone, since whole logits at 32 sequences may not fit.
-            train("train-trainer", 220, "--sides", "trainer", "--micro-batch", "2" if rehearse else "8"),
+            train("train-trainer", 220, "--sides", "trainer", "--trainer-micro-batch", "2" if rehearse else "8"),
         ],
         "tune": [
             *(score(f"tune-reference-{n}", 90, reference, "--sides", "ours", *dtypes, "--tokens-per-batch", n) for n in batches),
             *(score(f"tune-teacher-{n}", 140, teacher, "--sides", "ours", *dtypes, "--tokens-per-batch", n) for n in batches),
+        ],
+        # One process a size: what PyTorch compiled for one number of sequences serves the next in part.
+        "tune-train": [
+            train(f"tune-train-{name}", 235, "--sides", sides if rehearse else "ours", *sweep, size=name)
+            for name in ((size,) if rehearse else ("qwen-104m", "qwen-200m"))
         ],
         # Other engines over the same sequences, those that are installed.
         "engines": [Step("engines", 470, ("benchmarks.scoring_engines", *engines, *common), () if rehearse else ENGINES)],

@@ -40,15 +40,18 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--sides",
         default="published,ours,trainer",
-        help="which sides, with commas, of published, published-fp16 (weights in fp16, mask of ones), ours, trainer; default all but published-fp16",
+        help="which sides, with commas, of published, published-fp16 (weights in fp16, mask of ones), ours, ours-bfloat16 (on a CPU, where "
+        "ours is float32), trainer; default published,ours,trainer",
     )
     parser.add_argument("--batch", type=int, help="sequences an optimizer step; default 128 on a GPU, 8 on a CPU")
     parser.add_argument(
         "--published-micro-batch", type=int, default=8, help="sequences a pass of the published side (default 8, as published)"
     )
     parser.add_argument(
-        "--micro-batch", type=int, help="sequences a pass of the Trainer and of ours; default 32 on a GPU, 8 on a CPU"
+        "--micro-batch",
+        help="sequences a pass of ours, or several numbers with commas, each a side of its own; default auto, MiniPLM's own choice",
     )
+    parser.add_argument("--trainer-micro-batch", type=int, help="sequences a pass of the Trainer; default 32 on a GPU, 8 on a CPU")
     parser.add_argument("--steps", type=int, help="timed steps of each side; default 20 on a GPU, 3 on a CPU")
     parser.add_argument(
         "--warm-up-steps", type=int, help="steps before those, in which compiling falls; default 5 on a GPU, 1 on a CPU"
@@ -87,11 +90,12 @@ def _run(arguments: argparse.Namespace, scratch: Path) -> None:
         arguments.steps or (20 if on_gpu else 3),
     )
     num_targets = arguments.length or (256 if size == "tiny" else 1024)
-    micro_batch = min(arguments.micro_batch or (32 if on_gpu else 8), length.batch_size)
+    ours = [_read_micro_batch(value) for value in (arguments.micro_batch or "auto").split(",")]
+    trainer = min(arguments.trainer_micro_batch or (32 if on_gpu else 8), length.batch_size)
     published = min(arguments.published_micro_batch, length.batch_size)
-    for name in (micro_batch, published):
-        if length.batch_size % name:
-            raise ConfigError(f"--batch {length.batch_size} is not a multiple of the micro-batch {name}; give multiples")
+    for passed in (*ours, trainer, published):
+        if passed is not None and length.batch_size % passed:
+            raise ConfigError(f"--batch {length.batch_size} is not a multiple of the micro-batch {passed}; give multiples")
     inputs = make_training_inputs(scratch / "storage", size, length.batch_size * length.num_steps, num_targets, device)
     model = build_model(inputs.architecture, inputs.vocab_size, num_targets + 1, 0)
     mean_inputs = inputs.num_tokens / inputs.num_sequences - 1
@@ -116,17 +120,22 @@ def _run(arguments: argparse.Namespace, scratch: Path) -> None:
     sides: dict[str, Callable[[], SideRun]] = {
         "published": partial(run_published, inputs, length, published),
         "published-fp16": partial(run_published, inputs, length, published, pure_half=True),
-        "ours": partial(run_ours, inputs, length, micro_batch),
-        "trainer": partial(run_trainer, inputs, length, micro_batch),
+        **{_name_ours(size, ours): partial(run_ours, inputs, length, size) for size in ours},
+        "ours-bfloat16": partial(run_ours, inputs, length, ours[0], dtype="bfloat16"),
+        "trainer": partial(run_trainer, inputs, length, trainer),
     }
     wanted = arguments.sides.split(",")
-    if unknown := set(wanted) - set(sides):
+    if "ours" in wanted:
+        wanted += [_name_ours(size, ours) for size in ours]
+    if unknown := set(wanted) - {"ours", *sides}:
         raise ConfigError(f"--sides: there is no side {sorted(unknown)[0]!r}; the sides are {', '.join(sides)}")
     work = {name: side for name, side in sides.items() if name in wanted}
     if arguments.kd:
         teacher = write_teacher(scratch / arguments.teacher, arguments.teacher, device)
         work["vanilla-kd"] = partial(run_ours, inputs, length, min(8, length.batch_size), "vanilla-kd", teacher)
-    peak = max(measure_matmul_peak.__wrapped__(device, torch.bfloat16 if on_gpu else torch.float32) for _ in range(3))
+    # The published side's float16 is measured against bfloat16, which is as fast.
+    dtypes = ["bfloat16"] if on_gpu else ["float32", *(["bfloat16"] if "ours-bfloat16" in work else [])]
+    peaks = {dtype: max(measure_matmul_peak.__wrapped__(device, getattr(torch, dtype)) for _ in range(3)) for dtype in dtypes}
     runs: dict[str, list[tuple[SideRun, float | None]]] = {name: [] for name in work}
     failures: dict[str, str] = {}
     for repeat in range(arguments.repeats):
@@ -139,9 +148,9 @@ def _run(arguments: argparse.Namespace, scratch: Path) -> None:
                 continue
             run = runs[name][-1][0]
             print(f"  run {repeat + 1} {name}: {run.seconds:.2f} s, {run.num_tokens / run.seconds:,.0f} tokens/s", flush=True)
-    rows = [_make_row(name, results, common, peak) for name, results in runs.items() if results]
+    rows = [_make_row(name, results, common, peaks) for name, results in runs.items() if results]
     for row in rows:
-        for baseline in ("published", "trainer"):
+        for baseline in ("published", "trainer", "ours"):
             other = next((other for other in rows if other["side"] == baseline), None)
             row[f"ratio_to_{baseline}"] = None if other is None else row["tokens_per_second"] / other["tokens_per_second"]
     _print_rows(rows)
@@ -150,6 +159,16 @@ def _run(arguments: argparse.Namespace, scratch: Path) -> None:
         append_rows(arguments.json, [{"benchmark": "training"} | common | row for row in [*rows, *failed]])
     if failures:
         raise SystemExit(f"benchmarks.training: {len(failures)} of {len(work)} sides failed: {', '.join(failures)}")
+
+
+def _read_micro_batch(value: str) -> int | None:
+    if value != "auto" and not (value.isdigit() and int(value)):
+        raise ConfigError(f"--micro-batch: {value!r} is neither auto nor a number of sequences")
+    return None if value == "auto" else int(value)
+
+
+def _name_ours(size: int | None, sizes: list[int | None]) -> str:
+    return "ours" if len(sizes) == 1 else f"ours-{size or 'auto'}"
 
 
 def _measure(side: Callable[[], SideRun], inputs: TrainingInputs) -> tuple[SideRun, float | None]:
@@ -163,9 +182,12 @@ def _measure(side: Callable[[], SideRun], inputs: TrainingInputs) -> tuple[SideR
     return run, torch.cuda.max_memory_allocated(inputs.device) / _GIB
 
 
-def _make_row(name: str, results: list[tuple[SideRun, float | None]], common: dict[str, Any], peak: float) -> dict[str, Any]:
+def _make_row(
+    name: str, results: list[tuple[SideRun, float | None]], common: dict[str, Any], peaks: dict[str, float]
+) -> dict[str, Any]:
     best = max((run for run, _ in results), key=lambda run: run.num_tokens / run.seconds)
     rate, flops = best.num_tokens / best.seconds, common["flops_per_token"]
+    peak = peaks.get(best.details["dtype"]) or next(iter(peaks.values()))
     return {
         "side": name,
         "seconds": [run.seconds for run, _ in results],
@@ -181,7 +203,19 @@ def _make_row(name: str, results: list[tuple[SideRun, float | None]], common: di
 
 
 def _print_rows(rows: list[dict[str, Any]]) -> None:
-    header = ["side", "dtype", "micro-batch", "tokens/s", "x published", "x trainer", "of matmul peak", "GiB", "start-up s", "head"]
+    header = [
+        "side",
+        "dtype",
+        "micro-batch",
+        "tokens/s",
+        "x published",
+        "x trainer",
+        "x ours",
+        "of matmul peak",
+        "GiB",
+        "start-up s",
+        "head",
+    ]
     cells = [
         [
             row["side"],
@@ -190,6 +224,7 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
             show(row["tokens_per_second"], ",.0f"),
             show(row["ratio_to_published"], ".2f"),
             show(row["ratio_to_trainer"], ".2f"),
+            show(row["ratio_to_ours"], ".2f"),
             show(row["matmul_peak_share"], ".1%"),
             show(row["gpu_memory_gib"], ".1f"),
             show(row["start_up_seconds"], ".1f"),

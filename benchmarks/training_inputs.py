@@ -25,7 +25,7 @@ from miniplm.tokenization import load_tokenizer
 from miniplm.training.recipe import TrainingPlan, plan_training
 
 # Preset and vocabulary of each size; the vocabulary of the published students, and a small one for a trial on a CPU.
-SIZES = {"tiny": ("qwen-tiny", 4096), "qwen-200m": ("qwen-200m", VOCAB_SIZE), "qwen-500m": ("qwen-500m", VOCAB_SIZE)}
+SIZES = {"tiny": ("qwen-tiny", 4096)} | {name: (name, VOCAB_SIZE) for name in ("qwen-104m", "qwen-200m", "qwen-500m")}
 _NUM_SHARDS = 4
 
 

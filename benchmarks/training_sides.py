@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from benchmarks.training_inputs import TrainingInputs
 from miniplm import layout
 from miniplm.architectures import build_model
 from miniplm.config import TrainingConfig
-from miniplm.training.checkpoints import read_metrics
+from miniplm.training.checkpoints import find_checkpoint, read_metrics
 from miniplm.training.loop import train_model
 
 _LEARNING_RATE = 6e-4
@@ -166,9 +166,17 @@ def run_trainer(inputs: TrainingInputs, length: Length, micro_batch_size: int) -
 
 
 def run_ours(
-    inputs: TrainingInputs, length: Length, micro_batch_size: int, method: str = "pretrain", teacher: Any = None
+    inputs: TrainingInputs,
+    length: Length,
+    micro_batch_size: int | None,
+    method: str = "pretrain",
+    teacher: Any = None,
+    dtype: Literal["auto", "bfloat16"] = "auto",
 ) -> SideRun:
-    """MiniPLM as a run trains: from shards on disk to a published checkpoint, which is not in the timed steps."""
+    """MiniPLM as a run trains: from shards on disk to a published checkpoint, which is not in the timed steps.
+
+    Without `micro_batch_size` it is MiniPLM's own choice.
+    """
     started = time.perf_counter()
     config = TrainingConfig(
         steps=length.num_steps,
@@ -177,16 +185,19 @@ def run_ours(
         learning_rate=_LEARNING_RATE,
         warmup_steps=1,
         checkpoint_every_steps=length.num_steps,
+        dtype=dtype,
     )
     plan = inputs.plan(config, method, teacher)
     moments: list[float] = []
     inputs.storage.delete(layout.training_folder(plan.training_id))
     manifest = train_model(inputs.storage, plan, lambda progress: moments.append(time.perf_counter()))
     rows = read_metrics(inputs.storage, manifest.training_id, manifest.num_steps)
+    checkpoint = find_checkpoint(inputs.storage, manifest.training_id, manifest.num_steps)
+    assert checkpoint is not None
     timed = rows[length.warm_up_steps :]
     details = {
         "dtype": plan.recipe.training["dtype"],
-        "micro_batch_size": micro_batch_size,
+        "micro_batch_size": checkpoint.micro_batch_size,
         "head": "in blocks",
         "compiled": inputs.device.type == "cuda",
         "data_wait_share_with_start": manifest.data_wait_share,

@@ -13,16 +13,19 @@ Shapes: K tokens of a block, N of all; V ids of the student, U that both have; H
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from miniplm.nll import Head, sum_in_blocks
+from miniplm.nll import Head, fuse_in_blocks, product_dtype, scale_gradient, sum_in_blocks
 
-# Float32 values of one buffer of a block, of which there are three: 24 MiB together on a CPU, where they should stay in the
-# cache; 1.5 GiB on a GPU, where products of few tokens would spend their time adding to the head's gradient.
-_CPU_BLOCK_ELEMENTS = 1 << 21
-_BLOCK_ELEMENTS = 1 << 27
+# Logits of a block, of both models together. On a CPU three buffers in float32 (the third for what is between), which should
+# stay in the cache. On a GPU two in the models' own dtypes: in bfloat16 with 151,936 ids 4,416 tokens, for each block reads and
+# writes the gradient of the head once, which takes as long as 1,000 tokens' products.
+_CPU_BLOCK_MIB = 24
+_GPU_BLOCK_MIB = 2560
 
 
 def sum_distillation_loss(
@@ -33,6 +36,7 @@ def sum_distillation_loss(
     teacher_hidden_NG: Tensor,
     kl_weight: float,
     block_tokens: int | None = None,
+    gradient_scale: float | None = None,
 ) -> Tensor:
     """The loss summed over N tokens, scalar float32, to be differentiated once with respect to the student; the teacher is constant.
 
@@ -42,21 +46,30 @@ def sum_distillation_loss(
         d sum / d logits[t, v] = p_student[t, v] - (1 - a) * [v == target[t]] - a * p_teacher[t, v]
 
     Of other heads a block's logits are made again in the backward pass. The teacher computes in its own dtype, autocast or not.
+    `gradient_scale` is that of `sum_in_blocks`.
     """
+    teacher_head = _keep_ids(teacher_head, head.weight_VH.shape[0])
     if block_tokens is None:
-        num_elements = _CPU_BLOCK_ELEMENTS if hidden_NH.is_cpu else _BLOCK_ELEMENTS
-        block_tokens = max(1, num_elements // head.weight_VH.shape[0])
+        block_tokens = count_block_tokens(head.weight_VH, product_dtype(head.weight_VH), teacher_head.weight_VH)
     if head.is_plain and torch.is_grad_enabled():
+        if hidden_NH.is_cuda:
+            run = fuse_in_blocks(differentiate_distillation_at_once, "the loss of distillation")
+
+            def fused_loss(logits_KV: Tensor, tokens: slice) -> Tensor:
+                teacher_KU = _logits(teacher_head, teacher_hidden_NG[tokens])
+                return run(logits_KV, targets_N[tokens], teacher_KU, kl_weight)
+
+            return sum_in_blocks(head, hidden_NH, fused_loss, block_tokens, False, gradient_scale)
 
         def block_loss(logits_KV: Tensor, tokens: slice) -> Tensor:
-            teacher_KU = _log_probabilities(teacher_head, teacher_hidden_NG[tokens], logits_KV.shape[1])
+            teacher_KU = _log_probabilities(teacher_head, teacher_hidden_NG[tokens])
             return _differentiate(logits_KV, targets_N[tokens], teacher_KU, kl_weight)
 
-        return sum_in_blocks(head, hidden_NH, block_loss, block_tokens)
+        return sum_in_blocks(head, hidden_NH, block_loss, block_tokens, gradient_scale=gradient_scale)
 
     def recomputed_loss(hidden_KH: Tensor, targets_K: Tensor, teacher_hidden_KG: Tensor) -> Tensor:
         student_KV = torch.log_softmax(head.logits(hidden_KH), dim=1)
-        teacher_KU = _log_probabilities(teacher_head, teacher_hidden_KG, student_KV.shape[1])
+        teacher_KU = _log_probabilities(teacher_head, teacher_hidden_KG)
         nll_K = -student_KV.gather(1, targets_K[:, None]).squeeze(1)
         kl_K = (teacher_KU.exp() * (teacher_KU - student_KV[:, : teacher_KU.shape[1]])).sum(dim=1)
         return ((1 - kl_weight) * nll_K + kl_weight * kl_K).sum()
@@ -64,15 +77,52 @@ def sum_distillation_loss(
     blocks = zip(*(tensor.split(block_tokens) for tensor in (hidden_NH, targets_N, teacher_hidden_NG)), strict=True)
     # With no token there is one empty block, whose sum has a gradient as any other.
     sums: list[Tensor] = [checkpoint(recomputed_loss, *block, use_reentrant=False) for block in blocks]
-    return torch.stack(sums).sum()
+    return scale_gradient(torch.stack(sums).sum(), gradient_scale)
+
+
+def count_block_tokens(weight_VH: Tensor, dtype: torch.dtype, teacher_weight_UG: Tensor) -> int:
+    """Tokens of a block whose logits of both models take at most 24 MiB on a CPU, 2,560 MiB on a GPU; at least one.
+
+    The student's are in `dtype`, the teacher's in that of its weights.
+    """
+    if weight_VH.is_cpu:
+        return max(1, (_CPU_BLOCK_MIB << 20) // (3 * 4 * weight_VH.shape[0]))
+    num_bytes = dtype.itemsize * weight_VH.shape[0] + teacher_weight_UG.element_size() * teacher_weight_UG.shape[0]
+    return max(1, (_GPU_BLOCK_MIB << 20) // num_bytes)
+
+
+def _keep_ids(head: Head, num_ids: int) -> Head:
+    """The head without the logits of ids from `num_ids` on."""
+    return replace(head, weight_VH=head.weight_VH[:num_ids], bias_V=None if head.bias_V is None else head.bias_V[:num_ids])
 
 
 @torch.no_grad()
-def _log_probabilities(head: Head, hidden_KG: Tensor, num_student_ids: int) -> Tensor:
+def _logits(head: Head, hidden_KG: Tensor) -> Tensor:
+    """A head's logits, in the dtype of its weights where they are no more than a product, else float32; autocast or not."""
+    with torch.autocast(hidden_KG.device.type, enabled=False):
+        return hidden_KG.to(head.weight_VH.dtype) @ head.weight_VH.t() if head.is_plain else head.logits(hidden_KG)
+
+
+@torch.no_grad()
+def _log_probabilities(head: Head, hidden_KG: Tensor) -> Tensor:
     """The teacher's log-probabilities (K, U) float32 of the ids that both have."""
     with torch.autocast(hidden_KG.device.type, enabled=False):
-        logits_KU = head.logits(hidden_KG)[:, :num_student_ids]
+        logits_KU = head.logits(hidden_KG)
     return logits_KU.sub_(logits_KU.logsumexp(dim=1, keepdim=True))
+
+
+def differentiate_distillation_at_once(logits_KV: Tensor, targets_K: Tensor, teacher_KU: Tensor, kl_weight: float) -> Tensor:
+    """What `_differentiate` does, on logits of any dtype (also the teacher's, as they are made), in a form that torch.compile fuses."""
+    log_student_KV = torch.log_softmax(logits_KV.float(), dim=1)
+    log_teacher_KU = torch.log_softmax(teacher_KU.float(), dim=1)
+    teacher_probabilities_KU = log_teacher_KU.exp()
+    num_ids, num_shared = logits_KV.shape[1], teacher_KU.shape[1]
+    targets_K1 = targets_K[:, None]
+    is_target_KV = torch.arange(num_ids, device=logits_KV.device) == targets_K1
+    wanted_KV = kl_weight * torch.nn.functional.pad(teacher_probabilities_KU, (0, num_ids - num_shared))
+    logits_KV.copy_(log_student_KV.exp() - wanted_KV - (1 - kl_weight) * is_target_KV.float())
+    divergence_K = (teacher_probabilities_KU * (log_teacher_KU - log_student_KV[:, :num_shared])).sum(dim=1)
+    return kl_weight * divergence_K - (1 - kl_weight) * log_student_KV.gather(1, targets_K1).squeeze(1)
 
 
 def _differentiate(logits_KV: Tensor, targets_K: Tensor, teacher_KU: Tensor, kl_weight: float) -> Tensor:

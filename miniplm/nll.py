@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 from torch.utils.checkpoint import checkpoint
 
 from miniplm.models.compilation import CompiledCall, vary_shape
@@ -25,6 +26,11 @@ from miniplm.models.compilation import CompiledCall, vary_shape
 _BLOCK_ELEMENTS = 1 << 25
 # On a CPU, in training: 24 MiB, small enough for malloc to give the same memory again.
 _CPU_BLOCK_ELEMENTS = 3 << 21
+# On a CPU, in training in bfloat16: 256 MiB of logits a product. The gradient of the head's weight is read and written once a
+# product, in float32, which with few tokens takes longer than all three products; only a part of them is in float32 at a time.
+_CPU_PRODUCT_BYTES = 1 << 28
+# Of that gradient, what a CPU's product gives in bfloat16 before it is added: 2 MiB, which stay in the cache.
+_CPU_SUM_ELEMENTS = 1 << 20
 # On a GPU, in training: 2.5 GiB in bfloat16. The gradient of the head's weight is read and written once a block.
 _GPU_BLOCK_ELEMENTS = 5 << 28
 
@@ -109,8 +115,12 @@ def nll_of_hidden(head: Head, hidden_NH: Tensor, targets_N: Tensor, block_tokens
     return torch.cat(blocks) if blocks else hidden_NH.new_zeros(0, dtype=torch.float32)
 
 
-def sum_nll_of_hidden(head: Head, hidden_NH: Tensor, targets_N: Tensor, block_tokens: int | None = None) -> Tensor:
+def sum_nll_of_hidden(
+    head: Head, hidden_NH: Tensor, targets_N: Tensor, block_tokens: int | None = None, gradient_scale: float | None = None
+) -> Tensor:
     """The sum over N of `nll_of_hidden`, scalar float32, for training: to be differentiated once, not twice.
+
+    With `gradient_scale` it is where the backward pass begins, and its gradient is that of `gradient_scale * sum` (`sum_in_blocks`).
 
     The gradient of a plain linear head is made in the forward pass, while a block's logits are there:
 
@@ -119,20 +129,23 @@ def sum_nll_of_hidden(head: Head, hidden_NH: Tensor, targets_N: Tensor, block_to
     so that logits are made once and live in one buffer; under autocast in its dtype, with float32 sums.
     """
     if not head.is_plain or not torch.is_grad_enabled():
-        return nll_of_hidden(head, hidden_NH, targets_N, block_tokens).sum()
+        return scale_gradient(nll_of_hidden(head, hidden_NH, targets_N, block_tokens).sum(), gradient_scale)
     vocab_size = head.weight_VH.shape[0]
     if hidden_NH.is_cuda:
-
-        def fused_loss(logits_KV: Tensor, tokens: slice) -> Tensor:
-            nll_K: Tensor = _fused_nll()(logits_KV, targets_N[tokens])
-            return nll_K
-
+        block_tokens = block_tokens or max(1, _GPU_BLOCK_ELEMENTS // vocab_size)
+        run = fuse_in_blocks(differentiate_nll_at_once, "the loss of the head")
         return sum_in_blocks(
-            head, hidden_NH, fused_loss, block_tokens or max(1, _GPU_BLOCK_ELEMENTS // vocab_size), in_float32=False
+            head, hidden_NH, lambda logits_KV, tokens: run(logits_KV, targets_N[tokens]), block_tokens, False, gradient_scale
         )
     # On a CPU a buffer that stays in the cache is worth more than larger products.
     block_tokens = block_tokens or max(1, _CPU_BLOCK_ELEMENTS // vocab_size)
-    return sum_in_blocks(head, hidden_NH, lambda logits_KV, tokens: _differentiate_nll(logits_KV, targets_N[tokens]), block_tokens)
+    return sum_in_blocks(
+        head,
+        hidden_NH,
+        lambda logits_KV, tokens: _differentiate_nll(logits_KV, targets_N[tokens]),
+        block_tokens,
+        gradient_scale=gradient_scale,
+    )
 
 
 def differentiate_nll_at_once(logits_KV: Tensor, targets_K: Tensor) -> Tensor:
@@ -145,16 +158,18 @@ def differentiate_nll_at_once(logits_KV: Tensor, targets_K: Tensor) -> Tensor:
     return -log_probabilities_KV.gather(1, targets_K1).squeeze(1)
 
 
-@lru_cache(maxsize=1)
-def _fused_nll() -> Callable[[Tensor, Tensor], Tensor]:
-    compiled = CompiledCall(differentiate_nll_at_once, "the loss of the head")
+@lru_cache
+def fuse_in_blocks(function: Callable[..., Tensor], name: str) -> Callable[..., Tensor]:
+    """A function of tensors that have a row a token, compiled once for any number of rows; `name` is what a warning calls it."""
+    compiled = CompiledCall(function, name)
 
-    def run(logits_KV: Tensor, targets_K: Tensor) -> Tensor:
-        # How many targets a micro-batch has changes all the time; it is not to be compiled for each number.
-        vary_shape(logits_KV)
-        vary_shape(targets_K)
-        nll_K: Tensor = compiled(logits_KV, targets_K)
-        return nll_K
+    def run(*arguments: Any) -> Tensor:
+        for argument in arguments:
+            if isinstance(argument, Tensor):
+                # How many targets a micro-batch has changes all the time; it is not to be compiled for each number.
+                vary_shape(argument)
+        result: Tensor = compiled(*arguments)
+        return result
 
     return run
 
@@ -175,14 +190,59 @@ def _differentiate_nll(logits_KV: Tensor, targets_K: Tensor) -> Tensor:
 BlockLoss = Callable[[Tensor, slice], Tensor]
 
 
-def sum_in_blocks(head: Head, hidden_NH: Tensor, block_loss: BlockLoss, block_tokens: int, in_float32: bool = True) -> Tensor:
+def sum_in_blocks(
+    head: Head,
+    hidden_NH: Tensor,
+    block_loss: BlockLoss,
+    block_tokens: int,
+    in_float32: bool = True,
+    gradient_scale: float | None = None,
+) -> Tensor:
     """The sum over N of a loss of a plain head's logits, scalar float32, to be differentiated once; logits exist a block at a time.
 
-    Without `in_float32` the loss is given logits in the dtype in which they are made, and turns them into float32 itself.
+    The loss is given `block_tokens` or fewer at a time, of a product that may have more. Without `in_float32` it is given them in the
+    dtype in which they are made, and turns them into float32 itself.
+    With `gradient_scale` the gradient is that of `gradient_scale * sum`, where a product makes it at no cost, and nothing may come
+    between the sum and the start of the backward pass: `RuntimeError`, on a GPU at its next exchange, unless it begins with 1.
     """
     assert head.is_plain, "only of W h is the gradient known from that of the logits"
-    total: Tensor = _SumInBlocks.apply(hidden_NH, head.weight_VH, block_loss, block_tokens, in_float32)  # type: ignore[no-untyped-call]
+    total: Tensor = _SumInBlocks.apply(  # type: ignore[no-untyped-call]
+        hidden_NH, head.weight_VH, block_loss, block_tokens, in_float32, gradient_scale
+    )
     return total
+
+
+def scale_gradient(value: Tensor, scale: float | None) -> Tensor:
+    """The value as it is; its gradient is `scale` times what comes to it."""
+    if scale is None:
+        return value
+    scaled: Tensor = _ScaleGradient.apply(value, scale)  # type: ignore[no-untyped-call]
+    return scaled
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, scale: float) -> Tensor:
+        ctx.scale = scale
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.scale, None
+
+
+def product_dtype(operand: Tensor) -> torch.dtype:
+    """The dtype in which a product with this operand is computed: autocast's, or its own."""
+    device_type = operand.device.type
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else operand.dtype
+
+
+def sums_in_product(left: Tensor, total: Tensor) -> bool:
+    """Whether `torch.addmm` adds a product of this dtype to sums of `total`'s, rounding it only to those.
+
+    Of one dtype any device does. bfloat16 to float32 does CUDA, since PyTorch 2.11: before, the sums had to be bfloat16 too.
+    """
+    return left.dtype == total.dtype or (left.is_cuda and TorchVersion(torch.__version__) >= "2.11")
 
 
 class _SumInBlocks(torch.autograd.Function):
@@ -190,39 +250,72 @@ class _SumInBlocks(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, block_loss: BlockLoss, block_tokens: int, in_float32: bool
+        ctx: Any,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        block_loss: BlockLoss,
+        block_tokens: int,
+        in_float32: bool,
+        gradient_scale: float | None,
     ) -> Tensor:
-        device_type = hidden_NH.device.type
-        dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden_NH.dtype
+        dtype = product_dtype(hidden_NH)
         N = hidden_NH.shape[0]
         input_NH, W_VH = hidden_NH.to(dtype), weight_VH.to(dtype)
         hidden_gradient_NH = torch.empty_like(hidden_NH)
         weight_gradient_VH = torch.zeros_like(weight_VH)
-        buffer_KV = input_NH.new_empty((min(block_tokens, N), W_VH.shape[0]))
+        product_tokens = block_tokens
+        if in_float32 and dtype.itemsize < 4:
+            product_tokens *= max(1, _CPU_PRODUCT_BYTES // (block_tokens * W_VH.shape[0] * dtype.itemsize))
+        buffer_KV = input_NH.new_empty((min(product_tokens, N), W_VH.shape[0]))
+        adds_in_product = sums_in_product(input_NH, weight_gradient_VH)
+        # A GPU's time goes to memory here, and its products scale at no cost; a CPU keeps the last bits that it always gave.
+        product_scale = gradient_scale if adds_in_product and input_NH.is_cuda and gradient_scale is not None else 1.0
         losses = []
-        for start in range(0, N, block_tokens):
-            tokens = slice(start, min(start + block_tokens, N))
+        for start in range(0, N, product_tokens):
+            tokens = slice(start, min(start + product_tokens, N))
             block_KH = input_NH[tokens]
-            values_KV = torch.mm(block_KH, W_VH.t(), out=buffer_KV[: len(block_KH)])  # logits, then their gradient
-            values_KV = values_KV.float() if in_float32 else values_KV
-            losses.append(block_loss(values_KV, tokens))
-            gradient_KV = values_KV.to(dtype)
+            gradient_KV = torch.mm(block_KH, W_VH.t(), out=buffer_KV[: len(block_KH)])  # logits, then their gradient
+            for first in range(0, len(block_KH), block_tokens):
+                made_KV = gradient_KV[first : first + block_tokens]
+                values_KV = made_KV.float() if in_float32 else made_KV
+                losses.append(block_loss(values_KV, slice(start + first, start + first + len(made_KV))))
+                if values_KV is not made_KV:
+                    made_KV.copy_(values_KV)
             hidden_gradient_NH[tokens] = gradient_KV @ W_VH
-            if dtype == weight_gradient_VH.dtype:
-                weight_gradient_VH.addmm_(gradient_KV.t(), block_KH)
-            elif gradient_KV.is_cuda:
-                # Summed in float32 without rounding a block's part.
-                weight_gradient_VH += torch.mm(gradient_KV.t(), block_KH, out_dtype=weight_gradient_VH.dtype)
-            else:
-                weight_gradient_VH += gradient_KV.t() @ block_KH
+            add_product(weight_gradient_VH, gradient_KV.t(), block_KH, product_scale, adds_in_product)
+        if gradient_scale is not None:
+            hidden_gradient_NH.mul_(gradient_scale)
+            if product_scale == 1.0:
+                weight_gradient_VH.mul_(gradient_scale)
+        ctx.is_scaled = gradient_scale is not None
         ctx.save_for_backward(hidden_gradient_NH, weight_gradient_VH)
         return torch.cat(losses).sum() if losses else hidden_NH.new_zeros((), dtype=torch.float32)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        # In place, as they are used once: a copy of the head's gradient would be the largest tensor of a step.
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         hidden_gradient_NH, weight_gradient_VH = ctx.saved_tensors
-        return hidden_gradient_NH.mul_(gradients[0]), weight_gradient_VH.mul_(gradients[0]), None, None, None
+        if ctx.is_scaled:
+            torch._assert_async(gradients[0] == 1, "a sum with a gradient_scale is where the backward pass begins")
+        else:
+            # In place, as they are used once: a copy of the head's gradient would be the largest tensor of a step.
+            hidden_gradient_NH, weight_gradient_VH = hidden_gradient_NH.mul_(gradients[0]), weight_gradient_VH.mul_(gradients[0])
+        return hidden_gradient_NH, weight_gradient_VH, None, None, None, None
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor, scale: float, in_product: bool) -> None:
+    """`total += scale * left @ right`, in one pass over `total` where the device can."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right, alpha=scale)
+    elif in_product:
+        torch.addmm(total, left, right, alpha=scale, out_dtype=total.dtype, out=total)
+    elif left.is_cuda:
+        # Not rounded to the operands' dtype on the way.
+        total.add_(torch.mm(left, right, out_dtype=total.dtype), alpha=scale)
+    else:
+        # A CPU turns what it adds into float32 first: a part at a time, else in memory that it has to ask for.
+        rows = max(1, _CPU_SUM_ELEMENTS // total.shape[1])
+        for start in range(0, total.shape[0], rows):
+            total[start : start + rows].add_(left[start : start + rows] @ right, alpha=scale)
 
 
 # (hidden_KH, index of a slice of the vocabulary) -> logsumexp (K,) float32 of its logits.

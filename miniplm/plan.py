@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -37,6 +38,7 @@ from miniplm.storage import Storage
 from miniplm.student_plans import load_own_tokenizer
 from miniplm.tokenization import CorpusTokenizer, load_tokenizer
 from miniplm.training.flops import match_training
+from miniplm.training.micro_batches import choose_on_device
 
 _PROBE_SECONDS = 3.0
 _SAMPLE_CHARACTERS = 4 << 20
@@ -183,8 +185,9 @@ def probe_training(model: torch.nn.Module, training: TrainingConfig, config: Run
     """Tokens a second of forward and backward passes over random full-length sequences."""
     model = model.to(device).train()
     body, head = split_head(model)
-    length, rows = config.corpus.sequence_length, training.resolve_micro_batch_size()
-    dtype = torch_dtype(resolve_dtype(training.dtype, device))
+    length, dtype_name = config.corpus.sequence_length, resolve_dtype(training.dtype, device)
+    rows = choose_on_device(training, cast(Any, model), length, dtype_name, device)
+    dtype = torch_dtype(dtype_name)
     generator = torch.Generator().manual_seed(0)
     token_ids_BT = torch.randint(0, head.weight_VH.shape[0], (rows, length + 1), generator=generator).to(device)
 

@@ -22,7 +22,10 @@ class TrainingConfig(Section):
     epochs: float | None = Field(None, gt=0, description="passes over the training sequences; give either `steps` or `epochs`")
     batch_size: int = Field(512, ge=1, description="sequences an optimizer step, over all micro-batches")
     micro_batch_size: int | None = Field(
-        None, ge=1, description="sequences a forward and backward pass; null: at most 8, a divisor of batch_size"
+        None,
+        ge=1,
+        description="sequences a forward and backward pass; null: at most 8, a divisor of batch_size; on a GPU as many more as keep it busy "
+        "and fit, and half as many each time that memory runs out, which changes a training's numbers by rounding only",
     )
     learning_rate: float = Field(6e-4, gt=0, description="peak learning rate")
     schedule: Literal["cosine", "warmup-stable-decay"] = Field(
@@ -93,7 +96,10 @@ class TrainingConfig(Section):
         return min(2000, num_steps // 10) if self.warmup_steps is None else min(self.warmup_steps, num_steps)
 
     def resolve_micro_batch_size(self) -> int:
-        """Sequences a forward pass: the given number, or the largest divisor of `batch_size` up to 8."""
+        """Sequences a forward pass, as a training's id has it: the given number, or the largest divisor of `batch_size` up to 8.
+
+        Where none is given a GPU may take more (`training.micro_batches`).
+        """
         if self.micro_batch_size is not None:
             return self.micro_batch_size
         return max(size for size in range(1, min(8, self.batch_size) + 1) if self.batch_size % size == 0)

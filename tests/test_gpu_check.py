@@ -82,5 +82,6 @@ def test_every_stage_runs_on_a_cpu_with_tiny_models_and_without_the_packages_of_
     )
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    assert {row["side"] for row in rows if row["benchmark"] == "training"} == {"published", "published-fp16", "ours", "trainer"}
+    sides = {"published", "published-fp16", "ours-1", "ours-auto", "trainer"}
+    assert {row["side"] for row in rows if row["benchmark"] == "training", "scoring-engines"} == sides
     assert {row["benchmark"] for row in rows} == {"scoring", "scoring-head", "training", "scoring-engines"}

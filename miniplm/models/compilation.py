@@ -22,10 +22,14 @@ _MOST_GRAPHS = 64
 class CompiledCall:
     """A function or module under torch.compile; from the first failure on as it is. `name` is what the warning calls it.
 
-    What is wrong with the function itself, the uncompiled call raises again. `say` is given the warning.
+    What is wrong with the function itself, the uncompiled call raises again. `say` is given the warning. With `fixes_shapes`
+    each shape of its tensors is compiled for by itself (`fix_shape`).
     """
 
-    def __init__(self, function: Callable[..., Any], name: str, say: Callable[[str], None] = _log.warning) -> None:
+    def __init__(
+        self, function: Callable[..., Any], name: str, say: Callable[[str], None] = _log.warning, fixes_shapes: bool = False
+    ) -> None:
+        self._fixes_shapes = fixes_shapes
         self._function = function
         self._name = name
         self._say = say
@@ -37,6 +41,10 @@ class CompiledCall:
         return self._compiled is not None
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
+        if self._fixes_shapes and self._compiled is not None:
+            for argument in (*arguments, *named.values()):
+                if isinstance(argument, Tensor):
+                    fix_shape(argument)
         while self._compiled is not None:
             try:
                 with torch._dynamo.config.patch(recompile_limit=_MOST_GRAPHS, fail_on_recompile_limit_hit=True):

@@ -134,12 +134,15 @@ def torch_dtype(dtype: str) -> torch.dtype:
     return resolved
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes free on a GPU; what PyTorch keeps for itself is free too."""
+    return int(torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+
+
 def describe_memory(device: torch.device) -> str:
     """Free and total memory of a device, for an error message."""
     if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        # What PyTorch keeps for itself is free too.
-        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free, total = free_memory(device), torch.cuda.mem_get_info(device)[1]
     else:
         import psutil
 

@@ -25,7 +25,7 @@ from miniplm.artifacts import CheckpointMetrics, Record
 from miniplm.errors import DamagedFileError, StorageError, TrainingError, list_offenders
 from miniplm.models.files import list_weight_files
 from miniplm.models.identity import digest_weights
-from miniplm.storage import Storage, digest_file
+from miniplm.storage import Storage, digest_content, digest_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,6 +41,8 @@ class CheckpointManifest(Record):
 
     `num_skipped_in_row` of the `num_skipped_steps` without a finite gradient are the last steps of all. `recipe` is that
     of the training; older checkpoints have none. A milestone that training no longer goes on from has no optimizer.
+    `micro_batch_size` is of the passes that made it, which may be other than the recipe's; older checkpoints have neither it
+    nor `digest`, which is of all other fields.
     """
 
     training_id: str
@@ -50,6 +52,19 @@ class CheckpointManifest(Record):
     num_skipped_steps: int
     num_skipped_in_row: int
     recipe: dict[str, Any] | None = None
+    micro_batch_size: int | None = None
+    digest: str | None = None
+
+    def signed(self) -> CheckpointManifest:
+        """The same with the digest of all else that it says."""
+        return self.model_copy(update={"digest": self._digest_rest()})
+
+    @property
+    def is_as_written(self) -> bool:
+        return self.digest in (None, self._digest_rest())
+
+    def _digest_rest(self) -> str:
+        return digest_content({name: value for name, value in self.as_json().items() if name != "digest"})
 
     def exported_files(self) -> dict[str, str]:
         """A transformers directory and its metrics: all but the optimizer."""
@@ -67,6 +82,7 @@ def publish_checkpoint(
     num_skipped_steps: int = 0,
     num_skipped_in_row: int = 0,
     recipe: dict[str, Any] | None = None,
+    micro_batch_size: int | None = None,
 ) -> CheckpointManifest:
     """Publishes the files of a checkpoint and then its manifest, in place of whatever had its name.
 
@@ -93,7 +109,8 @@ def publish_checkpoint(
             num_skipped_steps=num_skipped_steps,
             num_skipped_in_row=num_skipped_in_row,
             recipe=recipe,
-        )
+            micro_batch_size=micro_batch_size,
+        ).signed()
         storage.write_json(f"{folder}/{MANIFEST}", manifest.as_json())
     return manifest
 
@@ -135,9 +152,10 @@ def _read_manifest(storage: Storage, training_id: str, step: int) -> CheckpointM
     if not storage.exists(path):
         return None
     try:
-        return CheckpointManifest.model_validate(storage.read_json(path))
+        manifest = CheckpointManifest.model_validate(storage.read_json(path))
     except (ValidationError, DamagedFileError):
         return None
+    return manifest if manifest.is_as_written else None
 
 
 def _check_recipe(storage: Storage, training_id: str, step: int, recipe: dict[str, Any]) -> None:
@@ -220,7 +238,7 @@ def _delete_optimizer(storage: Storage, training_id: str, step: int) -> None:
         return
     manifest = _read_manifest(storage, training_id, step)
     if manifest is not None and OPTIMIZER in manifest.files:
-        lean = manifest.model_copy(update={"files": manifest.exported_files()})
+        lean = manifest.model_copy(update={"files": manifest.exported_files()}).signed()
         storage.write_json(f"{layout.checkpoint_folder(training_id, step)}/{MANIFEST}", lean.as_json())
     storage.delete(path)
 

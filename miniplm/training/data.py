@@ -79,6 +79,18 @@ class MicroBatch:
         token_ids_BT, mask_BS, scored_N = tensors
         return MicroBatch(token_ids_BT, mask_BS, self.num_tokens, self.lengths, scored_N)
 
+    def split(self, num_rows: int) -> tuple[MicroBatch, ...]:
+        """The same in parts of at most so many rows; itself where it has no more. On the host."""
+        if len(self.lengths) <= num_rows:
+            return (self,)
+        parts = []
+        for start in range(0, len(self.lengths), num_rows):
+            rows = slice(start, start + num_rows)
+            lengths = self.lengths[rows]
+            part = MicroBatch(self.token_ids_BT[rows], self.mask_BS[rows], sum(lengths), lengths)
+            parts.append(part.pin() if self.scored_N.is_pinned() else part)
+        return tuple(parts)
+
     def pin(self) -> MicroBatch:
         """The same in memory that a GPU reads by itself."""
         token_ids_BT, mask_BS, scored_N = (tensor.pin_memory() for tensor in (self.token_ids_BT, self.mask_BS, self.scored_N))

@@ -27,7 +27,7 @@ from miniplm.training.checkpoints import (
 from miniplm.training.data import SequenceOrder, check_batch_size, count_steps, count_training_sequences
 from miniplm.training.meter import TrainingMeter
 from miniplm.training.numerics import training_numerics
-from miniplm.training.optimization import GlobalBatch, Optimization, StepResult
+from miniplm.training.optimization import GlobalBatch, Optimization, StepResult, is_compiled
 from miniplm.training.parallel import ProcessGroup
 from miniplm.training.reading import ReadAhead
 from miniplm.training.recipe import TrainingPlan
@@ -129,7 +129,7 @@ class _Training:
         self.meter = TrainingMeter(model, device, recipe.training["dtype"], self.order.num_tokens / self.order.num_sequences, group)
         self.optimization = Optimization(
             model if group.is_sharded else model.to(device),
-            plan.method.make_loss(storage, plan.inputs, device),
+            plan.method.make_loss(storage, plan.inputs, device, is_compiled(config, device)),
             config,
             recipe.training["dtype"],
             recipe.eos_token_id,
@@ -147,6 +147,7 @@ class _Training:
             with self.optimization.restoring() as (whole_model, optimizer):
                 self.metrics = restore_checkpoint(storage, self.checkpoint, whole_model, optimizer)
             self.step = self.checkpoint.step
+            self.optimization.goes_on_with(self.checkpoint.micro_batch_size)
             self.num_skipped_steps = self.checkpoint.num_skipped_steps
             self.num_skipped_in_row = self.checkpoint.num_skipped_in_row
 
@@ -185,7 +186,7 @@ class _Training:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            size = config.resolve_micro_batch_size()
+            size = self.optimization.micro_batch_size
             raise TrainingError(
                 f"{self.plan.training_id}: memory ran out in step {self.step} with {size} sequences a forward pass "
                 f"({describe_memory(self.device)}); "
@@ -239,6 +240,7 @@ class _Training:
                 self.num_skipped_steps,
                 self.num_skipped_in_row,
                 self.plan.recipe.as_json(),
+                self.optimization.micro_batch_size,
             )
             if self.tracker is not None:
                 self.tracker.publish(self.metrics, self.step)

@@ -28,15 +28,17 @@ class LossModule(nn.Module):
 
     def compile_body(self) -> None:
         """Compiles the body whole."""
-        self._compiled_body = CompiledCall(split_head(self.model)[0], type(self.model).__name__)
+        self._compiled_body = CompiledCall(split_head(self.model)[0], type(self.model).__name__, fixes_shapes=True)
 
     def compile_layers(self) -> None:
         """Compiles each layer by itself, for models whose weights are gathered a layer at a time."""
         for layer in find_layers(split_head(self.model)[0]):
             layer.forward = CompiledCall(layer.forward, type(layer).__name__)
 
-    def forward(self, batch: MicroBatch) -> Tensor:
-        """Of a micro-batch without a scored target 0, with a gradient of 0: a process without work takes part in what all do."""
+    def forward(self, batch: MicroBatch, gradient_scale: float | None = None) -> Tensor:
+        """The backward pass begins at what this gives, and its gradient is `gradient_scale` times that of the sum.
+
+        Of a micro-batch without a scored target 0, with a gradient of 0: a process without work takes part in what all do."""
         # Asked for each time: a sharded model's weights are there only within its forward pass.
         body, head = split_head(self.model)
         with torch.autocast(batch.token_ids_BT.device.type, dtype=torch.bfloat16, enabled=self._dtype == "bfloat16"):
@@ -45,7 +47,7 @@ class LossModule(nn.Module):
                 unused = [hidden_BSH, head.weight_VH, *([] if head.bias_V is None else [head.bias_V])]
                 return torch.stack([tensor.flatten()[:1].float().sum() * 0.0 for tensor in unused]).sum()
             run = body if self._compiled_body is None else cast(nn.Module, self._compiled_body)
-            return self._loss_function(run, head, batch)
+            return self._loss_function(run, head, batch, gradient_scale)
 
 
 def find_layers(body: nn.Module) -> list[Any]:

@@ -14,13 +14,15 @@ import torch
 from numpy.typing import NDArray
 
 from miniplm.config import TrainingConfig
+from miniplm.errors import first_line
 from miniplm.models.attention import use_attention_in_rows
-from miniplm.models.devices import use_device
+from miniplm.models.devices import free_cached_memory, is_out_of_memory, use_device
 from miniplm.models.lengths import depends_on_length
 from miniplm.models.loading import split_head
 from miniplm.training.data import MicroBatch, collate, count_scored_targets
 from miniplm.training.loss_module import LossModule
 from miniplm.training.losses import LossFunction
+from miniplm.training.micro_batches import choose_on_device
 from miniplm.training.numerics import run_deterministically
 from miniplm.training.parallel import ParallelModule, ProcessGroup
 
@@ -52,6 +54,11 @@ class StepResult:
     @property
     def is_finite(self) -> bool:
         return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
+
+
+def is_compiled(config: TrainingConfig, device: torch.device) -> bool:
+    """Whether a model is trained under torch.compile."""
+    return config.compile is True or (config.compile == "auto" and device.type == "cuda")
 
 
 def _drop_masks(model: PreTrainedModel) -> None:
@@ -90,12 +97,15 @@ class Optimization:
         self._eos_token_id = eos_token_id
         self._group = group
         module = LossModule(model, loss_function, dtype)
-        compiles = config.compile is True or (config.compile == "auto" and self.device.type == "cuda")
+        compiles = is_compiled(config, self.device)
         if compiles or self.device.type == "cuda":
             _drop_masks(model)
-        self._shape = (1, 2)
-        if max_tokens is not None and (compiles or depends_on_length(model.config)):
-            self._shape = (config.resolve_micro_batch_size() if compiles else 1, max_tokens)
+        self._compiles = compiles
+        self._num_tokens = max_tokens if max_tokens is not None and (compiles or depends_on_length(model.config)) else None
+        self.micro_batch_size = config.resolve_micro_batch_size()
+        if max_tokens is not None:
+            chosen = choose_on_device(config, model, max_tokens - 1, dtype, self.device, group.world_size)
+            self.micro_batch_size = group.least(chosen, self.device)
         self._parallel = ParallelModule(module, group, self.device)
         if compiles and group.is_sharded:
             module.compile_layers()
@@ -112,12 +122,13 @@ class Optimization:
 
     def prepare(self, sequences: Sequences) -> GlobalBatch:
         """This process's part of a global batch: of all micro-batches each `world_size`-th. Needs no device, and may run in another thread."""
-        size, group = self._config.resolve_micro_batch_size(), self._group
+        size, group = self.micro_batch_size, self._group
+        shape = None if self._num_tokens is None else (size if self._compiles else 1, self._num_tokens)
         starts = range(0, len(sequences), size)
         own = [sequences[start : start + size] for start in starts[group.rank :: group.world_size]]
         # One that has fewer than the first process is given an empty one: all take part in each round.
         own += [[np.array([self._eos_token_id], np.uint32)]] * (-(-len(starts) // group.world_size) - len(own))
-        micro_batches = [collate(part, self._eos_token_id, self._shape) for part in own]
+        micro_batches = [collate(part, self._eos_token_id, shape or (1, 2)) for part in own]
         if self.device.type == "cuda":
             # By default a thread's memory is pinned by way of the first GPU, whoever uses that.
             with use_device(self.device):
@@ -136,12 +147,45 @@ class Optimization:
 
         so that the size of micro-batches and the number of processes change rounding only.
         """
-        result = run_deterministically(lambda: self._compute_gradient(batch), type(self.model).__name__)
+        result = self._compute_gradient_as_fits(batch)
         if result.is_finite:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
             self.optimizer.step()
         return result
+
+    def goes_on_with(self, micro_batch_size: int | None) -> None:
+        """Has a resumed training go on with the sequences a pass that its checkpoint had, where the device was to choose them."""
+        if micro_batch_size is not None and self._chooses and self.device.type == "cuda":
+            self.micro_batch_size = micro_batch_size
+
+    @property
+    def _chooses(self) -> bool:
+        return self._config.micro_batch_size is None
+
+    def _compute_gradient_as_fits(self, batch: GlobalBatch) -> StepResult:
+        """The gradient, with half as many sequences a pass each time that memory runs out; raises the last error where that is of no help.
+
+        A given number is taken as it is, and in a group no process can tell the others that its own passes are to be shorter.
+        """
+        while True:
+            try:
+                return run_deterministically(lambda: self._compute_gradient(batch), type(self.model).__name__)
+            except (RuntimeError, MemoryError) as error:
+                size = self.micro_batch_size
+                if not (is_out_of_memory(error) and self._chooses and self._group.is_alone and size > 1):
+                    raise
+                reason = first_line(error)
+            # Now that the error holds nothing of the pass any more.
+            self.micro_batch_size = size // 2
+            self.optimizer.zero_grad(set_to_none=True)
+            free_cached_memory()
+            _log.warning(
+                "memory ran out with %d sequences a forward pass (%s); training goes on with %d, which changes its numbers by rounding only",
+                size,
+                reason,
+                size // 2,
+            )
 
     def compute_gradient(self, sequences: Sequences) -> StepResult:
         """Leaves the clipped gradient of the global batch in the parameters. The loss of nothing scored is NaN."""
@@ -151,7 +195,9 @@ class Optimization:
         self.optimizer.zero_grad(set_to_none=True)
         micro_batches = batch.micro_batches if batch.num_scored else ()
         if self._group.is_alone:
-            micro_batches = tuple(part for part in micro_batches if len(part.scored_N))
+            # Those made before memory ran out have more sequences than a pass has now.
+            parts = (part for made in micro_batches for part in made.split(self.micro_batch_size))
+            micro_batches = tuple(part for part in parts if len(part.scored_N))
         totals = []
         for index, part in enumerate(micro_batches):
             is_last = index == len(micro_batches) - 1

@@ -88,6 +88,14 @@ class ProcessGroup:
         if not self.is_alone:
             dist.barrier()
 
+    def least(self, value: int, device: torch.device) -> int:
+        """The smallest of all processes' values, in all of them."""
+        if self.is_alone:
+            return value
+        smallest = torch.tensor(value, device=device)
+        dist.all_reduce(smallest, dist.ReduceOp.MIN)
+        return int(smallest.item())
+
     def share(self, value: T) -> T:
         """The first process's value, in all of them."""
         if self.is_alone:
@@ -136,19 +144,13 @@ class ParallelModule:
 
         All processes call it equally often.
         """
-        if self._group.is_alone:
-            total: Tensor = self._module(batch)
-            (total / num_scored).backward()
-            return total.detach()
         if self._group.is_sharded:
             self._module.set_requires_gradient_sync(is_last)
-            total = self._module(batch)
-            # Both wrappers give the mean over processes.
-            (total / num_scored * self._group.world_size).backward()
-            return total.detach()
-        self._module.require_backward_grad_sync = is_last
-        total = self._module(batch)
-        (total / num_scored * self._group.world_size).backward()
+        elif not self._group.is_alone:
+            self._module.require_backward_grad_sync = is_last
+        # Both wrappers give the mean over processes.
+        total: Tensor = self._module(batch, self._group.world_size / num_scored)
+        total.backward()
         return total.detach()
 
     def clip_gradient(self, most: float) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from miniplm.artifacts import CorpusManifest, ModelEntry
 from miniplm.document_ids import count_document_ids
 from miniplm.errors import TokenizerError, TrainingError
 from miniplm.models.attention import use_attention_in_rows
+from miniplm.models.compilation import CompiledCall
 from miniplm.models.devices import resolve_dtype
 from miniplm.models.files import has_tokenizer, locate_model
 from miniplm.models.loading import LoadedModel
@@ -69,6 +72,13 @@ def open_teacher(storage: Storage, entry: ModelEntry, corpus: CorpusManifest, me
             f"{corpus.sequence_length}; use a teacher with more, or prepare the corpus with a smaller corpus.sequence_length"
         )
     return teacher
+
+
+def compile_teacher(teacher: LoadedModel) -> LoadedModel:
+    """The teacher with a compiled body; as it is where its rows are read a length at a time, each of which would be compiled."""
+    if teacher.needs_equal_lengths or teacher.is_spread:
+        return teacher
+    return replace(teacher, body=cast(Any, CompiledCall(teacher.body, f"the teacher {teacher.name}", fixes_shapes=True)))
 
 
 @torch.no_grad()

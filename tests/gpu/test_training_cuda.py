@@ -11,7 +11,8 @@ import torch
 
 from miniplm.architectures import build_model
 from miniplm.config import TrainingConfig
-from miniplm.nll import Head, sum_nll_of_hidden
+from miniplm.distillation_loss import sum_distillation_loss
+from miniplm.nll import Head, add_product, sum_nll_of_hidden, sums_in_product
 from miniplm.progress import Progress
 from miniplm.storage import Storage
 from miniplm.training.checkpoints import read_metrics
@@ -61,22 +62,83 @@ def test_micro_batches_do_not_wait_for_the_device() -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.parametrize("gradient_scale", [None, 0.25])
 @pytest.mark.parametrize("block_tokens", [None, 100])
-def test_fused_head_agrees_with_float64(block_tokens: int | None) -> None:
+def test_fused_head_agrees_with_float64(block_tokens: int | None, gradient_scale: float | None) -> None:
     torch.manual_seed(0)
     weight = (torch.randn(5000, 64, device="cuda") * 0.2).requires_grad_()
     hidden = torch.randn(333, 64, device="cuda").requires_grad_()
     targets = torch.randint(0, 5000, (333,), device="cuda")
     with torch.autocast("cuda", torch.bfloat16):
-        total = sum_nll_of_hidden(Head(weight), hidden, targets, block_tokens)
+        total = sum_nll_of_hidden(Head(weight), hidden, targets, block_tokens, gradient_scale)
     total.backward()
     exact_weight, exact_hidden = (tensor.detach().double().requires_grad_() for tensor in (weight, hidden))
     exact = torch.nn.functional.cross_entropy(exact_hidden @ exact_weight.T, targets, reduction="sum")
-    exact.backward()
+    ((gradient_scale or 1.0) * exact).backward()
     assert total.item() == pytest.approx(exact.item(), rel=2e-3)
     for ours, theirs in ((weight, exact_weight), (hidden, exact_hidden)):
         difference = (ours.grad.double() - theirs.grad).norm() / theirs.grad.norm()
         assert difference < 2e-2
+
+
+def test_adding_in_the_product_does_not_round_the_sums() -> None:
+    torch.manual_seed(0)
+    total, left, right = (
+        1e3 * torch.randn(64, 32, device="cuda"),
+        torch.randn(64, 48, device="cuda"),
+        torch.randn(48, 32, device="cuda"),
+    )
+    left, right = left.bfloat16(), right.bfloat16()
+    exact = total.double() + 0.5 * left.double() @ right.double()
+    assert sums_in_product(left, total)
+    add_product(total, left, right, 0.5, in_product=True)
+    torch.testing.assert_close(total.double(), exact, rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("block_tokens", [None, 100])
+def test_fused_distillation_agrees_with_float64(block_tokens: int | None) -> None:
+    torch.manual_seed(0)
+    weight, hidden = (
+        (torch.randn(5000, 64, device="cuda") * 0.2).requires_grad_(),
+        torch.randn(333, 64, device="cuda").requires_grad_(),
+    )
+    teacher_weight, teacher_hidden = (
+        torch.randn(4900, 96, device="cuda").bfloat16() * 0.2,
+        torch.randn(333, 96, device="cuda").bfloat16(),
+    )
+    targets = torch.randint(0, 4900, (333,), device="cuda")
+    with torch.autocast("cuda", torch.bfloat16):
+        total = sum_distillation_loss(Head(weight), hidden, targets, Head(teacher_weight), teacher_hidden, 0.5, block_tokens, 0.25)
+    total.backward()
+    exact_weight, exact_hidden = (tensor.detach().double().requires_grad_() for tensor in (weight, hidden))
+    log_student = torch.log_softmax(exact_hidden @ exact_weight.T, 1)
+    teacher = torch.softmax(teacher_hidden.double() @ teacher_weight.double().T, 1)
+    divergence = torch.nn.functional.kl_div(log_student[:, :4900], teacher, reduction="sum")
+    exact = 0.5 * torch.nn.functional.nll_loss(log_student, targets, reduction="sum") + 0.5 * divergence
+    (0.25 * exact).backward()
+    assert total.item() == pytest.approx(exact.item(), rel=5e-3)
+    for ours, theirs in ((weight, exact_weight), (hidden, exact_hidden)):
+        assert (ours.grad.double() - theirs.grad).norm() / theirs.grad.norm() < 2e-2
+
+
+def test_sequences_a_pass_are_chosen_and_halved_where_memory_runs_out(caplog: pytest.LogCaptureFixture) -> None:
+    config = TrainingConfig(steps=2, batch_size=16, learning_rate=1e-2, warmup_steps=0)
+    optimizations = []
+    for most in (16, 8):
+
+        def loss(body: Any, head: Any, batch: Any, gradient_scale: float | None, most: int = most) -> torch.Tensor:
+            if len(batch.lengths) > most:
+                torch.empty(1 << 50, device="cuda")
+            return sum_language_model_loss(body, head, batch, gradient_scale)
+
+        model = build_model("qwen-tiny", VOCAB_SIZE, 17, seed=1).to("cuda")
+        optimizations.append(Optimization(model, loss, config, "bfloat16", EOS, max_tokens=17))
+    assert [optimization.micro_batch_size for optimization in optimizations] == [16, 16]
+    batch = [np.array(sequence, np.uint16) for sequence in make_sequences(16)]
+    whole, halved = (optimization.take_step(batch, 1e-2) for optimization in optimizations)
+    assert [optimization.micro_batch_size for optimization in optimizations] == [16, 8]
+    assert halved.loss == pytest.approx(whole.loss, rel=1e-3)
+    assert "memory ran out with 16 sequences a forward pass" in caplog.text
 
 
 def test_interrupted_gives_the_losses_and_weights_of_an_undisturbed_run(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from miniplm.distillation_loss import sum_distillation_loss
+from miniplm.distillation_loss import count_block_tokens, differentiate_distillation_at_once, sum_distillation_loss
 from miniplm.nll import Head, sum_nll_of_hidden
 
 ONE = torch.ones(1, 1)
@@ -199,3 +199,38 @@ def test_no_tensor_of_all_tokens_and_the_whole_vocabulary_is_made(head_options: 
     with LargestTensor() as largest:
         sum_distillation_loss(Head(weight, **head_options), hidden, targets, teacher, torch.randn(N, 4), 0.5).backward()
     assert N * V / 20 <= largest.num_elements <= N * V / 8, "one block's logits are the largest"
+
+
+@pytest.mark.parametrize(("num_student_ids", "num_teacher_ids"), [(50, 50), (64, 50)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loss_that_a_gpu_compiles_leaves_the_same_gradient(num_student_ids: int, num_teacher_ids: int, dtype: torch.dtype) -> None:
+    inputs = made_inputs(num_student_ids, num_teacher_ids)
+    logits_KV = (inputs["hidden"] @ inputs["weight"].T).to(dtype)
+    teacher_KU = (inputs["teacher_hidden"] @ inputs["teacher_weight"].T).to(dtype)
+    student, teacher = logits_KV.double().requires_grad_(), teacher_KU.double()
+    log_student, probabilities = torch.log_softmax(student, 1), torch.softmax(teacher, 1)
+    divergence_K = (probabilities * (torch.log_softmax(teacher, 1) - log_student[:, :num_teacher_ids])).sum(1)
+    exact_K = 0.7 * torch.nn.functional.nll_loss(log_student, inputs["targets"], reduction="none") + 0.3 * divergence_K
+    exact_K.sum().backward()
+    loss_K = differentiate_distillation_at_once(logits_KV, inputs["targets"], teacher_KU, 0.3)
+    assert loss_K.dtype == torch.float32
+    torch.testing.assert_close(loss_K.double(), exact_K, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits_KV.double(), student.grad, rtol=0, atol=1e-6 if dtype == torch.float32 else 4e-3)
+
+
+def test_logits_of_a_block_stay_under_the_bound_whatever_the_vocabularies() -> None:
+    def count(num_ids: int, num_teacher_ids: int, device: str, dtype: torch.dtype = torch.bfloat16) -> int:
+        student, teacher = (torch.empty(1, device=device, dtype=dtype).expand(num, 8) for num in (num_ids, num_teacher_ids))
+        return count_block_tokens(student, dtype, teacher)
+
+    assert count(151936, 151936, "cpu") == 13
+    assert count(10**9, 10**9, "cpu") == count(10**10, 10**10, "meta") == 1
+    assert count(151936, 151936, "meta") == (2560 << 20) // (4 * 151936) == 4416
+    assert count(151936, 151936, "meta", torch.float32) == 2208
+
+
+def test_logits_of_ids_that_the_student_lacks_are_not_made() -> None:
+    inputs = made_inputs(50, 5000)
+    with LargestTensor() as largest:
+        ours(inputs, 0.5, 7)
+    assert largest.num_elements <= 50 * 12

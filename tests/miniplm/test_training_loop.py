@@ -20,6 +20,7 @@ from miniplm.config import TrainingConfig
 from miniplm.corpus.reader import load_corpus
 from miniplm.errors import BusyError, TrainingError
 from miniplm.locks import exclusive
+from miniplm.nll import scale_gradient
 from miniplm.progress import Progress
 from miniplm.storage import Storage
 from miniplm.training.checkpoints import find_checkpoint, list_checkpoint_steps, read_metrics
@@ -282,10 +283,11 @@ class PoisonedMethod(ReferenceMethod):
         self.poisoned = poisoned
         self.num_calls = 0
 
-    def make_loss(self, storage: Storage, inputs: MethodInputs, device: torch.device) -> LossFunction:
-        def loss(body: torch.nn.Module, head: Any, batch: Any) -> torch.Tensor:
+    def make_loss(self, storage: Storage, inputs: MethodInputs, device: torch.device, compile: bool = False) -> LossFunction:
+        def loss(body: torch.nn.Module, head: Any, batch: Any, gradient_scale: float | None) -> torch.Tensor:
             self.num_calls += 1
-            return sum_language_model_loss(body, head, batch) * (float("nan") if self.num_calls in self.poisoned else 1.0)
+            factor = float("nan") if self.num_calls in self.poisoned else 1.0
+            return scale_gradient(sum_language_model_loss(body, head, batch) * factor, gradient_scale)
 
         return loss
 
@@ -323,8 +325,8 @@ def test_a_training_that_never_had_a_finite_loss_does_not_end_well(tmp_path: Pat
 
 def test_memory_that_runs_out_names_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class HungryMethod(ReferenceMethod):
-        def make_loss(self, storage: Storage, inputs: MethodInputs, device: torch.device) -> LossFunction:
-            def loss(body: torch.nn.Module, head: Any, batch: Any) -> torch.Tensor:
+        def make_loss(self, storage: Storage, inputs: MethodInputs, device: torch.device, compile: bool = False) -> LossFunction:
+            def loss(*inputs: Any) -> torch.Tensor:
                 raise torch.OutOfMemoryError("CUDA out of memory")
 
             return loss
@@ -332,7 +334,7 @@ def test_memory_that_runs_out_names_the_setting(tmp_path: Path, monkeypatch: pyt
     storage = make_storage(tmp_path)
     monkeypatch.setitem(METHODS, "hungry", HungryMethod())
     with pytest.raises(TrainingError, match=r"memory ran out in step 1 with 4 sequences.*training\.micro_batch_size"):
-        train_model(storage, make_plan(make_training_corpus(storage), "hungry"))
+        train_model(storage, make_plan(make_training_corpus(storage), "hungry", micro_batch_size=4))
 
 
 def test_two_processes_do_not_train_the_same(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from miniplm.architectures import build_model
 from miniplm.config import TrainingConfig
+from miniplm.nll import scale_gradient
 from miniplm.training.losses import sum_language_model_loss
 from miniplm.training.optimization import Optimization
 from tests.miniplm.made_trainings import EOS, VOCAB_SIZE, make_sequences
@@ -114,8 +115,8 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_weights() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_step_without_a_finite_loss_changes_neither_weights_nor_moments(bad: float) -> None:
-    def sometimes_bad(body: torch.nn.Module, head: Any, batch: Any) -> torch.Tensor:
-        return sum_language_model_loss(body, head, batch) * (bad if poisoned else 1.0)
+    def sometimes_bad(body: torch.nn.Module, head: Any, batch: Any, gradient_scale: float | None) -> torch.Tensor:
+        return scale_gradient(sum_language_model_loss(body, head, batch) * (bad if poisoned else 1.0), gradient_scale)
 
     poisoned = False
     optimization = make_optimization(sometimes_bad)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from transformers import AutoModelForCausalLM
 
 from miniplm.architectures import build_model
 from miniplm.artifacts import CorpusManifest, ModelEntry, SelectionManifest
 from miniplm.config import DistillationConfig, TrainingConfig
 from miniplm.errors import TrainingError
+from miniplm.models import compilation
 from miniplm.models.identity import identify_model
 from miniplm.progress import Progress
 from miniplm.storage import Storage
@@ -25,7 +29,7 @@ from miniplm.training.losses import sum_language_model_loss
 from miniplm.training.methods import METHODS, MethodInputs
 from miniplm.training.optimization import Optimization
 from miniplm.training.recipe import TrainingPlan, plan_training
-from miniplm.training.teacher import open_teacher, run_teacher
+from miniplm.training.teacher import compile_teacher, open_teacher, run_teacher
 from tests.miniplm.made_models import make_llama, save_model
 from tests.miniplm.made_trainings import EOS, VOCAB_SIZE, make_selection, make_sequences, make_training_corpus, save_tokenizer
 
@@ -170,6 +174,24 @@ def test_teacher_is_frozen_and_computes_in_its_own_dtype_under_autocast(
     assert not hidden.requires_grad
     exact = AutoModelForCausalLM.from_pretrained(teacher_folder, dtype=torch.float64).model(token_ids).last_hidden_state
     torch.testing.assert_close(hidden.double(), exact, atol=1e-5 if dtype == "float32" else 0.2, rtol=0)
+
+
+def test_a_compiled_teacher_has_one_graph_for_each_shape_and_gives_the_same(
+    storage: Storage, corpus: CorpusManifest, teacher_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = CompileCounter()
+    monkeypatch.setattr(compilation.torch, "compile", partial(torch.compile, backend=counter))
+    teacher = open_teacher(
+        storage, identify_model(teacher_folder, str(teacher_folder), "float32"), corpus, "vanilla-kd", torch.device("cpu")
+    )
+    compiled = compile_teacher(teacher)
+    for token_ids in (torch.tensor([[3, 4, 5, EOS, 6]]), torch.tensor([[7, 8, 9, 4, 5]]), torch.tensor([[7, 8, 9], [3, 4, 5]])):
+        found, wanted = (run_teacher(model, token_ids, [token_ids.shape[1]] * len(token_ids)) for model in (compiled, teacher))
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert counter.frame_count == 2
+    # Read a length at a time, it would be compiled for each.
+    alone = replace(teacher, needs_equal_lengths=True)
+    assert compile_teacher(alone) is alone
 
 
 # Position encodings that depend on the length of the whole input, padding included.

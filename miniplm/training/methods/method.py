@@ -86,6 +86,6 @@ class TrainingMethod(ABC):
         """The sets that are to be made, once for all trainings, before `list_shards` can be asked; none for most methods."""
         return ()
 
-    def make_loss(self, storage: Storage, inputs: MethodInputs, device: torch.device) -> LossFunction:
-        """What is minimised; a method with a teacher loads it here."""
+    def make_loss(self, storage: Storage, inputs: MethodInputs, device: torch.device, compile: bool = False) -> LossFunction:
+        """What is minimised; a method with a teacher loads it here, and compiles it with `compile`."""
         return sum_language_model_loss

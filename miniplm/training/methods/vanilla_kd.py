@@ -43,7 +43,7 @@ class VanillaKdMethod(TrainingMethod):
     def list_shards(self, storage: Storage, inputs: MethodInputs) -> list[TrainingShard]:
         return self._data.list_shards(storage, inputs)
 
-    def make_loss(self, storage: Storage, inputs: MethodInputs, device: torch.device) -> LossFunction:
+    def make_loss(self, storage: Storage, inputs: MethodInputs, device: torch.device, compile: bool = False) -> LossFunction:
         """Loads the teacher; what it raises is that of `open_teacher`."""
         teacher = open_teacher(storage, inputs.require_teacher(self._name), inputs.corpus, self._name, device)
-        return make_distillation_loss(teacher, inputs.distillation.kl_weight)
+        return make_distillation_loss(teacher, inputs.distillation.kl_weight, compile)
