@@ -13,7 +13,7 @@ from tests.fleet.local_fleet import LocalFleet
 
 
 @pytest.fixture(scope="session")
-def fleet() -> Iterator[LocalFleet]:
+def started_fleet() -> Iterator[LocalFleet]:
     if not (shutil.which("initdb") or list(Path("/usr/lib/postgresql").glob("*/bin/initdb"))):
         pytest.skip("PostgreSQL is not installed: `make test` installs it on Debian and Ubuntu")
     # PostgreSQL's user must reach it, which pytest's own folders do not allow.
@@ -25,3 +25,10 @@ def fleet() -> Iterator[LocalFleet]:
     finally:
         local.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def fleet(started_fleet: LocalFleet) -> LocalFleet:
+    """The fleet when flow runs have been started as they are shipped (`lost_machine`), and from now on are forks."""
+    started_fleet.fork_engines()
+    return started_fleet
