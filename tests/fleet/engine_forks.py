@@ -54,7 +54,9 @@ def _watch_engine(connection: socket.socket) -> NoReturn:
     handle = os.pidfd_open(child)
     ready, _, _ = select.select([handle, connection], [], [])
     if handle not in ready:
-        os.killpg(child, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has no group of its own yet
+            os.killpg(child, signal.SIGKILL)
+        os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     with contextlib.suppress(BrokenPipeError):
         connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
