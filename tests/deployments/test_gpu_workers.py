@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -62,6 +63,7 @@ def machine(tmp_path):
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     (commands / "prefect").symlink_to(venv / "prefect")  # as pipx and uv install commands
+    (venv / "python3").symlink_to(sys.executable)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "CUDA_", "DO_NOT"))}
     # The workers are in sessions of their own.
     with processes.ended_with_block() as mark:

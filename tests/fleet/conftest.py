@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ def started_fleet() -> Iterator[LocalFleet]:
     # PostgreSQL's user must reach it, which pytest's own folders do not allow.
     folder = Path(tempfile.mkdtemp(prefix="miniplm-fleet-", dir="/var/tmp"))
     local = LocalFleet(folder)
+    ensure_running()  # what `fork_engines` forks imports what it needs, while the fleet starts
     try:
         local.start()
         yield local

@@ -86,7 +86,9 @@ class LocalFleet:
         self.call("PUT", f"/automations/{found['id']}", json=changed)
 
     def fork_engines(self) -> None:
-        """From now on flow runs are forks (engine_forks.py), whichever deployment they are of."""
+        """From now on flow runs are forks (engine_forks.py), whichever deployment they are of; asked again it does nothing."""
+        if self._engine:
+            return
         path, pid_file = self.folder / "engines", self.folder / "engines.pid"
         FORKS.Process(target=serve, args=(str(path), str(pid_file))).start()
         self.wait_until(pid_file.exists, 120, 0.1)

@@ -56,6 +56,7 @@ def lost_machine(started_fleet: LocalFleet, tmp_path_factory: pytest.TempPathFac
     # And what waits for it, of which its own worker tells the server, twice; an automation starts it again.
     fleet.find_engine(run).kill()
     finished = read_scores(data)
+    fleet.fork_engines()
     fleet.start_worker("late")
     undisturbed = fleet.start_miniplm(
         "run", str(config), "--set", f"storage={undisturbed_data}", "--set", "execution.fan_out=local", out=log
