@@ -52,6 +52,7 @@ class LocalFleet:
         self._variables |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "true"}
         # Loops of the server that have nothing to do here: no deployment has an active schedule, and nothing pauses.
         self._variables |= {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in ("SCHEDULER", "PAUSE_EXPIRATIONS")}
+        self._engine = ""  # the command that starts flow runs, where it is not the shipped one
 
     def script(self, *arguments: str) -> str:
         """What deployments/local-fleet.sh prints."""
@@ -65,8 +66,6 @@ class LocalFleet:
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
-
-        self._engine = ""
 
     def start(self) -> None:
         self.script("start", "--gpu-workers", "2", *self._ports)
