@@ -79,6 +79,9 @@ esac
 bin=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.venv/bin
 command -v prefect >/dev/null || PATH=$bin:$PATH
 command -v prefect >/dev/null || fail "there is no prefect on PATH nor in $bin; run make setup, or install the wheel"
+# The workers start flow runs by `python` (deployments/prefect.yaml): the one beside prefect, whatever else is on PATH.
+PATH=$(dirname "$(readlink -f "$(command -v prefect)")"):$PATH
+export PATH
 
 # A script that starts this one with & has SIGINT ignored here, and what bash finds ignored it cannot trap: so once more, by Python,
 # which can undo it. SIGHUP stays as it is, as nohup means it.

@@ -53,12 +53,14 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 
 # What takes longest begins first, so that nothing is left over at the end: the fleet's tests, which mostly wait and come one after
-# the other, then whole runs and many models. The fleet's server is started anew late, and short tests end it, as what waits behind a long one waits long.
+# the other, then whole runs and many models. A machine of the fleet dies first, and what became of its work is told when other tests
+# have filled the wait. The fleet's server is started anew late, and short tests end it, as what waits behind a long one waits long.
 FIRST = (
-    "tests/fleet/test_lost_machines.py::test_a_machine_that_dies",
+    "tests/fleet/test_lost_machines.py::test_a_machine_dies",
     "tests/fleet/test_fleet.py::test_a_shard_that_fails",
     "tests/fleet/test_fleet.py::test_cancelling",
     "tests/fleet/test_fleet.py::test_what_cannot_be",
+    "tests/fleet/test_lost_machines.py::test_a_machine_that_dies",
     "tests/fleet/test_fleet.py::test_many_shards",
     "tests/fleet/test_lost_machines.py::",
     "tests/fleet/",

@@ -69,10 +69,6 @@ def run(arguments: list[str], variables: dict[str, str], cwd: str, out: str, err
 
     `namespaces_of` is the process whose user and mounts it has, where these are not the ones of the tests.
     """
-    import prefect.context
-    import prefect.settings
-    from prefect.logging.configuration import setup_logging
-
     from flows.cli.app import main
 
     os.setsid()
@@ -80,27 +76,42 @@ def run(arguments: list[str], variables: dict[str, str], cwd: str, out: str, err
         with open(f"/proc/{namespaces_of}/ns/{kind}") as namespace:
             if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0):
                 raise OSError(ctypes.get_errno(), f"the {kind} namespace of {namespaces_of} cannot be entered")
-    os.environ.clear()
-    os.environ.update(variables)
-    os.chdir(cwd)
     for number, path in ((0, os.devnull), (1, out), (2, err)):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(descriptor, number)
         os.close(descriptor)
     sys.argv = ["miniplm", *arguments]
-    # Prefect has read another environment; the command line sets these defaults before it imports Prefect.
-    start_quietly(verbose="--verbose" in arguments)
-    prefect.context.refresh_global_settings_context()
     # With heartbeats a flow that ends waits up to a second for their thread, ten seconds a run.
-    prefect.settings.get_current_settings().flows.heartbeat_frequency = None
-    logging.getLogger("miniplm").handlers.clear()
-    setup_logging(incremental=False)
+    enter_environment(variables, cwd, heartbeats=False, verbose="--verbose" in arguments)
     try:
         main()
         code = 0
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else int(left.code is not None)
-    # What an interpreter does at its end, and `multiprocessing` does not.
+    end_process(code)
+
+
+def enter_environment(variables: dict[str, str], cwd: str, heartbeats: bool = True, verbose: bool | None = None) -> None:
+    """Makes this process one that was started with these variables in that folder; `verbose` is None where it is no command line."""
+    import prefect.context
+    import prefect.settings
+    from prefect.logging.configuration import setup_logging
+
+    os.environ.clear()
+    os.environ.update(variables)
+    os.chdir(cwd)
+    # Prefect has read another environment; the command line sets these defaults before it imports Prefect.
+    if verbose is not None:
+        start_quietly(verbose)
+    prefect.context.refresh_global_settings_context()
+    if not heartbeats:
+        prefect.settings.get_current_settings().flows.heartbeat_frequency = None
+    logging.getLogger("miniplm").handlers.clear()
+    setup_logging(incremental=False)
+
+
+def end_process(code: int) -> NoReturn:
+    """What an interpreter does at its end, and `multiprocessing` does not."""
     threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()

@@ -93,7 +93,7 @@ def _patiently(call: Callable[[], T]) -> T:
                 ) from error
             get_logger("miniplm").warning("the Prefect server does not answer (%s); trying again", type(error).__name__)
             pause(wait)
-            wait = min(wait * 2, 15.0)
+            wait = min(wait * 2, 5.0)
 
 
 def find_deployment(name: str) -> DeploymentResponse:

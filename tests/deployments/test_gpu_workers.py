@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -56,11 +57,13 @@ while True:
 @pytest.fixture
 def machine(tmp_path):
     """The environment of a machine whose prefect is the stub, and whose nvidia-smi lists GPUs 0 and 1."""
-    commands = tmp_path / "bin"
-    commands.mkdir()
-    for name, text in {"prefect": STUB, "nvidia-smi": "#!/bin/sh\nprintf '0\\n1\\n'\n"}.items():
-        (commands / name).write_text(text)
-        (commands / name).chmod(0o755)
+    commands, venv = tmp_path / "bin", tmp_path / "venv"
+    for folder, name, text in ((venv, "prefect", STUB), (commands, "nvidia-smi", "#!/bin/sh\nprintf '0\\n1\\n'\n")):
+        folder.mkdir()
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    (commands / "prefect").symlink_to(venv / "prefect")  # as pipx and uv install commands
+    (venv / "python3").symlink_to(sys.executable)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "CUDA_", "DO_NOT"))}
     # The workers are in sessions of their own.
     with processes.ended_with_block() as mark:
@@ -97,7 +100,7 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def test_each_gpu_gets_a_worker_that_sees_it_alone(machine):
+def test_each_gpu_gets_a_worker_that_sees_it_alone(machine, tmp_path):
     process, workers = start(machine, num_workers=2)
     process.terminate()
     assert process.wait(10) == 0
@@ -105,6 +108,8 @@ def test_each_gpu_gets_a_worker_that_sees_it_alone(machine):
         "host-gpu0": "0",
         "host-gpu1": "1",
     }
+    # Flow runs are started by `python`: the one of the environment that prefect is in.
+    assert workers["host-gpu1"]["environment"]["PATH"].split(":")[0] == str(tmp_path / "venv")
     assert workers["host-gpu1"]["arguments"] == [
         *("worker", "start", "--pool", "miniplm-gpu", "--type", "process", "--name", "host-gpu1", "--limit", "1")
     ]

@@ -8,6 +8,7 @@ import shlex
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -18,6 +19,9 @@ import httpx
 import psutil
 
 from tests.command_line import run_miniplm, start_miniplm
+from tests.fleet import engine_forks
+from tests.fleet.engine_forks import serve
+from tests.forks import FORKS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPT = str(ROOT / "deployments" / "local-fleet.sh")
@@ -42,8 +46,13 @@ class LocalFleet:
         self.folder = folder
         port, postgres_port, s3_port = free_ports(3)
         self._ports = ["--port", str(port), "--postgres-port", str(postgres_port), "--s3-port", str(s3_port)]
-        self._variables = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "AWS_"))}
+        # As a shell has them: what this process' own PyTorch has set would have each flow run look for its compiler.
+        foreign = ("PREFECT_", "AWS_", "TORCHINDUCTOR_", "TRITON_")
+        self._variables = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         self._variables |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "true"}
+        # Loops of the server that have nothing to do here: no deployment has an active schedule, and nothing pauses.
+        self._variables |= {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in ("SCHEDULER", "PAUSE_EXPIRATIONS")}
+        self._engine = ""  # the command that starts flow runs, where it is not the shipped one
 
     def script(self, *arguments: str) -> str:
         """What deployments/local-fleet.sh prints."""
@@ -75,8 +84,25 @@ class LocalFleet:
         changed = {field: found[field] for field in kept if field in found} | {"trigger": found["trigger"] | {"within": seconds}}
         self.call("PUT", f"/automations/{found['id']}", json=changed)
 
+    def fork_engines(self) -> None:
+        """From now on flow runs are forks (engine_forks.py), whichever deployment they are of; asked again it does nothing."""
+        if self._engine:
+            return
+        path, pid_file = self.folder / "engines", self.folder / "engines.pid"
+        FORKS.Process(target=serve, args=(str(path), str(pid_file))).start()
+        self.wait_until(pid_file.exists, 120, 0.1)
+        self._engine = shlex.join([sys.executable, "-I", "-S", engine_forks.__file__, str(path)])
+        self._set_engine()
+
+    def _set_engine(self) -> None:
+        for deployment in self.call("POST", "/deployments/filter", json={}):
+            changed = {"job_variables": deployment["job_variables"] | {"command": self._engine}}
+            self.call("PATCH", f"/deployments/{deployment['id']}", json=changed)
+
     def stop(self) -> None:
         self.script("stop")
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            os.kill(int((self.folder / "engines.pid").read_text()), signal.SIGKILL)
 
     # --- what a user does ---
 
@@ -158,23 +184,20 @@ class LocalFleet:
         pid_file.unlink()
         time.sleep(seconds_away)
         self.script("start", "--gpu-workers", "0", *self._ports)
+        if self._engine:
+            self._set_engine()
 
-    def list_engines(self) -> list[psutil.Process]:
-        """The processes of flow runs on this fleet's workers."""
-        found = []
+    def list_engines(self) -> dict[str, psutil.Process]:
+        """The processes of flow runs on this fleet's workers, by the flow run's id."""
+        found = {}
         for file in (self.folder / "pids").glob("worker-*"):
             with contextlib.suppress(psutil.NoSuchProcess):
-                found += [
-                    child
-                    for child in psutil.Process(int(file.read_text())).children(recursive=True)
-                    if "prefect.engine" in " ".join(child.cmdline())
-                ]
+                for child in psutil.Process(int(file.read_text())).children(recursive=True):
+                    with contextlib.suppress(psutil.NoSuchProcess):  # it ended while they were listed
+                        if run_id := child.environ().get("PREFECT__FLOW_RUN_ID"):
+                            found.setdefault(run_id, child)
         return found
 
     def find_engine(self, run_id: str) -> psutil.Process:
         """The process of one flow run."""
-        for process in self.list_engines():
-            with contextlib.suppress(psutil.NoSuchProcess):  # one of another run, which ended while they were listed
-                if process.environ().get("PREFECT__FLOW_RUN_ID") == run_id:
-                    return process
-        raise AssertionError(f"no process of flow run {run_id}")
+        return self.list_engines()[run_id]

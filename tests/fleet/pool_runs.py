@@ -13,10 +13,18 @@ _ON_POOL = {"fan_out": "work-pool", "stale_seconds": 60, "shards_per_batch": 11}
 
 
 def make_run(folder: Path, name: str, **changes: Any) -> Path:
-    """A tiny run on the pool that ends with its selection: some twenty shards, scored once, as the teacher is its own reference."""
+    """A tiny run on the pool that ends with its selection: some twenty shards, scored once, as the teacher is its own reference.
+
+    Its device is named, so that no worker need be asked for it.
+    """
     reference = {"model": str(folder / "teacher")}
+    execution = _ON_POOL | changes.pop("execution", {})
+    scoring = {"device": "cpu"} | changes.pop("scoring", {})
     return make_tiny_run(
-        folder, name, sequences_per_shard=32, **({"students": [], "execution": _ON_POOL, "reference": reference} | changes)
+        folder,
+        name,
+        sequences_per_shard=32,
+        **({"students": [], "execution": execution, "scoring": scoring, "reference": reference} | changes),
     )
 
 

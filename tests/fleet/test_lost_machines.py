@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -14,16 +16,32 @@ from tests.fleet.pool_runs import list_manifests, make_run, read_parquet, read_s
 pytestmark = pytest.mark.slow
 
 
-def test_a_machine_that_dies_costs_nothing_but_time(fleet: LocalFleet, tmp_path: Path) -> None:
+@dataclass(frozen=True)
+class LostMachine:
+    """A run that has lost a machine in the middle of a batch, and its parent too; beside it the same run, which nobody disturbs."""
+
+    run: str
+    data: Path
+    undisturbed: BaseProcess
+    undisturbed_data: Path
+    undisturbed_log: Path
+    finished: dict[str, bytes]
+
+
+@pytest.fixture(scope="session")
+def lost_machine(started_fleet: LocalFleet, tmp_path_factory: pytest.TempPathFactory) -> LostMachine:
+    """It happens to a run before the other tests of the fleet: the minutes in which the fleet gets over it are theirs."""
+    fleet = started_fleet
+    folder = tmp_path_factory.mktemp("lost-machine")
     training = {"steps": 4, "batch_size": 4, "learning_rate": 1e-3}
     config = make_run(
-        tmp_path,
+        folder,
         "killed",
-        scoring={"tokens_per_batch": 64},
+        scoring={"device": "auto", "tokens_per_batch": 64},
         reference={"architecture": "qwen-tiny", "training": training},
         students=[{"name": "small", "architecture": "qwen-tiny", "training": training}],
     )
-    data = tmp_path / "data"
+    data, undisturbed_data, log = folder / "data", folder / "undisturbed", folder / "undisturbed.log"
     run = fleet.submit("run-miniplm", config=str(config))
     # In the middle of a batch: more shards than its first one, which only measures. Whichever worker comes to that first.
     counts: Counter[str] = Counter()
@@ -34,30 +52,46 @@ def test_a_machine_that_dies_costs_nothing_but_time(fleet: LocalFleet, tmp_path:
         return max(counts.values(), default=0) >= 3
 
     fleet.wait_until(is_at_work, 400, 0.2)
-    doomed = counts.most_common(1)[0][0]
-    fleet.kill_machine(doomed)
+    fleet.kill_machine(counts.most_common(1)[0][0])
     # And what waits for it, of which its own worker tells the server, twice; an automation starts it again.
     fleet.find_engine(run).kill()
-    before = read_scores(data)
-    embedded = tmp_path / "embedded"
-    undisturbed = fleet.run_miniplm("run", str(config), "--set", f"storage={embedded}", "--set", "execution.fan_out=local")
-    assert undisturbed.returncode == 0, undisturbed.stderr
+    finished = read_scores(data)
+    fleet.fork_engines()
     fleet.start_worker("late")
+    undisturbed = fleet.start_miniplm(
+        "run", str(config), "--set", f"storage={undisturbed_data}", "--set", "execution.fan_out=local", out=log
+    )
+    return LostMachine(run, data, undisturbed, undisturbed_data, log, finished)
+
+
+def test_a_machine_dies_in_the_middle_of_a_batch(lost_machine: LostMachine) -> None:
+    """First of all tests of the fleet; what became of it is told after the others."""
+    assert len(list_pairs(lost_machine.finished)) >= 3
+
+
+def test_a_machine_that_dies_costs_nothing_but_time(fleet: LocalFleet, lost_machine: LostMachine) -> None:
+    run, data, before = lost_machine.run, lost_machine.data, lost_machine.finished
     # Half a minute until the parent is started again, a minute until it finds the dead machine's batch silent.
     fleet.wait_until(lambda: fleet.read(run)["state"]["type"] in ("COMPLETED", "FAILED"), 400)
     ended = fleet.read(run)
     assert ended["state"]["type"] == "COMPLETED", ended["state"]["message"]
     assert ended["run_count"] == 2
-    assert read_parquet(data, "selections") == read_parquet(embedded, "selections")
-    assert read_parquet(data, "scores") == read_parquet(embedded, "scores")
+    lost_machine.undisturbed.join(240)
+    assert lost_machine.undisturbed.exitcode == 0, lost_machine.undisturbed_log.read_text()
+    assert read_parquet(data, "selections") == read_parquet(lost_machine.undisturbed_data, "selections")
+    assert read_parquet(data, "scores") == read_parquet(lost_machine.undisturbed_data, "scores")
     after = read_scores(data)
-    pairs = [path for path in before if path.endswith(".json") and path.replace(".json", ".parquet") in before]
-    assert len(pairs) >= 3
+    pairs = list_pairs(before)
     assert {path: before[path] for path in pairs} == {path: after[path] for path in pairs}, "a finished shard was scored again"
     assert "late" in {manifest["worker"] for manifest in list_manifests(data)} or len(pairs) > len(after) // 2 - 6
     crashed = [child for child in fleet.list_runs("score-shards", "run:killed") if child["state"]["type"] == "CRASHED"]
     assert len(crashed) == 1
     assert "no sign of life for 60 s" in crashed[0]["state"]["message"]
+
+
+def list_pairs(scores: dict[str, bytes]) -> list[str]:
+    """The manifests whose shard is there too."""
+    return [path for path in scores if path.endswith(".json") and path.replace(".json", ".parquet") in scores]
 
 
 def test_two_runs_share_the_work_on_s3_while_the_server_is_started_again(fleet: LocalFleet, tmp_path: Path) -> None:
