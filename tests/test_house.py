@@ -223,13 +223,13 @@ def test_one_module_names_files_in_sql_so_that_no_query_takes_folders_for_column
     benchmarks = {path.name: ast.parse(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "benchmarks").rglob("*.py"))}
     found = {module for module, tree in (MODULES | benchmarks).items() if names_files_in_sql(tree)}
     assert found == {"miniplm.selection.scans"}
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "storage.md").read_text(encoding="utf-8")
     assert (
-        len(re.findall(r"read_parquet\('[^']*', hive_partitioning = false\)", readme))
-        == len(re.findall("read_parquet", readme))
+        len(re.findall(r"read_parquet\('[^']*', hive_partitioning = false\)", page))
+        == len(re.findall("read_parquet", page))
         > 0
     )
-    assert not re.search(r"(FROM|JOIN) '", readme)
+    assert not re.search(r"(FROM|JOIN) '", page)
 
 
 def test_files_in_sql_are_seen_in_each_form() -> None:
