@@ -6,7 +6,6 @@ import os
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 
 from miniplm import layout
 from miniplm.artifacts import Record
@@ -14,6 +13,7 @@ from miniplm.config import RunConfig, config_as_dict
 from miniplm.config_files import check_config
 from miniplm.models.devices import resolve_dtype
 from miniplm.presets import PRESETS
+from miniplm.records import find_record
 from miniplm.storage import Storage
 
 
@@ -50,14 +50,8 @@ def find_pinned(storage: Storage, config: RunConfig) -> RunConfig:
 
 
 def find_worker(storage: Storage, run_name: str) -> WorkerDescription | None:
-    """The description that a worker left for a run; None where none did."""
-    path = layout.worker_description(run_name)
-    if not storage.exists(path):
-        return None
-    try:
-        return WorkerDescription.model_validate(storage.read_json(path))
-    except ValidationError:
-        return None  # of another version of this package: asked for again
+    """The description that a worker left for a run; None where none did, or one of another version of this package: it is asked for again."""
+    return find_record(storage, layout.worker_description(run_name), WorkerDescription)
 
 
 def save_worker(storage: Storage, run_name: str, worker: WorkerDescription) -> None:
