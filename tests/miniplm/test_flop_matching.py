@@ -75,11 +75,6 @@ def test_scoring_by_two_models_is_a_forward_pass_of_each() -> None:
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return Storage(str(tmp_path / "root"))
-
-
-@pytest.fixture
 def corpus(storage: Storage) -> CorpusManifest:
     return make_training_corpus(storage)
 
