@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,17 @@ def find_cycle(graph: dict[str, set[str]]) -> list[str]:
 def owning_module(name: str) -> str:
     """The module of ours that an imported name is, or is in; '' for a name that is not ours."""
     return name if name in MODULES else parent if (parent := name.rpartition(".")[0]) in MODULES else ""
+
+
+def test_files_of_a_package_that_are_not_python_go_into_the_wheel() -> None:
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    packed = {
+        path for package, names in patterns.items() for name in names for path in (ROOT / package.replace(".", "/")).glob(name)
+    }
+    files = {path for package in PACKAGES for path in (ROOT / package).rglob("*") if path.is_file()}
+    others = {path for path in files if path.suffix not in (".py", ".pyc")}
+    assert ROOT / "miniplm/report/templates/page.html" in others
+    assert others <= packed
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:

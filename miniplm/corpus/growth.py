@@ -10,10 +10,9 @@ from miniplm.artifacts import CorpusManifest, Record, ShardEntry, SourceEntry, S
 from miniplm.corpus.reader import find_corpus
 from miniplm.corpus.state import SplitState
 from miniplm.errors import CorpusError, DamagedFileError
+from miniplm.layout import SPLITS
 from miniplm.records import find_record, read_record
 from miniplm.storage import Storage
-
-SPLITS: tuple[Split, ...] = ("candidate", "reference", "heldout")
 
 
 class NewestCorpus(Record):
