@@ -11,6 +11,7 @@ from miniplm.baselines import find_baselines
 from miniplm.report.content import ReportContent
 from miniplm.report.markup import MISSING, explain, fill, format_count, format_error, format_name, mark_best, render
 from miniplm.run_record import RunRecord
+from miniplm.zero_shot.results import average_accuracy
 
 
 def has_tasks(content: ReportContent) -> bool:
@@ -31,7 +32,7 @@ def render_tasks(content: ReportContent) -> Markup:
             head.append(explain("difference", f"points more or less than the baseline {baselines[name]}; above 0 is better"))
     rows = []
     if common:
-        averages = {name: average_results([measured[task] for task in common]) for name, measured in results.items()}
+        averages = {name: average_accuracy({task: measured[task] for task in common}) for name, measured in results.items()}
         rows.append([fill("<b>Average of {}</b>", len(common)), "", "", *_make_cells(averages, list(results), baselines)])
     for task in tasks:
         measured = {name: values[task] for name, values in results.items() if task in values}
@@ -42,13 +43,6 @@ def render_tasks(content: ReportContent) -> Markup:
     shots = sorted({result.num_shots for measured in results.values() for result in measured.values()})
     examples = "without examples (zero-shot)" if shots == [0] else f"with {', '.join(map(str, shots))} examples"
     return render("tasks.html", head=head, rows=rows, examples=examples, num_left_out=len(tasks) - len(common))
-
-
-def average_results(results: list[TaskResult]) -> tuple[float, float | None]:
-    """The mean accuracy over tasks and its standard error, sqrt(sum of squares) / tasks; None where a task has none."""
-    mean = sum(result.accuracy for result in results) / len(results)
-    errors = [result.standard_error for result in results if result.standard_error is not None]
-    return mean, math.hypot(*errors) / len(results) if len(errors) == len(results) else None
 
 
 def _list_results(record: RunRecord) -> dict[str, dict[str, TaskResult]]:
