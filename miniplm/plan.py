@@ -14,7 +14,7 @@ from miniplm.artifacts import CorpusManifest, ModelEntry, Record
 from miniplm.config import RunConfig, TrainingConfig
 from miniplm.corpus.identity import CorpusPlan, plan_corpus
 from miniplm.corpus.reader import find_corpus
-from miniplm.models.devices import describe_device, has_native_bfloat16, resolve_device, resolve_dtype, torch_dtype
+from miniplm.models.devices import describe_device, has_native_bfloat16, resolve_device, resolve_dtype, synchronize, torch_dtype
 from miniplm.models.files import locate_model
 from miniplm.models.fp8 import convert_to_fp8
 from miniplm.models.loading import LoadedModel, load_model, split_head
@@ -192,18 +192,13 @@ def probe_training(model: torch.nn.Module, training: TrainingConfig, config: Run
 
 def _measure(work: Callable[[], object], num_tokens: int, device: torch.device) -> float:
     work()
-    _synchronize(device)
+    synchronize(device)
     started, passes = time.perf_counter(), 0
     while passes == 0 or time.perf_counter() - started < _PROBE_SECONDS:
         work()
-        _synchronize(device)
+        synchronize(device)
         passes += 1
     return passes * num_tokens / (time.perf_counter() - started)
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _scoring_stage(name: str, num_tokens: int, achieved: Throughput, num_shards: int) -> StagePlan:
