@@ -13,7 +13,7 @@ PYTEST_ARGS ?= -n 3 --dist loadfile --no-loadscope-reorder
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1|/' | column -t -s '|'
 
-setup:  ## make .venv with the pinned dependencies and .venv/bin/miniplm (about 3 minutes, once)
+setup:  ## make .venv with the pinned dependencies and .venv/bin/miniplm (about a minute, once)
 	@scripts/setup.sh
 
 assets: setup  ## fetch the demo's teacher and assemble the sample corpus (about 1 minute, once)

@@ -1,10 +1,8 @@
-"""What the difference scores of a run are made of, and selections by other rules from the same scores: no model is run.
+"""What the difference scores of a run are made of, and what other rules would keep by the same scores: no model is run.
 
-    python -m benchmarks.effect_scores deployments/configs/effect.yaml                          # tables
-    python -m benchmarks.effect_scores deployments/configs/effect.yaml --publish stratified     # a selection: the best within each domain
+    python -m benchmarks.effect_scores deployments/configs/effect.yaml
 
-A published selection has an id of its own (`stratified-...`). `--train STUDENT` trains and evaluates that student of the configuration on it, under
-the run's name with the rule's name behind it, where `benchmarks.effect` finds it.
+Two of the rules can be trained on: `selection.score: sum`, and `selection.within: domain`, which is "stratified" here.
 """
 
 from __future__ import annotations
@@ -17,22 +15,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from benchmarks.records import format_table
-from miniplm import layout
-from miniplm.artifacts import CorpusManifest, DomainSelection, SelectionManifest, SelectionShardEntry
-from miniplm.config import RunConfig
+from miniplm.artifacts import CorpusManifest
 from miniplm.config_files import load_config
 from miniplm.corpus.identity import resolve_corpus_id
 from miniplm.corpus.reader import load_corpus
 from miniplm.errors import MiniplmError
 from miniplm.scorers import identify_teacher, require_reference
+from miniplm.scoring.calibration import correlate_ranks
 from miniplm.selection.join import candidate_scores, check_scores, connect
-from miniplm.selection.ranking import QUANTILES, SELECTION_SCHEMA, count_selected
-from miniplm.storage import Storage, digest_content, digest_file
+from miniplm.selection.ranking import count_selected
+from miniplm.storage import Storage
 
 RATIOS = (0.3, 0.5, 0.7)
 
@@ -108,12 +103,6 @@ def share_between_domains(values: NDArray[np.float64], domain: NDArray[np.object
     return float(between / total) if total else 0.0
 
 
-def correlate_ranks(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Spearman's correlation; ties in the order of the rows."""
-    ranks = [np.argsort(np.argsort(values, kind="stable"), kind="stable") for values in (first, second)]
-    return float(np.corrcoef(*ranks)[0, 1])
-
-
 def describe_scores(scores: Scores) -> dict[str, Any]:
     """What the difference score goes with, over all candidates and within the domains (each less its domain's mean)."""
     within = {
@@ -173,85 +162,6 @@ def tabulate_domains(scores: Scores) -> str:
     return format_table(header, lines)
 
 
-def publish_selection(
-    storage: Storage, corpus: CorpusManifest, teacher_id: str, reference_id: str, scores: Scores, rule: str, ratio: float
-) -> SelectionManifest:
-    """Publishes what a rule keeps as a selection that students can be trained on, its manifest last."""
-    kept = RULES[rule](scores, ratio)
-    selection_id = f"{rule}-{ratio:g}-{digest_content([corpus.corpus_id, teacher_id, reference_id, scores.sequence_id[kept].tolist()], length=12)}"
-    entries = []
-    for shard in corpus.split_shards("candidate"):
-        rows = np.flatnonzero(
-            kept
-            & (scores.sequence_id >= shard.first_sequence_id)
-            & (scores.sequence_id < shard.first_sequence_id + shard.num_sequences)
-        )
-        table = pa.table(
-            [scores.sequence_id[rows], scores.teacher_nll[rows], scores.reference_nll[rows], scores.difference[rows]],
-            schema=SELECTION_SCHEMA,
-        )
-        with storage.publish(layout.selection_shard(selection_id, shard.shard_index)) as path:
-            pq.write_table(table, path, compression="zstd")
-            digest, num_bytes = digest_file(path), path.stat().st_size
-        entries.append(
-            SelectionShardEntry(
-                shard_index=shard.shard_index,
-                corpus_id=shard.corpus_id,
-                digest=digest,
-                num_bytes=num_bytes,
-                num_sequences=len(rows),
-                num_tokens=int(scores.num_tokens[rows].sum()),
-            )
-        )
-    manifest = SelectionManifest(
-        selection_id=selection_id,
-        corpus_id=corpus.corpus_id,
-        teacher_id=teacher_id,
-        reference_id=reference_id,
-        ratio=ratio,
-        score="mean",
-        num_candidates=len(kept),
-        num_selected=int(kept.sum()),
-        num_selected_tokens=int(scores.num_tokens[kept].sum()),
-        num_negative=int((scores.difference < 0).sum()),
-        threshold=None,  # a rule of its own has none that holds over all domains
-        domains={domain: _count_domain(scores, kept, domain) for domain in scores.domains},
-        shards=tuple(entries),
-    )
-    storage.write_json(layout.selection_manifest(selection_id), manifest.as_json())
-    return manifest
-
-
-def _count_domain(scores: Scores, kept: NDArray[np.bool_], domain: str) -> DomainSelection:
-    rows = scores.domain == domain
-    return DomainSelection(
-        num_candidates=int(rows.sum()),
-        num_selected=int((rows & kept).sum()),
-        num_candidate_tokens=int(scores.num_tokens[rows].sum()),
-        num_selected_tokens=int(scores.num_tokens[rows & kept].sum()),
-        mean_teacher_nll=round(float(scores.teacher_nll[rows].mean()), 9),
-        mean_reference_nll=round(float(scores.reference_nll[rows].mean()), 9),
-        difference_score_quantiles=tuple(np.quantile(scores.difference[rows], QUANTILES).tolist()),
-    )
-
-
-def train_on(
-    storage: Storage, config: RunConfig, corpus: CorpusManifest, selection: SelectionManifest, rule: str, student: str
-) -> str:
-    """Trains and evaluates a student of the configuration on a selection, as student `NAME-RULE` of the run; returns a line about it."""
-    from miniplm.students import evaluate_student, train_student
-
-    wanted = next(item for item in config.students if item.name == student)
-    renamed = wanted.model_copy(update={"name": f"{student}-{rule}"})
-    config = config.model_copy(update={"students": (renamed,)})
-    record = train_student(storage, config, corpus, selection, renamed.name)
-    record = evaluate_student(storage, config, corpus, renamed.name, record)
-    assert record.evaluation is not None
-    return (
-        f"{config.name} {renamed.name}: {record.num_tokens:,} tokens, held-out loss {record.evaluation.overall.nats_per_token:.4f}"
-    )
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.effect_scores", description=__doc__.partition("\n")[0])
     parser.add_argument("config", help="the run's configuration")
@@ -259,13 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="as `miniplm run` takes it; may be repeated"
     )
     parser.add_argument("--json", action="store_true", help="print the facts as JSON")
-    parser.add_argument(
-        "--publish", choices=sorted(RULES), help="publish the selection of another rule, at the configuration's ratio"
-    )
-    parser.add_argument("--train", metavar="STUDENT", help="with --publish: train and evaluate this student on it")
     given = parser.parse_args(arguments)
-    if given.train and not given.publish:
-        parser.error("--train needs --publish RULE: what the student is trained on")
     try:
         config = load_config(given.config, given.set)
         storage = Storage(config.storage)
@@ -275,13 +179,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MiniplmError as error:
         print(f"effect_scores: {error}", file=sys.stderr)
         return 2
-    if given.publish:
-        ratio = config.selection.ratio
-        selection = publish_selection(storage, corpus, teacher.model_id, reference.model_id, scores, given.publish, ratio)
-        print(f"{selection.selection_id}: {selection.num_selected:,} sequences, {selection.num_selected_tokens:,} tokens")
-        if given.train:
-            print(train_on(storage, config, corpus, selection, given.publish, given.train))
-        return 0
     facts = describe_scores(scores)
     print(json.dumps(facts, indent=2))
     if not given.json:

@@ -31,7 +31,6 @@ from typing import Any
 from benchmarks.records import append_rows, format_table, show
 
 _ROOT = Path(__file__).resolve().parents[1]
-_STAGE_SECONDS = 480
 _SHOWN_LINES = 14
 # Packages of other engines that score.
 ENGINES = ("vllm", "sglang", "lm_eval")

@@ -18,6 +18,7 @@ from benchmarks.training_inputs import TrainingInputs
 from miniplm import layout
 from miniplm.architectures import build_model
 from miniplm.config import TrainingConfig
+from miniplm.models.devices import synchronize
 from miniplm.training.checkpoints import find_checkpoint, read_metrics
 from miniplm.training.loop import train_model
 
@@ -69,7 +70,7 @@ def run_published(inputs: TrainingInputs, length: Length, micro_batch_size: int,
     begun, num_tokens, loss_value = started, 0, 0.0
     for step, sequences in enumerate(_global_batches(inputs, length)):
         if step == length.warm_up_steps:
-            _synchronize(device)
+            synchronize(device)
             begun, num_tokens = time.perf_counter(), 0
         model.zero_grad()
         loss_value = 0.0
@@ -95,7 +96,7 @@ def run_published(inputs: TrainingInputs, length: Length, micro_batch_size: int,
             with torch.no_grad():
                 for master, parameter in zip(masters, model.parameters(), strict=True):
                     parameter.copy_(master)
-    _synchronize(device)
+    synchronize(device)
     details = {
         "dtype": "float16" if is_half else "float32",
         "micro_batch_size": micro_batch_size,
@@ -117,7 +118,7 @@ def run_trainer(inputs: TrainingInputs, length: Length, micro_batch_size: int) -
     class Clock(TrainerCallback):
         def on_step_end(self, arguments: Any, state: Any, control: Any, **options: Any) -> None:
             if state.global_step in (length.warm_up_steps, length.num_steps):
-                _synchronize(device)
+                synchronize(device)
                 marks[state.global_step] = time.perf_counter()
 
     arguments = TrainingArguments(
@@ -229,8 +230,3 @@ def _pad(sequences: list[list[int]], inputs: TrainingInputs) -> tuple[Tensor, Te
         token_ids[row, :num_inputs], attention[row, :num_inputs] = values[:-1], 1
         labels[row, :num_inputs] = torch.where(values[:-1] == eos_token_id, _IGNORED, values[1:])
     return token_ids, labels, attention
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

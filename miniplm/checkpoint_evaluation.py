@@ -7,13 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from miniplm import layout
 from miniplm.artifacts import Evaluation, TrainingManifest
-from miniplm.errors import DamagedFileError
 from miniplm.evaluation import HeldoutText, evaluate_heldout
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
+from miniplm.records import find_record
 from miniplm.scoring.engine import Scorer
 from miniplm.sequence_losses import find_losses, write_losses
 from miniplm.storage import Storage
@@ -118,23 +116,14 @@ def _find_milestones(
 
 def _find_at_step(storage: Storage, corpus_id: str, training_id: str, step: int) -> Evaluation | None:
     """The kept evaluation of a checkpoint, unless the checkpoint is there and has other weights by now."""
-    path = f"{layout.checkpoint_folder(training_id, step)}/{MANIFEST}"
-    weights_digest = None
-    if storage.exists(path):
-        try:
-            weights_digest = CheckpointManifest.model_validate(storage.read_json(path)).weights_digest
-        except (ValidationError, DamagedFileError):
-            weights_digest = None  # as good as no checkpoint; what was measured when it was whole stays true
+    checkpoint = find_record(storage, f"{layout.checkpoint_folder(training_id, step)}/{MANIFEST}", CheckpointManifest)
+    # A damaged one is as good as no checkpoint; what was measured when it was whole stays true.
+    weights_digest = None if checkpoint is None else checkpoint.weights_digest
     return _read_evaluation(storage, layout.checkpoint_evaluation(training_id, step), corpus_id, weights_digest)
 
 
 def _read_evaluation(storage: Storage, path: str, corpus_id: str, weights_digest: str | None) -> Evaluation | None:
-    if not storage.exists(path):
-        return None
-    try:
-        evaluation = Evaluation.model_validate(storage.read_json(path))
-    except (ValidationError, DamagedFileError):
-        return None
-    if evaluation.corpus_id != corpus_id or weights_digest not in (None, evaluation.weights_digest):
+    evaluation = find_record(storage, path, Evaluation)
+    if evaluation is None or evaluation.corpus_id != corpus_id or weights_digest not in (None, evaluation.weights_digest):
         return None
     return evaluation

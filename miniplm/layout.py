@@ -5,9 +5,11 @@ All functions return paths relative to the root, with `/`.
 
 from __future__ import annotations
 
+from typing import Literal
+
 # All that lies directly below the storage root.
 FOLDERS = ("corpora", "models", "scores", "selections", "derived", "training", "runs")
-SPLITS = ("candidate", "reference", "heldout")
+SPLITS: tuple[Literal["candidate", "reference", "heldout"], ...] = ("candidate", "reference", "heldout")
 
 
 def shard_name(shard_index: int) -> str:

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
+import psutil
+
 from miniplm.errors import BusyError, StorageError
 from miniplm.storage import Storage
 
@@ -43,15 +45,7 @@ class _Holder:
     @property
     def has_ended(self) -> bool:
         """Whether it was of this machine and is gone; of other machines nothing is known."""
-        if self.host != socket.gethostname():
-            return False
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            return False
-        return False
+        return self.host == socket.gethostname() and not psutil.pid_exists(self.pid)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ import socket
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 
 from miniplm import __version__, layout
 from miniplm.artifacts import Record
@@ -16,6 +15,7 @@ from miniplm.config_files import check_config
 from miniplm.errors import RunError
 from miniplm.models.devices import describe_device, has_native_bfloat16, resolve_device, resolve_dtype, resolve_scoring_dtype
 from miniplm.presets import PRESETS
+from miniplm.records import find_record
 from miniplm.run_record import load_run
 from miniplm.storage import Storage
 
@@ -85,7 +85,7 @@ def pin_to_machine(storage: Storage, config: RunConfig) -> RunConfig:
     if not _leaves_dtype_open(config):
         return config
     path = layout.machine_description(config.name)
-    machine = _read_description(storage, path)
+    machine = find_record(storage, path, WorkerDescription)
     if machine is None:
         machine = describe_machine(socket.gethostname())
         if _was_scored_in_float32(storage, config):
@@ -106,7 +106,7 @@ def _was_scored_in_float32(storage: Storage, config: RunConfig) -> bool:
 def find_pinned(storage: Storage, config: RunConfig) -> RunConfig:
     """The configuration with what an earlier start of the same run has pinned; what only the run itself can know stays `auto`."""
     if not config.is_on_work_pool:
-        machine = _read_description(storage, layout.machine_description(config.name))
+        machine = find_record(storage, layout.machine_description(config.name), WorkerDescription)
         return config if machine is None else pin_to(config, machine)
     if config.scoring.device not in ("auto", "cpu"):
         return pin_dtypes(config, config.scoring.device)
@@ -115,17 +115,8 @@ def find_pinned(storage: Storage, config: RunConfig) -> RunConfig:
 
 
 def find_worker(storage: Storage, run_name: str) -> WorkerDescription | None:
-    """The description that a worker left for a run; None where none did."""
-    return _read_description(storage, layout.worker_description(run_name))
-
-
-def _read_description(storage: Storage, path: str) -> WorkerDescription | None:
-    if not storage.exists(path):
-        return None
-    try:
-        return WorkerDescription.model_validate(storage.read_json(path))
-    except ValidationError:
-        return None  # of another version of this package: asked for again
+    """The description that a worker left for a run; None where none did, or one of another version of this package: it is asked for again."""
+    return find_record(storage, layout.worker_description(run_name), WorkerDescription)
 
 
 def save_worker(storage: Storage, run_name: str, worker: WorkerDescription) -> None:

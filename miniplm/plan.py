@@ -21,6 +21,7 @@ from miniplm.models.devices import (
     resolve_device,
     resolve_dtype,
     resolve_scoring_dtype,
+    synchronize,
     torch_dtype,
 )
 from miniplm.models.files import locate_model
@@ -203,18 +204,13 @@ def probe_training(model: torch.nn.Module, training: TrainingConfig, config: Run
 
 def _measure(work: Callable[[], object], num_tokens: int, device: torch.device) -> float:
     work()
-    _synchronize(device)
+    synchronize(device)
     started, passes = time.perf_counter(), 0
     while passes == 0 or time.perf_counter() - started < _PROBE_SECONDS:
         work()
-        _synchronize(device)
+        synchronize(device)
         passes += 1
     return passes * num_tokens / (time.perf_counter() - started)
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _scoring_stage(name: str, num_tokens: int, achieved: Throughput, num_shards: int) -> StagePlan:

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError
 from miniplm import layout
 from miniplm.artifacts import Evaluation, ModelEntry, Record
 from miniplm.errors import RunError, list_offenders
+from miniplm.records import describe_first_problem
 from miniplm.storage import Storage
 
 
@@ -88,10 +89,8 @@ def load_run(storage: Storage, run_name: str) -> RunRecord:
     try:
         return RunRecord.model_validate(storage.read_json(layout.run_record(run_name)))
     except ValidationError as error:
-        problem = error.errors()[0]
-        field = ".".join(str(part) for part in problem["loc"])
         raise RunError(
-            f"{storage.url(layout.run_record(run_name))} is not a run record: {field}: {problem['msg']} "
+            f"{storage.url(layout.run_record(run_name))} is not a run record: {describe_first_problem(error)} "
             f"({error.error_count()} problems in all). Run `miniplm run` with its config again; finished work is kept"
         ) from error
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 from miniplm.artifacts import CheckpointMetrics
 from miniplm.layout import student_folder
+from miniplm.records import parse_metrics
 from miniplm.run_record import RunRecord
 from miniplm.storage import Storage
 
@@ -20,9 +19,7 @@ def read_student_metrics(storage: Storage, record: RunRecord) -> dict[str, dict[
         path = f"{student_folder(record.run_name, name)}/metrics.jsonl"
         if not storage.exists(path):
             continue
-        with storage.open(path) as file:
-            rows = [CheckpointMetrics.model_validate(json.loads(line)) for line in file if line.strip()]
-        metrics = {row.step: row for row in rows}
+        metrics = {row.step: row for row in parse_metrics(storage.read_bytes(path))}
         if metrics:
             found[name] = dict(sorted(metrics.items()))
     return found

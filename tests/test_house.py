@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,17 @@ def owning_module(name: str) -> str:
     return name if name in MODULES else parent if (parent := name.rpartition(".")[0]) in MODULES else ""
 
 
+def test_files_of_a_package_that_are_not_python_go_into_the_wheel() -> None:
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    packed = {
+        path for package, names in patterns.items() for name in names for path in (ROOT / package.replace(".", "/")).glob(name)
+    }
+    files = {path for package in PACKAGES for path in (ROOT / package).rglob("*") if path.is_file()}
+    others = {path for path in files if path.suffix not in (".py", ".pyc")}
+    assert ROOT / "miniplm/report/templates/page.html" in others
+    assert others <= packed
+
+
 def test_no_modules_import_each_other_in_a_circle() -> None:
     graph = {
         module: {
@@ -224,11 +236,7 @@ def test_one_module_names_files_in_sql_so_that_no_query_takes_folders_for_column
     found = {module for module, tree in (MODULES | benchmarks).items() if names_files_in_sql(tree)}
     assert found == {"miniplm.selection.scans"}
     page = (ROOT / "docs" / "storage.md").read_text(encoding="utf-8")
-    assert (
-        len(re.findall(r"read_parquet\('[^']*', hive_partitioning = false\)", page))
-        == len(re.findall("read_parquet", page))
-        > 0
-    )
+    assert len(re.findall(r"read_parquet\('[^']*', hive_partitioning = false\)", page)) == len(re.findall("read_parquet", page)) > 0
     assert not re.search(r"(FROM|JOIN) '", page)
 
 

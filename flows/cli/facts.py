@@ -10,63 +10,54 @@ from rich.console import Console
 from flows.cli.options import (
     DEFAULT_STORAGE,
     AsJson,
+    Asked,
     Overrides,
     StorageRoot,
-    Target,
     Verbose,
     as_begun,
+    on_a_run,
     print_json,
     resolve_config,
     start_quietly,
 )
 
 
-def status(
-    target: Target = None,
-    overrides: Overrides = None,
-    storage: StorageRoot = DEFAULT_STORAGE,
-    as_json: AsJson = False,
-    verbose: Verbose = False,
-) -> None:
+@on_a_run
+def status(asked: Asked) -> None:
     """How far a run has come: each stage and shard is done, missing or broken, judged by its files and digests."""
-    start_quietly(verbose)
     from flows.cli.tables import print_status
     from miniplm.run_status import check_run
     from miniplm.storage import Storage
 
-    config = as_begun(resolve_config(target, overrides, storage))
+    config = as_begun(asked.resolve_config())
     result = check_run(Storage(config.storage), config)
-    if as_json:
+    if asked.as_json:
         print_json(result.as_json())
     else:
         print_status(result)
 
 
+@on_a_run
 def inspect(
-    target: Target = None,
+    asked: Asked,
     sequence_id: Annotated[int | None, typer.Option("--id", help="One sequence, whole, by its id.")] = None,
     bottom: Annotated[bool, typer.Option("--bottom", help="The least wanted sequences first; default: the most wanted.")] = False,
     domain: Annotated[str | None, typer.Option(help="Only this domain.")] = None,
     by_domain: Annotated[bool, typer.Option("--by-domain", help="A summary of each domain instead of sequences.")] = False,
     limit: Annotated[int, typer.Option(min=1, help="How many sequences.")] = 10,
-    overrides: Overrides = None,
-    storage: StorageRoot = DEFAULT_STORAGE,
-    as_json: AsJson = False,
-    verbose: Verbose = False,
 ) -> None:
     """Look at what a run kept and dropped: the most or least wanted sequences, decoded; one by id; or each domain."""
-    start_quietly(verbose)
     from flows.cli.tables import print_domains, print_sequences
     from miniplm import inspection
     from miniplm.run_status import provide_record
     from miniplm.storage import Storage
 
-    config = resolve_config(target, overrides, storage)
+    config = asked.resolve_config()
     root = Storage(config.storage)
     record = provide_record(root, config)
     if by_domain:
         rows = inspection.inspect_domains(root, record)
-        if as_json:
+        if asked.as_json:
             print_json([row.as_json() for row in rows])
             return
         print_domains(rows)
@@ -75,7 +66,7 @@ def inspect(
         sequences = [inspection.inspect_sequence(root, record, sequence_id)]
     else:
         sequences = inspection.inspect_sequences(root, record, "bottom" if bottom else "top", domain, limit)
-    if as_json:
+    if asked.as_json:
         print_json([sequence.as_json() for sequence in sequences])
     else:
         print_sequences(sequences, whole=sequence_id is not None)

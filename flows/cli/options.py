@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,10 +39,53 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print facts as JSON, for m
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show the log of Prefect and of the libraries.")]
 
 DEFAULT_STORAGE = "./data"
+_COMMON = {
+    "target": (Target, None),
+    "overrides": (Overrides, None),
+    "storage": (StorageRoot, DEFAULT_STORAGE),
+    "as_json": (AsJson, False),
+    "verbose": (Verbose, False),
+}
 # Of libraries that draw bars of their own; the one of `watched_flow` tells the same.
 _WITHOUT_BARS = {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 
 _verbose = False
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command on a run is asked: for which run or configuration, changed how, looked for where, and how to tell the result."""
+
+    target: str | None
+    overrides: list[str] | None
+    storage: str
+    as_json: bool
+    verbose: bool
+
+    def resolve_config(self, *overrides: str) -> RunConfig:
+        """The configuration, with these overrides after the user's own. Raises what `resolve_config` raises."""
+        return resolve_config(self.target, [*(self.overrides or ()), *overrides], self.storage)
+
+
+def on_a_run(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command CONFIG|RUN before its own options and --set, --storage, --json and --verbose after them; it gets them as `Asked`, its first argument."""
+
+    _, *own = inspect.signature(command, eval_str=True).parameters.values()
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    common = [inspect.Parameter(name, kind, annotation=option, default=default) for name, (option, default) in _COMMON.items()]
+    signature = inspect.Signature([common[0], *own, *common[1:]])
+
+    @wraps(command)
+    def call(*positional: Any, **named: Any) -> None:
+        bound = signature.bind(*positional, **named)
+        bound.apply_defaults()
+        asked = Asked(**{name: bound.arguments.pop(name) for name in _COMMON})
+        start_quietly(asked.verbose)
+        command(asked, **bound.arguments)
+
+    call.__signature__ = signature  # type: ignore[attr-defined]
+    call.__annotations__ = {}
+    return call
 
 
 def is_verbose() -> bool:

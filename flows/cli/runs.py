@@ -8,13 +8,12 @@ from typing import Annotated
 import typer
 
 from flows.cli.options import (
-    DEFAULT_STORAGE,
     AsJson,
+    Asked,
     Overrides,
-    StorageRoot,
-    Target,
     Verbose,
     as_begun,
+    on_a_run,
     print_json,
     resolve_config,
     start_quietly,
@@ -26,30 +25,26 @@ from miniplm.errors import ConfigError
 DEMO_CONFIG = "deployments/configs/demo.yaml"
 
 
+@on_a_run
 def run(
-    target: Target = None,
-    overrides: Overrides = None,
-    storage: StorageRoot = DEFAULT_STORAGE,
+    asked: Asked,
     submit: Annotated[
         bool,
         typer.Option("--submit", help="Give the run to the fleet (deployment run-miniplm) and return; watch it in the Prefect UI."),
     ] = False,
-    as_json: AsJson = False,
-    verbose: Verbose = False,
 ) -> None:
     """Refine a corpus and train students: the whole road, or what is missing of it.
 
     Whatever is finished at the storage root is found and not done again: a killed run goes on where it was, another
     ratio or student costs no new scores.
     """
-    start_quietly(verbose)
-    config = resolve_config(target, overrides, storage)
+    config = asked.resolve_config()
     if submit:
         from flows.cli.fleet import submit_run
 
-        submit_run(config, as_json, verbose)
+        submit_run(config, asked.as_json, asked.verbose)
     else:
-        _run(config, as_json, verbose)
+        _run(config, asked.as_json, asked.verbose)
 
 
 def demo(overrides: Overrides = None, as_json: AsJson = False, verbose: Verbose = False) -> None:
@@ -83,21 +78,17 @@ def _run(config: RunConfig, as_json: bool, verbose: bool) -> None:
         print_run(storage, record)
 
 
+@on_a_run
 def plan(
-    target: Target = None,
-    overrides: Overrides = None,
-    storage: StorageRoot = DEFAULT_STORAGE,
+    asked: Asked,
     usd_per_gpu_hour: Annotated[float | None, typer.Option(min=0, help="Price of a device hour; prints the cost.")] = None,
-    as_json: AsJson = False,
-    verbose: Verbose = False,
 ) -> None:
     """What a run will cost: shards, tokens, hours and bytes, from counts and a short measured probe. Runs nothing else."""
-    start_quietly(verbose)
     from flows.cli.tables import print_plan
     from miniplm.plan import plan_run
 
-    result = plan_run(as_begun(resolve_config(target, overrides, storage)), usd_per_gpu_hour)
-    if as_json:
+    result = plan_run(as_begun(asked.resolve_config()), usd_per_gpu_hour)
+    if asked.as_json:
         print_json(result.as_json())
     else:
         print_plan(result)

@@ -7,29 +7,14 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from flows.cli.options import (
-    DEFAULT_STORAGE,
-    AsJson,
-    Overrides,
-    StorageRoot,
-    Target,
-    Verbose,
-    print_json,
-    resolve_config,
-    start_quietly,
-)
+from flows.cli.options import Asked, on_a_run, print_json
 
 if TYPE_CHECKING:
     from miniplm.scaling_curves import Saving, StudentCurve
 
 
-def scaling(
-    target: Target = None,
-    overrides: Overrides = None,
-    storage: StorageRoot = DEFAULT_STORAGE,
-    as_json: AsJson = False,
-    verbose: Verbose = False,
-) -> None:
+@on_a_run
+def scaling(asked: Asked) -> None:
     """Fit each student's held-out loss to its training compute, extrapolate it, and say what it saves against the baseline.
 
     The law is **L(C) = L_inf + A_c / C^alpha_c**: L in nats a token, C in training FLOPs, 6 N a token for a student of N
@@ -48,18 +33,17 @@ def scaling(
     them. How far a number lies beyond what was measured stands beside it; a hundredfold is a guess.
     `evaluation.extrapolate_tokens` says for how many tokens the loss is told.
     """
-    start_quietly(verbose)
     from miniplm.run_status import provide_record
     from miniplm.scaling_curves import describe_curve, gather_curves
     from miniplm.storage import Storage
 
-    config = resolve_config(target, overrides, storage)
+    config = asked.resolve_config()
     root = Storage(config.storage)
     # The record keeps how the students were trained; what is asked of the fits is the configuration's.
     record = provide_record(root, config)
     evaluation = config.evaluation.model_dump(mode="json")
     curves = gather_curves(root, record.model_copy(update={"config": {**record.config, "evaluation": evaluation}}))
-    if as_json:
+    if asked.as_json:
         print_json({"run": record.run_name, "students": {name: describe_curve(curve) for name, curve in curves.items()}})
     else:
         print_curves(record.run_name, curves)

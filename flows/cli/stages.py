@@ -7,43 +7,27 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from flows.cli.options import (
-    DEFAULT_STORAGE,
-    AsJson,
-    Overrides,
-    StorageRoot,
-    Target,
-    Verbose,
-    as_begun,
-    print_json,
-    resolve_config,
-    start_quietly,
-    watched_flow,
-)
+from flows.cli.options import Asked, as_begun, on_a_run, print_json, watched_flow
 from miniplm.artifacts import ModelEntry
 from miniplm.config import RunConfig, config_as_dict
 from miniplm.errors import ConfigError, ModelError, list_offenders
 
 Role = Literal["teacher", "reference"]
+Students = Annotated[list[str] | None, typer.Option(help="Only this student; may be repeated. Default: all of the configuration.")]
 
 
-def prepare(
-    target: Target = None,
-    overrides: Overrides = None,
-    storage: StorageRoot = DEFAULT_STORAGE,
-    as_json: AsJson = False,
-    verbose: Verbose = False,
-) -> None:
+@on_a_run
+def prepare(asked: Asked) -> None:
     """Cut the documents of the sources into sequences in shards; rejected records go to quarantine with their reason."""
-    config = _begin(target, overrides, storage, verbose)
-    with watched_flow(verbose, as_json) as console:
+    config = _begin(asked)
+    with watched_flow(asked.verbose, asked.as_json) as console:
         from flows.prepare_corpus import prepare_corpus
         from miniplm.corpus.reader import load_corpus
         from miniplm.storage import Storage
 
         corpus_id, _ = prepare_corpus(config)
     manifest = load_corpus(Storage(config.storage), corpus_id)
-    if as_json:
+    if asked.as_json:
         print_json(manifest.as_json())
         return
     from flows.cli.tables import print_corpus
@@ -51,24 +35,20 @@ def prepare(
     print_corpus(console, Storage(config.storage), manifest)
 
 
-def train_reference(
-    target: Target = None,
-    overrides: Overrides = None,
-    storage: StorageRoot = DEFAULT_STORAGE,
-    as_json: AsJson = False,
-    verbose: Verbose = False,
-) -> None:
+@on_a_run
+def train_reference(asked: Asked) -> None:
     """Train the reference model on the reference split (nothing to do where the configuration gives a model)."""
-    config = _begin(target, overrides, storage, verbose)
-    with watched_flow(verbose, as_json) as console:
+    config = _begin(asked)
+    with watched_flow(asked.verbose, asked.as_json) as console:
         from flows.train_reference import train_reference as flow
 
         entry, _ = flow(config, _find_corpus_id(config))
-    _say(console, as_json, entry.as_json(), f"reference model {entry.model_id} ({entry.num_parameters:,} parameters)")
+    _say(console, asked.as_json, entry.as_json(), f"reference model {entry.model_id} ({entry.num_parameters:,} parameters)")
 
 
+@on_a_run
 def score(
-    target: Target = None,
+    asked: Asked,
     model: Annotated[Role | None, typer.Option("--model", help="Which of the two models scores.")] = None,
     shard: Annotated[
         list[int] | None,
@@ -84,20 +64,16 @@ def score(
             help="Score nothing for good: score N candidates by both models in their dtypes and in float32, and say what the dtypes change.",
         ),
     ] = None,
-    overrides: Overrides = None,
-    storage: StorageRoot = DEFAULT_STORAGE,
-    as_json: AsJson = False,
-    verbose: Verbose = False,
 ) -> None:
     """Score the candidate shards by one model; shards with verified scores are not scored again."""
     if (model is None) == (calibrate is None):
         raise ConfigError("give either --model teacher or --model reference (score its shards), or --calibrate N (compare dtypes)")
-    config = _begin(target, overrides, storage, verbose, emulated=model is None)
+    config = _begin(asked, emulated=model is None)
     if model is None:
         assert calibrate is not None
-        _calibrate(config, calibrate, as_json, verbose)
+        _calibrate(config, calibrate, asked.as_json, asked.verbose)
         return
-    with watched_flow(verbose, as_json) as console:
+    with watched_flow(asked.verbose, asked.as_json) as console:
         from flows.score_corpus import score_corpus
 
         corpus_id = _find_corpus_id(config)
@@ -106,7 +82,7 @@ def score(
         stage = score_corpus(config, corpus_id, entry, model, shard, again)
     _say(
         console,
-        as_json,
+        asked.as_json,
         {"corpus_id": corpus_id, "model": entry.as_json(), "stage": stage.as_json()},
         f"{stage.num_units:,} tokens of {corpus_id} are scored by {entry.model_id}"
         + (" (nothing was missing)" if stage.reused else ""),
@@ -155,19 +131,16 @@ def _calibrate(config: RunConfig, num_sequences: int, as_json: bool, verbose: bo
     judge_fidelity(calibration, config)
 
 
+@on_a_run
 def select(
-    target: Target = None,
+    asked: Asked,
     ratio: Annotated[
         float | None, typer.Option(help="Kept share of the candidates, in (0, 1]; the same as --set selection.ratio=...")
     ] = None,
-    overrides: Overrides = None,
-    storage: StorageRoot = DEFAULT_STORAGE,
-    as_json: AsJson = False,
-    verbose: Verbose = False,
 ) -> None:
     """Keep the sequences with the largest difference score, from the scores that are there; another ratio costs no new scores."""
-    config = _begin(target, [*(overrides or []), *([] if ratio is None else [f"selection.ratio={ratio!r}"])], storage, verbose)
-    with watched_flow(verbose, as_json) as console:
+    config = _begin(asked, *([] if ratio is None else [f"selection.ratio={ratio!r}"]))
+    with watched_flow(asked.verbose, asked.as_json) as console:
         from flows.select_sequences import select_sequences
         from miniplm.selection.ranking import load_selection
         from miniplm.storage import Storage
@@ -176,7 +149,7 @@ def select(
         teacher, reference = _find_scorer(config, corpus_id, "teacher"), _find_scorer(config, corpus_id, "reference")
         selection_id, _ = select_sequences(config, corpus_id, teacher, reference)
     manifest = load_selection(Storage(config.storage), selection_id)
-    if as_json:
+    if asked.as_json:
         print_json(manifest.as_json())
         return
     from flows.cli.tables import print_selection
@@ -184,20 +157,15 @@ def select(
     print_selection(console, Storage(config.storage), manifest)
 
 
+@on_a_run
 def train(
-    target: Target = None,
-    student: Annotated[
-        list[str] | None, typer.Option(help="Only this student; may be repeated. Default: all of the configuration.")
-    ] = None,
-    overrides: Overrides = None,
-    storage: StorageRoot = DEFAULT_STORAGE,
-    as_json: AsJson = False,
-    verbose: Verbose = False,
+    asked: Asked,
+    student: Students = None,
 ) -> None:
     """Train the students on the selection (or on the baseline's data), from their last checkpoints."""
-    config = _begin(target, overrides, storage, verbose)
+    config = _begin(asked)
     names = _student_names(config, student)
-    with watched_flow(verbose, as_json) as console:
+    with watched_flow(asked.verbose, asked.as_json) as console:
         from flows.train_student import train_student
 
         corpus_id, selection_id = _find_selection_id(config)
@@ -206,23 +174,18 @@ def train(
         f"{name}: {record.describe_steps()}, {record.num_tokens:,} tokens, final loss {record.final_loss:.3f} nats a token: {record.folder}"
         for name, record in records.items()
     ]
-    _say(console, as_json, {name: record.as_json() for name, record in records.items()}, "\n".join(lines))
+    _say(console, asked.as_json, {name: record.as_json() for name, record in records.items()}, "\n".join(lines))
 
 
+@on_a_run
 def evaluate(
-    target: Target = None,
-    student: Annotated[
-        list[str] | None, typer.Option(help="Only this student; may be repeated. Default: all of the configuration.")
-    ] = None,
-    overrides: Overrides = None,
-    storage: StorageRoot = DEFAULT_STORAGE,
-    as_json: AsJson = False,
-    verbose: Verbose = False,
+    asked: Asked,
+    student: Students = None,
 ) -> None:
     """Measure trained students and their milestones on the held-out split, and by zero-shot tasks; compare them with the baseline."""
-    config = _begin(target, overrides, storage, verbose)
+    config = _begin(asked)
     names = _student_names(config, student)
-    with watched_flow(verbose, as_json) as console:
+    with watched_flow(asked.verbose, asked.as_json) as console:
         from flows.evaluate_student import evaluate_student
         from miniplm.corpus.reader import load_corpus
         from miniplm.selection.ranking import load_selection
@@ -245,36 +208,30 @@ def evaluate(
     }
     everyone = {name: student for name, student in found.items() if student is not None}
     run = RunRecord(run_name=config.name, config=config_as_dict(config), students=everyone, started_at="")
-    if as_json:
+    if asked.as_json:
         print_json(describe_results(root, run, names))
     else:
         print_results(console, root, run)
 
 
-def report(
-    target: Target = None,
-    overrides: Overrides = None,
-    storage: StorageRoot = DEFAULT_STORAGE,
-    as_json: AsJson = False,
-    verbose: Verbose = False,
-) -> None:
+@on_a_run
+def report(asked: Asked) -> None:
     """Write the report of a run again, as far as the run has come."""
-    config = _begin(target, overrides, storage, verbose)
+    config = _begin(asked)
     from miniplm.run_status import provide_record
     from miniplm.storage import Storage
 
     provide_record(Storage(config.storage), config)
-    with watched_flow(verbose, as_json) as console:
+    with watched_flow(asked.verbose, asked.as_json) as console:
         from flows.write_report import write_report
 
         url = write_report(config.storage, config.name)
-    _say(console, as_json, {"report": url}, f"report: {url}")
+    _say(console, asked.as_json, {"report": url}, f"report: {url}")
 
 
-def _begin(target: str | None, overrides: list[str] | None, storage: str, verbose: bool, emulated: bool = False) -> RunConfig:
+def _begin(asked: Asked, *overrides: str, emulated: bool = False) -> RunConfig:
     """The configuration, with its inputs checked as `run` does."""
-    start_quietly(verbose)
-    config = resolve_config(target, overrides, storage)
+    config = asked.resolve_config(*overrides)
     from miniplm.inputs import check_inputs
 
     check_inputs(config, emulated)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from miniplm.artifacts import SourceEntry, Split
 from miniplm.config import CorpusConfig
 from miniplm.corpus.assembly import CloseShard, SplitAssembly
-from miniplm.corpus.growth import SPLITS
 from miniplm.corpus.identity import PlannedFile
 from miniplm.corpus.state import SplitState
+from miniplm.layout import SPLITS
 from miniplm.packing import SentenceEnds
 from miniplm.progress import Progress, ProgressCallback
 from miniplm.sources.reading import read_records

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from pydantic import ValidationError
-
 from miniplm import layout
 from miniplm.artifacts import CorpusManifest, Record, ShardEntry, SourceEntry, Split
 from miniplm.corpus.reader import find_corpus
 from miniplm.corpus.state import SplitState
 from miniplm.errors import CorpusError, DamagedFileError
+from miniplm.layout import SPLITS
+from miniplm.records import find_record, read_record
 from miniplm.storage import Storage
-
-SPLITS: tuple[Split, ...] = ("candidate", "reference", "heldout")
 
 
 class NewestCorpus(Record):
@@ -56,11 +54,11 @@ def find_newest_corpus(storage: Storage, settings_digest: str) -> CorpusManifest
     word, everything would be scored again.
     """
     path = layout.newest_corpus(settings_digest)
-    if not storage.exists(path):
-        return None
     try:
-        corpora = NewestCorpus.model_validate(storage.read_json(path)).corpora
-    except (ValidationError, DamagedFileError) as error:
+        corpora = read_record(storage, path, NewestCorpus).corpora
+    except FileNotFoundError:
+        return None
+    except DamagedFileError as error:
         raise CorpusError(
             f"{storage.url(path)} is damaged, which says what corpus new files are added to; write "
             '{"corpora": ["c-..."]} there with the ids of that corpus and of those it extends, the first of all first, '
@@ -76,9 +74,6 @@ def find_newest_corpus(storage: Storage, settings_digest: str) -> CorpusManifest
 def remember_newest_corpus(storage: Storage, settings_digest: str, manifest: CorpusManifest) -> None:
     """Notes which corpus was prepared last, unless that one or an extension of it is noted already."""
     path = layout.newest_corpus(settings_digest)
-    try:
-        noted = NewestCorpus.model_validate(storage.read_json(path)).corpora if storage.exists(path) else ()
-    except (ValidationError, DamagedFileError):
-        noted = ()
-    if manifest.corpus_id not in noted:
+    noted = find_record(storage, path, NewestCorpus)
+    if noted is None or manifest.corpus_id not in noted.corpora:
         storage.write_json(path, NewestCorpus(corpora=manifest.lineage).as_json())

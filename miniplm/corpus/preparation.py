@@ -16,7 +16,7 @@ from miniplm.artifacts import CorpusManifest, DomainCounts, ShardEntry, SourceEn
 from miniplm.config import CorpusConfig
 from miniplm.corpus.assembly import SplitAssembly, add_counts
 from miniplm.corpus.document_pass import DocumentPass
-from miniplm.corpus.growth import SPLITS, count_offsets, remember_newest_corpus
+from miniplm.corpus.growth import count_offsets, remember_newest_corpus
 from miniplm.corpus.identity import CorpusPlan, plan_corpus
 from miniplm.corpus.mending import mend_shards
 from miniplm.corpus.quarantine import Quarantine
@@ -24,6 +24,7 @@ from miniplm.corpus.reader import find_corpus, load_corpus_tokenizer
 from miniplm.corpus.shards import OpenShard
 from miniplm.corpus.state import PreparationState, has_shards, load_state
 from miniplm.errors import CorpusError, DamagedSourceError, list_offenders
+from miniplm.layout import SPLITS
 from miniplm.locks import exclusive
 from miniplm.progress import ProgressCallback, ignore_progress
 from miniplm.storage import Storage, digest_file

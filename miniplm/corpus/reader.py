@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from miniplm import layout
 from miniplm.artifacts import CorpusManifest, ShardEntry
 from miniplm.errors import CorpusError, TokenizerError
+from miniplm.records import describe_first_problem
 from miniplm.storage import Storage, digest_stream
 from miniplm.tokenization import CorpusTokenizer, load_tokenizer
 
@@ -33,10 +34,8 @@ def find_corpus(storage: Storage, corpus_id: str) -> CorpusManifest | None:
     try:
         return CorpusManifest.model_validate(storage.read_json(path))
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
         raise CorpusError(
-            f"{storage.url(path)} is no corpus manifest ({field}: {first['msg']}); delete it and run `miniplm prepare CONFIG`"
+            f"{storage.url(path)} is no corpus manifest ({describe_first_problem(error)}); delete it and run `miniplm prepare CONFIG`"
         ) from error
 
 

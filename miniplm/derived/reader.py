@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
 from miniplm import layout
 from miniplm.derived.records import DerivedManifest, DerivedShard
-from miniplm.errors import DamagedFileError, DerivedError, TokenizerError
+from miniplm.errors import DerivedError, TokenizerError
+from miniplm.records import find_record
 from miniplm.storage import Storage, digest_stream
 from miniplm.tokenization import CorpusTokenizer, load_tokenizer
 
@@ -21,11 +21,8 @@ _REPAIR = "Run `miniplm train CONFIG`: what is missing is made again with the sa
 
 def find_derived(storage: Storage, derived_id: str) -> DerivedManifest | None:
     """The manifest of a derived set, None where it is not made (to its end) or its manifest is damaged."""
-    try:
-        manifest = DerivedManifest.model_validate(storage.read_json(layout.derived_manifest(derived_id)))
-    except (FileNotFoundError, ValidationError, DamagedFileError):
-        return None
-    return manifest if manifest.derived_id == derived_id else None
+    manifest = find_record(storage, layout.derived_manifest(derived_id), DerivedManifest)
+    return manifest if manifest is not None and manifest.derived_id == derived_id else None
 
 
 def load_derived(storage: Storage, derived_id: str) -> DerivedManifest:

@@ -9,14 +9,12 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from miniplm import layout
 from miniplm.artifacts import DomainCounts, TokenizerEntry
@@ -24,13 +22,12 @@ from miniplm.corpus.assembly import add_counts
 from miniplm.corpus.shards import OpenShard
 from miniplm.derived.reader import find_derived
 from miniplm.derived.records import ConversionRecipe, DerivedManifest, DerivedShard, GenerationRecipe, SourcePart
-from miniplm.errors import DamagedFileError, DerivedError
+from miniplm.errors import DamagedFileError, DerivedError, first_line
 from miniplm.progress import ProgressCallback, ignore_progress
+from miniplm.records import ShardState, check_all, read_record
 from miniplm.storage import Storage, digest_file
 from miniplm.training.data import TrainingShard
 from miniplm.versions import list_versions
-
-_MOST_CHECKS = 32
 
 
 @dataclass(frozen=True)
@@ -109,25 +106,15 @@ class DerivedJob(ABC):
         return source.num_tokens if self.unit == "tokens" else source.num_sequences
 
 
-@dataclass(frozen=True)
-class DerivedShardState:
-    """Whether a derived shard is made: `done` with its manifest, `missing`, or `broken` with the reason."""
-
-    shard_index: int
-    state: Literal["done", "missing", "broken"]
-    manifest: DerivedShard | None = None
-    reason: str = ""
-
-
-def check_shard(storage: Storage, derived_id: str, shard_index: int, source: DerivedSource | None) -> DerivedShardState:
+def check_shard(storage: Storage, derived_id: str, shard_index: int, source: DerivedSource | None) -> ShardState[DerivedShard]:
     """Reads a shard's manifest and its file's digest, and says whether the shard is made, of this source where one is given."""
-    state = partial(DerivedShardState, shard_index)
+    state = partial(ShardState[DerivedShard], shard_index)
     try:
-        manifest = DerivedShard.model_validate(storage.read_json(layout.derived_shard_manifest(derived_id, shard_index)))
+        manifest = read_record(storage, layout.derived_shard_manifest(derived_id, shard_index), DerivedShard)
     except FileNotFoundError:
         return state("missing")
-    except (ValidationError, DamagedFileError) as error:
-        return state("broken", reason=f"its manifest is damaged ({str(error).splitlines()[0]})")
+    except DamagedFileError as error:
+        return state("broken", reason=f"its manifest is damaged ({first_line(error)})")
     if (manifest.derived_id, manifest.shard_index) != (derived_id, shard_index):
         return state("broken", reason=f"its manifest is of {manifest.title}")
     if source is not None and manifest.sources != source.describe():
@@ -141,12 +128,9 @@ def check_shard(storage: Storage, derived_id: str, shard_index: int, source: Der
     return state("done", manifest)
 
 
-def check_shards(storage: Storage, derived_id: str, sources: Sequence[DerivedSource]) -> list[DerivedShardState]:
+def check_shards(storage: Storage, derived_id: str, sources: Sequence[DerivedSource]) -> list[ShardState[DerivedShard]]:
     """The state of every shard of a set, in the order of their index."""
-    if storage.is_local:
-        return [check_shard(storage, derived_id, index, source) for index, source in enumerate(sources)]
-    with ThreadPoolExecutor(_MOST_CHECKS) as pool:  # a shard is two requests, nearly all of it waiting
-        return list(pool.map(lambda pair: check_shard(storage, derived_id, *pair), enumerate(sources)))
+    return check_all(storage, lambda pair: check_shard(storage, derived_id, *pair), enumerate(sources))
 
 
 def make_shard(

@@ -149,3 +149,9 @@ def describe_memory(device: torch.device) -> str:
         memory = psutil.virtual_memory()
         free, total = memory.available, memory.total
     return f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until the device has done all that it was given, so that a clock tells the truth."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -9,14 +9,15 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from html import escape
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from miniplm.report.content import LossCurve
+from miniplm.report.markup import fill
 from miniplm.scaling import ScalingFit, ScalingLaw
 
 # CSS variables by the placeholder that matplotlib draws in; no two may differ only by rounding.
@@ -41,9 +42,19 @@ def choose_ticks(low: float, high: float, num_ticks: int = 6, scale: str = "line
     return [(value, _label_tick(value)) for value in values]
 
 
+def place(value: float, low: float, high: float, scale: str = "linear") -> float:
+    """Where a value lies on an axis from `low` to `high`, in percent."""
+    return 100 * (math.log(value / low) / math.log(high / low) if scale == "log" else (value - low) / (high - low))
+
+
+def place_ticks(ticks: Sequence[tuple[float, str]], low: float, high: float, scale: str = "linear") -> list[tuple[str, str]]:
+    """Places in percent with the labels."""
+    return [(f"{place(value, low, high, scale):.2f}", label) for value, label in ticks]
+
+
 def draw_distribution(
     edges: np.ndarray[Any, Any], counts: np.ndarray[Any, Any], threshold: float | None, colour: str, label: str
-) -> str:
+) -> Markup:
     """One domain's histogram, scaled to its own height: what was kept in full colour, the rest faint, r < 0 shaded."""
 
     def draw(axes: Any) -> None:
@@ -69,7 +80,7 @@ def draw_distribution(
     return _render(draw, (8, 0.7), label)
 
 
-def draw_loss_curves(curves: dict[str, LossCurve], bounds: tuple[float, float, float, float], scale: str, label: str) -> str:
+def draw_loss_curves(curves: dict[str, LossCurve], bounds: tuple[float, float, float, float], scale: str, label: str) -> Markup:
     """Training loss by step: the raw losses faint, their moving average over them; students differ in colour and dash."""
     left, right, bottom, top = bounds
 
@@ -93,18 +104,18 @@ def draw_loss_curves(curves: dict[str, LossCurve], bounds: tuple[float, float, f
     return _render(draw, (8, 4), label)
 
 
-def choose_power_ticks(low: float, high: float) -> list[tuple[float, str]]:
+def choose_power_ticks(low: float, high: float) -> list[tuple[float, Markup]]:
     """Powers of ten within [low, high] with their labels as HTML, every few where there are many; threefold ones where there are few."""
     first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
     step = max(1, -(-(last - first + 1) // 7))
-    ticks = [(10.0**power, f"10<sup>{power}</sup>") for power in range(first, last + 1, step)]
+    ticks = [(10.0**power, fill("10<sup>{}</sup>", power)) for power in range(first, last + 1, step)]
     if len(ticks) < 3:
-        threes = [(3 * 10.0**power, f"3·10<sup>{power}</sup>") for power in range(first - 1, last + 1)]
+        threes = [(3 * 10.0**power, fill("3·10<sup>{}</sup>", power)) for power in range(first - 1, last + 1)]
         ticks = sorted([*ticks, *(tick for tick in threes if low <= tick[0] <= high)])
     return ticks
 
 
-def draw_scaling_curves(fits: dict[str, tuple[int, ScalingFit]], bounds: tuple[float, float, float, float], label: str) -> str:
+def draw_scaling_curves(fits: dict[str, tuple[int, ScalingFit]], bounds: tuple[float, float, float, float], label: str) -> Markup:
     """Fitted laws by training FLOPs, each in the colour of its index: a line over the measured stretch, dashes beyond, the 95 % band faint.
 
     The checkpoints are not drawn here: the page puts them over it, as each tells its figures when pointed at.
@@ -137,7 +148,7 @@ def _predict_loss(law: ScalingLaw, flops: float) -> float:
     return law.predict_loss(flops)
 
 
-def _render(draw: Callable[[Any], None], size: tuple[float, float], label: str) -> str:
+def _render(draw: Callable[[Any], None], size: tuple[float, float], label: str) -> Markup:
     """An SVG that stretches to its place: no text, no size, no id or style of its own that could clash on the page."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -158,8 +169,8 @@ def _render(draw: Callable[[Any], None], size: tuple[float, float], label: str) 
     body = re.sub(r' id="[^"]*"| clip-path="[^"]*"', "", body)
     for name, placeholder in _PLACEHOLDERS.items():
         body = body.replace(placeholder, f"var({name})")
-    head = f'<svg class="chart" viewBox="{view_box.group(1)}" preserveAspectRatio="none" role="img" aria-label="{escape(label)}">'
-    return head + re.sub(r"\s*\n\s*", "\n", body).strip()
+    head = fill('<svg class="chart" viewBox="{}" preserveAspectRatio="none" role="img" aria-label="{}">', view_box.group(1), label)
+    return head + Markup(re.sub(r"\s*\n\s*", "\n", body).strip())
 
 
 def _label_tick(value: float) -> str:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import yaml
+from markupsafe import Markup
 
-from miniplm.artifacts import CorpusManifest, ModelEntry
+from miniplm.artifacts import CorpusManifest, DomainCounts, ModelEntry
+from miniplm.corpus.assembly import add_counts
 from miniplm.corpus.taken_files import list_files_read_again, list_files_without_documents
 from miniplm.errors import list_offenders
 from miniplm.layout import SPLITS, model_folder
 from miniplm.report.content import ReportContent
 from miniplm.report.markup import (
     MISSING,
-    escape,
-    explain,
+    fill,
     format_bytes,
     format_code,
     format_count,
     format_name,
     format_size,
-    make_table,
+    render,
 )
 
 _USES = {
@@ -30,154 +32,120 @@ _USES = {
 }
 
 
-def render_counts(content: ReportContent) -> str:
+def render_counts(content: ReportContent) -> Markup:
     """Documents by split and rejected records by reason, and whether they add up to the records read."""
     corpus = content.corpus
     if corpus is None:
-        return "<p>The corpus is not prepared yet.</p>"
-    counts = {split: corpus.split_counts(split) for split in ("candidate", "reference", "heldout")}
-    head = ["Split", "Use", "Documents", explain("Text", "UTF-8 bytes of the documents"), "Tokens", "Sequences"]
-    rows = [
-        [
-            split,
-            _USES[split],
-            format_count(count.num_documents),
-            format_bytes(count.num_bytes),
-            format_count(count.num_tokens),
-            format_count(count.num_sequences),
-        ]
-        for split, count in counts.items()
-    ]
-    rows.append(
-        [
-            "<b>All</b>",
-            "",
-            format_count(sum(count.num_documents for count in counts.values())),
-            format_bytes(sum(count.num_bytes for count in counts.values())),
-            format_count(sum(count.num_tokens for count in counts.values())),
-            format_count(sum(count.num_sequences for count in counts.values())),
-        ]
-    )
-    return (
-        _render_sum(corpus)
-        + make_table(head, rows, num_text_columns=2)
-        + _render_rejected(corpus)
-        + _render_files(corpus)
-        + _render_domain_counts(corpus)
-    )
-
-
-def _render_sum(corpus: CorpusManifest) -> str:
-    num_documents = sum(corpus.split_counts(split).num_documents for split in ("candidate", "reference", "heldout"))
+        return Markup("<p>The corpus is not prepared yet.</p>")
+    counts = {split: corpus.split_counts(split) for split in SPLITS}
+    all_splits = reduce(add_counts, counts.values())
     num_rejected = sum(corpus.rejected.values())
-    difference = corpus.num_records - num_documents - num_rejected
-    check = (
-        "✓ nothing is missing"
-        if not difference
-        else f"⚠ this does not add up: {format_count(difference)} records are unaccounted for"
-    )
-    return (
-        f"<p>{format_count(corpus.num_records)} records read from {format_count(len(corpus.sources))} files = "
-        f"{format_count(num_documents)} documents + {format_count(num_rejected)} rejected. {check}.</p>"
+    return render(
+        "counts.html",
+        corpus=corpus,
+        all=all_splits,
+        num_rejected=num_rejected,
+        num_missing=corpus.num_records - all_splits.num_documents - num_rejected,
+        split_rows=[
+            *([split, _USES[split], *_count_cells(count)] for split, count in counts.items()),
+            [Markup("<b>All</b>"), "", *_count_cells(all_splits)],
+        ],
+        rejected=[
+            [reason, format_count(number)]
+            for reason, number in sorted(corpus.rejected.items(), key=lambda item: (-item[1], item[0]))
+            if number
+        ],
+        file_rows=_list_files(corpus),
+        domain_head=[
+            "Domain",
+            *(fill("{}<br><small>{}</small>", split, unit) for split in SPLITS for unit in ("documents", "tokens")),
+        ],
+        domain_rows=_list_domains(corpus),
     )
 
 
-def _render_rejected(corpus: CorpusManifest) -> str:
-    rejected = {reason: number for reason, number in corpus.rejected.items() if number}
-    if not rejected:
-        return "<p class='note'>No record was rejected.</p>"
-    rows = [
-        [escape(reason), format_count(number)] for reason, number in sorted(rejected.items(), key=lambda item: (-item[1], item[0]))
+def _count_cells(counts: DomainCounts) -> list[str]:
+    return [
+        format_count(counts.num_documents),
+        format_bytes(counts.num_bytes),
+        format_count(counts.num_tokens),
+        format_count(counts.num_sequences),
     ]
-    table = make_table(["Reason", "Rejected records"], rows)
-    where = "corpus" if corpus.parent is None else "corpus that read it (this one or one that it extends)"
-    return f"<h3>Rejected</h3>\n{table}\n<p class='note'>Each is listed with its file, line and reason in the <code>quarantine</code> folder of the {where}.</p>"
 
 
-def _render_files(corpus: CorpusManifest) -> str:
+def _list_files(corpus: CorpusManifest) -> list[list[str]]:
     """Files that gave nothing or were left out, where there are any."""
     rows = [
-        [escape(reason), escape(list_offenders(files)), format_count(len(files))]
+        [reason, list_offenders(files), format_count(len(files))]
         for reason, files in (
             ("no document: empty, or all records rejected", list_files_without_documents(corpus)),
             ("read more than once: several sources name them, or there are copies", list_files_read_again(corpus)),
         )
         if files
     ]
-    rows += [
+    return rows + [
         [
-            f"left out of {escape(entry.source)}: {escape(entry.reason)}",
-            escape(list_offenders(entry.names, entry.num_files)),
+            f"left out of {entry.source}: {entry.reason}",
+            list_offenders(entry.names, entry.num_files),
             format_count(entry.num_files),
         ]
         for entry in corpus.left_out
     ]
-    return f"<h3>Files to look at</h3>\n{make_table(['What', 'Which', 'Files'], rows, num_text_columns=2)}" if rows else ""
 
 
-def _render_domain_counts(corpus: CorpusManifest) -> str:
-    domains = sorted({domain for counts in corpus.domains.values() for domain in counts})
-    head = ["Domain", *(f"{split}<br><small>{unit}</small>" for split in SPLITS for unit in ("documents", "tokens"))]
+def _list_domains(corpus: CorpusManifest) -> list[list[str]]:
+    none = DomainCounts()
     rows = []
-    for domain in domains:
-        cells = [format_name(domain)]
-        for split in ("candidate", "reference", "heldout"):
-            count = corpus.domains.get(split, {}).get(domain)
-            cells += [format_count(count.num_documents), format_count(count.num_tokens)] if count is not None else ["0", "0"]
-        rows.append(cells)
-    return f"<details class='box'><summary>By domain and split</summary>{make_table(head, rows)}</details>"
+    for domain in sorted({domain for counts in corpus.domains.values() for domain in counts}):
+        counts = [corpus.domains[split].get(domain, none) if split in corpus.domains else none for split in SPLITS]
+        rows.append([format_name(domain), *(format_count(n) for count in counts for n in (count.num_documents, count.num_tokens))])
+    return rows
 
 
-def render_setup(content: ReportContent) -> str:
+def render_setup(content: ReportContent) -> Markup:
     """Models, ids, seeds, versions and the configuration."""
     record = content.record
-    models = [
-        [
-            role,
-            format_code(_describe_source(model)),
-            format_size(model.num_parameters),
-            escape(model.dtype),
-            format_code(model.model_id),
-        ]
-        for role, model in (("teacher", record.teacher), ("reference", record.reference))
-        if model is not None
-    ]
-    head = ["Model", "Read from", "Parameters", explain("Precision", "of weights and activations while scoring"), "Id"]
-    tables = make_table(head, models, "The two models that scored", num_text_columns=2) if models else ""
-    tables += make_table(["What", "Value"], [[name, value] for name, value in _list_facts(content)], "Ids, settings and seeds", 2)
-    versions = make_table(
-        ["Package", "Version"], [[escape(name), escape(value)] for name, value in sorted(record.versions.items())], "", 2
+    return render(
+        "setup.html",
+        models=[
+            [
+                role,
+                format_code(_describe_source(model)),
+                format_size(model.num_parameters),
+                model.dtype,
+                format_code(model.model_id),
+            ]
+            for role, model in (("teacher", record.teacher), ("reference", record.reference))
+            if model is not None
+        ],
+        facts=_list_facts(content),
+        versions=sorted(record.versions.items()),
+        config=yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True, width=100),
     )
-    config = escape(yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True, width=100))
-    return f"""{tables}
-<details class="box"><summary>Versions</summary>{versions}</details>
-<details class="box"><summary>The whole configuration</summary><pre>{config}</pre></details>
-<p class="note">Ids are made from what went in, so equal ids mean equal work; the storage root keeps each of these under its id.</p>"""
 
 
 def _list_facts(content: ReportContent) -> list[tuple[str, str]]:
     record, corpus, selection = content.record, content.corpus, content.selection
     facts: list[tuple[str, str]] = [("run", format_code(record.run_name))]
     if corpus is not None:
-        facts += [
-            ("corpus", format_code(corpus.corpus_id)),
-            *([("extends", f"corpus {format_code(corpus.parent)}")] if corpus.parent else []),
-            (
-                "tokenizer",
-                f"{format_code(corpus.tokenizer.name)}, {format_count(corpus.tokenizer.vocab_size)} tokens, documents end with "
-                f"{format_code(corpus.tokenizer.eos_token)}",
-            ),
-            ("sequence length", f"{format_count(corpus.sequence_length)} targets, so at most one token more in a sequence"),
-        ]
+        facts.append(("corpus", format_code(corpus.corpus_id)))
+        if corpus.parent:
+            facts.append(("extends", fill("corpus {}", format_code(corpus.parent))))
+        name, eos = format_code(corpus.tokenizer.name), format_code(corpus.tokenizer.eos_token)
+        size = format_count(corpus.tokenizer.vocab_size)
+        facts.append(("tokenizer", fill("{}, {} tokens, documents end with {}", name, size, eos)))
+        length = format_count(corpus.sequence_length)
+        facts.append(("sequence length", f"{length} targets, so at most one token more in a sequence"))
     if selection is not None:
         kind = "mean: nats a token" if selection.score == "mean" else "sum: nats a sequence"
         of_each = " of each domain" if selection.within == "domain" else ""
-        facts += [("selection", f"{format_code(selection.selection_id)}, ratio {selection.ratio:g}{of_each}, score {kind}")]
+        rule = f"ratio {selection.ratio:g}{of_each}, score {kind}"
+        facts.append(("selection", fill("{}, {}", format_code(selection.selection_id), rule)))
     facts += [
-        (f"student {format_name(name)}", f"training {format_code(student.training_id)}")
+        (fill("student {}", format_name(name)), fill("training {}", format_code(student.training_id)))
         for name, student in record.students.items()
     ]
-    facts.append(("seeds", ", ".join(f"{escape(name)} {escape(seed)}" for name, seed in _find_seeds(record.config)) or MISSING))
+    facts.append(("seeds", ", ".join(f"{name} {seed}" for name, seed in _find_seeds(record.config)) or MISSING))
     return facts
 
 

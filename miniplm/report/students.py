@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import log
+
+from markupsafe import Markup
 
 from miniplm.artifacts import Evaluation
 from miniplm.baselines import SELECTION_METHODS, find_baselines
-from miniplm.report.charts import choose_ticks, draw_loss_curves
+from miniplm.report.charts import choose_ticks, draw_loss_curves, place_ticks
 from miniplm.report.content import LossCurve, ReportContent
 from miniplm.report.heldout import render_heldout
 from miniplm.report.markup import (
-    escape,
     explain,
+    fill,
     format_code,
     format_count,
     format_name,
     format_nats,
     format_power,
     format_size,
-    make_table,
+    render,
 )
 from miniplm.run_record import RunRecord, StudentRecord
 from miniplm.scaling_curves import student_flops_per_token
@@ -64,28 +65,14 @@ def choose_pair(record: RunRecord) -> StudentPair | None:
     return StudentPair(name, record.students[name], evaluation, record.students[baseline] if baseline is not None else None)
 
 
-def render_students(content: ReportContent) -> str:
-    record = content.record
+def render_students(content: ReportContent) -> Markup:
+    record, curves = content.record, content.curves
     if not record.students:
-        return "<p>The run has trained no students.</p>"
-    head = [
-        "Student",
-        explain("Method", "what the student was trained on and how; each tells more when pointed at"),
-        "Architecture",
-        "Parameters",
-        explain("Steps", "optimizer steps"),
-        explain("Tokens", "tokens trained on, repeats included"),
-        explain(
-            "FLOPs",
-            "floating-point operations of training: 6 a parameter and token, and 2 a parameter of a teacher that runs along",
-        ),
-        explain("Final training loss", "of the last step, on its own training text: not comparable between students")
-        + "<br><small>nats a token</small>",
-    ]
+        return Markup("<p>The run has trained no students.</p>")
     rows = [
         [
             format_name(name),
-            explain(escape(student.method), _METHODS[student.method]) if student.method in _METHODS else escape(student.method),
+            explain(student.method, _METHODS[student.method]) if student.method in _METHODS else student.method,
             format_code(student.architecture),
             format_size(student.num_parameters),
             _format_steps(student),
@@ -95,7 +82,8 @@ def render_students(content: ReportContent) -> str:
         ]
         for name, student in record.students.items()
     ]
-    return make_table(head, rows, num_text_columns=3) + _render_curves(content.curves) + render_heldout(content)
+    chart = _draw_curves(curves) if curves else {}
+    return render("students.html", rows=rows, curves=curves, heldout=render_heldout(content), **chart)
 
 
 def _format_steps(student: StudentRecord) -> str:
@@ -105,12 +93,12 @@ def _format_steps(student: StudentRecord) -> str:
     meaning = (
         "as many steps as cost, teacher included, what the configured training costs without one: steps * 3 N / (3 N + N_teacher)"
     )
-    return f"{steps}<br><small>of {format_count(student.num_unmatched_steps)}: {explain('FLOP-matched', meaning)}</small>"
+    matched = explain("FLOP-matched", meaning)
+    return fill("{}<br><small>of {}: {}</small>", steps, format_count(student.num_unmatched_steps), matched)
 
 
-def _render_curves(curves: dict[str, LossCurve]) -> str:
-    if not curves:
-        return "<p class='note'>There are no training metrics to draw.</p>"
+def _draw_curves(curves: dict[str, LossCurve]) -> dict[str, object]:
+    """The chart of training losses and the labels of its axes, as the template takes them."""
     last = max(float(curve.step[-1]) for curve in curves.values())
     first = max(1.0, min(float(curve.step[0]) for curve in curves.values()))
     scale = "log" if last - first >= _LOG_SCALE_STEPS else "linear"
@@ -118,31 +106,9 @@ def _render_curves(curves: dict[str, LossCurve]) -> str:
     losses = [float(value) for curve in curves.values() for value in (curve.loss.min(), curve.loss.max())]
     margin = 0.03 * (max(losses) - min(losses)) or 0.5
     bottom, top = min(losses) - margin, max(losses) + margin
-    chart = draw_loss_curves(curves, (left, right, bottom, top), scale, "Training loss of the students by optimizer step")
-    legend = "".join(
-        f"<li><i class='{'dashed' if index % 2 else ''}' style='--c:var(--s{index % 6})'></i>{format_name(name)}, "
-        f"at the end {format_nats(float(curve.smooth_loss[-1]))}</li>"
-        for index, (name, curve) in enumerate(curves.items())
-    )
-    y_ticks = "".join(
-        f'<span style="bottom:{100 * (value - bottom) / (top - bottom):.2f}%">{label}</span>'
-        for value, label in choose_ticks(bottom, top)
-    )
-    x_ticks = "".join(
-        f'<span style="left:{100 * position:.2f}%">{label}</span>'
-        for value, label in choose_ticks(left, right, scale=scale)
-        for position in [_place(value, left, right, scale)]
-    )
-    axis = " on a logarithmic axis" if scale == "log" else ""
-    return f"""<h3>Training loss</h3>
-<figure><ul class="legend">{legend}</ul>
-<div class="with-axis"><div class="y-axis">{y_ticks}</div><div class="plot tall">{chart}</div>
-<div></div><div class="axis">{x_ticks}</div></div>
-<figcaption>Training loss (nats a token) by optimizer step{axis}: the loss of each step faint, over it the mean of the steps
-around it (15&nbsp;% before and after). Each student is
-measured on its own training text, so a lower curve here does not mean a better model; the held-out loss below tells that.</figcaption>
-</figure>"""
-
-
-def _place(value: float, left: float, right: float, scale: str) -> float:
-    return log(value / left) / log(right / left) if scale == "log" else (value - left) / (right - left)
+    return {
+        "svg": draw_loss_curves(curves, (left, right, bottom, top), scale, "Training loss of the students by optimizer step"),
+        "x_ticks": place_ticks(choose_ticks(left, right, scale=scale), left, right, scale),
+        "y_ticks": place_ticks(choose_ticks(bottom, top), bottom, top),
+        "scale": scale,
+    }

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 
+from markupsafe import Markup
+
 from miniplm.artifacts import TaskResult
 from miniplm.baselines import find_baselines
 from miniplm.report.content import ReportContent
-from miniplm.report.markup import MISSING, explain, format_count, format_name, make_table
+from miniplm.report.markup import MISSING, explain, fill, format_count, format_error, format_name, mark_best, render
 from miniplm.run_record import RunRecord
+from miniplm.zero_shot.results import average_accuracy
 
 
 def has_tasks(content: ReportContent) -> bool:
     return bool(_list_results(content.record))
 
 
-def render_tasks(content: ReportContent) -> str:
+def render_tasks(content: ReportContent) -> Markup:
     """Accuracy by task in percent; the average is over the tasks that all students have."""
     record = content.record
     results, baselines = _list_results(record), find_baselines(record)
@@ -24,43 +27,22 @@ def render_tasks(content: ReportContent) -> str:
     common = [task for task in tasks if all(task in measured for measured in results.values())]
     head = ["Task", explain("Metric", "acc_norm: the answer likeliest by the byte; acc: the likeliest"), "Documents"]
     for name in results:
-        head.append(f"{format_name(name)}<br><small>%</small>")
+        head.append(fill("{}<br><small>%</small>", format_name(name)))
         if name in baselines:
             head.append(explain("difference", f"points more or less than the baseline {baselines[name]}; above 0 is better"))
-    averages = {name: average_results([measured[task] for task in common]) for name, measured in results.items()} if common else {}
-    rows = (
-        [
-            [
-                f"<b>Average of {len(common)}</b>",
-                "",
-                "",
-                *_make_cells(averages, list(results), baselines),
-            ]
-        ]
-        if common
-        else []
-    )
+    rows = []
+    if common:
+        averages = {name: average_accuracy({task: measured[task] for task in common}) for name, measured in results.items()}
+        rows.append([fill("<b>Average of {}</b>", len(common)), "", "", *_make_cells(averages, list(results), baselines)])
     for task in tasks:
         measured = {name: values[task] for name, values in results.items() if task in values}
         some = next(iter(measured.values()))
         figures = {name: (result.accuracy, result.standard_error) for name, result in measured.items()}
         metrics = ", ".join(sorted({result.metric for result in measured.values()}))
         rows.append([format_name(task), metrics, format_count(some.num_documents), *_make_cells(figures, list(results), baselines)])
-    left_out = (
-        f" {len(tasks) - len(common)} tasks that not all students have are not in the average." if len(common) < len(tasks) else ""
-    )
     shots = sorted({result.num_shots for measured in results.values() for result in measured.values()})
     examples = "without examples (zero-shot)" if shots == [0] else f"with {', '.join(map(str, shots))} examples"
-    return f"""{make_table(head, rows, num_text_columns=2)}
-<p class="note">Accuracy in percent, {examples}, ± one standard error over the documents of a task; ★ marks the highest of a row. The error
-of a difference takes both students' answers as independent; they answer the same questions, so it is rather too large.{left_out}</p>"""
-
-
-def average_results(results: list[TaskResult]) -> tuple[float, float | None]:
-    """The mean accuracy over tasks and its standard error, sqrt(sum of squares) / tasks; None where a task has none."""
-    mean = sum(result.accuracy for result in results) / len(results)
-    errors = [result.standard_error for result in results if result.standard_error is not None]
-    return mean, math.hypot(*errors) / len(results) if len(errors) == len(results) else None
+    return render("tasks.html", head=head, rows=rows, examples=examples, num_left_out=len(tasks) - len(common))
 
 
 def _list_results(record: RunRecord) -> dict[str, dict[str, TaskResult]]:
@@ -72,30 +54,32 @@ def _list_results(record: RunRecord) -> dict[str, dict[str, TaskResult]]:
 
 
 def _make_cells(figures: dict[str, tuple[float, float | None]], names: list[str], baselines: dict[str, str]) -> list[str]:
-    highest = max((f"{100 * accuracy:05.1f}" for accuracy, _ in figures.values()), default="")
-    cells = []
+    accuracies = [accuracy for accuracy, _ in figures.values()]
+    highest = _format_percent(max(accuracies)) if len(accuracies) > 1 else None
+    cells: list[str] = []
     for name in names:
         if name not in figures:
             cells += [MISSING] * (2 if name in baselines else 1)
             continue
         accuracy, error = figures[name]
-        text = f"{100 * accuracy:.1f}"
-        if len(figures) > 1 and f"{100 * accuracy:05.1f}" == highest:
-            text = f"<span class='best'>★<span class='visually-hidden'> best </span>&nbsp;{text}</span>"
-        cells.append(text + _format_error(error))
+        cells.append(mark_best(_format_percent(accuracy), highest) + _format_error(error))
         if name in baselines:
             other = figures.get(baselines[name])
             cells.append(_format_difference((accuracy, error), other) if other is not None else MISSING)
     return cells
 
 
-def _format_difference(own: tuple[float, float | None], other: tuple[float, float | None]) -> str:
+def _format_percent(accuracy: float) -> str:
+    return f"{100 * accuracy:.1f}"
+
+
+def _format_difference(own: tuple[float, float | None], other: tuple[float, float | None]) -> Markup:
     points = round(100 * (own[0] - other[0]), 1) + 0.0
     kind = "" if points == 0 else "better" if points > 0 else "worse"
     error = math.hypot(own[1], other[1]) if own[1] is not None and other[1] is not None else None
     text = f"{points:{'+' if points else ''}.1f}".replace("-", "−")
-    return f"<span class='{kind}'>{text}</span>{_format_error(error)}"
+    return fill("<span class='{}'>{}</span>{}", kind, text, _format_error(error))
 
 
-def _format_error(error: float | None) -> str:
-    return "" if error is None else f"&nbsp;<small>±&nbsp;{100 * error:.1f}</small>"
+def _format_error(error: float | None) -> Markup:
+    return format_error(None if error is None else 100 * error, digits=1)

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import ValidationError
 
 from miniplm import layout
 from miniplm.artifacts import Calibration, CalibrationScores, CorpusManifest, ModelEntry
 from miniplm.config import RunConfig
 from miniplm.corpus.reader import read_shard, read_token_ids
-from miniplm.errors import CorpusError, DamagedFileError, FidelityError
+from miniplm.errors import CorpusError, FidelityError
 from miniplm.models.devices import describe_device, resolve_device
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
+from miniplm.records import find_record
 from miniplm.scoring.engine import Scorer
 from miniplm.scoring.throughput import Throughput
 from miniplm.selection.ranking import count_selected
@@ -173,14 +173,8 @@ def calibrate(
 
 def find_calibration(storage: Storage, corpus_id: str, teacher_id: str, reference_id: str, within: str) -> Calibration | None:
     """The calibration of two models on a corpus for selections `within`; None where there is none, or a damaged one."""
-    path = layout.calibration(corpus_id, teacher_id, reference_id, within)
-    if not storage.exists(path):
-        return None
-    try:
-        calibration = Calibration.model_validate(storage.read_json(path))
-    except (ValidationError, DamagedFileError):
-        return None
-    return calibration if calibration.within == within else None
+    calibration = find_record(storage, layout.calibration(corpus_id, teacher_id, reference_id, within), Calibration)
+    return calibration if calibration is not None and calibration.within == within else None
 
 
 def needs_calibration(*dtypes: str) -> bool:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from pydantic import ValidationError
-
 from miniplm import layout
 from miniplm.artifacts import CorpusManifest, ModelEntry, ScoreFailure, ShardEntry
-from miniplm.errors import DamagedFileError, is_lasting
+from miniplm.errors import is_lasting
+from miniplm.records import find_record
 from miniplm.storage import Storage
 
 
@@ -45,14 +44,7 @@ def find_failures(storage: Storage, corpus: CorpusManifest, model_id: str) -> di
         for shard in shards:
             path = layout.score_failure(corpus_id, model_id, shard.shard_index)
             if shard.corpus_id == corpus_id and path.rsplit("/", 1)[-1] in known:
-                failure = _read_failure(storage, path)
-                if failure is not None:
+                failure = find_record(storage, path, ScoreFailure)
+                if failure is not None:  # scored meanwhile, or a damaged note: what counts is whether the shard is scored
                     failures[shard.shard_index] = failure
     return failures
-
-
-def _read_failure(storage: Storage, path: str) -> ScoreFailure | None:
-    try:
-        return ScoreFailure.model_validate(storage.read_json(path))
-    except (FileNotFoundError, DamagedFileError, ValidationError):
-        return None  # scored meanwhile, or a damaged note: what counts is whether the shard is scored

@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Literal
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
 from miniplm import layout
 from miniplm.artifacts import CorpusManifest, ModelEntry, ScoreShardManifest, ShardEntry
 from miniplm.corpus.reader import read_shard, read_token_ids
-from miniplm.errors import DamagedFileError, ModelError, ScoreError, list_offenders
+from miniplm.errors import DamagedFileError, ModelError, ScoreError, first_line, list_offenders
 from miniplm.models.devices import describe_device
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
+from miniplm.records import ShardState, check_all, read_record
 from miniplm.scoring.engine import Scorer
 from miniplm.scoring.throughput import Throughput
 from miniplm.storage import Storage, digest_file, digest_stream
 from miniplm.versions import list_versions
 
-_MOST_CHECKS = 32
+ShardScoreState = ShardState[ScoreShardManifest]
 SCORE_SCHEMA = pa.schema([("sequence_id", pa.int64()), ("num_scored_tokens", pa.int32()), ("nll_sum", pa.float64())])
-
-
-@dataclass(frozen=True)
-class ShardScoreState:
-    """Whether a shard is scored: `done` with its manifest, `missing`, or `broken` with the reason."""
-
-    shard_index: int
-    state: Literal["done", "missing", "broken"]
-    manifest: ScoreShardManifest | None = None
-    reason: str = ""
 
 
 def score_shard(
@@ -124,37 +110,32 @@ def check_score_shard(storage: Storage, shard: ShardEntry, model_id: str) -> Sha
     relative = layout.score_shard(shard.corpus_id, model_id, index)
     manifest_path = layout.score_shard_manifest(shard.corpus_id, model_id, index)
     try:
-        manifest = ScoreShardManifest.model_validate(storage.read_json(manifest_path))
+        manifest = read_record(storage, manifest_path, ScoreShardManifest)
     except FileNotFoundError:
-        return ShardScoreState(index, "missing")
-    except (ValidationError, DamagedFileError) as error:
-        return ShardScoreState(index, "broken", reason=f"its manifest is damaged ({str(error).splitlines()[0]})")
+        return ShardState(index, "missing")
+    except DamagedFileError as error:
+        return ShardState(index, "broken", reason=f"its manifest is damaged ({first_line(error)})")
     if manifest.shard_digest != shard.digest:
-        return ShardScoreState(index, "broken", reason="its scores are of other sequences than the corpus holds")
+        return ShardState(index, "broken", reason="its scores are of other sequences than the corpus holds")
     try:
         # Some 20 bytes a sequence: read once for all that is looked at.
         content = storage.read_bytes(relative)
     except FileNotFoundError:
-        return ShardScoreState(index, "broken", reason="its score file is gone")
+        return ShardState(index, "broken", reason="its score file is gone")
     if len(content) != manifest.num_bytes:
-        return ShardScoreState(
+        return ShardState(
             index, "broken", reason=f"its score file has {len(content):,} bytes, its manifest says {manifest.num_bytes:,}"
         )
     if digest_stream(pa.BufferReader(content)) != manifest.digest:
-        return ShardScoreState(index, "broken", reason="its score file is not what its manifest says (digests differ)")
+        return ShardState(index, "broken", reason="its score file is not what its manifest says (digests differ)")
     if fault := _find_fault(pq.read_table(pa.BufferReader(content)), shard):
-        return ShardScoreState(index, "broken", reason=fault)
-    return ShardScoreState(index, "done", manifest)
+        return ShardState(index, "broken", reason=fault)
+    return ShardState(index, "done", manifest)
 
 
 def check_score_shards(storage: Storage, corpus: CorpusManifest, model_id: str) -> list[ShardScoreState]:
     """The state of every candidate shard of a corpus under one model, in the order of their index."""
-    shards = corpus.split_shards("candidate")
-    if storage.is_local:
-        return [check_score_shard(storage, shard, model_id) for shard in shards]
-    # A shard is two requests, nearly all of it waiting.
-    with ThreadPoolExecutor(_MOST_CHECKS) as pool:
-        return list(pool.map(lambda shard: check_score_shard(storage, shard, model_id), shards))
+    return check_all(storage, lambda shard: check_score_shard(storage, shard, model_id), corpus.split_shards("candidate"))
 
 
 def _find_fault(table: pa.Table, shard: ShardEntry) -> str:

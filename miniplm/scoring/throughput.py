@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from miniplm.models.devices import synchronize
 from miniplm.models.packed_linear import can_pack, multiply, pack_weight
 from miniplm.nll import Head
 
@@ -62,20 +63,15 @@ def measure_matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
 
     passes, seconds = 0, 0.0
     work()
-    _synchronize(device)
+    synchronize(device)
     started = time.perf_counter()
     while seconds < _PEAK_SECONDS:
         for _ in range(1 if device.type == "cpu" else 5):
             work()
             passes += 1
-        _synchronize(device)
+        synchronize(device)
         seconds = time.perf_counter() - started
     return 2.0 * size**3 * passes / seconds
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 @dataclass(frozen=True)

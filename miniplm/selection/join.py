@@ -11,7 +11,7 @@ import duckdb
 
 from miniplm import layout
 from miniplm.artifacts import CorpusManifest, ShardEntry
-from miniplm.errors import CorpusError, ScoreJoinError, StorageError, StorageUnavailableError, list_offenders
+from miniplm.errors import CorpusError, ScoreJoinError, StorageError, StorageUnavailableError, first_line, list_offenders
 from miniplm.scoring.shards import check_score_shards
 from miniplm.selection.scans import scan_parquet
 from miniplm.storage import Storage
@@ -109,7 +109,7 @@ def candidate_scores(
         else:
             raise
         raise CorpusError(
-            f"a candidate shard of corpus {corpus.corpus_id} {fault} ({_first_line(error)}). {_FIND_DAMAGE}"
+            f"a candidate shard of corpus {corpus.corpus_id} {fault} ({first_line(error)}). {_FIND_DAMAGE}"
         ) from error
     difference = (
         "reference.nll_sum - teacher.nll_sum"
@@ -137,10 +137,6 @@ def _raise_store_error(error: duckdb.Error) -> None:
     told = re.search(rf"^({'|'.join(_STORE_ERRORS)}): (.+)$", str(error), re.MULTILINE)
     if told:
         raise _STORE_ERRORS[told[1]](told[2]) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
 
 
 def _check_candidates(connection: duckdb.DuckDBPyConnection, shards: tuple[ShardEntry, ...]) -> None:

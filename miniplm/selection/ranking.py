@@ -8,14 +8,14 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
 from miniplm import layout
 from miniplm.artifacts import CorpusManifest, DomainSelection, SelectionManifest, SelectionShardEntry
 from miniplm.config import SelectionConfig
-from miniplm.errors import CorpusError, DamagedFileError, ScoreJoinError
+from miniplm.errors import CorpusError, ScoreJoinError
 from miniplm.locks import exclusive
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
+from miniplm.records import find_record
 from miniplm.selection.join import candidate_scores, check_scores, connect
 from miniplm.storage import Storage, digest_content, digest_file
 
@@ -54,12 +54,8 @@ def resolve_selection_id(
 
 def find_selection(storage: Storage, selection_id: str) -> SelectionManifest | None:
     """The selection where it is there, whole: its manifest and every file with the digest that the manifest says."""
-    path = layout.selection_manifest(selection_id)
-    if not storage.exists(path):
-        return None
-    try:
-        manifest = SelectionManifest.model_validate(storage.read_json(path))
-    except (ValidationError, DamagedFileError):
+    manifest = find_record(storage, layout.selection_manifest(selection_id), SelectionManifest)
+    if manifest is None:
         return None
     for shard in manifest.shards:
         relative = layout.selection_shard(selection_id, shard.shard_index)

@@ -7,7 +7,6 @@ but for one of another training, which is nobody's to overwrite.
 from __future__ import annotations
 
 import errno
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,15 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from miniplm import layout
 from miniplm.artifacts import CheckpointMetrics, Record
-from miniplm.errors import DamagedFileError, StorageError, TrainingError, list_offenders
+from miniplm.errors import StorageError, TrainingError, list_offenders
 from miniplm.models.files import list_weight_files
 from miniplm.models.identity import digest_weights
+from miniplm.records import find_record, holds_files, parse_metrics
 from miniplm.storage import Storage, digest_content, digest_file
 
 if TYPE_CHECKING:
@@ -127,10 +126,7 @@ def find_checkpoint(storage: Storage, training_id: str, step: int) -> Checkpoint
     manifest = _read_manifest(storage, training_id, step)
     if manifest is None or (manifest.training_id, manifest.step) != (training_id, step):
         return None
-    for name, digest in manifest.files.items():
-        if not storage.exists(f"{folder}/{name}") or storage.digest(f"{folder}/{name}") != digest:
-            return None
-    return manifest
+    return manifest if holds_files(storage, folder, manifest.files) else None
 
 
 def find_last_checkpoint(storage: Storage, training_id: str, recipe: dict[str, Any]) -> CheckpointManifest | None:
@@ -148,14 +144,8 @@ def find_last_checkpoint(storage: Storage, training_id: str, recipe: dict[str, A
 
 
 def _read_manifest(storage: Storage, training_id: str, step: int) -> CheckpointManifest | None:
-    path = f"{layout.checkpoint_folder(training_id, step)}/{MANIFEST}"
-    if not storage.exists(path):
-        return None
-    try:
-        manifest = CheckpointManifest.model_validate(storage.read_json(path))
-    except (ValidationError, DamagedFileError):
-        return None
-    return manifest if manifest.is_as_written else None
+    manifest = find_record(storage, f"{layout.checkpoint_folder(training_id, step)}/{MANIFEST}", CheckpointManifest)
+    return manifest if manifest is not None and manifest.is_as_written else None
 
 
 def _check_recipe(storage: Storage, training_id: str, step: int, recipe: dict[str, Any]) -> None:
@@ -182,8 +172,7 @@ def _flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def read_metrics(storage: Storage, training_id: str, step: int) -> list[CheckpointMetrics]:
     """The metrics of all steps up to a checkpoint."""
-    content = storage.read_bytes(f"{layout.checkpoint_folder(training_id, step)}/{METRICS}").decode()
-    return [CheckpointMetrics.model_validate(json.loads(line)) for line in content.splitlines()]
+    return parse_metrics(storage.read_bytes(f"{layout.checkpoint_folder(training_id, step)}/{METRICS}"))
 
 
 def restore_checkpoint(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import shutil
 
-from pydantic import ValidationError
-
 from miniplm.artifacts import TrainingManifest
-from miniplm.errors import DamagedFileError, TrainingError
+from miniplm.errors import TrainingError
 from miniplm.locks import exclusive
+from miniplm.records import find_record, holds_files
 from miniplm.storage import Storage, digest_file
 from miniplm.training.model_card import write_model_card
 
@@ -50,14 +49,5 @@ def export_model(storage: Storage, manifest: TrainingManifest, target_folder: st
 
 def find_export(storage: Storage, folder: str) -> TrainingManifest | None:
     """The training whose model a folder holds whole: every file with the digest that `training.json` says."""
-    path = f"{folder}/{TRAINING}"
-    if not storage.exists(path):
-        return None
-    try:
-        manifest = TrainingManifest.model_validate(storage.read_json(path))
-    except (ValidationError, DamagedFileError):
-        return None
-    for name, digest in manifest.files.items():
-        if not storage.exists(f"{folder}/{name}") or storage.digest(f"{folder}/{name}") != digest:
-            return None
-    return manifest
+    manifest = find_record(storage, f"{folder}/{TRAINING}", TrainingManifest)
+    return manifest if manifest is not None and holds_files(storage, folder, manifest.files) else None

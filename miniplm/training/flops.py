@@ -16,11 +16,6 @@ def training_flops_per_token(num_parameters: int, num_teacher_parameters: int = 
     return 6.0 * num_parameters + 2.0 * num_teacher_parameters
 
 
-def scoring_flops_per_token(*num_parameters: int) -> float:
-    """FLOPs of scoring one token by each of these models: 2 N. Paid once for all students, so no part of a student's training."""
-    return 2.0 * sum(num_parameters)
-
-
 def matched_share(num_parameters: int, num_teacher_parameters: int) -> Fraction:
     """The share of the steps without a teacher that cost as much with one: 3 N / (3 N + N_teacher) (arXiv 2410.17215, section 3.1).
 

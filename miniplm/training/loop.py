@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 
 import torch
-from pydantic import ValidationError
 
 from miniplm import layout
 from miniplm.architectures import build_model, count_parameters
 from miniplm.artifacts import CheckpointMetrics, TrainingManifest
-from miniplm.errors import DamagedFileError, TrainingError
+from miniplm.errors import TrainingError
 from miniplm.locks import exclusive
 from miniplm.models.devices import describe_memory, is_out_of_memory
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
+from miniplm.records import find_record
 from miniplm.storage import Storage
 from miniplm.training.checkpoints import (
     CheckpointManifest,
@@ -82,12 +82,8 @@ def _join_training(storage: Storage, plan: TrainingPlan, group: ProcessGroup, de
 
 def find_training(storage: Storage, training_id: str) -> TrainingManifest | None:
     """The manifest of a finished training whose final checkpoint is there whole."""
-    path = layout.training_manifest(training_id)
-    if not storage.exists(path):
-        return None
-    try:
-        manifest = TrainingManifest.model_validate(storage.read_json(path))
-    except (ValidationError, DamagedFileError):
+    manifest = find_record(storage, layout.training_manifest(training_id), TrainingManifest)
+    if manifest is None:
         return None
     checkpoint = find_checkpoint(storage, training_id, manifest.num_steps)
     if manifest.training_id != training_id or checkpoint is None or checkpoint.weights_digest != manifest.weights_digest:

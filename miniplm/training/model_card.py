@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import yaml
 
 from miniplm.artifacts import CheckpointMetrics, DomainLoss, Evaluation, TrainingManifest
+from miniplm.records import parse_metrics
 from miniplm.storage import Storage
 
 CARD = "README.md"
@@ -35,8 +35,7 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 
 def write_model_card(storage: Storage, folder: str, training: TrainingManifest, evaluation: Evaluation | None = None) -> None:
     """Publishes the card of the model in a folder, which has its metrics already, in place of an earlier card."""
-    content = storage.read_bytes(f"{folder}/{_METRICS}").decode()
-    metrics = [CheckpointMetrics.model_validate(json.loads(line)) for line in content.splitlines()]
+    metrics = parse_metrics(storage.read_bytes(f"{folder}/{_METRICS}"))
     card = make_model_card(folder.rsplit("/", 1)[-1], training, metrics, evaluation)
     storage.write_bytes(f"{folder}/{CARD}", card.encode())
 

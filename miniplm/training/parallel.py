@@ -83,11 +83,6 @@ class ProcessGroup:
         # Not after an error: it would wait for processes that wait for this one.
         dist.destroy_process_group()
 
-    def wait_for_all(self) -> None:
-        """Returns when all processes have called it."""
-        if not self.is_alone:
-            dist.barrier()
-
     def least(self, value: int, device: torch.device) -> int:
         """The smallest of all processes' values, in all of them."""
         if self.is_alone:

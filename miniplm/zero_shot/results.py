@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 
 from miniplm import layout
 from miniplm.artifacts import TaskResult, TrainingManifest
 from miniplm.config import EvaluationConfig
-from miniplm.errors import DamagedFileError
 from miniplm.models.devices import resolve_dtype
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
+from miniplm.records import find_record
 from miniplm.storage import Storage, digest_content
 from miniplm.zero_shot.tasks import LocalTask, find_harness, find_local_tasks, require_harness, resolve_tasks
 
@@ -99,11 +98,5 @@ def _result_path(training_id: str, name: str, key: str) -> str:
 
 
 def _read_result(storage: Storage, training_id: str, name: str, key: str) -> TaskResult | None:
-    path = _result_path(training_id, name, key)
-    if not storage.exists(path):
-        return None
-    try:
-        result = TaskResult.model_validate(storage.read_json(path))
-    except (ValidationError, DamagedFileError):
-        return None
-    return result if result.key == key and find_harness() in (None, result.harness_version) else None
+    result = find_record(storage, _result_path(training_id, name, key), TaskResult)
+    return result if result is not None and result.key == key and find_harness() in (None, result.harness_version) else None

@@ -23,7 +23,7 @@ BASELINE_LAW = law_through(4.8, FINAL_FLOPS)
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The storage root of a run whose student needs 1.5 times less than the baseline; one more was measured at its end only."""
-    monkeypatch.setattr("flows.cli.scaling.start_quietly", lambda verbose: None)  # it sets up the whole process
+    monkeypatch.setattr("flows.cli.options.start_quietly", lambda verbose: None)  # it sets up the whole process
     monkeypatch.setenv("COLUMNS", "200")
     config: dict[str, Any] = {
         "name": "demo",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -63,11 +61,6 @@ def make_run(students: dict[str, StudentRecord], **settings: dict[str, object]) 
     """A run of these students; `settings` are parts of their configuration, by name with `_` for a space."""
     config = {"students": [{"name": name, **settings.get(name.replace(" ", "_"), {})} for name in students]}
     return RunRecord(run_name="r", config=config, students=students, started_at="")
-
-
-@pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return Storage(str(tmp_path))
 
 
 def test_the_same_sequences_are_subtracted_one_by_one(storage: Storage) -> None:

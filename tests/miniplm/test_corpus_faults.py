@@ -20,16 +20,6 @@ from tests.miniplm.corpus_fixtures import EOS, make_config, read_sequences, save
 from tests.miniplm.test_corpus_preparation import make_documents
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_tokenizer(tmp_path_factory.mktemp("bytes"), "bytes")
-
-
-@pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return Storage(str(tmp_path / "root"))
-
-
 def list_artifacts(storage: Storage) -> list[str]:
     return [name for name in storage.list_names("corpora") if name.startswith("c-")]
 

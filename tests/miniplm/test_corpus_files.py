@@ -20,18 +20,8 @@ from miniplm.errors import SourceError
 from miniplm.sources.files import find_source
 from miniplm.storage import Storage
 from tests.miniplm import corpus_fixtures
-from tests.miniplm.corpus_fixtures import save_tokenizer, write_jsonl
+from tests.miniplm.corpus_fixtures import write_jsonl
 from tests.miniplm.test_corpus_preparation import make_documents
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_tokenizer(tmp_path_factory.mktemp("bytes"), "bytes")
-
-
-@pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return Storage(str(tmp_path / "root"))
 
 
 def make_config(tokenizer: str, *sources: dict[str, str], **settings: bool) -> CorpusConfig:

@@ -16,12 +16,7 @@ from miniplm.corpus.reader import load_corpus, read_shard, read_token_ids
 from miniplm.storage import Storage
 from miniplm.tokenization import load_tokenizer
 from tests.forks import FORKS
-from tests.miniplm.corpus_fixtures import EOS, TRAINING_TEXT, make_config, save_tokenizer, write_jsonl
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_tokenizer(tmp_path_factory.mktemp("bytes"), "bytes")
+from tests.miniplm.corpus_fixtures import EOS, TRAINING_TEXT, make_config, write_jsonl
 
 
 def prepare_and_measure(root: str, config: str, told: str) -> None:

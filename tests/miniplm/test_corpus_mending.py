@@ -14,19 +14,9 @@ from miniplm.corpus.reader import read_shard
 from miniplm.errors import BusyError, CorpusError
 from miniplm.locks import exclusive
 from miniplm.storage import Storage
-from tests.miniplm.corpus_fixtures import read_tree, save_tokenizer, write_jsonl
+from tests.miniplm.corpus_fixtures import read_tree, write_jsonl
 from tests.miniplm.test_corpus_extension import add_file, check_sequences, make_growing, make_lineage, stamp_files
 from tests.miniplm.test_corpus_preparation import make_documents
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_tokenizer(tmp_path_factory.mktemp("bytes"), "bytes")
-
-
-@pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return Storage(str(tmp_path / "root"))
 
 
 @pytest.fixture

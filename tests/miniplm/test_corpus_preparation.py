@@ -33,18 +33,8 @@ SPLITS = ("candidate", "reference", "heldout")
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_tokenizer(tmp_path_factory.mktemp("bytes"), "bytes")
-
-
-@pytest.fixture(scope="module")
 def word_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_tokenizer(tmp_path_factory.mktemp("word"), "word")
-
-
-@pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return Storage(str(tmp_path / "root"))
 
 
 def make_documents(num_documents: int, seed: int = 0) -> list[dict[str, str]]:

@@ -28,11 +28,6 @@ TRAINING = TrainingConfig(steps=2, batch_size=4, learning_rate=1e-3, warmup_step
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return Storage(str(tmp_path))
-
-
-@pytest.fixture
 def corpus(storage: Storage) -> CorpusManifest:
     return make_training_corpus(storage)
 

@@ -20,7 +20,6 @@ from miniplm.training.flops import (
     count_unmatched_steps,
     match_training,
     matched_share,
-    scoring_flops_per_token,
     training_flops_per_token,
 )
 from tests.miniplm.made_models import make_llama, save_model
@@ -68,15 +67,6 @@ def test_epochs_are_matched_by_the_same_share() -> None:
     assert (matched.steps, matched.epochs) == (None, 2.4)
     assert count_unmatched_steps(training(epochs=4), 600, 6, 12) == 1000
     assert count_unmatched_steps(training(steps=1001), 600, 6, 12) == 1001
-
-
-def test_scoring_by_two_models_is_a_forward_pass_of_each() -> None:
-    assert scoring_flops_per_token(1_800, 104) == 2 * 1_904
-
-
-@pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return Storage(str(tmp_path / "root"))
 
 
 @pytest.fixture

@@ -47,11 +47,6 @@ def teacher(teacher_folder: Path) -> ModelEntry:
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return Storage(str(tmp_path))
-
-
-@pytest.fixture
 def corpus(storage: Storage) -> CorpusManifest:
     return make_training_corpus(storage)
 

@@ -270,6 +270,8 @@ def test_hostile_names_and_texts_stay_text(tmp_path: Path) -> None:
     save_run(storage, record.model_copy(update={"config": {**record.config, attack: attack}, "versions": {attack: attack}}))
     page = read_page(storage)
     assert attack in page.text
+    labels = {attributes.get("aria-label") for tag, attributes in page.elements if tag == "svg"}
+    assert f"Distribution of difference scores of the domain {attack}" in labels
     assert "数学・$x$ 🎉" in page.text
     assert "素数は無限にある。" in page.text
     assert "␀" in page.text

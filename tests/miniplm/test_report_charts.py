@@ -13,6 +13,8 @@ from miniplm.report.content import make_loss_curve
 from miniplm.report.markup import (
     cut_text,
     escape,
+    fill,
+    format_code,
     format_count,
     format_name,
     format_nats,
@@ -70,6 +72,7 @@ def test_numbers_and_texts_are_written_as_agreed() -> None:
     assert format_time("2026-11-02T09:00:00+00:00") == "2026-11-02 09:00 UTC"
     assert format_name("a" * 25) == f'<bdi class="long">{"a" * 25}</bdi>'
     assert escape("\ud800\x85a\tb\n\r") == "\ufffd\ufffda\tb\n␍"
+    assert fill("<i title='{}'>{}</i>", "<'\x1b", format_code("{&}")) == "<i title='&lt;&#39;␛'><code>{&amp;}</code></i>"
     assert cut_text("ab\ncd\nef", 400, 2) == "ab\ncd"
     assert cut_text("ab\ncd\nef", 4, 9) == "ab\nc"
     assert cut_text("abcd\u0301e", 4, 9) == "abc"

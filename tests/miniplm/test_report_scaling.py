@@ -11,13 +11,11 @@ import numpy as np
 import pytest
 
 from miniplm import layout
-from miniplm.artifacts import TaskResult
 from miniplm.report.charts import choose_power_ticks, draw_scaling_curves
 from miniplm.report.content import ReportContent, gather_content
 from miniplm.report.markup import format_error, format_power, format_times
 from miniplm.report.page import render_headline
 from miniplm.report.students import choose_pair
-from miniplm.report.tasks import average_results
 from miniplm.run_record import RunRecord
 from miniplm.scaling import fit_scaling_law
 from miniplm.sequence_losses import SequenceLosses, write_losses
@@ -99,14 +97,6 @@ def test_accuracies_have_standard_errors_and_differences(page: Page) -> None:
     assert re.search(r"piqa\s*acc_norm\s*500\s*★ best 57\.0 ± 2\.2\s*\+2\.0 ± 3\.1\s*55\.0 ± 2\.2", text)
     assert re.search(r"lambada\s*acc_norm\s*500\s*––\s*20\.0 ± 1\.8", text)
     assert "1 tasks that not all students have are not in the average" in text
-
-
-def test_average_of_tasks_has_the_error_of_a_mean_of_independent_ones() -> None:
-    def result(accuracy: float, error: float | None) -> TaskResult:
-        return TaskResult(accuracy=accuracy, standard_error=error, metric="acc", num_documents=100)
-
-    assert average_results([result(0.3, 0.03), result(0.5, 0.04)]) == (0.4, pytest.approx(0.025))
-    assert average_results([result(0.3, None), result(0.5, 0.04)]) == (0.4, None)
 
 
 def test_heldout_losses_have_standard_errors_also_of_their_paired_difference(made: tuple[Storage, RunRecord]) -> None:

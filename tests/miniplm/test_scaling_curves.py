@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,11 +34,6 @@ def make_record(storage: Storage, students: dict[str, MadeStudent], **changes: A
 
 def gather_curves(storage: Storage, record: RunRecord) -> dict[str, StudentCurve]:
     return gather_all(storage, record, num_samples=10)
-
-
-@pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return Storage(str(tmp_path))
 
 
 def test_points_are_at_the_flops_of_the_tokens_so_far_and_those_of_the_warm_up_are_not_fitted(storage: Storage) -> None:

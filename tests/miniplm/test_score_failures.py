@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
@@ -23,11 +22,6 @@ from miniplm.storage import Storage
 from tests.miniplm.made_corpora import make_corpus, write_scores
 
 ENTRY = ModelEntry(model_id="m", source="m", dtype="float32", weights_digest="sha256:w", num_parameters=1)
-
-
-@pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return Storage(str(tmp_path))
 
 
 @pytest.fixture

@@ -19,11 +19,6 @@ from miniplm.training.recipe import TrainingPlan
 from tests.miniplm.made_trainings import make_plan, make_training_corpus
 
 
-@pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return Storage(str(tmp_path))
-
-
 def train(storage: Storage, **training: Any) -> TrainingPlan:
     plan = make_plan(make_training_corpus(storage), **training)
     train_model(storage, plan)

@@ -32,11 +32,6 @@ NUM = sum(COUNTS)
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return Storage(str(tmp_path))
-
-
-@pytest.fixture
 def shards(storage: Storage) -> list[TrainingShard]:
     sequences = iter([index + 1] + [7] * (1 + index % 3) for index in range(NUM))
     corpus = make_corpus(storage, {"candidate": [[next(sequences) for _ in range(count)] for count in COUNTS]})
@@ -183,8 +178,8 @@ def test_nothing_to_train_on_is_an_error(storage: Storage) -> None:
         SequenceOrder(storage, [], seed=0)
 
 
-def test_damaged_shard_is_an_error(storage: Storage, shards: list[TrainingShard], tmp_path: Path) -> None:
-    path = next(tmp_path.glob("corpora/*/candidate/shard-00002.parquet"))
+def test_damaged_shard_is_an_error(storage: Storage, shards: list[TrainingShard]) -> None:
+    path = next(Path(storage.root).glob("corpora/*/candidate/shard-00002.parquet"))
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)

@@ -22,11 +22,6 @@ from tests.miniplm.made_trainings import make_plan, make_training_corpus
 TARGET = "runs/r/students/s"
 
 
-@pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return Storage(str(tmp_path))
-
-
 def train(storage: Storage, **training: Any) -> TrainingManifest:
     return train_model(storage, make_plan(make_training_corpus(storage), **{"steps": 2, **training}))
 

@@ -59,11 +59,6 @@ say(kind="hello", rank=0, pid=os.getpid())
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return Storage(str(tmp_path))
-
-
-@pytest.fixture
 def children() -> Callable[[], list[psutil.Process]]:
     """Lists the processes started in the test, not those of the session before it (servers of other tests), nor theirs."""
     earlier = set(psutil.Process().children())

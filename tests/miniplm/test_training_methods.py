@@ -23,11 +23,6 @@ ROWS = ([0, 3, 6], [], [8, 1])
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return Storage(str(tmp_path))
-
-
-@pytest.fixture
 def corpus(storage: Storage) -> CorpusManifest:
     return make_training_corpus(storage)
 

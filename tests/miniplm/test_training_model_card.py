@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import yaml
 from huggingface_hub import ModelCard
 
@@ -31,11 +30,6 @@ EVALUATION = Evaluation(
         "boolq": TaskResult(accuracy=0.25, standard_error=None, metric="acc", num_documents=1),
     },
 )
-
-
-@pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return Storage(str(tmp_path))
 
 
 def make_manifest() -> TrainingManifest:

@@ -47,11 +47,6 @@ def read_events(folder: Path) -> list[tuple[str, int, float]]:
     return scalars
 
 
-@pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return Storage(str(tmp_path))
-
-
 def test_each_checkpoint_adds_its_steps_to_the_curves(storage: Storage) -> None:
     metrics = make_metrics(6)
     publish_events(storage, "t", metrics[:2], 2)

@@ -43,11 +43,6 @@ class Interrupted(BaseException):
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> Storage:
-    return Storage(str(tmp_path / "root"))
-
-
-@pytest.fixture
 def corpus(storage: Storage) -> CorpusManifest:
     return make_training_corpus(storage)
 

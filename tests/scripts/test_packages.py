@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.packages import FetchError, Package, fetch_package, read_members
+from scripts.packages import FetchError, Package, fetch_package, publish_folder, read_members
 
 CONTENT = b"the file of a package"
 PACKAGE = Package("some-package", "1.0", "some_package-1.0.tar.gz", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
@@ -110,3 +110,16 @@ def test_npm_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(FetchError, match=r"@scope/some-package@2\.1 is a package of npm, which is not here"):
         fetch_package(SCOPED, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_takes_the_place_of_another_only_when_it_is_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    for content, fails in (("first", False), ("second", True), ("third", False)):
+        try:
+            with publish_folder(folder) as aside:
+                (aside / content).write_text(content)
+                if fails:
+                    raise KeyError(content)
+        except KeyError:
+            assert [path.name for path in folder.iterdir()] == ["first"]
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["folder", "folder/third"]
