@@ -55,8 +55,15 @@ def plan_stages(rows: Path, rehearse: bool) -> dict[str, list[Step]]:
         small = ("--batch", "2", "--steps", "1", "--length", "64") if rehearse else ()
         return Step(name, limit, ("benchmarks.training", "--size", size, *small, *common, *more))
 
-    dtypes = ("--dtypes", "float32" if rehearse else "bfloat16")
-    batches = ("128",) if rehearse else ("16384", "32768")
+    def num_sequences(number: int) -> tuple[str, ...]:
+        return () if rehearse else ("--sequences", str(number))
+
+    ours = ("--sides", "ours", "--dtypes", "float32" if rehearse else "bfloat16")
+    # Beside what `auto` begins with, which the stage `speed` measures.
+    of_reference, of_teacher = ("128,256", "128,256") if rehearse else ("16384,32768,131072", "32768,65536")
+    head = ("--heads", "--sides", "none", *(("--head-tokens", "96,128", "--head-seconds", "0.01") if rehearse else ()))
+    # Each variant, tile and batch; half a second each.
+    batches = () if rehearse else ("--head-tokens", "16384,32768,65536", "--head-seconds", "0.5")
     stages = {
         "tests": [Step("tests", 470, (*pytest, "-m", "gpu", *timeout))],
         "speed": [
@@ -69,16 +76,23 @@ def plan_stages(rows: Path, rehearse: bool) -> dict[str, list[Step]]:
             train("train-trainer", 220, "--sides", "trainer", "--micro-batch", "2" if rehearse else "8"),
         ],
         "tune": [
-            *(score(f"tune-reference-{n}", 90, reference, "--sides", "ours", *dtypes, "--tokens-per-batch", n) for n in batches),
-            *(score(f"tune-teacher-{n}", 140, teacher, "--sides", "ours", *dtypes, "--tokens-per-batch", n) for n in batches),
+            score("tune-head", 200, reference, *head, *batches),
+            score("tune-reference", 110, reference, *ours, "--tokens-per-batch", of_reference, *num_sequences(16384)),
+            score("tune-teacher", 165, teacher, *ours, "--tokens-per-batch", of_teacher, *num_sequences(2048)),
         ],
         "risky": [
-            # A kernel that hangs holds the device, so the one that may comes last.
-            score("heads", 200, reference, "--heads", "--sides", "ours", *dtypes, *(() if rehearse else ("--sequences", "64"))),
+            # A kernel that hangs holds the device, so those that may come last of all.
             Step(
                 "warp-specialised",
                 240,
                 (*pytest, "-m", "gpu and risky", *(("--timeout", "60", "--timeout-method", "thread") if timeout else ())),
+            ),
+            score(
+                "warp-specialised-heads",
+                220,
+                reference,
+                *head,
+                *(() if rehearse else ("--warp-specialized", "--head-seconds", "0.5")),
             ),
         ],
     }
@@ -123,12 +137,13 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
 
 def format_rows(rows: Iterable[dict[str, Any]]) -> str:
     """The measured rows as one table: rates, ratios within a run, share of the matmul peak of that run."""
-    header = ["what", "side", "dtype", "tokens/s", "x published", "x Trainer", "of matmul peak", "GiB", "start-up s"]
+    header = ["what", "side", "dtype", "batch", "tokens/s", "x published", "x Trainer", "of matmul peak", "GiB", "start-up s"]
     cells = [
         [
             str(row.get("size") or row.get("model")),
             str(row.get("side") or f"head {row.get('kernel')}"),
             str(row.get("dtype", "")),
+            show(row["num_tokens"] if "kernel" in row else (row.get("engine") or {}).get("tokens_per_batch"), ","),
             show(row.get("tokens_per_second"), ",.0f"),
             show(row.get("ratio_to_published", row.get("ratio")), ".2f"),
             show(row.get("ratio_to_trainer"), ".2f"),

@@ -11,7 +11,7 @@ import torch
 from miniplm.errors import ConfigError, DeviceError, NoDeviceError, first_line
 from miniplm.foreign_errors import is_device_lost as is_device_lost
 from miniplm.foreign_errors import is_out_of_memory as is_out_of_memory
-from miniplm.models.fp8 import supports_fp8
+from miniplm.models.fp8 import FP8_DTYPES, supports_fp8
 
 # CUDA devices of this process that stopped answering; a process cannot use such a device again.
 _lost: set[int] = set()
@@ -80,10 +80,10 @@ def resolve_dtype(dtype: str, device: torch.device, emulated: bool = False) -> s
     On a CPU with instructions for bfloat16 that is faster too (`has_native_bfloat16`), but float32 gives the same
     scores on every machine, so it is for the user to ask for. Raises `ConfigError` for fp8 on a device that has none.
     """
-    if dtype == "fp8" and not emulated and not supports_fp8(device):
+    if dtype in FP8_DTYPES and not emulated and not supports_fp8(device):
         raise ConfigError(
-            f"dtype fp8 needs a GPU of compute capability 8.9 or higher (H100, L40S, ...), not {describe_device(device)}; use auto. "
-            "What fp8 would do to the selection can be measured here: `miniplm score CONFIG --calibrate 200`"
+            f"dtype {dtype} needs a GPU of compute capability 8.9 or higher (H100, L40S, ...), not {describe_device(device)}; use auto. "
+            f"What {dtype} would do to the selection can be measured here: `miniplm score CONFIG --calibrate 200`"
         )
     if dtype != "auto":
         return dtype
@@ -104,7 +104,7 @@ def describe_device(device: torch.device) -> str:
 
 def torch_dtype(dtype: str) -> torch.dtype:
     """PyTorch's type of weights and activations; with fp8, what is not multiplied in fp8 is bfloat16."""
-    if dtype == "fp8":
+    if dtype in FP8_DTYPES:
         return torch.bfloat16
     resolved: Any = getattr(torch, dtype)
     assert isinstance(resolved, torch.dtype)
