@@ -76,10 +76,18 @@ def plan_stages(rows: Path, rehearse: bool) -> dict[str, list[Step]]:
         teacher,
         *(("--sides", "ours,vllm,sglang", *small) if rehearse else ("--limit-seconds", "150", "--total-seconds", "440")),
     )
-    dtypes = ("--dtypes", "float32" if rehearse else "bfloat16")
-    batches = ("128",) if rehearse else ("16384", "32768")
     sides = "published,published-fp16,ours"
     sweep = ("--micro-batch", "1,auto") if rehearse else ("--micro-batch", "8,16,32,64,auto", "--steps", "6")
+
+    def num_sequences(number: int) -> tuple[str, ...]:
+        return () if rehearse else ("--sequences", str(number))
+
+    ours = ("--sides", "ours", "--dtypes", "float32" if rehearse else "bfloat16")
+    # Beside what `auto` begins with, which the stage `speed` measures.
+    of_reference, of_teacher = ("128,256", "128,256") if rehearse else ("16384,32768,131072", "32768,65536")
+    head = ("--heads", "--sides", "none", *(("--head-tokens", "96,128", "--head-seconds", "0.01") if rehearse else ()))
+    # Each variant, tile and batch; half a second each.
+    batches = () if rehearse else ("--head-tokens", "16384,32768,65536", "--head-seconds", "0.5")
     stages = {
         "tests": [Step("tests", 470, (*pytest, "-m", "gpu", *timeout))],
         "speed": [
@@ -92,8 +100,9 @@ def plan_stages(rows: Path, rehearse: bool) -> dict[str, list[Step]]:
             train("train-trainer", 220, "--sides", "trainer", "--trainer-micro-batch", "2" if rehearse else "8"),
         ],
         "tune": [
-            *(score(f"tune-reference-{n}", 90, reference, "--sides", "ours", *dtypes, "--tokens-per-batch", n) for n in batches),
-            *(score(f"tune-teacher-{n}", 140, teacher, "--sides", "ours", *dtypes, "--tokens-per-batch", n) for n in batches),
+            score("tune-head", 200, reference, *head, *batches),
+            score("tune-reference", 110, reference, *ours, "--tokens-per-batch", of_reference, *num_sequences(16384)),
+            score("tune-teacher", 165, teacher, *ours, "--tokens-per-batch", of_teacher, *num_sequences(2048)),
         ],
         # One process a size: what PyTorch compiled for one number of sequences serves the next in part.
         "tune-train": [
@@ -103,12 +112,18 @@ def plan_stages(rows: Path, rehearse: bool) -> dict[str, list[Step]]:
         # Other engines over the same sequences, those that are installed.
         "engines": [Step("engines", 470, ("benchmarks.scoring_engines", *engines, *common), () if rehearse else ENGINES)],
         "risky": [
-            # A kernel that hangs holds the device, so the one that may comes last.
-            score("heads", 200, reference, "--heads", "--sides", "ours", *dtypes, *(() if rehearse else ("--sequences", "64"))),
+            # A kernel that hangs holds the device, so those that may come last of all.
             Step(
                 "warp-specialised",
                 240,
                 (*pytest, "-m", "gpu and risky", *(("--timeout", "60", "--timeout-method", "thread") if timeout else ())),
+            ),
+            score(
+                "warp-specialised-heads",
+                220,
+                reference,
+                *head,
+                *(() if rehearse else ("--warp-specialized", "--head-seconds", "0.5")),
             ),
         ],
     }
@@ -186,12 +201,25 @@ def _start(step: Step, log: Path, is_warm: bool) -> int:
 
 def format_rows(rows: Iterable[dict[str, Any]]) -> str:
     """The measured rows as one table: rates, ratios within a run, share of the matmul peak of that run."""
-    header = ["what", "side", "dtype", "tokens/s", "x published", "x Trainer", "x ours", "of matmul peak", "GiB", "start-up s"]
+    header = [
+        "what",
+        "side",
+        "dtype",
+        "batch",
+        "tokens/s",
+        "x published",
+        "x Trainer",
+        "x ours",
+        "of matmul peak",
+        "GiB",
+        "start-up s",
+    ]
     cells = [
         [
             str(row.get("size") or row.get("model")),
             str(row.get("side") or f"head {row.get('kernel')}"),
             str(row.get("dtype", "")),
+            show(row["num_tokens"] if "kernel" in row else (row.get("engine") or {}).get("tokens_per_batch"), ","),
             show(row.get("tokens_per_second"), ",.0f"),
             show(row.get("ratio_to_published", row.get("ratio")), ".2f"),
             show(row.get("ratio_to_trainer"), ".2f"),

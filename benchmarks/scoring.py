@@ -48,8 +48,10 @@ def parse_arguments() -> argparse.Namespace:
     )
     names = ", ".join(RANDOM_MODELS)
     parser.add_argument("--model", default="models/smollm2-135m", help=f"a folder with a real model, or random weights: {names}")
-    parser.add_argument("--dtypes", help="dtypes of our side; default bfloat16,fp8 on a GPU, float32,bfloat16 on a CPU")
-    parser.add_argument("--sides", default="published,ours", help="published, ours or both, with a comma (default: both)")
+    parser.add_argument("--dtypes", help="dtypes of our side; default bfloat16,fp8,fp8-head on a GPU, float32,bfloat16 on a CPU")
+    parser.add_argument(
+        "--sides", default="published,ours", help="published, ours or both, with a comma (default: both); none with --heads"
+    )
     parser.add_argument(
         "--lm-eval",
         action="store_true",
@@ -59,7 +61,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--batch", type=int, help="sequences a batch of the published side; default 16 on a GPU, as published, 8 on a CPU"
     )
-    parser.add_argument("--tokens-per-batch", default="auto", help="tokens a batch of our side; default auto, as a run has it")
+    parser.add_argument(
+        "--tokens-per-batch",
+        default="auto",
+        help="tokens a batch of our side, several with commas; default auto, as a run has it",
+    )
     parser.add_argument("--sequences", type=int, help="sequences to score; default: about 30 s a side")
     parser.add_argument("--shards", type=int, help="shards they are cut into; default 4 on a GPU, 2 on a CPU")
     parser.add_argument(
@@ -74,6 +80,8 @@ def parse_arguments() -> argparse.Namespace:
         "--repeats", type=int, default=2, help="runs of each side, in turn; the best counts, all are printed (default 2)"
     )
     parser.add_argument("--heads", action="store_true", help="also time each kernel of the head alone")
+    parser.add_argument("--head-tokens", help="with --heads: tokens a pass, several with commas; default 65536 on a GPU")
+    parser.add_argument("--head-seconds", type=float, default=1.0, help="with --heads: time given to each (default 1)")
     parser.add_argument(
         "--warp-specialized",
         action="store_true",
@@ -113,6 +121,8 @@ def _run(arguments: argparse.Namespace, scratch: Path) -> None:
     )
     if arguments.heads:
         _report_heads(arguments, inputs, device, common)
+        if arguments.sides == "none":
+            return
     sides = _open_sides(arguments, inputs, device)
     runs: list[list[SideRun]] = [[] for _ in sides]
     memory: list[float | None] = [None] * len(sides)
@@ -170,9 +180,9 @@ def _open_sides(arguments: argparse.Namespace, inputs: Inputs, device: torch.dev
         batch = arguments.lm_eval_batch or ("auto" if on_gpu else "8")
         sides.append(LmEvalSide(inputs, device, "bfloat16" if on_gpu else "float32", batch))
     if "ours" in wanted:
-        tokens = arguments.tokens_per_batch
-        dtypes = (arguments.dtypes or ("bfloat16,fp8" if on_gpu else "float32,bfloat16")).split(",")
-        sides += [OurSide(inputs, device, dtype, tokens if tokens == "auto" else int(tokens)) for dtype in dtypes]
+        sizes = [size if size == "auto" else int(size) for size in arguments.tokens_per_batch.split(",")]
+        dtypes = (arguments.dtypes or ("bfloat16,fp8,fp8-head" if on_gpu else "float32,bfloat16")).split(",")
+        sides += [OurSide(inputs, device, dtype, size) for dtype in dtypes for size in sizes]
     if not sides:
         raise ConfigError(f"--sides {arguments.sides} names no side; give published, ours or both")
     return sides
@@ -286,7 +296,9 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
 
 def _report_heads(arguments: argparse.Namespace, inputs: Inputs, device: torch.device, common: dict[str, Any]) -> None:
     dtype = "bfloat16" if device.type == "cuda" else "float32"
-    rows = list(measure_heads(load_model(inputs.folder, dtype, device).head, arguments.warp_specialized))
+    head = load_model(inputs.folder, dtype, device).head
+    numbers = [int(number) for number in arguments.head_tokens.split(",")] if arguments.head_tokens else []
+    rows = list(measure_heads(head, numbers, arguments.head_seconds, arguments.warp_specialized))
     header = ["kernel", "dtype", "tokens", "ms", "tokens/s", "of matmul peak"]
     print("\n" + format_table(header, [_head_cells(row) for row in rows]))
     for row in rows:

@@ -45,7 +45,7 @@ __all__ = [
     "config_as_dict",
 ]
 
-ScoringDtype = Literal["auto", "float32", "bfloat16", "float16", "fp8"]
+ScoringDtype = Literal["auto", "float32", "bfloat16", "float16", "fp8", "fp8-head"]
 
 
 class SourceConfig(Section):
@@ -124,7 +124,7 @@ class CorpusConfig(Section):
 
 _SCORING_DTYPE = (
     "auto: bfloat16 on a GPU and on a CPU that multiplies in it (AMX, AVX512-BF16, ARM's bf16), float32 on any other; fp8: linear layers in float8_e4m3 with a scale a row, the rest bfloat16, "
-    "on GPUs that have it (H100, L40S, newer), once it has passed the fidelity gate (scoring.min_overlap)"
+    "fp8-head: the head in float8_e4m3 too, both on GPUs that have it (H100, L40S, newer), once it has passed the fidelity gate (scoring.min_overlap)"
 )
 
 
@@ -173,7 +173,8 @@ class ScoringConfig(Section):
         description="auto (a GPU where there is one), cpu, cuda, cuda:N or mps; with auto and cuda a model larger than one GPU is spread over all",
     )
     compile: Literal["auto"] | bool = Field(
-        "auto", description="torch.compile of the model; auto: on a GPU. A model that does not compile runs as it is"
+        "auto",
+        description="torch.compile of the model; auto: on a GPU, where batches have one shape (segments in one row). A model that does not compile runs as it is",
     )
     min_overlap: float = Field(
         0.98,
@@ -184,7 +185,7 @@ class ScoringConfig(Section):
     calibration_sequences: int = Field(
         1024,
         ge=16,
-        description="sequences on which fp8 is compared with float32 before it may score; `score --calibrate N` takes N",
+        description="sequences on which fp8 and fp8-head are compared with float32 before they may score; `score --calibrate N` takes N",
     )
 
     @model_validator(mode="after")

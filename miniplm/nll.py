@@ -322,21 +322,34 @@ def add_product(total: Tensor, left: Tensor, right: Tensor, scale: float, in_pro
 SliceLogSumExp = Callable[[Tensor, int], Tensor]
 
 
+# (hidden_KH, targets_K) -> W_target h (K,) float32.
+TargetProducts = Callable[[Tensor, Tensor], Tensor]
+
+
 def nll_in_tiles(
-    head: Head, hidden_NH: Tensor, targets_N: Tensor, tile_tokens: int, num_slices: int, reduce_slice: SliceLogSumExp
+    head: Head,
+    hidden_NH: Tensor,
+    targets_N: Tensor,
+    tile_tokens: int,
+    num_slices: int,
+    reduce_slice: SliceLogSumExp,
+    multiply_targets: TargetProducts | None = None,
 ) -> Tensor:
     """NLL (N,) float32, in nats, without gradient: logits exist a tile at a time, `tile_tokens` x one slice of the vocabulary.
 
         logsumexp_v(logits[v]) = logsumexp_s(logsumexp_{v in slice s}(logits[v]))
 
-    The target's logit is made once more by itself, in float32, so that no rounding of a tile touches it. A tile
-    that fits into the cache is worth more than a large product.
+    The target's logit is made once more by itself, in float32, so that no rounding of a tile touches it: by `multiply_targets`
+    where the weight is not used as it is. A tile that fits into the cache is worth more than a large product.
     """
     nll_N = hidden_NH.new_empty(hidden_NH.shape[0], dtype=torch.float32)
     for start in range(0, hidden_NH.shape[0], tile_tokens):
         hidden_KH, targets_K = hidden_NH[start : start + tile_tokens], targets_N[start : start + tile_tokens]
         slices_SK = torch.stack([reduce_slice(hidden_KH, index) for index in range(num_slices)])
-        target_logits_K = (hidden_KH.float() * head.weight_VH[targets_K].float()).sum(dim=1)
+        if multiply_targets is None:
+            target_logits_K = (hidden_KH.float() * head.weight_VH[targets_K].float()).sum(dim=1)
+        else:
+            target_logits_K = multiply_targets(hidden_KH, targets_K)
         target_logits_K = head.adjust(target_logits_K, None if head.bias_V is None else head.bias_V[targets_K])
         nll_N[start : start + tile_tokens] = torch.logsumexp(slices_SK, dim=0) - target_logits_K
     return nll_N

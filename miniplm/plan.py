@@ -25,7 +25,8 @@ from miniplm.models.devices import (
     torch_dtype,
 )
 from miniplm.models.files import locate_model
-from miniplm.models.fp8 import convert_to_fp8
+from miniplm.models.fp8 import FP8_DTYPES, HEAD_TOO, convert_to_fp8
+from miniplm.models.fused_linear import fuse_linears
 from miniplm.models.loading import LoadedModel, load_model, split_head
 from miniplm.models.skeleton import read_skeleton
 from miniplm.nll import sum_nll_of_hidden
@@ -246,10 +247,19 @@ def _plan_reference(
             stages.append(_stage("train reference", num_tokens, probe_training(model, reference.training, config, device)))
         model = model.to(device, torch_dtype(dtype)).eval().requires_grad_(False)
         body, head = split_head(model)
-        if dtype == "fp8":
+        if device.type == "cuda":
+            fuse_linears(body)
+        if dtype in FP8_DTYPES:
             convert_to_fp8(body)
         loaded = LoadedModel(
-            body, head, device, head.weight_VH.shape[0], None, reference.architecture, model.config._attn_implementation
+            body,
+            head,
+            device,
+            head.weight_VH.shape[0],
+            None,
+            reference.architecture,
+            model.config._attn_implementation,
+            has_fp8_head=dtype == HEAD_TOO,
         )
     left = _left_to_score(storage, counts, entry)
     return [*stages, _scoring_stage("score reference", left, probe_scoring(loaded, config, tokenizer), counts.num_shards)]

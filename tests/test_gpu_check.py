@@ -82,6 +82,28 @@ def test_every_stage_runs_on_a_cpu_with_tiny_models_and_without_the_packages_of_
     )
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    sides = {"published", "published-fp16", "ours-1", "ours-auto", "trainer"}
-    assert {row["side"] for row in rows if row["benchmark"] == "training", "scoring-engines"} == sides
+    assert {row["side"] for row in rows if row["benchmark"] == "training"} == {
+        "published",
+        "published-fp16",
+        "ours-1",
+        "ours-auto",
+        "trainer",
+    }
     assert {row["benchmark"] for row in rows} == {"scoring", "scoring-head", "training", "scoring-engines"}
+    # Each way to make NLL of the head with each number of tokens, and each size of a batch.
+    measured = {(row["kernel"], row["num_tokens"]) for row in rows if row["benchmark"] == "scoring-head" and "seconds" in row}
+    kernels = {"bare matmul", "tiles", "compiled", "compiled-small", "fp8-tiles", "fp8-compiled", "compiled 2048x4096"}
+    assert {(kernel, number) for kernel in kernels for number in (96, 128)} <= measured
+    assert {128, 256} <= {row["engine"]["tokens_per_batch"] for row in rows if row.get("side") == "ours" and "engine" in row}
+
+
+def test_the_head_of_the_reference_is_swept_over_variants_tiles_and_batches() -> None:
+    stages = plan_stages(Path("rows.jsonl"), rehearse=False)
+    tune = {step.name: " ".join(step.arguments) for step in stages["tune"]}
+    assert "--model qwen-104m" in tune["tune-head"]  # of width 512
+    assert "--heads --sides none --head-tokens 16384,32768,65536" in tune["tune-head"]
+    assert "--tokens-per-batch 16384,32768,131072" in tune["tune-reference"]
+    # What may hang comes last, and nothing before it asks for it.
+    asks = [step.name for steps in stages.values() for step in steps if "--warp-specialized" in step.arguments]
+    assert [step.name for step in stages["risky"]] == ["warp-specialised", "warp-specialised-heads"]
+    assert asks == ["warp-specialised-heads"]

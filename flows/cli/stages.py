@@ -93,7 +93,7 @@ def _check_gate(config: RunConfig, corpus_id: str, model: Role, entry: ModelEntr
     """Raises `FidelityError` where a calibration refuses the dtypes, or fp8 has none. Without the other model there is nothing to compare."""
     from miniplm.corpus.reader import load_corpus
     from miniplm.scorers import find_reference, identify_teacher
-    from miniplm.scoring.calibration import check_fidelity
+    from miniplm.scoring.calibration import check_fidelity, needs_calibration
     from miniplm.storage import Storage
 
     storage = Storage(config.storage)
@@ -104,7 +104,7 @@ def _check_gate(config: RunConfig, corpus_id: str, model: Role, entry: ModelEntr
     reference = find_reference(storage, config, corpus)
     if reference is not None:
         check_fidelity(storage, corpus, entry, reference, config)
-    elif "fp8" in (entry.dtype, config.reference.dtype):
+    elif needs_calibration(entry.dtype, config.reference.dtype):
         raise ModelError(
             "fp8 scores only once it was compared with float32, by both models, and the reference is not trained yet; "
             "run `miniplm train-reference CONFIG`, then `miniplm score CONFIG --calibrate 1024`"

@@ -38,6 +38,7 @@ from miniplm.derived.sampling import GumbelSampling
 from miniplm.derived.sets import DerivedJob, DerivedSource, MadeShard, ShardMaker, list_rows
 from miniplm.errors import ConfigError, DerivedError
 from miniplm.models.devices import describe_memory, device_errors, free_cached_memory, is_out_of_memory, resolve_device, use_device
+from miniplm.models.fp8 import FP8_DTYPES
 from miniplm.models.opening import open_causal_model
 from miniplm.packing import PackedSequence
 from miniplm.progress import Progress, ProgressCallback
@@ -82,7 +83,7 @@ class GenerationJob(DerivedJob):
             data=self.data,
             teacher_id=self.teacher.model_id,
             # fp8 pays where many tokens are computed at once; here it is one a sequence.
-            dtype="bfloat16" if self.teacher.dtype == "fp8" else self.teacher.dtype,
+            dtype="bfloat16" if self.teacher.dtype in FP8_DTYPES else self.teacher.dtype,
             vocab_size=self.corpus.tokenizer.vocab_size,
             sequence_length=self.corpus.sequence_length,
             **self.generation.model_dump(exclude={"sequences_per_batch"}),

@@ -204,10 +204,11 @@ def _refuse_unknown(
 
 def _attend_by_flash(query: Tensor, key: Tensor, value: Tensor, borders: Tensor, longest: int, scale: float, window: int) -> Tensor:
     """PyTorch's own FlashAttention with variable lengths; an empty segment (two equal borders) costs nothing."""
+    query_NQD, key_NKD, value_NKD = (_with_whole_heads(heads[0].transpose(0, 1)) for heads in (query, key, value))
     attended_NQD = torch.ops.aten._flash_attention_forward(
-        query[0].transpose(0, 1).contiguous(),
-        key[0].transpose(0, 1).contiguous(),
-        value[0].transpose(0, 1).contiguous(),
+        query_NQD,
+        key_NKD,
+        value_NKD,
         borders,
         borders,
         longest,
@@ -221,6 +222,11 @@ def _attend_by_flash(query: Tensor, key: Tensor, value: Tensor, borders: Tensor,
     )[0]
     result: Tensor = attended_NQD[None]
     return result
+
+
+def _with_whole_heads(heads_NKD: Tensor) -> Tensor:
+    """As FlashAttention reads it: tokens and heads may lie anywhere, as columns of a fused product do, the numbers of a head side by side."""
+    return heads_NKD if heads_NKD.stride(-1) == 1 else heads_NKD.contiguous()
 
 
 # A custom operator, so that a compiled body calls it instead of being cut in two at each layer.

@@ -62,6 +62,24 @@ class CompiledCall:
         return self._function(*arguments, **named)
 
 
+def compile_each_shape(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function under torch.compile, compiled for each shape of its tensors by itself. What does not compile is raised."""
+    compiled = torch.compile(function, dynamic=False)
+    seen: set[tuple[Any, ...]] = set()
+
+    def run(*arguments: Any) -> Any:
+        key = tuple(argument.shape if isinstance(argument, Tensor) else argument for argument in arguments)
+        if key in seen:
+            return compiled(*arguments)
+        # Functions of one text share dynamo's limit, however many heads and tiles they are made for.
+        with torch._dynamo.config.patch(recompile_limit=_MOST_GRAPHS, fail_on_recompile_limit_hit=True):
+            result = compiled(*arguments)
+        seen.add(key)
+        return result
+
+    return run
+
+
 def fix_shape(tensor: Tensor) -> None:
     """Has a tensor's shape compiled for as it is: a model whose batches have another size is then no reason to compile for any size."""
     torch._dynamo.mark_static(tensor)

@@ -12,7 +12,7 @@ import torch
 from miniplm.errors import ConfigError, DeviceError, NoDeviceError, first_line
 from miniplm.foreign_errors import is_device_lost as is_device_lost
 from miniplm.foreign_errors import is_out_of_memory as is_out_of_memory
-from miniplm.models.fp8 import supports_fp8
+from miniplm.models.fp8 import FP8_DTYPES, supports_fp8
 
 # Instructions that multiply bfloat16, as Linux names them: AMX and AVX512-BF16 on x86, BFMMLA and BFDOT on ARM.
 _BFLOAT16_FLAGS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
@@ -83,10 +83,10 @@ def resolve_dtype(dtype: str, device: torch.device, emulated: bool = False) -> s
 
     Raises `ConfigError` for fp8 on a device that has none.
     """
-    if dtype == "fp8" and not emulated and not supports_fp8(device):
+    if dtype in FP8_DTYPES and not emulated and not supports_fp8(device):
         raise ConfigError(
-            f"dtype fp8 needs a GPU of compute capability 8.9 or higher (H100, L40S, ...), not {describe_device(device)}; use auto. "
-            "What fp8 would do to the selection can be measured here: `miniplm score CONFIG --calibrate 200`"
+            f"dtype {dtype} needs a GPU of compute capability 8.9 or higher (H100, L40S, ...), not {describe_device(device)}; use auto. "
+            f"What {dtype} would do to the selection can be measured here: `miniplm score CONFIG --calibrate 200`"
         )
     if dtype != "auto":
         return dtype
@@ -127,7 +127,7 @@ def describe_device(device: torch.device) -> str:
 
 def torch_dtype(dtype: str) -> torch.dtype:
     """PyTorch's type of weights and activations; with fp8, what is not multiplied in fp8 is bfloat16."""
-    if dtype == "fp8":
+    if dtype in FP8_DTYPES:
         return torch.bfloat16
     resolved: Any = getattr(torch, dtype)
     assert isinstance(resolved, torch.dtype)

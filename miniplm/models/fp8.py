@@ -19,11 +19,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+# What a scoring model's dtype may be: with the head in the model's own precision, and with the head in fp8 too.
+HEAD_TOO = "fp8-head"
+FP8_DTYPES = ("fp8", HEAD_TOO)
+
 _E4M3_MAX = 448.0
 # The least scale is the least normal float32: a row of zeros is divided by it, not by zero.
 _LEAST_MAXIMUM = torch.finfo(torch.float32).tiny * _E4M3_MAX
 # What the products on tensor cores need of K and O.
-_DIMENSION_MULTIPLE = 16
+DIMENSION_MULTIPLE = 16
 # On Hopper partial sums then keep 13 bits after the leading one, emulated: a mean NLL moved by 0.003 +- 0.004 nats, where
 # rounding the factors moves it by 0.03. Promoting sums to float32 every 128 products makes a product 10 to 20 % slower,
 # and far more where cuBLAS is older than 12.9.
@@ -114,7 +118,7 @@ def convert_to_fp8(module: nn.Module) -> int:
         for name, child in list(parent.named_children()):
             if child is head or (weights := _linear_weights(child)) is None:
                 continue
-            if any(width % _DIMENSION_MULTIPLE for width in weights[0].shape):
+            if any(width % DIMENSION_MULTIPLE for width in weights[0].shape):
                 continue
             if child not in converted:
                 converted[child] = Fp8Linear(*weights).train(child.training)

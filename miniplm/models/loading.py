@@ -13,7 +13,8 @@ from miniplm.errors import ModelError, reading_users_file
 from miniplm.models.configuration import read_config
 from miniplm.models.devices import describe_memory, is_out_of_memory, torch_dtype
 from miniplm.models.files import check_finite_weights
-from miniplm.models.fp8 import convert_to_fp8
+from miniplm.models.fp8 import DIMENSION_MULTIPLE, FP8_DTYPES, HEAD_TOO, convert_to_fp8
+from miniplm.models.fused_linear import fuse_linears
 from miniplm.models.lengths import choose_probe_length, depends_on_length, find_max_positions, forget_seen_lengths
 from miniplm.models.packed_linear import can_pack, pack_linears
 from miniplm.models.placement import place_model
@@ -43,12 +44,15 @@ class LoadedModel:
     needs_equal_lengths: bool = False
     # Tokens of a probe in which whatever happens at a distance in this model happens.
     probe_length: int = 16
+    # Logits are made in fp8, of the head's weights rounded as the layers' are.
+    has_fp8_head: bool = False
 
 
 def load_model(
     folder: Path, dtype: str, device: torch.device, trust_remote_code: bool = False, will_compile: bool = False
 ) -> LoadedModel:
-    """The model of a folder, in evaluation mode on `device`; on a CPU with its linear layers packed, unless torch.compile is to see them.
+    """The model of a folder, in evaluation mode on `device`; on a GPU with layers of one input as one product, on a CPU with its linear
+    layers packed, unless torch.compile is to see them.
 
     Raises what `load_causal_model` raises, and `ModelError` where body and head together do not give the model's own logits, a
     token sees later ones, or transformers computes the model in two ways that disagree.
@@ -62,8 +66,11 @@ def load_model(
         vocab_size, who = head.weight_VH.shape[0], f"model folder {folder}"
         check_causal(body, vocab_size, device, who, ModelError)
         check_implementations(model, body, vocab_size, device, who)
-    if dtype == "fp8":
-        _convert_to_fp8(folder, body)
+    # Where layers are spread, each has a hook of its own that carries its input.
+    if device.type == "cuda" and not is_spread:
+        fuse_linears(body)
+    if dtype in FP8_DTYPES:
+        _convert_to_fp8(folder, body, head.weight_VH.shape[1] if dtype == HEAD_TOO else None)
     elif not will_compile and can_pack(device, torch_dtype(dtype)):
         pack_linears(body)
     return LoadedModel(
@@ -77,6 +84,7 @@ def load_model(
         name=folder.name,
         needs_equal_lengths=depends_on_length(model.config),
         probe_length=choose_probe_length(model.config),
+        has_fp8_head=dtype == HEAD_TOO,
     )
 
 
@@ -160,7 +168,12 @@ def _move(model: Any, folder: Path, device: torch.device) -> Any:
 
 
 @torch.no_grad()
-def _convert_to_fp8(folder: Path, body: nn.Module) -> None:
+def _convert_to_fp8(folder: Path, body: nn.Module, head_width: int | None) -> None:
+    if head_width is not None and head_width % DIMENSION_MULTIPLE:
+        raise ModelError(
+            f"model folder {folder} has a head of width {head_width}, and fp8 multiplies widths that are multiples of {DIMENSION_MULTIPLE}; "
+            "use dtype fp8, which leaves the head in bfloat16"
+        )
     if convert_to_fp8(body) == 0:
         raise ModelError(f"model folder {folder} has no linear layer that could be computed in fp8; use dtype bfloat16")
     try:

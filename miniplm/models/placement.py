@@ -8,7 +8,7 @@ from miniplm.errors import ModelError
 
 # What a batch's activations and the logits of a tile may take; the rest of a GPU is for weights.
 _RESERVED_SHARE = 0.15
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 2}
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 2, "fp8-head": 2}
 
 
 def place_model(num_parameters: int, dtype: str, device: torch.device) -> dict[int, int] | None:

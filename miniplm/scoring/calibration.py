@@ -15,6 +15,7 @@ from miniplm.config import RunConfig
 from miniplm.corpus.reader import read_shard, read_token_ids
 from miniplm.errors import CorpusError, FidelityError
 from miniplm.models.devices import describe_device, resolve_device
+from miniplm.models.fp8 import FP8_DTYPES
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.records import find_record
 from miniplm.scoring.engine import Scorer
@@ -178,8 +179,8 @@ def find_calibration(storage: Storage, corpus_id: str, teacher_id: str, referenc
 
 
 def needs_calibration(*dtypes: str) -> bool:
-    """Whether one of the dtypes may score only once it has been measured: fp8."""
-    return "fp8" in dtypes
+    """Whether one of the dtypes may score only once it has been measured: fp8, with the head or without."""
+    return any(dtype in FP8_DTYPES for dtype in dtypes)
 
 
 def find_sufficient(

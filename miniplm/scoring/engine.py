@@ -21,11 +21,20 @@ from torch import Tensor
 
 from miniplm.errors import ModelError, ScoreError
 from miniplm.models.devices import describe_memory, device_errors, free_cached_memory, is_out_of_memory, use_device
+from miniplm.models.fused_linear import count_products
 from miniplm.models.loading import LoadedModel
+from miniplm.scoring.batch_sizes import BatchSizeSearch
 from miniplm.scoring.batches import Attention, IntArray, cut_segments, plan_batches, resolve_tokens_per_batch
 from miniplm.scoring.forward import Compile, ForwardPass
 from miniplm.scoring.model_inputs import Batch, build_batch
-from miniplm.scoring.throughput import DeviceClock, Throughput, count_flops_per_token, measure_matmul_peak
+from miniplm.scoring.throughput import (
+    ClockMark,
+    DeviceClock,
+    Throughput,
+    count_flops_per_token,
+    measure_matmul_peak,
+    measure_seconds,
+)
 
 # Told the tokens of each finished batch, and what the device has achieved on these sequences so far.
 TokenCallback = Callable[[int, Throughput], None]
@@ -57,11 +66,16 @@ class Scorer:
         cache_folder: Path | None = None,
         head_kernel: str | None = None,
     ) -> None:
-        """`tokens_per_batch` is halved for good when memory runs out, filling included. Other arguments as of `ForwardPass`."""
+        """`tokens_per_batch` is halved for good when memory runs out, filling included; `auto` on a GPU is a first size, beside which others
+        are tried in the first seconds or minutes (`BatchSizeSearch`). Other arguments as of `ForwardPass`.
+        """
         self.model = model
         self.attention = attention
         self.tokens_per_batch = resolve_tokens_per_batch(tokens_per_batch, model.device.type, model.head.weight_VH.shape[1])
         self.forward = ForwardPass(model, compile, cache_folder, head_kernel)
+        # Layers that are spread have no one clock.
+        searches = tokens_per_batch == "auto" and model.device.type == "cuda" and not model.is_spread
+        self._search = BatchSizeSearch(self.tokens_per_batch) if searches else None
         self._device_turn = threading.Lock()
         self._longest = 1
         # Here and not later, when another thread may have the device.
@@ -69,13 +83,15 @@ class Scorer:
 
     def describe(self) -> dict[str, str | int | bool]:
         """How the model is run, for the record."""
+        sizes = "" if self._search is None else self._search.describe()
         return {
             "layout": self.forward.layout,
             "compiled": self.forward.is_compiled,
             "head": self.forward.head.name,
+            "fused_products": count_products(self.model.body),
             "tokens_per_batch": self.tokens_per_batch,
             "attention": self.attention,
-        }
+        } | ({"batch_sizes": sizes} if sizes else {})
 
     def warm_up(self, num_inputs: int) -> None:
         """Compiles for sequences of `num_inputs` inputs, so that no shard waits for it."""
@@ -119,21 +135,26 @@ class Scorer:
                 wait_seconds = None if self.model.is_spread else clock.wait_seconds
                 return Throughput(num_tokens, time.perf_counter() - started, wait_seconds, flops_per_token, self._matmul_peak)
 
-            work = _Work(np.zeros(len(sequences)), np.zeros(len(sequences), dtype=np.int32), tell)
+            work = _Work(np.zeros(len(sequences)), np.zeros(len(sequences), dtype=np.int32), tell, self._search)
+            num_left = int(segments.length.sum())
             while batches:
+                if self._search is not None and (size := self._search.choose(num_left)) != self.tokens_per_batch:
+                    self.tokens_per_batch = size
+                    batches = self._plan(segments.length, np.concatenate(batches))
                 chosen = batches.popleft()
                 try:
                     batch = build_batch(
                         sequences, segments, chosen, eos_token_id, self.forward.layout, longest, self._filled_tokens()
                     )
-                    result = self._launch(batch, clock)
+                    launched = self._launch(batch, clock)
                 except Exception as error:
                     self._give_up_or_halve(error, segments.length[chosen])
                     # Neither the batch that failed nor one that was planned after it is done.
                     batches = self._plan(segments.length, np.concatenate([chosen, *batches]))
                     work.collect(segments.sequence, at_most=0)
                     continue
-                work.add(batch, result)
+                num_left -= batch.num_tokens
+                work.add(batch, launched)
                 work.collect(segments.sequence, at_most=_BATCHES_AHEAD - 1 if device.type == "cuda" else 0)
             work.collect(segments.sequence, at_most=0)
             num_tokens = sum(len(sequence) for sequence in sequences)
@@ -160,24 +181,36 @@ class Scorer:
         num_tokens = int(len(lengths) * lengths.max() if self.forward.layout == "rows" else lengths.sum())
         return max(num_tokens, self._filled_tokens() or 0)
 
-    def _launch(self, batch: Batch, clock: DeviceClock) -> tuple[Tensor, torch.cuda.Event | None]:
-        """Gives a batch to the device; its NLLs are there once the event has happened."""
+    def _launch(self, batch: Batch, clock: DeviceClock) -> _Launched:
+        """Gives a batch to the device."""
         device = self.model.device
         inputs = batch.inputs.to(device)
-        clock.start()
+        begin = clock.start()
         nll_M = self.forward(inputs)
-        clock.stop()
+        end = clock.stop()
         if device.type != "cuda":
-            return nll_M.cpu(), None
+            return _Launched(nll_M.cpu(), None, self.tokens_per_batch, begin, end)
         on_host_M = torch.empty(nll_M.shape, dtype=nll_M.dtype, pin_memory=True)
         on_host_M.copy_(nll_M, non_blocking=True)
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(nll_M.device))
-        return on_host_M, event
+        return _Launched(on_host_M, event, self.tokens_per_batch, begin, end)
 
     def _give_up_or_halve(self, error: Exception, lengths: IntArray) -> None:
         if not is_out_of_memory(error):
             raise error
+        if self._search is not None:
+            too_large, search = self.tokens_per_batch, self._search
+            if too_large > search.best:
+                search.leave_out(too_large)
+                self.tokens_per_batch = search.best
+                self.forward.note(
+                    f"{self.model.name}: batches of {too_large:,} tokens do not fit in memory; they stay at {search.best:,}"
+                )
+                free_cached_memory()
+                return
+            # What is left of the memory is no place to try more in.
+            self._search = None
         num_computed = self._count_computed(lengths)
         if len(lengths) == 1 and num_computed == lengths[0]:
             raise ScoreError(
@@ -189,6 +222,17 @@ class Scorer:
         free_cached_memory()
 
 
+@dataclass(frozen=True)
+class _Launched:
+    """A batch on its way: its NLLs are there once `event` has happened; planned for `size` tokens, computed from `begin` to `end`."""
+
+    nll_M: Tensor
+    event: torch.cuda.Event | None
+    size: int
+    begin: ClockMark
+    end: ClockMark
+
+
 @dataclass
 class _Work:
     """What is summed up so far, and the batches whose results are still on their way."""
@@ -196,21 +240,24 @@ class _Work:
     nll_sum: np.ndarray[Any, np.dtype[np.float64]]
     num_scored: np.ndarray[Any, np.dtype[np.int32]]
     on_tokens: Callable[[int], None]
+    search: BatchSizeSearch | None = None
     num_told: int = 0
 
     def __post_init__(self) -> None:
-        self._in_flight: deque[tuple[Batch, Tensor, torch.cuda.Event | None]] = deque()
+        self._in_flight: deque[tuple[Batch, _Launched]] = deque()
 
-    def add(self, batch: Batch, result: tuple[Tensor, torch.cuda.Event | None]) -> None:
-        self._in_flight.append((batch, *result))
+    def add(self, batch: Batch, launched: _Launched) -> None:
+        self._in_flight.append((batch, launched))
 
     def collect(self, owners: IntArray, at_most: int) -> None:
         """Adds the results of the oldest batches to their sequences until `at_most` are on their way."""
         while len(self._in_flight) > at_most:
-            batch, nll_M, event = self._in_flight.popleft()
-            if event is not None:
-                event.synchronize()
-            sums, counts = batch.sum_by_segment(nll_M.numpy())
+            batch, launched = self._in_flight.popleft()
+            if launched.event is not None:
+                launched.event.synchronize()
+            if self.search is not None:
+                self.search.add(launched.size, batch.num_tokens, measure_seconds(launched.begin, launched.end))
+            sums, counts = batch.sum_by_segment(launched.nll_M.numpy())
             np.add.at(self.nll_sum, owners[batch.segments], sums)
             np.add.at(self.num_scored, owners[batch.segments], counts.astype(np.int32))
             # A segment stands for its inputs and the target after them.

@@ -46,9 +46,9 @@ class ForwardPass:
         # Where the numbers depend on the length of the padded batch, only sequences of one length may share a batch.
         self.needs_equal_lengths = model.needs_equal_lengths
         self.layout: Layout = self._find_layout()
-        wanted = compile is True or (compile == "auto" and model.device.type == "cuda" and not model.is_spread)
-        self._compiled = CompiledCall(model.body, model.name, self.note) if wanted else None
-        self.head = self._choose_head(wanted, cache_folder, head_kernel)
+        body_too, head_too = decide_compiling(compile, self.layout, model.device.type, model.is_spread)
+        self._compiled = CompiledCall(model.body, model.name, self.note) if body_too else None
+        self.head = self._choose_head(head_too, cache_folder, head_kernel)
         for note in self.head.notes:
             _log.info(note)
 
@@ -152,23 +152,40 @@ class ForwardPass:
 
     @torch.no_grad()
     def _choose_head(self, compile_allowed: bool, cache_folder: Path | None, only: str | None) -> HeadKernel:
-        head, path = self.model.head, None if cache_folder is None else cache_folder / _HEAD_CHOICES
+        head, in_fp8, path = (
+            self.model.head,
+            self.model.has_fp8_head,
+            None if cache_folder is None else cache_folder / _HEAD_CHOICES,
+        )
         device = head.weight_VH.device
         if only is not None or path is None or device.type != "cuda":
-            return choose_head_kernel(head, compile_allowed, only)
-        key = f"{describe_device(device)}, torch {torch.__version__}, {head.weight_VH.dtype}, {tuple(head.weight_VH.shape)}, {compile_allowed}"
+            return choose_head_kernel(head, compile_allowed, only, in_fp8)
+        key = f"{describe_device(device)}, torch {torch.__version__}, {'fp8' if in_fp8 else head.weight_VH.dtype}, {tuple(head.weight_VH.shape)}, {compile_allowed}"
         choices = _read_choices(path)
         if key in choices:
             try:
-                return choose_head_kernel(head, compile_allowed, choices[key])
+                return choose_head_kernel(head, compile_allowed, choices[key], in_fp8)
             except ValueError as error:
                 self.note(f"the head kernel chosen earlier does not work any more: {error}; another one is chosen")
-        kernel = choose_head_kernel(head, compile_allowed)
+        kernel = choose_head_kernel(head, compile_allowed, in_fp8=in_fp8)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".partial", delete=False) as file:
             json.dump(_read_choices(path) | {key: kernel.name}, file, indent=2)
         os.replace(file.name, path)
         return kernel
+
+
+def decide_compiling(compile: Compile, layout: Layout, device_type: str, is_spread: bool) -> tuple[bool, bool]:
+    """Whether the body is compiled, and whether the head's tiles may be.
+
+    Segments in one row are filled up to one shape. Padded rows are as many and as long as a batch happens to be, and each shape
+    would cost a graph of its own, many seconds for a second's work: whoever wants that says `true`. Tiles of a head have one shape
+    in any layout.
+    """
+    if compile != "auto":
+        return compile, compile
+    pays = device_type == "cuda" and not is_spread
+    return pays and layout == "flat", pays
 
 
 def _read_choices(path: Path) -> dict[str, str]:

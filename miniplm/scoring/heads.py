@@ -6,7 +6,7 @@
     triton     CUDA, plain head: a Triton kernel that reduces a tile in registers
     quack      CUDA, plain head: QuACK's CuTe kernel with a log-sum-exp epilogue, where quack-kernels is installed
 
-On a GPU each is tried on the model's own head: one that fails or differs from `tiles` is left out, the fastest is
+With the head in fp8 they are those of `miniplm.scoring.fp8_head`. On a GPU each is tried on the model's own head: one that fails or differs from `tiles` is left out, the fastest is
 taken. Shapes as in `miniplm.nll`.
 """
 
@@ -21,9 +21,11 @@ import torch
 from torch import Tensor
 
 from miniplm.errors import first_line
+from miniplm.models.compilation import compile_each_shape
 from miniplm.models.devices import is_device_lost, is_out_of_memory
 from miniplm.models.packed_linear import can_pack, multiply, pack_weight
 from miniplm.nll import Head, nll_in_tiles
+from miniplm.scoring.fp8_head import RoundedHead
 
 NllOfHidden = Callable[[Tensor, Tensor], Tensor]
 
@@ -71,29 +73,28 @@ def make_tiles(head: Head) -> HeadKernel:
     return HeadKernel("tiles", lambda hidden, targets: nll_in_tiles(head, hidden, targets, tile_tokens, len(slices), reduce_slice))
 
 
-def choose_head_kernel(head: Head, compile_allowed: bool, only: str | None = None) -> HeadKernel:
-    """The fastest way that is right on this device; on anything but CUDA that is `tiles`.
+def choose_head_kernel(head: Head, compile_allowed: bool, only: str | None = None, in_fp8: bool = False) -> HeadKernel:
+    """The fastest way that is right on this device; on anything but CUDA that is `tiles`, or `fp8-tiles`.
 
     `only` names one to be taken without a race: for a benchmark, or as the choice of an earlier process, since a
     choice that changed between processes would change last bits. Raises `ValueError` where that one does not work here.
     """
-    tiles = make_tiles(head)
-    if only == "tiles" or (only is None and head.weight_VH.device.type != "cuda"):
+    makers: dict[str, Callable[[Head], HeadKernel | None]]
+    if in_fp8:
+        tiles, makers = _list_fp8(RoundedHead(head), compile_allowed)
+    else:
+        compiled = {
+            "compiled": partial(make_compiled, tile=_GPU_TILE),
+            "compiled-small": partial(make_compiled, tile=_SMALL_GPU_TILE),
+        }
+        tiles, makers = make_tiles(head), {**(compiled if compile_allowed else {}), "triton": _make_triton, "quack": _make_quack}
+    if only == tiles.name or (only is None and head.weight_VH.device.type != "cuda"):
         return tiles
-    compiled = {
-        "compiled": partial(_make_compiled, tile=_GPU_TILE),
-        "compiled-small": partial(_make_compiled, tile=_SMALL_GPU_TILE),
-    }
-    makers: dict[str, Callable[[Head], HeadKernel | None]] = {
-        **(compiled if compile_allowed else {}),
-        "triton": _make_triton,
-        "quack": _make_quack,
-    }
     hidden_NH, targets_N = _make_probe(head)
     expected_N = tiles.nll(hidden_NH, targets_N)
     candidates, notes = [tiles], []
     if only is not None and only not in makers:
-        raise ValueError(f"there is no head {only!r} here; the heads are tiles, {', '.join(makers)}")
+        raise ValueError(f"there is no head {only!r} here; the heads are {tiles.name}, {', '.join(makers)}")
     for name in makers if only is None else [only]:
         kernel, reason = _try_kernel(makers[name], head, hidden_NH, targets_N, expected_N)
         if kernel is not None:
@@ -106,7 +107,27 @@ def choose_head_kernel(head: Head, compile_allowed: bool, only: str | None = Non
     return replace(best, notes=tuple(notes))
 
 
-def _make_compiled(head: Head, tile: tuple[int, int]) -> HeadKernel | None:
+def _list_fp8(rounded: RoundedHead, compile_allowed: bool) -> tuple[HeadKernel, dict[str, Callable[[Head], HeadKernel | None]]]:
+    """The form that runs everywhere, and what makes the others."""
+
+    def make_compiled(_: Head, tile: tuple[int, int]) -> HeadKernel:
+        return HeadKernel("fp8-compiled", rounded.nll_by_tiles(tile, compiled=True))
+
+    def make_triton(_: Head) -> HeadKernel | None:
+        nll = rounded.nll_by_triton(compile_allowed)
+        return None if nll is None else HeadKernel("fp8-triton", nll)
+
+    compiled = {
+        "fp8-compiled": partial(make_compiled, tile=_GPU_TILE),
+        "fp8-compiled-small": partial(make_compiled, tile=_SMALL_GPU_TILE),
+    }
+    tile = _CPU_TILE if rounded.q_VH.is_cpu else _GPU_TILE
+    tiles = HeadKernel("fp8-tiles", rounded.nll_by_tiles(tile))
+    return tiles, {**(compiled if compile_allowed else {}), "fp8-triton": make_triton}
+
+
+def make_compiled(head: Head, tile: tuple[int, int]) -> HeadKernel:
+    """Tiles of so many tokens x so many of the vocabulary, each one's log-sum-exp fused by torch.compile."""
     tile_tokens, slice_size = tile
     slices = head.weight_VH.split(slice_size)
     biases = [None] * len(slices) if head.bias_V is None else list(head.bias_V.split(slice_size))
@@ -114,7 +135,7 @@ def _make_compiled(head: Head, tile: tuple[int, int]) -> HeadKernel | None:
     def reduce_tile(hidden_KH: Tensor, weight_SH: Tensor, bias_S: Tensor | None) -> Tensor:
         return torch.logsumexp(head.adjust((hidden_KH @ weight_SH.t()).float(), bias_S), dim=1)
 
-    compiled = torch.compile(reduce_tile, dynamic=False)
+    compiled = compile_each_shape(reduce_tile)
 
     def reduce_slice(hidden_KH: Tensor, index: int) -> Tensor:
         # Filled up to a whole tile, so that what is left over at the end is not compiled for.

@@ -108,17 +108,30 @@ class Throughput:
         return ", ".join(parts)
 
 
+# A moment of the device: an event in its stream, or seconds.
+ClockMark = torch.cuda.Event | float
+
+
+def measure_seconds(begin: ClockMark, end: ClockMark) -> float:
+    """Seconds between two moments that the device has reached."""
+    if isinstance(begin, float) or isinstance(end, float):
+        assert isinstance(begin, float)
+        assert isinstance(end, float)
+        return end - begin
+    return float(begin.elapsed_time(end)) / 1000
+
+
 class DeviceClock:
     """Measures how long the device computes and how long it waits between batches, by events on the device itself."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._has_events = device.type == "cuda"
-        self._last_end: torch.cuda.Event | float | None = None
+        self._last_end: ClockMark | None = None
         self.wait_seconds = 0.0
         self._pending: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
 
-    def start(self) -> None:
+    def start(self) -> ClockMark:
         """Before a batch is given to the device."""
         now = self._mark()
         if isinstance(now, float):
@@ -126,10 +139,12 @@ class DeviceClock:
                 self.wait_seconds += now - self._last_end
         elif isinstance(self._last_end, torch.cuda.Event):
             self._pending.append((self._last_end, now))
+        return now
 
-    def stop(self) -> None:
+    def stop(self) -> ClockMark:
         """After a batch was given to the device, and where it is first held."""
         self._last_end = self._mark()
+        return self._last_end
 
     def settle(self) -> None:
         """Adds up the waits before those batches that the device has reached."""
@@ -137,7 +152,7 @@ class DeviceClock:
             end, begin = self._pending.popleft()
             self.wait_seconds += max(0.0, end.elapsed_time(begin)) / 1000
 
-    def _mark(self) -> torch.cuda.Event | float:
+    def _mark(self) -> ClockMark:
         if not self._has_events:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from miniplm.architectures import build_model
+from miniplm.models.fp8 import quantize_rows, supports_fp8
+from miniplm.models.fused_linear import count_products
 from miniplm.models.loading import load_model
 from miniplm.nll import Head
 from miniplm.scoring.engine import Scorer
@@ -48,10 +51,53 @@ def test_segments_on_cuda_agree_with_padded_rows_in_float32(tmp_path, attention,
     scorer.warm_up(99)
     assert scorer.forward.layout == "flat"
     assert scorer.describe()["compiled"] is compile
+    assert scorer.describe()["fused_products"] == 4
     scores = scorer.score(sequences, EOS)
     np.testing.assert_array_equal(scores.num_scored_tokens, exact.num_scored_tokens)
     np.testing.assert_allclose(scores.nll_sum, exact.nll_sum, atol=5e-2 * 100)
     assert scores.throughput.device_wait_share < 1
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "fp8", "fp8-head"])
+def test_fused_weights_exist_once(tmp_path, dtype):
+    """At the worst with one product's weights beside them; an fp8 body takes half."""
+    folder = save_model(build_model("qwen-104m", 1024, 65, seed=0), tmp_path / "m")
+    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors")) // 2  # in bfloat16
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    loaded = load_model(folder, dtype, torch.device("cuda"))
+    assert count_products(loaded.body) == 2 * loaded.body.config.num_hidden_layers
+    assert torch.cuda.memory_allocated() - before < 1.1 * weights
+    assert torch.cuda.max_memory_allocated() - before < 1.3 * weights
+
+
+def test_sizes_of_batches_are_tried_on_the_device_and_give_the_same_scores(tmp_path, monkeypatch):
+    monkeypatch.setattr("miniplm.scoring.batch_sizes.SIZES", (512, 1024, 2048))
+    monkeypatch.setattr("miniplm.scoring.batch_sizes._MOST_SHARE", 1e9)
+    monkeypatch.setattr("miniplm.scoring.engine.resolve_tokens_per_batch", lambda *_: 512)
+    folder = save_model(make_llama(), tmp_path / "m")
+    sequences = [np.random.default_rng(row).integers(1, 100, 129) for row in range(1000)]
+    given = Scorer(load_model(folder, "bfloat16", torch.device("cuda")), 512).score(sequences, EOS)
+    scorer = Scorer(load_model(folder, "bfloat16", torch.device("cuda")))
+    scores = scorer.score(sequences, EOS)
+    assert "1,024: " in scorer.describe()["batch_sizes"]
+    np.testing.assert_allclose(scores.nll_sum, given.nll_sum, rtol=5e-3)
+
+
+@pytest.mark.parametrize("name", ["fp8-tiles", "fp8-compiled", "fp8-compiled-small", "fp8-triton"])
+@pytest.mark.parametrize(("width", "vocab_size"), [(512, 151_936), (2048, 50_257)])
+def test_fp8_heads_agree_with_float64_of_the_rounded_numbers(name, width, vocab_size):
+    if not supports_fp8(torch.device("cuda")):
+        pytest.skip("no fp8 on this device")
+    torch.manual_seed(0)
+    weight_VH = torch.randn(vocab_size, width, device="cuda", dtype=torch.bfloat16) * 0.05
+    hidden_NH = torch.randn(5000, width, device="cuda", dtype=torch.bfloat16)
+    targets_N = torch.randint(0, vocab_size, (5000,)).cuda()
+    kernel = choose_head_kernel(Head(weight_VH), compile_allowed=True, only=name, in_fp8=True)
+    rows = torch.arange(0, 5000, 97, device="cuda")
+    hidden, weight = ((q.double() * scale.double()[:, None]) for q, scale in map(quantize_rows, (hidden_NH[rows], weight_VH)))
+    exact = torch.nn.functional.cross_entropy(hidden @ weight.T, targets_N[rows], reduction="none")
+    torch.testing.assert_close(kernel.nll(hidden_NH, targets_N)[rows].double(), exact, atol=3e-2, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["compiled", "triton", "quack"])

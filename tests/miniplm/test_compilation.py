@@ -12,7 +12,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from miniplm.models import compilation
-from miniplm.models.compilation import CompiledCall, fix_shape, vary_shape
+from miniplm.models.compilation import CompiledCall, compile_each_shape, fix_shape, vary_shape
 
 
 class Layer(torch.nn.Module):
@@ -74,3 +74,17 @@ def test_one_that_meets_the_limit_by_itself_says_that_it_runs_uncompiled(
     assert not call.is_compiled
     (record,) = [record for record in caplog.records if record.name == "miniplm"]
     assert "torch.compile failed on the teacher" in record.message
+
+
+def test_tiles_of_many_heads_are_all_compiled_once_for_each_shape(counter: Any) -> None:
+    """They are one function to dynamo, which by itself gives up at the eighth graph, without a word."""
+
+    def make_tile(scale: float) -> Any:
+        return compile_each_shape(lambda values, num_columns: (values * scale)[:, :num_columns])
+
+    tiles = [make_tile(float(scale)) for scale in range(6)]
+    for _ in range(2):
+        for scale, tile in enumerate(tiles):
+            for rows in (2, 3):
+                torch.testing.assert_close(tile(torch.ones(rows, 4), 3), torch.full((rows, 3), float(scale)))
+    assert counter.frame_count == 12

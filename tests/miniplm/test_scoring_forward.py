@@ -9,6 +9,7 @@ import torch
 from miniplm.models.loading import load_model
 from miniplm.models.packed_linear import PackedLinear, can_pack
 from miniplm.scoring.engine import Scorer
+from miniplm.scoring.forward import decide_compiling
 from miniplm.scoring.heads import choose_head_kernel
 from miniplm.scoring.throughput import Throughput, count_flops_per_token
 from tests.miniplm.made_models import make_gpt2, make_llama, save_model
@@ -65,6 +66,21 @@ def test_a_body_that_does_not_compile_runs_as_it_is_and_says_so_once(llama, capl
         "torch.compile failed on llama (Unsupported: an odd model); it runs uncompiled, more slowly"
     ]
     assert scorer.describe()["compiled"] is False
+
+
+@pytest.mark.parametrize(
+    ("compile", "layout", "device", "is_spread", "decided"),
+    [
+        ("auto", "flat", "cuda", False, (True, True)),
+        ("auto", "rows", "cuda", False, (False, True)),  # each shape of padded rows would cost a graph
+        ("auto", "flat", "cuda", True, (False, False)),
+        ("auto", "flat", "cpu", False, (False, False)),
+        (True, "rows", "cpu", False, (True, True)),  # as asked for
+        (False, "flat", "cuda", False, (False, False)),
+    ],
+)
+def test_what_is_compiled(compile, layout, device, is_spread, decided):
+    assert decide_compiling(compile, layout, device, is_spread) == decided
 
 
 @pytest.mark.skipif(not can_pack(CPU, torch.float32), reason="this CPU has no AVX-512")
