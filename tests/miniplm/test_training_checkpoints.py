@@ -104,6 +104,7 @@ def test_checkpoints_of_before_they_had_a_recipe_are_gone_on_from(storage: Stora
         path = folder_of(storage, plan, step) / MANIFEST
         content = json.loads(path.read_text())
         assert content.pop("recipe") == plan.recipe.as_json()
+        del content["digest"], content["micro_batch_size"]
         path.write_text(json.dumps(content))
     done: list[float] = []
     train_model(storage, plan, lambda progress: done.append(progress.done))
