@@ -17,7 +17,7 @@ def make_run(folder: Path, name: str, **changes: Any) -> Path:
 
     Its device is named, so that no worker need be asked for it.
     """
-    reference = {"model": str(folder / "teacher")}
+    reference = {"model": str(folder / "teacher"), "dtype": "float32"}
     execution = _ON_POOL | changes.pop("execution", {})
     scoring = {"device": "cpu"} | changes.pop("scoring", {})
     return make_tiny_run(

@@ -17,7 +17,7 @@ from miniplm.scoring.engine import Scorer
 from miniplm.scoring.throughput import count_flops_per_token
 from tests.miniplm.made_models import make_gpt2, make_llama, save_model
 from tests.miniplm.made_zoo import make_family
-from tests.miniplm.test_scoring_families import check_against_oracle
+from tests.miniplm.test_scoring_families import Oracle, check_against_oracle
 
 CPU = torch.device("cpu")
 TOKEN_IDS = (torch.arange(40) * 7919 % 100)[None]
@@ -83,7 +83,7 @@ def test_a_fused_model_scores_as_its_own_float64(tmp_path, name):
     folder = save_model(make_family(name), tmp_path / name)
     loaded = load_model(folder, "float32", CPU, will_compile=True)  # so that nothing is packed
     assert fuse_linears(loaded.body) == 4
-    scorer = check_against_oracle(folder, loaded)
+    scorer = check_against_oracle(Oracle(folder), loaded)
     assert (scorer.forward.layout, scorer.describe()["fused_products"]) == ("flat", 4)
 
 
