@@ -24,12 +24,11 @@ from numpy.typing import NDArray
 from benchmarks.records import format_table
 from miniplm import layout
 from miniplm.artifacts import CorpusManifest, DomainSelection, SelectionManifest, SelectionShardEntry
-from miniplm.config import RunConfig
 from miniplm.config_files import load_config
-from miniplm.corpus.identity import resolve_corpus_id
-from miniplm.corpus.reader import load_corpus
 from miniplm.errors import MiniplmError
-from miniplm.scorers import identify_teacher, require_reference
+from miniplm.references import require_reference
+from miniplm.run_plan import RunPlan, resolve
+from miniplm.run_status import require_corpus
 from miniplm.selection.join import candidate_scores, check_scores, connect
 from miniplm.selection.ranking import QUANTILES, SELECTION_SCHEMA, count_selected
 from miniplm.storage import Storage, digest_content, digest_file
@@ -235,21 +234,17 @@ def _count_domain(scores: Scores, kept: NDArray[np.bool_], domain: str) -> Domai
     )
 
 
-def train_on(
-    storage: Storage, config: RunConfig, corpus: CorpusManifest, selection: SelectionManifest, rule: str, student: str
-) -> str:
+def train_on(storage: Storage, plan: RunPlan, corpus: CorpusManifest, selection: SelectionManifest, rule: str, student: str) -> str:
     """Trains and evaluates a student of the configuration on a selection, as student `NAME-RULE` of the run; returns a line about it."""
     from miniplm.students import evaluate_student, train_student
 
-    wanted = next(item for item in config.students if item.name == student)
+    wanted = next(item for item in plan.students if item.name == student)
     renamed = wanted.model_copy(update={"name": f"{student}-{rule}"})
-    config = config.model_copy(update={"students": (renamed,)})
-    record = train_student(storage, config, corpus, selection, renamed.name)
-    record = evaluate_student(storage, config, corpus, renamed.name, record)
+    plan = plan.model_copy(update={"key": "", "trainings": {}, "students": (renamed,)})
+    record, _ = train_student(storage, plan, corpus, selection, renamed.name)
+    record = evaluate_student(storage, plan, corpus, renamed.name, record)
     assert record.evaluation is not None
-    return (
-        f"{config.name} {renamed.name}: {record.num_tokens:,} tokens, held-out loss {record.evaluation.overall.nats_per_token:.4f}"
-    )
+    return f"{plan.name} {renamed.name}: {record.num_tokens:,} tokens, held-out loss {record.evaluation.overall.nats_per_token:.4f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -267,20 +262,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.train and not given.publish:
         parser.error("--train needs --publish RULE: what the student is trained on")
     try:
-        config = load_config(given.config, given.set)
-        storage = Storage(config.storage)
-        corpus = load_corpus(storage, resolve_corpus_id(storage, config.corpus))
-        teacher, reference = identify_teacher(config), require_reference(storage, config, corpus)
+        plan = resolve(load_config(given.config, given.set))
+        storage = Storage(plan.storage)
+        corpus = require_corpus(storage, plan)
+        teacher, reference = plan.require_teacher(), require_reference(storage, plan, corpus)
         scores = read_scores(storage, corpus, teacher.model_id, reference.model_id)
     except MiniplmError as error:
         print(f"effect_scores: {error}", file=sys.stderr)
         return 2
     if given.publish:
-        ratio = config.selection.ratio
+        ratio = plan.selection.ratio
         selection = publish_selection(storage, corpus, teacher.model_id, reference.model_id, scores, given.publish, ratio)
         print(f"{selection.selection_id}: {selection.num_selected:,} sequences, {selection.num_selected_tokens:,} tokens")
         if given.train:
-            print(train_on(storage, config, corpus, selection, given.publish, given.train))
+            print(train_on(storage, plan, corpus, selection, given.publish, given.train))
         return 0
     facts = describe_scores(scores)
     print(json.dumps(facts, indent=2))

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
 from pydantic import ValidationError
 
 from miniplm import layout
 from miniplm.artifacts import Record
-from miniplm.config import RunConfig, config_as_dict
-from miniplm.config_files import check_config
-from miniplm.models.devices import resolve_dtype
+from miniplm.config import RunConfig
+from miniplm.models.dtypes import choose_dtype
 from miniplm.presets import PRESETS
+from miniplm.run_plan import RunPlan
 from miniplm.storage import Storage
+
+Run = TypeVar("Run", RunConfig, RunPlan)
 
 
 class WorkerDescription(Record):
@@ -26,19 +27,24 @@ class WorkerDescription(Record):
     version: str
 
 
-def needs_worker(config: RunConfig) -> bool:
+def needs_worker(run: RunConfig | RunPlan) -> bool:
     """Whether a dtype of the run depends on a device that only the workers know."""
-    return config.scoring.device == "auto" and any(dtype == "auto" for dtype in _list_dtypes(config_as_dict(config)))
+    trainings = [run.reference.training, *(student.training for student in run.students)]
+    dtypes = [run.teacher.dtype, run.reference.dtype, *(training.dtype for training in trainings if training is not None)]
+    return run.scoring.device == "auto" and "auto" in dtypes
 
 
-def pin_dtypes(config: RunConfig, device_type: str) -> RunConfig:
-    """The configuration with every `auto` dtype as a device of that type resolves it: the ids are then the same everywhere."""
-    dtype = resolve_dtype("auto", torch.device(device_type))
-    content = config_as_dict(config)
-    for section in _dtype_sections(content):
-        if section["dtype"] == "auto":
-            section["dtype"] = dtype
-    return check_config(content, f"run {config.name}")
+def pin_dtypes(run: Run, device_type: str) -> Run:
+    """The run with every `auto` dtype as a device of that type resolves it: the ids are then the same everywhere."""
+
+    def pin(section: Any) -> Any:
+        return section.model_copy(update={"dtype": choose_dtype(device_type)}) if section.dtype == "auto" else section
+
+    reference = pin(run.reference)
+    if reference.training is not None:
+        reference = reference.model_copy(update={"training": pin(reference.training)})
+    students = tuple(student.model_copy(update={"training": pin(student.training)}) for student in run.students)
+    return run.model_copy(update={"teacher": pin(run.teacher), "reference": reference, "students": students})
 
 
 def find_pinned(storage: Storage, config: RunConfig) -> RunConfig:
@@ -67,39 +73,37 @@ def save_worker(storage: Storage, run_name: str, worker: WorkerDescription) -> N
 
 def make_absolute(config: RunConfig) -> RunConfig:
     """The configuration with its folders as absolute paths, as other processes have another working folder."""
-    content = config_as_dict(config)
-    content["storage"] = _absolute(content["storage"])
-    for source in content["corpus"]["sources"]:
-        source["path"] = _absolute(source["path"])
-    if content["evaluation"]["task_folder"] is not None:
-        content["evaluation"]["task_folder"] = _absolute(content["evaluation"]["task_folder"])
-    for section, field in (
-        (content["corpus"], "tokenizer"),
-        (content["teacher"], "model"),
-        (content["reference"], "model"),
-        (content["reference"], "architecture"),
-        *((student, field) for student in content["students"] for field in ("architecture", "tokenizer")),
-    ):
-        # What is no folder here is the name of a preset or of a model on a hub.
-        if section[field] is not None and section[field] not in PRESETS and os.path.isdir(os.path.expanduser(section[field])):
-            section[field] = _absolute(section[field])
-    return check_config(content, f"run {config.name}")
+
+    def change(section: Any, **fields: str | None) -> Any:
+        return section.model_copy(update=fields)
+
+    corpus, teacher, reference, evaluation = config.corpus, config.teacher, config.reference, config.evaluation
+    sources = tuple(change(source, path=_absolute(source.path)) for source in corpus.sources)
+    students = tuple(
+        change(student, architecture=_absolute_folder(student.architecture), tokenizer=_absolute_folder(student.tokenizer))
+        for student in config.students
+    )
+    task_folder = None if evaluation.task_folder is None else _absolute(evaluation.task_folder)
+    return config.model_copy(
+        update={
+            "storage": _absolute(config.storage),
+            "corpus": corpus.model_copy(update={"sources": sources, "tokenizer": _absolute_folder(corpus.tokenizer)}),
+            "teacher": change(teacher, model=_absolute_folder(teacher.model)),
+            "reference": change(
+                reference, model=_absolute_folder(reference.model), architecture=_absolute_folder(reference.architecture)
+            ),
+            "students": students,
+            "evaluation": change(evaluation, task_folder=task_folder),
+        }
+    )
+
+
+def _absolute_folder(name: str | None) -> str | None:
+    """The path of a folder; what is no folder here is the name of a preset or of a model on a hub."""
+    is_folder = name is not None and name not in PRESETS and os.path.isdir(os.path.expanduser(name))
+    return _absolute(name) if is_folder and name is not None else name
 
 
 def _absolute(url: str) -> str:
     # `~` is the home of this user, as it is to fsspec and to the models' folders.
     return url if "://" in url or "::" in url else os.path.abspath(os.path.expanduser(url))
-
-
-def for_worker(config: RunConfig) -> RunConfig:
-    """The pinned configuration as a worker gets it: what it is given it does itself."""
-    return config.model_copy(update={"execution": config.execution.model_copy(update={"fan_out": "local"})})
-
-
-def _dtype_sections(content: dict[str, Any]) -> list[dict[str, Any]]:
-    trainings = [content["reference"]["training"], *(student["training"] for student in content["students"])]
-    return [content["teacher"], content["reference"], *(training for training in trainings if training is not None)]
-
-
-def _list_dtypes(content: dict[str, Any]) -> list[str]:
-    return [section["dtype"] for section in _dtype_sections(content)]

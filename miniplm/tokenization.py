@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from miniplm.artifacts import TokenizerEntry
+from miniplm.artifacts import Record, TokenizerEntry
 from miniplm.errors import TokenizerError, list_offenders, reading_users_file
 from miniplm.storage import digest_content
 from miniplm.text_pieces import PIECE_CHARACTERS, cut_text
@@ -25,6 +25,13 @@ TokenIds = NDArray[np.uint32]
 _CALL_CHARACTERS = 4 << 20
 # The name of a class that old and new versions of transformers know, and that reads tokenizer.json as it is.
 _PLAIN_CLASS = "PreTrainedTokenizerFast"
+
+
+class TokenizerIdentity(Record):
+    """A tokenizer's record, and a digest of all that decides the token ids of a text: what the id of a corpus is made of."""
+
+    entry: TokenizerEntry
+    encoding_digest: str
 
 
 class CorpusTokenizer:
@@ -120,6 +127,11 @@ class CorpusTokenizer:
         """The record with the digest of the rules, which takes a while to make."""
         rules = self.encoding_digest if self.backend is None else digest_content(describe_rules(self.backend), length=16)
         return self.entry.model_copy(update={"rules": rules})
+
+    @property
+    def identity(self) -> TokenizerIdentity:
+        """What names corpora that are made with it."""
+        return TokenizerIdentity(entry=self.entry, encoding_digest=self.encoding_digest)
 
     @cached_property
     def encoding_digest(self) -> str:

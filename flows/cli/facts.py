@@ -14,6 +14,7 @@ from flows.cli.options import (
     StorageRoot,
     Target,
     Verbose,
+    look_at,
     print_json,
     resolve_config,
     start_quietly,
@@ -33,8 +34,8 @@ def status(
     from miniplm.run_status import check_run
     from miniplm.storage import Storage
 
-    config = resolve_config(target, overrides, storage)
-    result = check_run(Storage(config.storage), config)
+    plan = look_at(target, overrides, storage)
+    result = check_run(Storage(plan.storage), plan)
     if as_json:
         print_json(result.as_json())
     else:
@@ -60,9 +61,9 @@ def inspect(
     from miniplm.run_status import provide_record
     from miniplm.storage import Storage
 
-    config = resolve_config(target, overrides, storage)
-    root = Storage(config.storage)
-    record = provide_record(root, config)
+    plan = look_at(target, overrides, storage)
+    root = Storage(plan.storage)
+    record = provide_record(root, plan)
     if by_domain:
         rows = inspection.inspect_domains(root, record)
         if as_json:

@@ -8,15 +8,17 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from flows.cli.process import provide_caches
-from miniplm.config import RunConfig
-from miniplm.config_files import apply_override, check_config, load_config
 from miniplm.errors import ConfigError, list_offenders
+
+if TYPE_CHECKING:
+    from miniplm.config import RunConfig
+    from miniplm.run_plan import RunPlan
 
 Target = Annotated[
     str | None,
@@ -52,6 +54,8 @@ def resolve_config(target: str | None, overrides: Sequence[str] | None, storage:
 
     Raises `ConfigError` or `RunError` where there is neither, or where none is named and there is not just one run.
     """
+    from miniplm.config_files import apply_override, check_config, load_config
+
     if target is None:
         target = _find_only_run(storage)
     elif is_config_file(target):
@@ -63,6 +67,13 @@ def resolve_config(target: str | None, overrides: Sequence[str] | None, storage:
     for override in overrides or ():
         apply_override(content, override)
     return _as_on_workers(check_config(content, f"run {target} at {storage}"))
+
+
+def look_at(target: str | None, overrides: Sequence[str] | None, storage: str) -> RunPlan:
+    """The plan of a run to look at: what it is given is not checked, and nothing is kept."""
+    from miniplm.run_plan import resolve
+
+    return resolve(resolve_config(target, overrides, storage), checks=False)
 
 
 def is_config_file(target: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,8 +19,10 @@ from flows.cli.options import (
     start_quietly,
     watched_flow,
 )
-from miniplm.config import RunConfig
 from miniplm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from miniplm.config import RunConfig
 
 DEMO_CONFIG = "deployments/configs/demo.yaml"
 
@@ -63,13 +65,13 @@ def demo(overrides: Overrides = None, as_json: AsJson = False, verbose: Verbose 
 
 def _run(config: RunConfig, as_json: bool, verbose: bool) -> None:
     from flows.cli.tables import print_run
-    from miniplm.inputs import check_inputs
+    from miniplm.run_plan import resolve
     from miniplm.run_status import find_complete_run
     from miniplm.storage import Storage
 
-    check_inputs(config)
-    storage = Storage(config.storage)
-    record = find_complete_run(storage, config)
+    plan = resolve(config)
+    storage = Storage(plan.storage)
+    record = find_complete_run(storage, plan)
     if record is None:
         with watched_flow(verbose, as_json):
             from flows.run_miniplm import run_miniplm
@@ -93,8 +95,9 @@ def plan(
     start_quietly(verbose)
     from flows.cli.tables import print_plan
     from miniplm.plan import plan_run
+    from miniplm.run_plan import resolve
 
-    result = plan_run(resolve_config(target, overrides, storage), usd_per_gpu_hour)
+    result = plan_run(resolve(resolve_config(target, overrides, storage), checks=False), usd_per_gpu_hour)
     if as_json:
         print_json(result.as_json())
     else:

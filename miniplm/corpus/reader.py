@@ -25,13 +25,23 @@ _REPAIR = (
 )
 
 
+# Manifests that this process has read, by the identity of the file: with thousands of shards they are long.
+_manifests: dict[str, CorpusManifest] = {}
+
+
 def find_corpus(storage: Storage, corpus_id: str) -> CorpusManifest | None:
     """The manifest of a corpus, None where it is not prepared (to its end)."""
     path = layout.corpus_manifest(corpus_id)
     if not storage.exists(path):
         return None
+    identity = storage.identify(path)
+    if identity in _manifests:
+        return _manifests[identity]
     try:
-        return CorpusManifest.model_validate(storage.read_json(path))
+        manifest = CorpusManifest.model_validate(storage.read_json(path))
+        if identity:
+            _manifests[identity] = manifest
+        return manifest
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])

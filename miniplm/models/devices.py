@@ -11,6 +11,7 @@ import torch
 from miniplm.errors import ConfigError, DeviceError, NoDeviceError, first_line
 from miniplm.foreign_errors import is_device_lost as is_device_lost
 from miniplm.foreign_errors import is_out_of_memory as is_out_of_memory
+from miniplm.models.dtypes import choose_dtype
 from miniplm.models.fp8 import supports_fp8
 
 # CUDA devices of this process that stopped answering; a process cannot use such a device again.
@@ -75,19 +76,13 @@ def use_device(device: torch.device) -> AbstractContextManager[object]:
 
 
 def resolve_dtype(dtype: str, device: torch.device, emulated: bool = False) -> str:
-    """`auto` is float32 on a CPU and bfloat16 on a GPU.
-
-    On a CPU with instructions for bfloat16 that is faster too (`has_native_bfloat16`), but float32 gives the same
-    scores on every machine, so it is for the user to ask for. Raises `ConfigError` for fp8 on a device that has none.
-    """
+    """The dtype that is meant on a device, `auto` as `choose_dtype` says. Raises `ConfigError` for fp8 on a device that has none."""
     if dtype == "fp8" and not emulated and not supports_fp8(device):
         raise ConfigError(
             f"dtype fp8 needs a GPU of compute capability 8.9 or higher (H100, L40S, ...), not {describe_device(device)}; use auto. "
             "What fp8 would do to the selection can be measured here: `miniplm score CONFIG --calibrate 200`"
         )
-    if dtype != "auto":
-        return dtype
-    return "float32" if device.type == "cpu" else "bfloat16"
+    return choose_dtype(device.type) if dtype == "auto" else dtype
 
 
 def has_native_bfloat16() -> bool:

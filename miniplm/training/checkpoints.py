@@ -7,7 +7,6 @@ but for one of another training, which is nobody's to overwrite.
 from __future__ import annotations
 
 import errno
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,44 +15,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from miniplm import layout
-from miniplm.artifacts import CheckpointMetrics, Record
-from miniplm.errors import DamagedFileError, StorageError, TrainingError, list_offenders
+from miniplm.artifacts import CheckpointMetrics
+from miniplm.errors import StorageError, TrainingError, list_offenders
 from miniplm.models.files import list_weight_files
 from miniplm.models.identity import digest_weights
 from miniplm.storage import Storage, digest_file
+from miniplm.training.records import (
+    MANIFEST,
+    METRICS,
+    OPTIMIZER,
+    CheckpointManifest,
+    find_checkpoint,
+    list_checkpoint_steps,
+    read_checkpoint_manifest,
+    read_metrics,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MANIFEST = "manifest.json"
-METRICS = "metrics.jsonl"
-OPTIMIZER = "optimizer.safetensors"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-
-
-class CheckpointManifest(Record):
-    """A checkpoint after `step` optimizer steps. `files` are digests by name, `weights_digest` is as a model's.
-
-    `num_skipped_in_row` of the `num_skipped_steps` without a finite gradient are the last steps of all. `recipe` is that
-    of the training; older checkpoints have none. A milestone that training no longer goes on from has no optimizer.
-    """
-
-    training_id: str
-    step: int
-    files: dict[str, str]
-    weights_digest: str
-    num_skipped_steps: int
-    num_skipped_in_row: int
-    recipe: dict[str, Any] | None = None
-
-    def exported_files(self) -> dict[str, str]:
-        """A transformers directory and its metrics: all but the optimizer."""
-        return {name: digest for name, digest in self.files.items() if name != OPTIMIZER}
 
 
 def publish_checkpoint(
@@ -98,24 +83,6 @@ def publish_checkpoint(
     return manifest
 
 
-def list_checkpoint_steps(storage: Storage, training_id: str) -> list[int]:
-    """Steps of all checkpoints, whole or not, ascending."""
-    names = storage.list_names(layout.checkpoints_folder(training_id))
-    return sorted(int(name.removeprefix("step-")) for name in names if name.startswith("step-") and name[5:].isdigit())
-
-
-def find_checkpoint(storage: Storage, training_id: str, step: int) -> CheckpointManifest | None:
-    """The checkpoint of a step where it is there whole: every file with the digest that its manifest says."""
-    folder = layout.checkpoint_folder(training_id, step)
-    manifest = _read_manifest(storage, training_id, step)
-    if manifest is None or (manifest.training_id, manifest.step) != (training_id, step):
-        return None
-    for name, digest in manifest.files.items():
-        if not storage.exists(f"{folder}/{name}") or storage.digest(f"{folder}/{name}") != digest:
-            return None
-    return manifest
-
-
 def find_last_checkpoint(storage: Storage, training_id: str, recipe: dict[str, Any]) -> CheckpointManifest | None:
     """The whole checkpoint with the most steps that training can go on from.
 
@@ -130,18 +97,8 @@ def find_last_checkpoint(storage: Storage, training_id: str, recipe: dict[str, A
     return None
 
 
-def _read_manifest(storage: Storage, training_id: str, step: int) -> CheckpointManifest | None:
-    path = f"{layout.checkpoint_folder(training_id, step)}/{MANIFEST}"
-    if not storage.exists(path):
-        return None
-    try:
-        return CheckpointManifest.model_validate(storage.read_json(path))
-    except (ValidationError, DamagedFileError):
-        return None
-
-
 def _check_recipe(storage: Storage, training_id: str, step: int, recipe: dict[str, Any]) -> None:
-    manifest = _read_manifest(storage, training_id, step)
+    manifest = read_checkpoint_manifest(storage, training_id, step)
     if manifest is None or manifest.recipe is None or manifest.recipe == recipe:
         return
     theirs, ours = _flatten(manifest.recipe), _flatten(recipe)
@@ -160,12 +117,6 @@ def _flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in content.items():
         fields |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return fields
-
-
-def read_metrics(storage: Storage, training_id: str, step: int) -> list[CheckpointMetrics]:
-    """The metrics of all steps up to a checkpoint."""
-    content = storage.read_bytes(f"{layout.checkpoint_folder(training_id, step)}/{METRICS}").decode()
-    return [CheckpointMetrics.model_validate(json.loads(line)) for line in content.splitlines()]
 
 
 def restore_checkpoint(
@@ -218,7 +169,7 @@ def _delete_optimizer(storage: Storage, training_id: str, step: int) -> None:
     path = f"{layout.checkpoint_folder(training_id, step)}/{OPTIMIZER}"
     if not storage.exists(path):
         return
-    manifest = _read_manifest(storage, training_id, step)
+    manifest = read_checkpoint_manifest(storage, training_id, step)
     if manifest is not None and OPTIMIZER in manifest.files:
         lean = manifest.model_copy(update={"files": manifest.exported_files()})
         storage.write_json(f"{layout.checkpoint_folder(training_id, step)}/{MANIFEST}", lean.as_json())

@@ -57,7 +57,4 @@ def find_export(storage: Storage, folder: str) -> TrainingManifest | None:
         manifest = TrainingManifest.model_validate(storage.read_json(path))
     except (ValidationError, DamagedFileError):
         return None
-    for name, digest in manifest.files.items():
-        if not storage.exists(f"{folder}/{name}") or storage.digest(f"{folder}/{name}") != digest:
-            return None
-    return manifest
+    return manifest if all(storage.holds(f"{folder}/{name}", digest) for name, digest in manifest.files.items()) else None
