@@ -77,7 +77,7 @@ def run_miniplm(
                 calibrate_dtypes(plan, corpus.corpus_id, teacher, reference, plan.scoring.calibration_sequences)
             check_fidelity(storage, corpus, teacher, reference, plan)
         reference = _score(plan, corpus, log)
-        selection, stage = select_sequences(plan, corpus.corpus_id, teacher, reference)
+        selection, stage = select_sequences(plan, corpus.corpus_id, reference)
         log.add_stage(stage, selection_id=selection.selection_id)
         for student in plan.students:
             record, stage = train_student(plan, corpus.corpus_id, selection.selection_id, student.name)

@@ -5,18 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from miniplm.architectures import check_architecture, resolve_vocab_size
-from miniplm.artifacts import CorpusManifest
 from miniplm.config import RunConfig
 from miniplm.derived.generation import check_generation
 from miniplm.document_ids import count_document_ids
-from miniplm.errors import ConfigError, CorpusError, ModelError, TokenizerError
+from miniplm.errors import ConfigError, ModelError, TokenizerError
 from miniplm.file_facts import pass_once
 from miniplm.models.configuration import read_config
 from miniplm.models.devices import resolve_device, resolve_dtype
 from miniplm.models.files import check_finite_weights, has_tokenizer, list_weight_files, locate_model
 from miniplm.models.lengths import find_max_positions
 from miniplm.models.skeleton import check_forward, read_skeleton
-from miniplm.run_plan import RunPlan
 from miniplm.sources.files import find_source_files
 from miniplm.storage import Storage
 from miniplm.student_plans import load_own_tokenizer
@@ -74,28 +72,6 @@ def _check_trainings(config: RunConfig, tokenizer: CorpusTokenizer) -> None:
             check_tracking(training)
             why_one = find_inline_reason(config.execution.launcher, config.storage)
             count_processes(training, resolve_device(config.planning_device), why_one)
-
-
-def check_splits(plan: RunPlan, corpus: CorpusManifest) -> None:
-    """Raises `CorpusError` where a prepared corpus has no sequence in a split that the run needs later."""
-    needed = {
-        "reference": plan.reference.architecture is not None,
-        "heldout": bool(plan.students) and plan.evaluation.heldout,
-    }
-    for split in corpus.domains:
-        # The reference is that of the first corpus, so that its scores stay good when the corpus grows.
-        shards = corpus.root_shards(split) if split == "reference" else corpus.split_shards(split)
-        if needed.get(split) and not shards:
-            if split == "reference" and corpus.parent is not None:
-                raise CorpusError(
-                    f"corpus {corpus.lineage[0]}, which {corpus.corpus_id} extends, has no sequence in its reference split, and the "
-                    "reference model is trained on that of the first corpus; prepare once with corpus.extend=false, which makes the "
-                    "corpus anew of all files, or give reference.model"
-                )
-            raise CorpusError(
-                f"corpus {corpus.corpus_id} has no sequence in its {split} split, which this run needs; "
-                f"give corpus.splits.{split} a larger share, or the corpus more documents"
-            )
 
 
 def check_model(role: str, folder: Path, config: RunConfig, tokenizer: CorpusTokenizer) -> None:

@@ -41,7 +41,6 @@ from miniplm.tokenization import TokenizerIdentity
 from miniplm.tokenizer_folders import locate_tokenizer
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "lm_eval", "wandb")
-_DEVICE_VARIABLES = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
 
 class PlannedTraining(Record):
@@ -197,7 +196,7 @@ def make_key(config: RunConfig, emulated: bool = False) -> tuple[str, bool]:
     files = [path for folder in _list_folders(config) for path in _list_files(folder)]
     content = {name: value for name, value in config_as_dict(config).items() if name != "selection"}
     places = [os.getcwd(), *map(identify_file, files)]
-    key = digest_content([content, places, emulated, _describe_program(), _describe_machine()], length=32)
+    key = digest_content([content, places, emulated, _describe_program(), _describe_machine(config.planning_device)], length=32)
     return key, all(map(is_settled, files))
 
 
@@ -237,7 +236,12 @@ def _describe_program() -> list[str]:
     return own + versions
 
 
-def _describe_machine() -> list[str]:
-    """What decides the device that `auto` stands for, as far as it can be told without importing torch."""
-    nodes = [str(path) for path in sorted(Path("/dev").glob("nvidia*"))] + [str(path) for path in Path("/dev").glob("kfd")]
-    return [sys.platform, socket.gethostname(), *nodes, *(os.environ.get(name, "") for name in _DEVICE_VARIABLES)]
+def _describe_machine(device: str) -> list[str]:
+    """What the configured device is on this machine; torch is asked only where there are GPUs that it may take or not."""
+    machine = [sys.platform, socket.gethostname()]
+    has_gpus = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
+    if has_gpus and device != "cpu":
+        import torch
+
+        machine.append(f"{torch.cuda.device_count()} GPUs")
+    return machine

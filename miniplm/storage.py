@@ -327,7 +327,7 @@ def digest_file(path: Path) -> str:
 def identify_file(path: str | Path, settled_seconds: float = 0.0) -> str:
     """Path, size, times and inode of a local file; empty where it was changed within `settled_seconds`, and may be again unseen."""
     stat = os.stat(path)
-    if settled_seconds and time.time() - max(stat.st_mtime, stat.st_ctime) < settled_seconds:
+    if settled_seconds and time.time() - stat.st_mtime < settled_seconds:
         return ""
     return f"{path} size={stat.st_size} mtime_ns={stat.st_mtime_ns} created={stat.st_ctime_ns} ino={stat.st_dev}:{stat.st_ino}"
 

@@ -170,16 +170,18 @@ def load_tokenizer(
     trust_remote_code: bool = False,
     field: str = "corpus.eos_token",
     is_separator_known: bool = False,
+    only_decodes: bool = False,
 ) -> CorpusTokenizer:
     """The tokenizer of a folder or hub id, with `eos_token` as the document separator, or its own EOS token for None.
 
     `field` is where a configuration names the separator. `is_separator_known`: another folder names it, so that this one need not.
+    `only_decodes`: the tokenizer is to turn ids into text and will not be saved.
 
     Raises `TokenizerError` where there is no such folder, the hub does not give it, its files are damaged, or the
     separator is missing.
     """
     folder = locate_tokenizer(name)
-    source = read_tokenizer(folder, trust_remote_code)
+    source = read_tokenizer(folder, trust_remote_code, with_settings=not only_decodes)
     vocabulary: dict[str, int] = source.tokenizer.get_vocab()
     if not vocabulary:
         raise TokenizerError(f"the tokenizer of {folder} has an empty vocabulary; copy its files again")

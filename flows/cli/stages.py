@@ -1,7 +1,8 @@
-"""The commands for one stage each: the same flows that `run` calls, with the ids that the storage root knows."""
+"""The commands for one stage each: by the flows that `run` calls where a Prefect server sees them, else by the library's own calls."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -17,13 +18,17 @@ from flows.cli.options import (
     print_json,
     resolve_config,
     start_quietly,
+    try_again,
     watched_flow,
+    watched_stage,
 )
 from miniplm.errors import ConfigError, ModelError, list_offenders
 
 if TYPE_CHECKING:
     from miniplm.artifacts import CorpusManifest, ModelEntry, SelectionManifest
+    from miniplm.progress import ProgressCallback
     from miniplm.run_plan import RunPlan
+    from miniplm.run_record import StudentRecord
 
 Role = Literal["teacher", "reference"]
 
@@ -37,10 +42,15 @@ def prepare(
 ) -> None:
     """Cut the documents of the sources into sequences in shards; rejected records go to quarantine with their reason."""
     plan = _begin(target, overrides, storage, verbose)
-    with watched_flow(verbose, as_json) as console:
-        from flows.prepare_corpus import prepare_corpus
+    with watched_stage(plan, verbose, as_json) as (console, on_progress):
+        if on_progress is None:
+            from flows.prepare_corpus import prepare_corpus
 
-        manifest, _ = prepare_corpus(plan)
+            manifest, _ = prepare_corpus(plan)
+        else:
+            from miniplm import stages
+
+            manifest, _ = try_again(partial(stages.prepare, plan, on_progress))
     if as_json:
         print_json(manifest.as_json())
         return
@@ -59,10 +69,17 @@ def train_reference(
 ) -> None:
     """Train the reference model on the reference split (nothing to do where the configuration gives a model)."""
     plan = _begin(target, overrides, storage, verbose)
-    with watched_flow(verbose, as_json) as console:
-        from flows.train_reference import train_reference as flow
+    with watched_stage(plan, verbose, as_json) as (console, on_progress):
+        corpus = _require_corpus(plan)
+        if on_progress is None:
+            from flows.train_reference import train_reference as flow
 
-        entry, _ = flow(plan, _require_corpus(plan).corpus_id)
+            entry, _ = flow(plan, corpus.corpus_id)
+        else:
+            from miniplm import stages
+
+            named = stages.name_progress("train reference", on_progress)
+            entry, _ = try_again(partial(stages.provide_reference, plan, corpus, named))
     _say(console, as_json, entry.as_json(), f"reference model {entry.model_id} ({entry.num_parameters:,} parameters)")
 
 
@@ -158,11 +175,17 @@ def select(
 ) -> None:
     """Keep the sequences with the largest difference score, from the scores that are there; another ratio costs no new scores."""
     plan = _begin(target, [*(overrides or []), *([] if ratio is None else [f"selection.ratio={ratio!r}"])], storage, verbose)
-    with watched_flow(verbose, as_json) as console:
-        from flows.select_sequences import select_sequences
-
+    with watched_stage(plan, verbose, as_json) as (console, on_progress):
         corpus = _require_corpus(plan)
-        manifest, _ = select_sequences(plan, corpus.corpus_id, plan.require_teacher(), _require_reference(plan, corpus))
+        reference = _require_reference(plan, corpus)
+        if on_progress is None:
+            from flows.select_sequences import select_sequences
+
+            manifest, _ = select_sequences(plan, corpus.corpus_id, reference)
+        else:
+            from miniplm import stages
+
+            manifest, _ = try_again(partial(stages.select, plan, corpus, reference, on_progress))
     if as_json:
         print_json(manifest.as_json())
         return
@@ -185,16 +208,30 @@ def train(
     """Train the students on the selection (or on the baseline's data), from their last checkpoints."""
     plan = _begin(target, overrides, storage, verbose)
     names = _student_names(plan, student)
-    with watched_flow(verbose, as_json) as console:
-        from flows.train_student import train_student
-
+    with watched_stage(plan, verbose, as_json) as (console, on_progress):
         corpus, selection = _require_selection(plan)
-        records = {name: train_student(plan, corpus.corpus_id, selection.selection_id, name)[0] for name in names}
+        if on_progress is None:
+            from flows.train_student import train_student
+
+            records = {name: train_student(plan, corpus.corpus_id, selection.selection_id, name)[0] for name in names}
+        else:
+            records = {name: _train(plan, corpus, selection, name, on_progress) for name in names}
     lines = [
         f"{name}: {record.describe_steps()}, {record.num_tokens:,} tokens, final loss {record.final_loss:.3f} nats a token: {record.folder}"
         for name, record in records.items()
     ]
     _say(console, as_json, {name: record.as_json() for name, record in records.items()}, "\n".join(lines))
+
+
+def _train(
+    plan: RunPlan, corpus: CorpusManifest, selection: SelectionManifest, name: str, on_progress: ProgressCallback
+) -> StudentRecord:
+    from miniplm import stages
+
+    try_again(partial(stages.derive, plan, corpus, selection, name, on_progress))
+    named = stages.name_progress(f"train {name}", on_progress)
+    record, _ = try_again(partial(stages.train, plan, corpus, selection, name, named))
+    return record
 
 
 def evaluate(
@@ -210,17 +247,23 @@ def evaluate(
     """Measure trained students and their milestones on the held-out split, and by zero-shot tasks; compare them with the baseline."""
     plan = _begin(target, overrides, storage, verbose)
     names = _student_names(plan, student)
-    with watched_flow(verbose, as_json) as console:
-        from flows.evaluate_student import evaluate_student
+    with watched_stage(plan, verbose, as_json) as (console, on_progress):
         from miniplm.storage import Storage
         from miniplm.student_records import find_student, require_student
 
         root = Storage(plan.storage)
         corpus, selection = _require_selection(plan)
-        records = {
-            name: evaluate_student(plan, corpus.corpus_id, name, require_student(root, plan, corpus, selection, name))[0]
-            for name in names
-        }
+        records = {}
+        for name in names:
+            trained = require_student(root, plan, corpus, selection, name)
+            if on_progress is None:
+                from flows.evaluate_student import evaluate_student
+
+                records[name], _ = evaluate_student(plan, corpus.corpus_id, name, trained)
+            else:
+                from miniplm import stages
+
+                records[name], _ = try_again(partial(stages.evaluate, plan, corpus, name, trained, on_progress))
     from flows.cli.results import describe_results, print_results
     from miniplm.run_record import RunRecord
 
@@ -246,11 +289,17 @@ def report(
     from miniplm.run_status import provide_record
     from miniplm.storage import Storage
 
-    provide_record(Storage(plan.storage), plan)
-    with watched_flow(verbose, as_json) as console:
-        from flows.write_report import write_report
+    root = Storage(plan.storage)
+    provide_record(root, plan)
+    with watched_stage(plan, verbose, as_json) as (console, on_progress):
+        if on_progress is None:
+            from flows.write_report import write_report
 
-        url = write_report(plan.storage, plan.name)
+            url = write_report(plan.storage, plan.name)
+        else:
+            from miniplm.report import write_report as write_page
+
+            url = try_again(partial(write_page, root, plan.name))
     _say(console, as_json, {"report": url}, f"report: {url}")
 
 

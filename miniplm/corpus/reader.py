@@ -98,8 +98,10 @@ def read_token_ids(table: pa.Table) -> list[NDArray[Any]]:
     return sequences
 
 
-def load_corpus_tokenizer(storage: Storage, corpus_id: str, trust_remote_code: bool = False) -> CorpusTokenizer:
-    """The tokenizer that a corpus was made with, from its own copy of it.
+def load_corpus_tokenizer(
+    storage: Storage, corpus_id: str, trust_remote_code: bool = False, only_decodes: bool = False
+) -> CorpusTokenizer:
+    """The tokenizer that a corpus was made with, from its own copy of it; `only_decodes` as in `load_tokenizer`.
 
     Raises `CorpusError` where the corpus is not prepared or its copy holds another vocabulary.
     """
@@ -107,7 +109,7 @@ def load_corpus_tokenizer(storage: Storage, corpus_id: str, trust_remote_code: b
     with tempfile.TemporaryDirectory(prefix="miniplm-") as scratch:
         folder = storage.download(layout.corpus_tokenizer(corpus_id), Path(scratch))
         try:
-            loaded = load_tokenizer(str(folder), recorded.eos_token, trust_remote_code)
+            loaded = load_tokenizer(str(folder), recorded.eos_token, trust_remote_code, only_decodes=only_decodes)
         except TokenizerError as error:
             raise CorpusError(
                 f"the tokenizer of corpus {corpus_id} is damaged: {error}. Run `miniplm prepare CONFIG`: it is written again, and nothing else"
