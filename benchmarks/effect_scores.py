@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from benchmarks.records import format_table
 from miniplm.artifacts import CorpusManifest
 from miniplm.config_files import load_config
-from miniplm.corpus.identity import resolve_corpus_id
-from miniplm.corpus.reader import load_corpus
 from miniplm.errors import MiniplmError
-from miniplm.scorers import identify_teacher, require_reference
+from miniplm.references import require_reference
+from miniplm.run_plan import resolve
+from miniplm.run_status import require_corpus
 from miniplm.scoring.calibration import correlate_ranks
 from miniplm.selection.join import candidate_scores, check_scores, connect
 from miniplm.selection.ranking import count_selected
@@ -171,10 +171,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the facts as JSON")
     given = parser.parse_args(arguments)
     try:
-        config = load_config(given.config, given.set)
-        storage = Storage(config.storage)
-        corpus = load_corpus(storage, resolve_corpus_id(storage, config.corpus))
-        teacher, reference = identify_teacher(config), require_reference(storage, config, corpus)
+        plan = resolve(load_config(given.config, given.set))
+        storage = Storage(plan.storage)
+        corpus = require_corpus(storage, plan)
+        teacher, reference = plan.require_teacher(), require_reference(storage, plan, corpus)
         scores = read_scores(storage, corpus, teacher.model_id, reference.model_id)
     except MiniplmError as error:
         print(f"effect_scores: {error}", file=sys.stderr)

@@ -29,6 +29,7 @@ from miniplm.artifacts import CorpusManifest, ModelEntry, ScoreShardManifest, To
 from miniplm.config import RunConfig
 from miniplm.config_files import check_config
 from miniplm.models.identity import identify_model
+from miniplm.run_plan import RunPlan
 from miniplm.scoring.shards import check_score_shards
 from miniplm.storage import Storage
 
@@ -125,7 +126,7 @@ def _measure(config: RunConfig, corpus: CorpusManifest, entry: ModelEntry) -> di
 
     num_workers = fleet.count_workers("score-shards")[0] if config.is_on_work_pool else 1
     began = time.perf_counter()
-    score_corpus(config, corpus.corpus_id, entry, "teacher")
+    score_corpus(RunPlan.of(config), corpus.corpus_id, entry, "teacher")
     wall = time.perf_counter() - began
     storage = Storage(config.storage)
     manifests = {state.shard_index: state.manifest for state in check_score_shards(storage, corpus, entry.model_id)}

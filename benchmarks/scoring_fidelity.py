@@ -33,8 +33,10 @@ from miniplm.corpus.reader import load_corpus, read_shard
 from miniplm.errors import ConfigError, MiniplmError
 from miniplm.models.devices import resolve_device
 from miniplm.models.identity import identify_model
+from miniplm.references import require_reference
+from miniplm.run_plan import resolve
 from miniplm.run_record import load_run
-from miniplm.scorers import identify_teacher, open_scorer, require_reference
+from miniplm.scorers import open_scorer
 from miniplm.scoring.calibration import calibrate, measure_fidelity
 from miniplm.scoring.engine import Scorer, SequenceScores
 from miniplm.storage import Storage
@@ -71,8 +73,8 @@ class Setting:
         assert self.config is not None
         content = self.config.model_dump(mode="json")
         content["teacher"]["dtype"], content["reference"]["dtype"] = teacher_dtype, reference_dtype
-        config = check_config(content, "the run's configuration")
-        return identify_teacher(config, emulated=True), require_reference(self.storage, config, self.corpus, emulated=True)
+        plan = resolve(check_config(content, "the run's configuration"), emulated=True, checks=False)
+        return plan.require_teacher(), require_reference(self.storage, plan, self.corpus)
 
 
 class _RememberedScorer:

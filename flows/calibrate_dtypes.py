@@ -10,9 +10,8 @@ from pydantic import Field
 from flows.work_pool.single import run_on_pool
 from miniplm import __version__
 from miniplm.artifacts import Calibration, ModelEntry
-from miniplm.config import RunConfig, config_as_dict
 from miniplm.errors import PoolWorkError
-from miniplm.pinning import for_worker
+from miniplm.run_plan import RunPlan
 from miniplm.scoring.calibration import find_calibration
 from miniplm.storage import Storage
 from tasks import scoring, workers
@@ -20,7 +19,7 @@ from tasks import scoring, workers
 
 @flow(name="calibrate-dtypes", flow_run_name="calibrate {teacher.dtype} and {reference.dtype} on {corpus_id}")
 def calibrate_dtypes(
-    config: RunConfig,
+    plan: RunPlan,
     corpus_id: str,
     teacher: ModelEntry,
     reference: ModelEntry,
@@ -30,7 +29,7 @@ def calibrate_dtypes(
     """Scores `num_sequences` candidates in both precisions; what it says is judged by whoever uses it.
 
     Args:
-        config: the run's configuration
+        plan: the run's plan
         corpus_id: the prepared corpus
         teacher: the teacher, as its run names it
         reference: the reference model, as its run names it
@@ -38,24 +37,22 @@ def calibrate_dtypes(
         version: version of miniplm that gives the work; a worker of another one refuses
     """
     workers.prepare_worker(version)
-    if not config.is_on_work_pool:
+    if not plan.is_on_work_pool:
         return scoring.calibrate_dtypes(
-            config.storage, corpus_id, teacher, reference, config.scoring, num_sequences, config.selection.within
+            plan.storage, corpus_id, teacher, reference, plan.scoring, num_sequences, plan.selection.within
         )
     parameters = {
-        "config": config_as_dict(for_worker(config)),
+        "plan": plan.for_worker().as_json(),
         "corpus_id": corpus_id,
         "teacher": teacher.as_json(),
         "reference": reference.as_json(),
         "num_sequences": num_sequences,
         "version": __version__,
     }
-    within = config.selection.within
+    within = plan.selection.within
     tag = f"calibration:{corpus_id}:{teacher.model_id}:{reference.model_id}:{within}:{num_sequences}"
-    run_on_pool("calibrate-dtypes", f"calibrate {teacher.dtype} and {reference.dtype} on {corpus_id}", parameters, config, tag)
-    calibration = find_calibration(Storage(config.storage), corpus_id, teacher.model_id, reference.model_id, within)
+    run_on_pool("calibrate-dtypes", f"calibrate {teacher.dtype} and {reference.dtype} on {corpus_id}", parameters, plan, tag)
+    calibration = find_calibration(Storage(plan.storage), corpus_id, teacher.model_id, reference.model_id, within)
     if calibration is None:
-        raise PoolWorkError(
-            f"a worker compared the dtypes on corpus {corpus_id}, but {config.storage} does not show the result here"
-        )
+        raise PoolWorkError(f"a worker compared the dtypes on corpus {corpus_id}, but {plan.storage} does not show the result here")
     return calibration

@@ -7,10 +7,10 @@ from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from miniplm import layout
-from miniplm.config import RunConfig
 from miniplm.corpus.reader import load_corpus
 from miniplm.derived.pending import list_pending_jobs
 from miniplm.derived.sets import DerivedJob, check_shards, finish_set, require_sources
+from miniplm.run_plan import RunPlan
 from miniplm.selection.ranking import load_selection
 from miniplm.storage import Storage
 from tasks.derived import derive_shard, load_maker, open_job
@@ -23,25 +23,25 @@ _SHARDS_AT_ONCE = 1000
 # Two shards at a time: one computes, the other is read or written meanwhile.
 @flow(
     name="derive-sequences",
-    flow_run_name="derive sequences for {student_name} of {config.name}",
+    flow_run_name="derive sequences for {student_name} of {plan.name}",
     task_runner=ThreadPoolTaskRunner(max_workers=2),  # type: ignore[arg-type]
 )
-def derive_sequences(config: RunConfig, corpus_id: str, selection_id: str, student_name: str) -> list[str]:
+def derive_sequences(plan: RunPlan, corpus_id: str, selection_id: str, student_name: str) -> list[str]:
     """Makes what a student's training and measurement need, in this process; returns the ids of the sets, whole now.
 
     A shard that fails does not stop its neighbours; its error is raised when they are done.
 
     Args:
-        config: the run's configuration
+        plan: the run's plan
         corpus_id: the prepared corpus
         selection_id: the selection, made of that corpus
         student_name: which student of the configuration
     """
-    storage = Storage(config.storage)
+    storage = Storage(plan.storage)
     corpus, selection = load_corpus(storage, corpus_id), load_selection(storage, selection_id)
-    jobs = list_pending_jobs(storage, config, corpus, selection, student_name)
+    jobs = list_pending_jobs(storage, plan, corpus, selection, student_name)
     for job in jobs:
-        _derive(storage, job, config.scoring.device)
+        _derive(storage, job, plan.scoring.device)
     return [job.derived_id for job in jobs]
 
 

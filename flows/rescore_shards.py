@@ -15,8 +15,9 @@ from flows.work_pool.pinning import make_portable
 from miniplm.artifacts import ModelEntry
 from miniplm.corpus.reader import load_corpus
 from miniplm.errors import ConfigError, MiniplmError, ModelError, RunError, ScoreError
-from miniplm.run_record import StageRecord, load_run
-from miniplm.scorers import find_reference, identify_teacher
+from miniplm.references import find_reference
+from miniplm.run_plan import RunPlan, find_plan, resolve
+from miniplm.run_record import RunRecord, StageRecord, load_run
 from miniplm.storage import Storage
 from tasks.workers import use_credentials
 
@@ -47,19 +48,17 @@ def rescore_shards(
     use_credentials()
     if again and shards == "all failed":
         raise ConfigError("`again` scores shards that are fine; name them in `shards`")
-    config = load_run_config(storage, run)
-    if config.is_on_work_pool:
-        config = make_portable(config)
     root = Storage(storage)
     record = load_run(root, run)
     if record.corpus_id is None:
         raise RunError(f"run {run} has no corpus yet, so it has no shard to repair; start it again")
+    plan = _provide_plan(root, record)
     wanted = None if shards == "all failed" else [int(index) for index in shards]
     entries: dict[Literal["teacher", "reference"], ModelEntry | None] = {}
     if model != "reference":
-        entries["teacher"] = record.teacher or identify_teacher(config)
+        entries["teacher"] = record.teacher or plan.require_teacher()
     if model != "teacher":
-        entries["reference"] = record.reference or find_reference(root, config, load_corpus(root, record.corpus_id))
+        entries["reference"] = record.reference or find_reference(root, plan, load_corpus(root, record.corpus_id))
     stages, failures = [], []
     for role, entry in entries.items():
         if entry is None:
@@ -67,7 +66,7 @@ def rescore_shards(
                 raise ModelError(f"run {run} has no reference model yet; start the run again, which trains it and goes on")
             continue
         try:
-            stages.append(score_corpus(config, record.corpus_id, entry, role, wanted, again))
+            stages.append(score_corpus(plan, record.corpus_id, entry, role, wanted, again))
         except MiniplmError as error:  # the other model's shards are repaired all the same; then this is told
             failures.append(error)
     if len(failures) == 1:
@@ -75,3 +74,14 @@ def rescore_shards(
     if failures:
         raise ScoreError("\n".join(str(failure) for failure in failures))
     return stages
+
+
+def _provide_plan(root: Storage, record: RunRecord) -> RunPlan:
+    """The plan that the run was started with, at this root; where another is kept, or none, one made of its configuration."""
+    plan = find_plan(root, record.run_name)
+    if plan is not None and plan.config == record.config:
+        return plan.model_copy(update={"key": "", "storage": root.root})
+    config = load_run_config(root.root, record.run_name)
+    if record.teacher is not None and record.reference is not None:
+        return RunPlan.of(config, teacher_entry=record.teacher, reference_entry=record.reference)
+    return resolve(make_portable(config) if config.is_on_work_pool else config, checks=False)

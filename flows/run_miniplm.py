@@ -20,17 +20,15 @@ from flows.work_pool.cancellation import cancel_children
 from flows.work_pool.pinning import check_storage_is_kept, make_portable, pin_to_workers
 from flows.write_report import write_report
 from miniplm import layout
-from miniplm.artifacts import ModelEntry
-from miniplm.config import RunConfig
-from miniplm.corpus.reader import load_corpus
+from miniplm.artifacts import CorpusManifest, ModelEntry
 from miniplm.errors import MiniplmError, ScoreError
 from miniplm.locks import exclusive
-from miniplm.pinning import pin_to_machine
 from miniplm.run_log import RunLog
+from miniplm.run_plan import RunPlan
 from miniplm.run_record import RunRecord, StageRecord
 from miniplm.scoring.calibration import check_fidelity, find_sufficient, needs_calibration
 from miniplm.storage import Storage
-from tasks.models import check_inputs, identify_teacher
+from tasks.plans import resolve_plan
 from tasks.retries import TASK_OPTIONS
 from tasks.workers import rename_run, use_credentials
 
@@ -59,58 +57,53 @@ def run_miniplm(
     config = resolve_parameter(config, overrides)
     rename_run(f"run {config.name}")
     check_storage_is_kept(config)
-    if config.is_on_work_pool:
-        config = make_portable(config)
-    check_inputs(config)
-    storage = Storage(config.storage)
+    plan = resolve_plan(make_portable(config) if config.is_on_work_pool else config)
+    storage = Storage(plan.storage)
     # A worker may report a death late, when the next attempt is at work already; a server that hears of it starts one more beside it.
     attempt_of = flow_run.get_root_flow_run_id()
-    with exclusive(storage, layout.run_folder(config.name), f"run {config.name}", attempt_of):
+    with exclusive(storage, layout.run_folder(plan.name), f"run {plan.name}", attempt_of):
         storage.delete_temporary_files("", older_than_seconds=_SECONDS_OF_A_DAY)
-        if not config.is_on_work_pool:
-            config = pin_to_machine(storage, config)
-        log = RunLog(storage, config)
-        corpus_id, stage = prepare_corpus(config)
-        log.add_stage(stage, corpus_id=corpus_id)
-        if config.is_on_work_pool:
-            config = pin_to_workers(config)
-            log.set_config(config)
-        teacher = identify_teacher(config)
-        if needs_calibration(teacher.dtype, config.reference.dtype):
+        log = RunLog(storage, plan)
+        corpus, stage = prepare_corpus(plan)
+        log.add_stage(stage, corpus_id=corpus.corpus_id)
+        if plan.is_on_work_pool:
+            plan = pin_to_workers(plan)
+            log.set_plan(plan)
+        teacher = plan.require_teacher()
+        if needs_calibration(teacher.dtype, plan.reference.dtype):
             # The gate compares difference scores, so it needs the reference before the teacher's hours are spent.
-            reference, stage = train_reference(config, corpus_id)
-            if find_sufficient(storage, load_corpus(storage, corpus_id), teacher, reference, config) is None:
-                calibrate_dtypes(config, corpus_id, teacher, reference, config.scoring.calibration_sequences)
-            check_fidelity(storage, load_corpus(storage, corpus_id), teacher, reference, config)
-        reference = _score(config, corpus_id, teacher, log)
-        selection_id, stage = select_sequences(config, corpus_id, teacher, reference)
-        log.add_stage(stage, selection_id=selection_id)
-        for student in config.students:
-            record, stage = train_student(config, corpus_id, selection_id, student.name)
+            reference, stage = train_reference(plan, corpus.corpus_id)
+            if find_sufficient(storage, corpus, teacher, reference, plan) is None:
+                calibrate_dtypes(plan, corpus.corpus_id, teacher, reference, plan.scoring.calibration_sequences)
+            check_fidelity(storage, corpus, teacher, reference, plan)
+        reference = _score(plan, corpus, log)
+        selection, stage = select_sequences(plan, corpus.corpus_id, reference)
+        log.add_stage(stage, selection_id=selection.selection_id)
+        for student in plan.students:
+            record, stage = train_student(plan, corpus.corpus_id, selection.selection_id, student.name)
             log.add_stage(stage)
             log.add_student(student.name, record)
-            if config.evaluation.heldout:
-                record, stage = evaluate_student(config, corpus_id, student.name, record)
+            if plan.evaluation.heldout:
+                record, stage = evaluate_student(plan, corpus.corpus_id, student.name, record)
                 log.add_stage(stage)
                 log.add_student(student.name, record)
         log.finish()
-        write_report(config.storage, config.name)
+        write_report(plan.storage, plan.name)
         return log.record
 
 
-def _score(config: RunConfig, corpus_id: str, teacher: ModelEntry, log: RunLog) -> ModelEntry:
+def _score(plan: RunPlan, corpus: CorpusManifest, log: RunLog) -> ModelEntry:
     """Both models score the corpus: on a work pool at the same time, here one after the other. Returns the reference."""
-    storage = Storage(config.storage)
-    by_teacher = None
+    by_teacher, teacher = None, plan.require_teacher()
     fleet.start_waiting()
-    if config.is_on_work_pool:
-        by_teacher = _score_beside.submit(config, corpus_id, teacher)
+    if plan.is_on_work_pool:
+        by_teacher = _score_beside.submit(plan, corpus.corpus_id, teacher)
     else:
-        log.add_stage(score_corpus(config, corpus_id, teacher, "teacher"), teacher=teacher)
+        log.add_stage(score_corpus(plan, corpus.corpus_id, teacher, "teacher"), teacher=teacher)
     try:
-        reference, stage = train_reference(config, corpus_id)
-        check_fidelity(storage, load_corpus(storage, corpus_id), teacher, reference, config)
-        by_reference = score_corpus(config, corpus_id, reference, "reference")
+        reference, stage = train_reference(plan, corpus.corpus_id)
+        check_fidelity(Storage(plan.storage), corpus, teacher, reference, plan)
+        by_reference = score_corpus(plan, corpus.corpus_id, reference, "reference")
         if by_teacher is not None:
             log.add_stage(by_teacher.result(), teacher=teacher)
     except Exception as error:
@@ -128,5 +121,5 @@ def _score(config: RunConfig, corpus_id: str, teacher: ModelEntry, log: RunLog) 
 
 
 @task(name="score-beside", task_run_name="score by {entry.model_id}, beside the reference", **TASK_OPTIONS)
-def _score_beside(config: RunConfig, corpus_id: str, entry: ModelEntry) -> StageRecord:
-    return score_corpus(config, corpus_id, entry, "teacher")
+def _score_beside(plan: RunPlan, corpus_id: str, entry: ModelEntry) -> StageRecord:
+    return score_corpus(plan, corpus_id, entry, "teacher")

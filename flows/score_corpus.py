@@ -11,8 +11,8 @@ from flows.score_shards import check_shard_indices, score_shards
 from flows.work_pool.scoring import score_on_pool
 from miniplm import layout
 from miniplm.artifacts import ModelEntry
-from miniplm.config import RunConfig
 from miniplm.corpus.reader import load_corpus
+from miniplm.run_plan import RunPlan
 from miniplm.run_record import StageRecord
 from miniplm.scoring.shards import check_score_shards
 from miniplm.storage import Storage
@@ -20,7 +20,7 @@ from miniplm.storage import Storage
 
 @flow(name="score-corpus", flow_run_name="score {corpus_id} {role} {entry.model_id}")
 def score_corpus(
-    config: RunConfig,
+    plan: RunPlan,
     corpus_id: str,
     entry: ModelEntry,
     role: Literal["teacher", "reference"],
@@ -32,7 +32,7 @@ def score_corpus(
     Raises `ScoreError` naming the shards that failed with their reasons, once all others are done; `RunFailedError`
     where one of the reasons is in no input.
     """
-    storage = Storage(config.storage)
+    storage = Storage(plan.storage)
     corpus = load_corpus(storage, corpus_id)
     shards = {shard.shard_index: shard for shard in corpus.split_shards("candidate")}
     check_shard_indices(corpus_id, shard_indices or (), len(shards))
@@ -46,12 +46,12 @@ def score_corpus(
     broken = [state for state in states if state.state == "broken"]
     for state in broken:
         get_run_logger().warning("%s of %s is scored again: %s", layout.shard_name(state.shard_index), role, state.reason)
-    if todo and config.is_on_work_pool:
-        manifests = score_on_pool(config, corpus, entry, role, states)
+    if todo and plan.is_on_work_pool:
+        manifests = score_on_pool(plan, corpus, entry, role, states)
     elif todo:
         done_tokens = sum(manifest.num_tokens for manifest in manifests)
         remark = f"{len(broken)} broken shards are scored again" if broken else ""
-        manifests += score_shards(config.storage, corpus_id, entry, role, todo, config.scoring, done_tokens, remark)
+        manifests += score_shards(plan.storage, corpus_id, entry, role, todo, plan.scoring, done_tokens, remark)
     return StageRecord(
         name=f"score {role}",
         seconds=sum(manifest.seconds for manifest in manifests),

@@ -7,21 +7,18 @@ from prefect import flow
 from flows.derive_sequences import derive_sequences
 from flows.work_pool.single import run_on_pool
 from miniplm import __version__
-from miniplm.config import RunConfig, config_as_dict
 from miniplm.corpus.reader import load_corpus
-from miniplm.derived.pending import list_pending_jobs
-from miniplm.pinning import for_worker
+from miniplm.run_plan import RunPlan
 from miniplm.run_record import StageRecord, StudentRecord
 from miniplm.selection.ranking import load_selection
 from miniplm.storage import Storage
-from miniplm.student_plans import plan_student
-from miniplm.students import find_student, is_evaluated
+from miniplm.student_records import find_student, is_evaluated, list_needed_sets
 from tasks import students, workers
 
 
-@flow(name="train-student", flow_run_name="train {student_name} of {config.name}")
+@flow(name="train-student", flow_run_name="train {student_name} of {plan.name}")
 def train_student(
-    config: RunConfig,
+    plan: RunPlan,
     corpus_id: str,
     selection_id: str,
     student_name: str,
@@ -31,7 +28,7 @@ def train_student(
     """Trains one student of a run, from its last checkpoint; on a work pool a worker does, and measures it.
 
     Args:
-        config: the run's configuration
+        plan: the run's plan
         corpus_id: the prepared corpus
         selection_id: the selection, made of that corpus
         student_name: which student of the configuration
@@ -39,38 +36,38 @@ def train_student(
         version: version of miniplm that gives the work; a worker of another one refuses
     """
     workers.prepare_worker(version)
-    if config.is_on_work_pool:
-        _train_on_pool(config, corpus_id, selection_id, student_name)
+    if plan.is_on_work_pool:
+        _train_on_pool(plan, corpus_id, selection_id, student_name)
     else:
-        _derive_first(config, corpus_id, selection_id, student_name)
-    record, stage = students.train_student(config, corpus_id, selection_id, student_name)
+        _derive_first(plan, corpus_id, selection_id, student_name)
+    record, stage = students.train_student(plan, corpus_id, selection_id, student_name)
     if evaluate:
-        record, _ = students.evaluate_student(config, corpus_id, student_name, record)
+        record, _ = students.evaluate_student(plan, corpus_id, student_name, record)
     return record, stage
 
 
-def _derive_first(config: RunConfig, corpus_id: str, selection_id: str, student_name: str) -> None:
+def _derive_first(plan: RunPlan, corpus_id: str, selection_id: str, student_name: str) -> None:
     """Makes the sequences that the student is trained and measured on, where they are not those of the corpus."""
-    storage = Storage(config.storage)
+    storage = Storage(plan.storage)
     corpus, selection = load_corpus(storage, corpus_id), load_selection(storage, selection_id)
-    if list_pending_jobs(storage, config, corpus, selection, student_name):
-        derive_sequences(config, corpus_id, selection_id, student_name)
+    if list_needed_sets(storage, plan, corpus, selection, student_name):
+        derive_sequences(plan, corpus_id, selection_id, student_name)
 
 
-def _train_on_pool(config: RunConfig, corpus_id: str, selection_id: str, student_name: str) -> None:
+def _train_on_pool(plan: RunPlan, corpus_id: str, selection_id: str, student_name: str) -> None:
     """Has a worker train the student, and measure it where the run wants that, unless both are done."""
-    storage = Storage(config.storage)
+    storage = Storage(plan.storage)
     corpus, selection = load_corpus(storage, corpus_id), load_selection(storage, selection_id)
-    found = find_student(storage, config, corpus, selection, student_name)
-    if found is not None and (not config.evaluation.heldout or is_evaluated(storage, config, corpus, student_name, found)):
+    found = find_student(storage, plan, corpus, selection, student_name)
+    if found is not None and (not plan.evaluation.heldout or is_evaluated(storage, plan, corpus, student_name, found)):
         return
     parameters = {
-        "config": config_as_dict(for_worker(config)),
+        "plan": plan.for_worker().as_json(),
         "corpus_id": corpus_id,
         "selection_id": selection_id,
         "student_name": student_name,
-        "evaluate": config.evaluation.heldout,
+        "evaluate": plan.evaluation.heldout,
         "version": __version__,
     }
-    tag = f"training:{plan_student(config, corpus, selection, student_name).training_id}"
-    run_on_pool("train-student", f"train {student_name} of {config.name}", parameters, config, tag)
+    tag = f"training:{plan.plan_student(corpus, selection, student_name).training_id}"
+    run_on_pool("train-student", f"train {student_name} of {plan.name}", parameters, plan, tag)

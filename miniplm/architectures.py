@@ -41,7 +41,7 @@ def describe_architecture(architecture: str) -> dict[str, Any]:
         return PRESETS[architecture].describe()
     from miniplm.models.identity import stable_config
 
-    return stable_config(_read_content(architecture, _locate_config(architecture)))
+    return stable_config(_read_content(architecture, locate_config(architecture)))
 
 
 def check_architecture(architecture: str, vocab_size: int, max_positions: int, trust_remote_code: bool = False) -> None:
@@ -55,7 +55,7 @@ def check_architecture(architecture: str, vocab_size: int, max_positions: int, t
             "Mend the sizes in its config.json"
         )
     if architecture not in PRESETS:
-        check_forward(model, _locate_config(architecture), ConfigError)
+        check_forward(model, locate_config(architecture), ConfigError)
 
 
 def build_model(
@@ -119,7 +119,8 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _locate_config(architecture: str) -> Path:
+def locate_config(architecture: str) -> Path:
+    """The config.json of a folder or hub id. Raises `ConfigError` where there is none."""
     with reading_users_file(
         f"architecture {architecture!r}", "cannot be looked for", "check the path and its permissions", ConfigError
     ):
@@ -167,7 +168,7 @@ def _make_config(architecture: str, vocab_size: int, max_positions: int, trust_r
     else:
         from miniplm.models.configuration import make_config
 
-        path = _locate_config(architecture)
+        path = locate_config(architecture)
         config = make_config(_read_content(architecture, path), path, ConfigError, trust_remote_code)
         for key in _POSITION_KEYS:
             own = getattr(config, key, None)

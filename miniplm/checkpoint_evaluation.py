@@ -6,19 +6,22 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from miniplm import layout
 from miniplm.artifacts import Evaluation, TrainingManifest
-from miniplm.evaluation import HeldoutText, evaluate_heldout
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.records import find_record
-from miniplm.scoring.engine import Scorer
 from miniplm.sequence_losses import find_losses, write_losses
 from miniplm.storage import Storage
-from miniplm.training.checkpoints import MANIFEST, CheckpointManifest, find_checkpoint, list_checkpoint_steps
+from miniplm.training.records import MANIFEST, CheckpointManifest, find_checkpoint, list_checkpoint_steps
+
+if TYPE_CHECKING:
+    from miniplm.evaluation import HeldoutText
+    from miniplm.scoring.engine import Scorer
 
 # Loads the model of a folder, ready to score.
-OpenScorer = Callable[[Path], Scorer]
+OpenScorer = Callable[[Path], "Scorer"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ def evaluate_checkpoints(
     too, after the losses of its sequences; what is there is not measured again. A milestone that is damaged counts as
     none. Raises what `open_scorer` and `evaluate_heldout` raise.
     """
+    from miniplm.evaluation import evaluate_heldout
+
     training_id = training.training_id
     evaluation = find_evaluation(storage, text.corpus_id, training)
     if evaluation is not None and find_losses(storage, training_id, evaluation.losses_digest) is None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import uuid
 from pathlib import Path
 
 from miniplm.architectures import check_architecture, resolve_vocab_size
-from miniplm.artifacts import CorpusManifest
 from miniplm.config import RunConfig
 from miniplm.derived.generation import check_generation
 from miniplm.document_ids import count_document_ids
-from miniplm.errors import ConfigError, CorpusError, ModelError, StorageError, TokenizerError
+from miniplm.errors import ConfigError, ModelError, TokenizerError
+from miniplm.file_facts import pass_once
 from miniplm.models.configuration import read_config
 from miniplm.models.devices import resolve_device, resolve_dtype
-from miniplm.models.files import check_finite_weights, has_tokenizer, locate_model
+from miniplm.models.files import check_finite_weights, has_tokenizer, list_weight_files, locate_model
 from miniplm.models.lengths import find_max_positions
 from miniplm.models.skeleton import check_forward, read_skeleton
 from miniplm.sources.files import find_source_files
@@ -27,8 +26,8 @@ from miniplm.training.tracking import check_tracking
 from miniplm.zero_shot.tasks import check_tasks
 
 
-def check_inputs(config: RunConfig, emulated: bool = False) -> None:
-    """Raises a `ConfigError` or `MiniplmError` that names the field, unless the run can start.
+def check_inputs(config: RunConfig, emulated: bool = False) -> CorpusTokenizer:
+    """Raises a `ConfigError` or `MiniplmError` that names the field, unless the run can start. Returns the corpus's tokenizer.
 
     Checks that the device exists, the storage root can be written, the tasks are known, the sources' globs match files, the tokenizer
     has an end-of-document token, and each given model is whole, has the corpus' tokenizer, room for its
@@ -41,7 +40,7 @@ def check_inputs(config: RunConfig, emulated: bool = False) -> None:
         raise ConfigError(
             "execution.fan_out is work-pool, but `storage` is memory://, which no other process sees; use s3:// or a shared folder"
         )
-    check_storage(Storage(config.storage))
+    Storage(config.storage).check_writable()
     check_tasks(config.evaluation)
     for source in config.corpus.sources:
         find_source_files(source)
@@ -50,12 +49,13 @@ def check_inputs(config: RunConfig, emulated: bool = False) -> None:
     check_model("teacher", locate_model(config.teacher.model, config.teacher.revision), config, tokenizer)
     if config.reference.model is not None:
         check_model("reference", locate_model(config.reference.model, config.reference.revision), config, tokenizer)
+    return tokenizer
 
 
 def _check_trainings(config: RunConfig, tokenizer: CorpusTokenizer) -> None:
     """Raises `ConfigError` for an architecture, vocabulary size, dtype or number of processes that cannot be trained."""
     trainings = [
-        (student.architecture, student.vocab_size, student.training, load_own_tokenizer(config, student) or tokenizer, False)
+        (student.architecture, student.vocab_size, student.training, load_own_tokenizer(student, config.corpus) or tokenizer, False)
         for student in config.students
     ]
     reference = config.reference
@@ -74,44 +74,8 @@ def _check_trainings(config: RunConfig, tokenizer: CorpusTokenizer) -> None:
             count_processes(training, resolve_device(config.planning_device), why_one)
 
 
-def check_splits(config: RunConfig, corpus: CorpusManifest) -> None:
-    """Raises `CorpusError` where a prepared corpus has no sequence in a split that the run needs later."""
-    needed = {
-        "reference": config.reference.architecture is not None,
-        "heldout": bool(config.students) and config.evaluation.heldout,
-    }
-    for split in corpus.domains:
-        # The reference is that of the first corpus, so that its scores stay good when the corpus grows.
-        shards = corpus.root_shards(split) if split == "reference" else corpus.split_shards(split)
-        if needed.get(split) and not shards:
-            if split == "reference" and corpus.parent is not None:
-                raise CorpusError(
-                    f"corpus {corpus.lineage[0]}, which {corpus.corpus_id} extends, has no sequence in its reference split, and the "
-                    "reference model is trained on that of the first corpus; prepare once with corpus.extend=false, which makes the "
-                    "corpus anew of all files, or give reference.model"
-                )
-            raise CorpusError(
-                f"corpus {corpus.corpus_id} has no sequence in its {split} split, which this run needs; "
-                f"give corpus.splits.{split} a larger share, or the corpus more documents"
-            )
-
-
-def check_storage(storage: Storage) -> None:
-    """Raises `StorageError` where the storage root cannot be written."""
-    probe = f".tmp-probe-{uuid.uuid4().hex}"
-    try:
-        storage.write_bytes(probe, b"")
-        storage.delete(probe)
-    except StorageError:
-        raise
-    except Exception as error:  # each remote file system has errors of its own, and any of them means this
-        raise StorageError(
-            f"cannot write {storage.url(probe)}: {type(error).__name__}: {error}. Check `storage`, and the credentials in the environment"
-        ) from error
-
-
 def check_model(role: str, folder: Path, config: RunConfig, tokenizer: CorpusTokenizer) -> None:
-    """Checks one given model's files against the corpus; reads all weights once, to see that they are finite.
+    """Checks one given model's files against the corpus; weights that were not seen to be finite before are read for that.
 
     Raises `ModelError` for damaged files or weights, a config.json that does not fit them, too small a vocabulary or too few
     positions, `TokenizerError` where the model comes with another tokenizer than the corpus.
@@ -133,7 +97,8 @@ def check_model(role: str, folder: Path, config: RunConfig, tokenizer: CorpusTok
     if has_tokenizer(folder):
         _check_tokenizer(role, folder, trust, config, tokenizer)
     check_forward(skeleton.model, folder / "config.json", ModelError)
-    check_finite_weights(folder, skeleton.weights)
+    files = list_weight_files(folder)
+    pass_once(Storage(config.storage), "finite", files, lambda: check_finite_weights(folder, skeleton.weights))
 
 
 def _check_tokenizer(role: str, folder: Path, trust_remote_code: bool, config: RunConfig, tokenizer: CorpusTokenizer) -> None:

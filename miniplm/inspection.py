@@ -163,7 +163,7 @@ def describe_sequences(
     Reads only row groups that hold one of them.
     """
     trust_remote_code = bool(record.config.get("corpus", {}).get("trust_remote_code", False))
-    tokenizer = load_corpus_tokenizer(storage, corpus.corpus_id, trust_remote_code)
+    tokenizer = load_corpus_tokenizer(storage, corpus.corpus_id, trust_remote_code, only_decodes=True)
     by_shard: dict[ShardEntry, list[int]] = {}
     for row in scores:
         by_shard.setdefault(_find_shard(corpus, row["sequence_id"]), []).append(row["sequence_id"])

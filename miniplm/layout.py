@@ -53,7 +53,7 @@ def newest_corpus(settings_digest: str) -> str:
 
 
 def source_digests() -> str:
-    """Digests and compressions of source files by their identity (path, size, time), so that none is read twice to name a corpus."""
+    """Facts of source and model files by their identity (path, size, time, inode), so that none is read twice to name a corpus or a model."""
     return "corpora/source-digests.json"
 
 
@@ -192,6 +192,11 @@ def run_folder(run_name: str) -> str:
 
 def run_record(run_name: str) -> str:
     return f"{run_folder(run_name)}/run.json"
+
+
+def run_plan(run_name: str) -> str:
+    """The run's configuration resolved: what it means on the machine that started it, and the ids known so far."""
+    return f"{run_folder(run_name)}/plan.json"
 
 
 def run_report(run_name: str) -> str:

@@ -1,23 +1,24 @@
-"""Makes a run's dtypes explicit: `auto` is what the machine that began the run has, on a fleet what its workers have."""
+"""Makes a run's dtypes explicit: `auto` is what the machine has that began the run, on a fleet what the workers have."""
 
 from __future__ import annotations
 
 import os
 import socket
-from typing import Any
-
-import torch
+from typing import Any, TypeVar
 
 from miniplm import __version__, layout
 from miniplm.artifacts import Record
-from miniplm.config import RunConfig, config_as_dict
-from miniplm.config_files import check_config
+from miniplm.config import RunConfig
 from miniplm.errors import RunError
-from miniplm.models.devices import describe_device, has_native_bfloat16, resolve_device, resolve_dtype, resolve_scoring_dtype
+from miniplm.models.devices import describe_device, has_native_bfloat16, resolve_device
+from miniplm.models.dtypes import choose_dtype, choose_scoring_dtype
 from miniplm.presets import PRESETS
 from miniplm.records import find_record
+from miniplm.run_plan import RunPlan
 from miniplm.run_record import load_run
 from miniplm.storage import Storage
+
+Run = TypeVar("Run", RunConfig, RunPlan)
 
 
 class WorkerDescription(Record):
@@ -45,42 +46,48 @@ def describe_machine(name: str) -> WorkerDescription:
     )
 
 
-def needs_worker(config: RunConfig) -> bool:
+def needs_worker(run: RunConfig | RunPlan) -> bool:
     """Whether a dtype of the run depends on a device that only the workers know: with `cpu`, on what their CPU multiplies in."""
-    if config.scoring.device == "cpu":
-        return "auto" in (config.teacher.dtype, config.reference.dtype)
-    return config.scoring.device == "auto" and _leaves_dtype_open(config)
+    if run.scoring.device == "cpu":
+        return "auto" in (run.teacher.dtype, run.reference.dtype)
+    return run.scoring.device == "auto" and _leaves_dtype_open(run)
 
 
-def _leaves_dtype_open(config: RunConfig) -> bool:
-    content = config_as_dict(config)
-    return any(section["dtype"] == "auto" for section in (*_scoring_sections(content), *_training_sections(content)))
+def _leaves_dtype_open(run: RunConfig | RunPlan) -> bool:
+    trainings = [run.reference.training, *(student.training for student in run.students)]
+    dtypes = [run.teacher.dtype, run.reference.dtype, *(training.dtype for training in trainings if training is not None)]
+    return "auto" in dtypes
 
 
-def pin_dtypes(config: RunConfig, device_type: str, native_bfloat16: bool = False) -> RunConfig:
-    """The configuration with every `auto` dtype as a device of that type resolves it: the ids are then the same everywhere.
+def pin_dtypes(run: Run, device_type: str, native_bfloat16: bool = False) -> Run:
+    """The run with every `auto` dtype as a device of that type resolves it: the ids are then the same everywhere.
 
     `native_bfloat16` says of a CPU whether it multiplies in bfloat16.
     """
-    device = torch.device(device_type)
-    content = config_as_dict(config)
-    for section in _scoring_sections(content):
-        section["dtype"] = resolve_scoring_dtype(section["dtype"], device, True, native_bfloat16)
-    for section in _training_sections(content):
-        section["dtype"] = resolve_dtype(section["dtype"], device)
-    return check_config(content, f"run {config.name}")
+
+    def pin(section: Any, dtype: str) -> Any:
+        return section.model_copy(update={"dtype": dtype}) if section.dtype == "auto" else section
+
+    scoring = choose_scoring_dtype(device_type, native_bfloat16 and device_type == "cpu")
+    training = choose_dtype(device_type)
+    reference = pin(run.reference, scoring)
+    if reference.training is not None:
+        reference = reference.model_copy(update={"training": pin(reference.training, training)})
+    students = tuple(student.model_copy(update={"training": pin(student.training, training)}) for student in run.students)
+    return run.model_copy(update={"teacher": pin(run.teacher, scoring), "reference": reference, "students": students})
 
 
-def pin_to(config: RunConfig, worker: WorkerDescription) -> RunConfig:
-    """The configuration with every `auto` dtype as that worker resolves it, on the device that the configuration names."""
-    device = config.scoring.device
-    return pin_dtypes(config, worker.device_type if device == "auto" else device.split(":")[0], worker.native_bfloat16)
+def pin_to(run: Run, worker: WorkerDescription) -> Run:
+    """The run with every `auto` dtype as that worker resolves it, on the device that the configuration names."""
+    device = run.scoring.device
+    return pin_dtypes(run, worker.device_type if device == "auto" else device.split(":")[0], worker.native_bfloat16)
 
 
-def pin_to_machine(storage: Storage, config: RunConfig) -> RunConfig:
+def pin_to_machine(storage: Storage, config: RunConfig, keep: bool = True) -> RunConfig:
     """The dtypes of a run outside a work pool as the machine that began it resolves them: this one, where none has yet.
 
-    A run whose record tells that it was scored in float32, as earlier versions did on every CPU, goes on in float32.
+    With `keep`, that it was this one is kept beside the run's record. A run whose record tells that it was scored in float32, as
+    earlier versions did on every CPU, goes on in float32.
     """
     if not _leaves_dtype_open(config):
         return config
@@ -90,7 +97,8 @@ def pin_to_machine(storage: Storage, config: RunConfig) -> RunConfig:
         machine = describe_machine(socket.gethostname())
         if _was_scored_in_float32(storage, config):
             machine = machine.model_copy(update={"native_bfloat16": False})
-        storage.write_json(path, machine.as_json())
+        if keep:
+            storage.write_json(path, machine.as_json())
     return pin_to(config, machine)
 
 
@@ -104,12 +112,9 @@ def _was_scored_in_float32(storage: Storage, config: RunConfig) -> bool:
 
 
 def find_pinned(storage: Storage, config: RunConfig) -> RunConfig:
-    """The configuration with what an earlier start of the same run has pinned; what only the run itself can know stays `auto`."""
-    if not config.is_on_work_pool:
-        machine = find_record(storage, layout.machine_description(config.name), WorkerDescription)
-        return config if machine is None else pin_to(config, machine)
-    if config.scoring.device not in ("auto", "cpu"):
-        return pin_dtypes(config, config.scoring.device)
+    """The configuration of a run on a work pool with what an earlier start of it has pinned; what only its workers know stays `auto`."""
+    if not needs_worker(config):
+        return config if config.scoring.device == "auto" else pin_dtypes(config, config.scoring.device.split(":")[0])
     worker = find_worker(storage, config.name)
     return config if worker is None else pin_to(config, worker)
 
@@ -126,39 +131,37 @@ def save_worker(storage: Storage, run_name: str, worker: WorkerDescription) -> N
 
 def make_absolute(config: RunConfig) -> RunConfig:
     """The configuration with its folders as absolute paths, as other processes have another working folder."""
-    content = config_as_dict(config)
-    content["storage"] = _absolute(content["storage"])
-    for source in content["corpus"]["sources"]:
-        source["path"] = _absolute(source["path"])
-    if content["evaluation"]["task_folder"] is not None:
-        content["evaluation"]["task_folder"] = _absolute(content["evaluation"]["task_folder"])
-    for section, field in (
-        (content["corpus"], "tokenizer"),
-        (content["teacher"], "model"),
-        (content["reference"], "model"),
-        (content["reference"], "architecture"),
-        *((student, field) for student in content["students"] for field in ("architecture", "tokenizer")),
-    ):
-        # What is no folder here is the name of a preset or of a model on a hub.
-        if section[field] is not None and section[field] not in PRESETS and os.path.isdir(os.path.expanduser(section[field])):
-            section[field] = _absolute(section[field])
-    return check_config(content, f"run {config.name}")
+
+    def change(section: Any, **fields: str | None) -> Any:
+        return section.model_copy(update=fields)
+
+    corpus, teacher, reference, evaluation = config.corpus, config.teacher, config.reference, config.evaluation
+    sources = tuple(change(source, path=_absolute(source.path)) for source in corpus.sources)
+    students = tuple(
+        change(student, architecture=_absolute_folder(student.architecture), tokenizer=_absolute_folder(student.tokenizer))
+        for student in config.students
+    )
+    task_folder = None if evaluation.task_folder is None else _absolute(evaluation.task_folder)
+    return config.model_copy(
+        update={
+            "storage": _absolute(config.storage),
+            "corpus": corpus.model_copy(update={"sources": sources, "tokenizer": _absolute_folder(corpus.tokenizer)}),
+            "teacher": change(teacher, model=_absolute_folder(teacher.model)),
+            "reference": change(
+                reference, model=_absolute_folder(reference.model), architecture=_absolute_folder(reference.architecture)
+            ),
+            "students": students,
+            "evaluation": change(evaluation, task_folder=task_folder),
+        }
+    )
+
+
+def _absolute_folder(name: str | None) -> str | None:
+    """The path of a folder; what is no folder here is the name of a preset or of a model on a hub."""
+    is_folder = name is not None and name not in PRESETS and os.path.isdir(os.path.expanduser(name))
+    return _absolute(name) if is_folder and name is not None else name
 
 
 def _absolute(url: str) -> str:
     # `~` is the home of this user, as it is to fsspec and to the models' folders.
     return url if "://" in url or "::" in url else os.path.abspath(os.path.expanduser(url))
-
-
-def for_worker(config: RunConfig) -> RunConfig:
-    """The pinned configuration as a worker gets it: what it is given it does itself."""
-    return config.model_copy(update={"execution": config.execution.model_copy(update={"fan_out": "local"})})
-
-
-def _scoring_sections(content: dict[str, Any]) -> list[dict[str, Any]]:
-    return [content["teacher"], content["reference"]]
-
-
-def _training_sections(content: dict[str, Any]) -> list[dict[str, Any]]:
-    trainings = [content["reference"]["training"], *(student["training"] for student in content["students"])]
-    return [training for training in trainings if training is not None]

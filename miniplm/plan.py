@@ -12,7 +12,7 @@ import torch
 
 from miniplm.architectures import build_model, count_parameters, resolve_vocab_size
 from miniplm.artifacts import CorpusManifest, ModelEntry, Record
-from miniplm.config import RunConfig, TrainingConfig
+from miniplm.config import TrainingConfig
 from miniplm.corpus.identity import CorpusPlan, plan_corpus
 from miniplm.corpus.reader import find_corpus
 from miniplm.models.devices import (
@@ -20,7 +20,6 @@ from miniplm.models.devices import (
     has_native_bfloat16,
     resolve_device,
     resolve_dtype,
-    resolve_scoring_dtype,
     synchronize,
     torch_dtype,
 )
@@ -30,7 +29,8 @@ from miniplm.models.fused_linear import fuse_linears
 from miniplm.models.loading import LoadedModel, load_model, split_head
 from miniplm.models.skeleton import read_skeleton
 from miniplm.nll import sum_nll_of_hidden
-from miniplm.scorers import find_reference, identify_teacher
+from miniplm.references import find_reference
+from miniplm.run_plan import RunPlan
 from miniplm.scoring.engine import Scorer
 from miniplm.scoring.shards import check_score_shards
 from miniplm.scoring.throughput import Throughput
@@ -48,7 +48,7 @@ _SAMPLE_FILES = 4
 _SCORE_BYTES = 20  # a row: sequence id, number of scored tokens, sum of NLL
 
 
-class StagePlan(Record):
+class StageCost(Record):
     """One stage: `num_tokens` still to be computed at `tokens_per_second`, both passes counted for training.
 
     `matmul_peak_share` is, for scoring, the FLOP/s of the probe over those of a large matrix product on the device.
@@ -62,7 +62,7 @@ class StagePlan(Record):
     matmul_peak_share: float | None = None
 
 
-class RunPlan(Record):
+class RunCost(Record):
     """What is left of a run; `storage_bytes` is what it adds at the storage root, `usd` at `usd_per_gpu_hour`."""
 
     run_name: str
@@ -70,7 +70,7 @@ class RunPlan(Record):
     device: str
     corpus_is_prepared: bool
     num_corpus_tokens: int
-    stages: tuple[StagePlan, ...]
+    stages: tuple[StageCost, ...]
     hours: float
     unit: str
     storage_bytes: int
@@ -92,64 +92,64 @@ class _Counts:
     new_tokens: int = 0
 
 
-def plan_run(config: RunConfig, usd_per_gpu_hour: float | None = None) -> RunPlan:
+def plan_run(plan: RunPlan, usd_per_gpu_hour: float | None = None) -> RunCost:
     """Counts, samples and measures; writes nothing but the digests of source files. Takes some seconds a model.
 
     An unprepared corpus is estimated from up to 4 MB of text of each source. Rates are of this machine's device.
     Raises what a run would raise for its inputs.
     """
-    storage = Storage(config.storage)
-    device = resolve_device(config.scoring.device)
-    tokenizer = load_tokenizer(config.corpus.tokenizer, config.corpus.eos_token, config.corpus.trust_remote_code)
-    counts, prepare_rate, notes = _count_tokens(storage, config, tokenizer)
-    teacher_folder = locate_model(config.teacher.model, config.teacher.revision)
-    num_teacher_parameters = read_skeleton(teacher_folder, config.teacher.trust_remote_code).num_parameters
+    storage = Storage(plan.storage)
+    device = resolve_device(plan.scoring.device)
+    tokenizer = load_tokenizer(plan.corpus.tokenizer, plan.corpus.eos_token, plan.corpus.trust_remote_code)
+    counts, prepare_rate, notes = _count_tokens(storage, plan, tokenizer)
+    teacher_folder = locate_model(plan.teacher.model, plan.teacher.revision)
+    num_teacher_parameters = read_skeleton(teacher_folder, plan.teacher.trust_remote_code).num_parameters
     stages = []
     if counts.prepared is None or counts.new_tokens:
         stages.append(_stage("prepare", counts.new_tokens, prepare_rate))
     teacher = load_model(
         teacher_folder,
-        resolve_scoring_dtype(config.teacher.dtype, device),
+        resolve_dtype(plan.teacher.dtype, device),
         device,
-        config.teacher.trust_remote_code,
-        config.scoring.compile is True,
+        plan.teacher.trust_remote_code,
+        plan.scoring.compile is True,
     )
-    left = _left_to_score(storage, counts, identify_teacher(config) if counts.prepared else None)
-    by_teacher = probe_scoring(teacher, config, tokenizer)
+    left = _left_to_score(storage, counts, plan.require_teacher() if counts.prepared else None)
+    by_teacher = probe_scoring(teacher, plan, tokenizer)
     stages.append(_scoring_stage("score teacher", left, by_teacher, counts.num_shards))
     del teacher
-    stages += _plan_reference(storage, config, counts, tokenizer, device)
+    stages += _plan_reference(storage, plan, counts, tokenizer, device)
     model_bytes = 0
-    selected = int(counts.candidate_tokens * config.selection.ratio)
-    for student in config.students:
-        own = load_own_tokenizer(config, student) or tokenizer
+    selected = int(counts.candidate_tokens * plan.selection.ratio)
+    for student in plan.students:
+        own = load_own_tokenizer(student, plan.corpus) or tokenizer
         vocab_size = resolve_vocab_size(student.vocab_size, own.entry.vocab_size)
-        model = build_model(student.architecture, vocab_size, config.corpus.sequence_length + 1, student.training.seed)
+        model = build_model(student.architecture, vocab_size, plan.corpus.sequence_length + 1, student.training.seed)
         num_parameters = count_parameters(model)
         model_bytes += 4 * num_parameters
         training = student.training
         if student.flop_matched:
             training = match_training(training, num_parameters, num_teacher_parameters)
             notes.append(f"{student.name}: {_describe_matching(student.training, training)}")
-        rate = probe_training(model, training, config, device)
+        rate = probe_training(model, training, plan, device)
         if student.is_distilled:
             # The teacher reads each micro-batch first, about as fast as it scores.
             rate = 1 / (1 / rate + 1 / by_teacher.tokens_per_second)
-        stages.append(_stage(f"train {student.name}", _training_tokens(training, config, selected), rate))
-    notes += [f"{name}: the time in which the teacher writes its text is not in here" for name in _list_generated(config)]
+        stages.append(_stage(f"train {student.name}", _training_tokens(training, plan, selected), rate))
+    notes += [f"{name}: the time in which the teacher writes its text is not in here" for name in _list_generated(plan)]
     hours = sum(stage.hours for stage in stages)
-    if device.type == "cpu" and has_native_bfloat16() and config.teacher.dtype == "float32":
+    if device.type == "cpu" and has_native_bfloat16() and plan.teacher.dtype == "float32":
         notes.append(
             "this CPU multiplies bfloat16 itself: teacher.dtype=auto scores faster; `miniplm score CONFIG --set teacher.dtype=auto "
             "--calibrate 200` tells by how much and what it changes"
         )
     # Training keeps weights and two moments in float32, for each kept checkpoint.
-    kept = max((student.training.keep_checkpoints for student in config.students), default=0)
+    kept = max((student.training.keep_checkpoints for student in plan.students), default=0)
     corpus_bytes = counts.new_tokens * (2 if tokenizer.entry.vocab_size <= 65536 else 4)
-    scores_bytes = 2 * _SCORE_BYTES * counts.candidate_tokens // config.corpus.sequence_length
-    return RunPlan(
-        run_name=config.name,
-        storage=config.storage,
+    scores_bytes = 2 * _SCORE_BYTES * counts.candidate_tokens // plan.corpus.sequence_length
+    return RunCost(
+        run_name=plan.name,
+        storage=plan.storage,
         device=describe_device(device),
         corpus_is_prepared=counts.prepared is not None and not counts.new_tokens,
         num_corpus_tokens=counts.total_tokens,
@@ -163,15 +163,15 @@ def plan_run(config: RunConfig, usd_per_gpu_hour: float | None = None) -> RunPla
     )
 
 
-def _list_generated(config: RunConfig) -> list[str]:
-    return [student.name for student in config.students if student.method == "seqkd"]
+def _list_generated(plan: RunPlan) -> list[str]:
+    return [student.name for student in plan.students if student.method == "seqkd"]
 
 
-def probe_scoring(model: LoadedModel, config: RunConfig, tokenizer: CorpusTokenizer) -> Throughput:
+def probe_scoring(model: LoadedModel, plan: RunPlan, tokenizer: CorpusTokenizer) -> Throughput:
     """What a loaded model achieves on random full-length sequences, once it is compiled."""
-    scorer = Scorer(model, config.scoring.tokens_per_batch, config.scoring.attention, config.scoring.compile)
-    scorer.warm_up(config.corpus.sequence_length)
-    length = config.corpus.sequence_length + 1
+    scorer = Scorer(model, plan.scoring.tokens_per_batch, plan.scoring.attention, plan.scoring.compile)
+    scorer.warm_up(plan.corpus.sequence_length)
+    length = plan.corpus.sequence_length + 1
     rng = np.random.default_rng(0)
     num = max(1, scorer.tokens_per_batch // length) * (1 if model.device.type == "cpu" else 4)
     sequences = list(rng.integers(0, min(model.vocab_size, tokenizer.entry.vocab_size), (num, length)))
@@ -183,11 +183,11 @@ def probe_scoring(model: LoadedModel, config: RunConfig, tokenizer: CorpusTokeni
     return replace(achieved, num_tokens=num_tokens, seconds=seconds, wait_seconds=None)
 
 
-def probe_training(model: torch.nn.Module, training: TrainingConfig, config: RunConfig, device: torch.device) -> float:
+def probe_training(model: torch.nn.Module, training: TrainingConfig, plan: RunPlan, device: torch.device) -> float:
     """Tokens a second of forward and backward passes over random full-length sequences."""
     model = model.to(device).train()
     body, head = split_head(model)
-    length, dtype_name = config.corpus.sequence_length, resolve_dtype(training.dtype, device)
+    length, dtype_name = plan.corpus.sequence_length, resolve_dtype(training.dtype, device)
     rows = choose_on_device(training, cast(Any, model), length, dtype_name, device)
     dtype = torch_dtype(dtype_name)
     generator = torch.Generator().manual_seed(0)
@@ -214,13 +214,13 @@ def _measure(work: Callable[[], object], num_tokens: int, device: torch.device) 
     return passes * num_tokens / (time.perf_counter() - started)
 
 
-def _scoring_stage(name: str, num_tokens: int, achieved: Throughput, num_shards: int) -> StagePlan:
+def _scoring_stage(name: str, num_tokens: int, achieved: Throughput, num_shards: int) -> StageCost:
     stage = _stage(name, num_tokens, achieved.tokens_per_second, num_shards)
     return stage.model_copy(update={"matmul_peak_share": achieved.matmul_peak_share})
 
 
-def _stage(name: str, num_tokens: int, rate: float, num_shards: int | None = None) -> StagePlan:
-    return StagePlan(
+def _stage(name: str, num_tokens: int, rate: float, num_shards: int | None = None) -> StageCost:
+    return StageCost(
         name=name,
         num_tokens=num_tokens,
         num_shards=num_shards,
@@ -230,21 +230,21 @@ def _stage(name: str, num_tokens: int, rate: float, num_shards: int | None = Non
 
 
 def _plan_reference(
-    storage: Storage, config: RunConfig, counts: _Counts, tokenizer: CorpusTokenizer, device: torch.device
-) -> list[StagePlan]:
-    reference, stages = config.reference, []
-    entry = find_reference(storage, config, counts.prepared) if counts.prepared else None
-    dtype = resolve_scoring_dtype(reference.dtype, device)
+    storage: Storage, plan: RunPlan, counts: _Counts, tokenizer: CorpusTokenizer, device: torch.device
+) -> list[StageCost]:
+    reference, stages = plan.reference, []
+    entry = find_reference(storage, plan, counts.prepared) if counts.prepared else None
+    dtype = resolve_dtype(reference.dtype, device)
     if reference.model is not None:
         loaded = load_model(locate_model(reference.model, reference.revision), dtype, device, reference.trust_remote_code)
     else:
         assert reference.architecture is not None
         assert reference.training is not None
         vocab_size = resolve_vocab_size(reference.vocab_size, tokenizer.entry.vocab_size)
-        model = build_model(reference.architecture, vocab_size, config.corpus.sequence_length + 1, reference.training.seed)
+        model = build_model(reference.architecture, vocab_size, plan.corpus.sequence_length + 1, reference.training.seed)
         if entry is None:
-            num_tokens = _training_tokens(reference.training, config, counts.reference_tokens)
-            stages.append(_stage("train reference", num_tokens, probe_training(model, reference.training, config, device)))
+            num_tokens = _training_tokens(reference.training, plan, counts.reference_tokens)
+            stages.append(_stage("train reference", num_tokens, probe_training(model, reference.training, plan, device)))
         model = model.to(device, torch_dtype(dtype)).eval().requires_grad_(False)
         body, head = split_head(model)
         if device.type == "cuda":
@@ -262,7 +262,7 @@ def _plan_reference(
             has_fp8_head=dtype == HEAD_TOO,
         )
     left = _left_to_score(storage, counts, entry)
-    return [*stages, _scoring_stage("score reference", left, probe_scoring(loaded, config, tokenizer), counts.num_shards)]
+    return [*stages, _scoring_stage("score reference", left, probe_scoring(loaded, plan, tokenizer), counts.num_shards)]
 
 
 def _left_to_score(storage: Storage, counts: _Counts, entry: ModelEntry | None) -> int:
@@ -279,16 +279,16 @@ def _describe_matching(given: TrainingConfig, matched: TrainingConfig) -> str:
     return f"{matched.epochs:.3g} of {given.epochs:g} epochs: FLOP-matched"
 
 
-def _training_tokens(training: TrainingConfig, config: RunConfig, data_tokens: int) -> int:
+def _training_tokens(training: TrainingConfig, plan: RunPlan, data_tokens: int) -> int:
     if training.epochs is not None:
         return int(training.epochs * data_tokens)
     assert training.steps is not None
-    return training.steps * training.batch_size * config.corpus.sequence_length
+    return training.steps * training.batch_size * plan.corpus.sequence_length
 
 
-def _count_tokens(storage: Storage, config: RunConfig, tokenizer: CorpusTokenizer) -> tuple[_Counts, float, list[str]]:
+def _count_tokens(storage: Storage, plan: RunPlan, tokenizer: CorpusTokenizer) -> tuple[_Counts, float, list[str]]:
     """What is prepared is counted, the rest estimated: the whole corpus, or the new files of one that grows."""
-    planned = plan_corpus(storage, config.corpus)
+    planned = plan_corpus(storage, plan.corpus, plan.tokenizer)
     prepared = find_corpus(storage, planned.corpus_id)
     is_whole = prepared is not None
     prepared = prepared or planned.parent
@@ -296,11 +296,11 @@ def _count_tokens(storage: Storage, config: RunConfig, tokenizer: CorpusTokenize
     num_shards = len(prepared.split_shards("candidate")) if prepared else 0
     # The reference stays that of the first corpus.
     reference_tokens = sum(shard.num_tokens for shard in prepared.root_shards("reference")) if prepared else 0
-    total, rate, notes = (0, 0.0, []) if is_whole else _estimate_tokens(config, planned, tokenizer)
-    splits = config.corpus.splits
+    total, rate, notes = (0, 0.0, []) if is_whole else _estimate_tokens(plan, planned, tokenizer)
+    splits = plan.corpus.splits
     candidates = int(total * (1 - splits.reference - splits.heldout))
-    num_sequences = candidates / (config.corpus.sequence_length + 1)
-    num_new_shards = 0 if is_whole else max(1, -(-int(num_sequences) // config.corpus.sequences_per_shard))
+    num_sequences = candidates / (plan.corpus.sequence_length + 1)
+    num_new_shards = 0 if is_whole else max(1, -(-int(num_sequences) // plan.corpus.sequences_per_shard))
     counts = _Counts(
         candidate_tokens=tokens.get("candidate", 0) + candidates,
         reference_tokens=reference_tokens if prepared else int(total * splits.reference),
@@ -313,10 +313,10 @@ def _count_tokens(storage: Storage, config: RunConfig, tokenizer: CorpusTokenize
     return counts, rate, notes
 
 
-def _estimate_tokens(config: RunConfig, planned: CorpusPlan, tokenizer: CorpusTokenizer) -> tuple[int, float, list[str]]:
+def _estimate_tokens(plan: RunPlan, planned: CorpusPlan, tokenizer: CorpusTokenizer) -> tuple[int, float, list[str]]:
     """Tokens of all files to be prepared by the tokens a stored byte of a sample, and the tokens a second that the sample took."""
     total, seconds, sampled, notes = 0.0, 0.0, 0, []
-    for source in config.corpus.sources:
+    for source in plan.corpus.sources:
         files = [file.file for file in planned.files if file.source is source]
         if not files:
             continue

@@ -61,9 +61,7 @@ def find_record(storage: Storage, path: str, kind: type[AnyRecord]) -> AnyRecord
 
 def holds_files(storage: Storage, folder: str, digests: Mapping[str, str]) -> bool:
     """Whether every file is in the folder, with the digest given by its name."""
-    return all(
-        storage.exists(f"{folder}/{name}") and storage.digest(f"{folder}/{name}") == digest for name, digest in digests.items()
-    )
+    return all(storage.holds(f"{folder}/{name}", digest) for name, digest in digests.items())
 
 
 def parse_metrics(content: bytes) -> list[CheckpointMetrics]:

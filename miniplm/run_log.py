@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from miniplm import layout
-from miniplm.config import RunConfig, config_as_dict
 from miniplm.errors import RunError
+from miniplm.run_plan import RunPlan
 from miniplm.run_record import RunRecord, StageRecord, StudentRecord, load_run, save_run
 from miniplm.storage import Storage
 from miniplm.versions import list_versions
@@ -20,21 +20,21 @@ class RunLog:
     so that a report tells what the work took, not how long it took to find it.
     """
 
-    def __init__(self, storage: Storage, config: RunConfig) -> None:
+    def __init__(self, storage: Storage, plan: RunPlan) -> None:
         self._storage = storage
-        self._earlier = _load_earlier(storage, config.name)
+        self._earlier = _load_earlier(storage, plan.name)
         # A report of an earlier configuration must not be taken for this one's, should this run die before its own.
-        storage.delete(layout.run_report(config.name))
+        storage.delete(layout.run_report(plan.name))
         self.record = RunRecord(
-            run_name=config.name,
-            config=config_as_dict(config),
+            run_name=plan.name,
+            config=plan.config,
             versions=list_versions(),
             started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
-    def set_config(self, config: RunConfig) -> None:
+    def set_plan(self, plan: RunPlan) -> None:
         """Records the configuration anew, with what a fleet's workers have made explicit."""
-        self._save(config=config_as_dict(config))
+        self._save(config=plan.config)
 
     def add_stage(self, stage: StageRecord, **results: Any) -> None:
         """Adds a finished stage and the ids that it gave."""

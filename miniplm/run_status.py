@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from miniplm import layout
 from miniplm.artifacts import CorpusManifest, ModelEntry, Record, SelectionManifest
-from miniplm.config import RunConfig, StudentConfig, config_as_dict
-from miniplm.corpus.identity import plan_corpus, resolve_corpus_id
+from miniplm.config import RunConfig
+from miniplm.corpus.identity import plan_corpus
 from miniplm.corpus.reader import find_corpus, load_corpus
 from miniplm.corpus.taken_files import list_files_without_documents
-from miniplm.derived.pending import list_pending_jobs
-from miniplm.derived.sets import DerivedJob, check_shards
 from miniplm.errors import DerivedError, RunError, ScoreJoinError
-from miniplm.pinning import find_pinned
+from miniplm.references import find_reference
+from miniplm.run_plan import RunPlan, resolve
 from miniplm.run_record import RunRecord, load_run, save_run
-from miniplm.scorers import find_reference, identify_teacher
 from miniplm.scoring.shards import check_score_shards
-from miniplm.selection.ranking import find_selection, resolve_selection_id
+from miniplm.selection.ranking import find_selection, load_selection, resolve_selection_id
 from miniplm.storage import Storage
-from miniplm.student_plans import plan_student
-from miniplm.students import find_student, is_evaluated
+from miniplm.student_records import find_student, is_evaluated, list_needed_sets
 from miniplm.versions import list_versions
+
+if TYPE_CHECKING:
+    from miniplm.derived.sets import DerivedJob
 
 State = Literal["done", "partial", "missing", "broken"]
 
@@ -56,19 +56,19 @@ class RunStatus(Record):
     complete: bool
 
 
-def check_run(storage: Storage, config: RunConfig) -> RunStatus:
-    """Verifies every artifact that the configuration names: files, digests and counts. Computes and writes nothing.
+def check_run(storage: Storage, plan: RunPlan) -> RunStatus:
+    """Verifies every artifact that the plan names: files, digests and counts. Computes and writes nothing.
 
     Of a corpus that grows and has new files, it is the corpus so far; its first stage is then `partial` at best.
 
-    Raises what the resolution of ids raises: `SourceError`, `TokenizerError`, `ModelError` for a given model.
+    Raises `SourceError` where the sources cannot be read.
     """
     stages: list[StageStatus] = []
-    plan = plan_corpus(storage, config.corpus)
-    corpus = find_corpus(storage, plan.corpus_id) or plan.parent
-    stages.append(_corpus_stage(storage, corpus, num_new_files=len(plan.files) if corpus and corpus is plan.parent else 0))
-    teacher = identify_teacher(config)
-    reference = find_reference(storage, config, corpus) if corpus else None
+    planned = plan_corpus(storage, plan.corpus, plan.tokenizer)
+    corpus = find_corpus(storage, planned.corpus_id) or planned.parent
+    stages.append(_corpus_stage(storage, corpus, num_new_files=len(planned.files) if corpus and corpus is planned.parent else 0))
+    teacher = plan.require_teacher()
+    reference = find_reference(storage, plan, corpus) if corpus else None
     stages.append(_scores_stage(storage, corpus, teacher, "teacher"))
     stages.append(
         StageStatus(
@@ -81,43 +81,44 @@ def check_run(storage: Storage, config: RunConfig) -> RunStatus:
         )
     )
     stages.append(_scores_stage(storage, corpus, reference, "reference"))
-    stages += _later_stages(storage, config, corpus, teacher, reference)
+    stages += _later_stages(storage, plan, corpus, reference)
     return RunStatus(
-        run_name=config.name, storage=storage.root, stages=tuple(stages), complete=all(stage.state == "done" for stage in stages)
+        run_name=plan.name, storage=storage.root, stages=tuple(stages), complete=all(stage.state == "done" for stage in stages)
     )
 
 
-def find_complete_run(storage: Storage, config: RunConfig) -> RunRecord | None:
+def find_complete_run(storage: Storage, plan: RunPlan) -> RunRecord | None:
     """The record of a run of exactly this configuration, where it is finished and everything it made still verifies."""
     try:
-        record = load_run(storage, config.name)
+        record = load_run(storage, plan.name)
     except RunError:
         return None
-    if record.config != config_as_dict(config) or record.finished_at is None or not storage.exists(layout.run_report(config.name)):
+    if record.config != plan.config or record.finished_at is None or not storage.exists(layout.run_report(plan.name)):
         return None
-    return record if check_run(storage, config).complete else None
+    return record if check_run(storage, plan).complete else None
 
 
 def provide_record(storage: Storage, config: RunConfig) -> RunRecord:
     """The record of a run, saved; where its stages were run one by one there is none, and it is made of what they left.
 
-    Raises `CorpusError` where not even the corpus is there.
+    A record is read without a look at the models and files that the run was given, which may be gone.
+    Raises `CorpusError` where there is none, and not even the corpus is there.
     """
     try:
         return load_run(storage, config.name)
     except RunError:
-        corpus = load_corpus(storage, resolve_corpus_id(storage, config.corpus))
-    config = find_pinned(storage, config)
-    teacher, reference = identify_teacher(config), find_reference(storage, config, corpus)
-    selection = _find_selection(storage, config, corpus, teacher, reference)
+        plan = resolve(config, checks=False)
+    corpus = require_corpus(storage, plan)
+    reference = find_reference(storage, plan, corpus)
+    selection = _find_selection(storage, plan, corpus, reference)
     students = {
-        student.name: find_student(storage, config, corpus, selection, student.name) for student in config.students if selection
+        student.name: find_student(storage, plan, corpus, selection, student.name) for student in plan.students if selection
     }
     record = RunRecord(
-        run_name=config.name,
-        config=config_as_dict(config),
+        run_name=plan.name,
+        config=plan.config,
         corpus_id=corpus.corpus_id,
-        teacher=teacher,
+        teacher=plan.require_teacher(),
         reference=reference,
         selection_id=selection.selection_id if selection else None,
         students={name: student for name, student in students.items() if student is not None},
@@ -128,15 +129,25 @@ def provide_record(storage: Storage, config: RunConfig) -> RunRecord:
     return record
 
 
+def require_corpus(storage: Storage, plan: RunPlan) -> CorpusManifest:
+    """The corpus of a run, prepared. Raises `CorpusError` where it is not."""
+    return load_corpus(storage, plan_corpus(storage, plan.corpus, plan.tokenizer).corpus_id)
+
+
+def require_selection(storage: Storage, plan: RunPlan, corpus: CorpusManifest, reference: ModelEntry) -> SelectionManifest:
+    """The selection of a run. Raises `ScoreJoinError` where scores are missing, `CorpusError` where nothing is selected yet."""
+    teacher_id, reference_id = plan.require_teacher().model_id, reference.model_id
+    return load_selection(storage, resolve_selection_id(storage, corpus, teacher_id, reference_id, plan.selection))
+
+
 def _find_selection(
-    storage: Storage, config: RunConfig, corpus: CorpusManifest | None, teacher: ModelEntry, reference: ModelEntry | None
+    storage: Storage, plan: RunPlan, corpus: CorpusManifest | None, reference: ModelEntry | None
 ) -> SelectionManifest | None:
     if corpus is None or reference is None:
         return None
+    teacher_id, reference_id = plan.require_teacher().model_id, reference.model_id
     try:
-        return find_selection(
-            storage, resolve_selection_id(storage, corpus, teacher.model_id, reference.model_id, config.selection)
-        )
+        return find_selection(storage, resolve_selection_id(storage, corpus, teacher_id, reference_id, plan.selection))
     except ScoreJoinError:
         return None
 
@@ -147,12 +158,10 @@ def _corpus_stage(storage: Storage, corpus: CorpusManifest | None, num_new_files
     broken = []
     for shard in corpus.shards:
         relative = layout.corpus_shard(shard.corpus_id, shard.split, shard.shard_index)
-        if not storage.exists(relative):
-            broken.append(ShardStatus(shard_index=shard.shard_index, state="missing", reason=f"{relative} is gone"))
-        elif storage.digest(relative) != shard.digest:
-            broken.append(
-                ShardStatus(shard_index=shard.shard_index, state="broken", reason=f"{relative} is not what the manifest says")
-            )
+        if not storage.holds(relative, shard.digest):
+            is_there = storage.exists(relative)
+            reason = f"{relative} {'is not what the manifest says' if is_there else 'is gone'}"
+            broken.append(ShardStatus(shard_index=shard.shard_index, state="broken" if is_there else "missing", reason=reason))
     return StageStatus(
         name="prepare",
         state="broken" if broken else "partial" if num_new_files else "done",
@@ -207,6 +216,8 @@ def _scores_stage(storage: Storage, corpus: CorpusManifest | None, entry: ModelE
 
 def _derived_stage(storage: Storage, job: DerivedJob, student_name: str) -> StageStatus:
     """A set that a student still needs: how many of its shards are made."""
+    from miniplm.derived.sets import check_shards
+
     try:
         sources = job.list_sources(storage)
     except DerivedError:
@@ -226,9 +237,9 @@ def _derived_stage(storage: Storage, job: DerivedJob, student_name: str) -> Stag
 
 
 def _later_stages(
-    storage: Storage, config: RunConfig, corpus: CorpusManifest | None, teacher: ModelEntry, reference: ModelEntry | None
+    storage: Storage, plan: RunPlan, corpus: CorpusManifest | None, reference: ModelEntry | None
 ) -> list[StageStatus]:
-    selection = _find_selection(storage, config, corpus, teacher, reference)
+    selection = _find_selection(storage, plan, corpus, reference)
     stages = [
         StageStatus(
             name="select",
@@ -239,23 +250,25 @@ def _later_stages(
             detail=selection.selection_id if selection else "",
         )
     ]
-    for student in config.students:
-        if corpus and selection:
-            pending = list_pending_jobs(storage, config, corpus, selection, student.name)
+    for student in plan.students:
+        if corpus and selection and list_needed_sets(storage, plan, corpus, selection, student.name):
+            from miniplm.derived.pending import list_pending_jobs
+
+            pending = list_pending_jobs(storage, plan, corpus, selection, student.name)
             stages += [_derived_stage(storage, job, student.name) for job in pending]
-        record = find_student(storage, config, corpus, selection, student.name) if corpus and selection else None
+        record = find_student(storage, plan, corpus, selection, student.name) if corpus and selection else None
         stages.append(
             StageStatus(
                 name=f"train {student.name}",
                 state="done" if record else "missing",
                 num_done=record.num_steps if record else 0,
-                num_total=record.num_steps if record else _count_planned_steps(config, student, corpus, selection),
+                num_total=record.num_steps if record else _count_planned_steps(plan, student.name, corpus, selection),
                 unit="steps",
                 detail=record.folder if record else "",
             )
         )
-        if config.evaluation.heldout:
-            evaluated = record is not None and corpus is not None and is_evaluated(storage, config, corpus, student.name, record)
+        if plan.evaluation.heldout:
+            evaluated = record is not None and corpus is not None and is_evaluated(storage, plan, corpus, student.name, record)
             stages.append(
                 StageStatus(
                     name=f"evaluate {student.name}",
@@ -269,10 +282,10 @@ def _later_stages(
 
 
 def _count_planned_steps(
-    config: RunConfig, student: StudentConfig, corpus: CorpusManifest | None, selection: SelectionManifest | None
+    plan: RunPlan, student_name: str, corpus: CorpusManifest | None, selection: SelectionManifest | None
 ) -> int:
     """Steps of a student that is not trained yet; 0 where the data will decide."""
-    if student.flop_matched:
-        # What the teacher costs is only known with its files, which are read to plan.
-        return plan_student(config, corpus, selection, student.name).config.steps or 0 if corpus and selection else 0
+    student = plan.find_student(student_name)
+    if student.flop_matched:  # what the teacher costs is only known with its files
+        return plan.plan_student(corpus, selection, student_name).steps or 0 if corpus and selection else 0
     return student.training.steps or 0

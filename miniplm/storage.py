@@ -37,6 +37,10 @@ STREAM_BYTES = 16 << 20
 _MOST_DOWNLOADS = 8
 _SECONDS_OF_A_DAY = 86400.0
 _S3_PROTOCOLS = ("s3://", "s3a://")
+# A file that was written to within one tick of its clock may be written to again without another time: 10 ms where it is coarse.
+_TICK_SECONDS = 0.05
+# The files that this process has verified, by identity and digest.
+_verified: set[tuple[str, str]] = set()
 
 
 def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -134,6 +138,32 @@ class Storage:
         with self._remote_errors("read", relative), open_stream(self.filesystem, self.path(relative)) as file:
             return digest_stream(file)
 
+    def holds(self, relative: str, digest: str) -> bool:
+        """Whether there is a file with this digest. Its bytes are read once a process, as long as it is seen to be the same file."""
+        try:
+            identity = self.identify(relative)
+            if identity and (identity, digest) in _verified:
+                return True
+            is_held = self.digest(relative) == digest
+        except FileNotFoundError:
+            return False
+        # A digest that differs may be a fault on the way, and is not remembered.
+        if is_held and identity:
+            _verified.add((identity, digest))
+        return is_held
+
+    def identify(self, relative: str) -> str:
+        """What changes when the file does, of a file that was not changed just now; empty where it was, or nothing tells.
+
+        Raises `FileNotFoundError` where there is no such file.
+        """
+        with self._remote_errors("read", relative):
+            if self.is_local:
+                return identify_file(self.path(relative), _TICK_SECONDS)
+            info = self.filesystem.info(self.path(relative))
+        tags = [f"{name}={info[name]}" for name in ("ETag", "etag", "generation") if info.get(name)]
+        return f"{self.url(relative)} size={info['size']} {' '.join(tags)}" if tags else ""
+
     @contextmanager
     def publish(self, relative: str) -> Iterator[Path]:
         """Gives a local path to write to; when the block ends without an error the file appears whole at `relative`.
@@ -164,6 +194,19 @@ class Storage:
                 temporary.unlink(missing_ok=True)
             else:
                 shutil.rmtree(temporary.parent, ignore_errors=True)
+
+    def check_writable(self) -> None:
+        """Raises `StorageError` where the root cannot be written."""
+        probe = f"{_TEMPORARY_PREFIX}probe-{uuid.uuid4().hex}"
+        try:
+            self.write_bytes(probe, b"")
+            self.delete(probe)
+        except StorageError:
+            raise
+        except Exception as error:  # each remote file system has errors of its own, and any of them means this
+            raise StorageError(
+                f"cannot write {self.url(probe)}: {type(error).__name__}: {error}. Check `storage`, and the credentials in the environment"
+            ) from error
 
     def write_bytes(self, relative: str, content: bytes) -> None:
         with self.publish(relative) as path:
@@ -279,6 +322,14 @@ def digest_file(path: Path) -> str:
     """The digest of a local file, as `Storage.digest` gives it."""
     with open(path, "rb") as file:
         return digest_stream(file)
+
+
+def identify_file(path: str | Path, settled_seconds: float = 0.0) -> str:
+    """Path, size, times and inode of a local file; empty where it was changed within `settled_seconds`, and may be again unseen."""
+    stat = os.stat(path)
+    if settled_seconds and time.time() - stat.st_mtime < settled_seconds:
+        return ""
+    return f"{path} size={stat.st_size} mtime_ns={stat.st_mtime_ns} created={stat.st_ctime_ns} ino={stat.st_dev}:{stat.st_ino}"
 
 
 def digest_content(content: Any, length: int = 12) -> str:

@@ -7,29 +7,32 @@ from __future__ import annotations
 
 from miniplm.architectures import build_empty_model, count_parameters, resolve_vocab_size
 from miniplm.artifacts import CorpusManifest, ModelEntry, SelectionManifest
-from miniplm.config import RunConfig, StudentConfig, TrainingConfig
+from miniplm.config import CorpusConfig, StudentConfig, TrainingConfig
 from miniplm.derived.conversion import ConversionJob
-from miniplm.derived.needs import plan_heldout
-from miniplm.errors import ConfigError
-from miniplm.scorers import identify_teacher
+from miniplm.derived.needs import list_derived_jobs, plan_heldout
+from miniplm.run_plan import PlannedTraining, RunPlan
 from miniplm.tokenization import CorpusTokenizer, load_tokenizer
 from miniplm.training.flops import match_training
 from miniplm.training.methods import METHODS
 from miniplm.training.recipe import TrainingPlan, is_tokenizer_of, plan_training
 
 
-def find_student_config(config: RunConfig, student_name: str) -> StudentConfig:
-    for student in config.students:
-        if student.name == student_name:
-            return student
-    names = ", ".join(student.name for student in config.students) or "none"
-    raise ConfigError(f"run {config.name} has no student {student_name!r}; its students are {names}")
+def describe_training(plan: RunPlan, corpus: CorpusManifest, selection: SelectionManifest, student_name: str) -> PlannedTraining:
+    """What is to be known of a student's training without reading its parts again."""
+    training = plan_student(plan, corpus, selection, student_name)
+    heldout = plan_heldout_conversion(plan, corpus, student_name) if plan.evaluation.heldout else None
+    return PlannedTraining(
+        training_id=training.training_id,
+        steps=training.config.steps,
+        derived_ids=tuple(job.derived_id for job in list_derived_jobs(training)),
+        heldout_id=None if heldout is None else heldout.derived_id,
+    )
 
 
-def plan_student(config: RunConfig, corpus: CorpusManifest, selection: SelectionManifest, student_name: str) -> TrainingPlan:
+def plan_student(plan: RunPlan, corpus: CorpusManifest, selection: SelectionManifest, student_name: str) -> TrainingPlan:
     """The training of one student. Raises `ConfigError` where the run has no such student."""
-    student = find_student_config(config, student_name)
-    teacher = identify_teacher(config) if METHODS[student.method].needs_teacher else None
+    student = plan.find_student(student_name)
+    teacher = plan.require_teacher() if METHODS[student.method].needs_teacher else None
     return plan_training(
         corpus,
         student.method,
@@ -37,28 +40,28 @@ def plan_student(config: RunConfig, corpus: CorpusManifest, selection: Selection
         _match_training(student, corpus, teacher),
         vocab_size=student.vocab_size,
         selection=selection,
-        selection_seed=config.selection.seed,
+        selection_seed=plan.selection.seed,
         teacher=teacher,
         distillation=student.distillation,
         generation=student.generation,
-        device=config.planning_device,
-        trust_tokenizer_code=config.corpus.trust_remote_code,
-        own_tokenizer=load_own_tokenizer(config, student),
+        device=plan.planning_device,
+        trust_tokenizer_code=plan.corpus.trust_remote_code,
+        own_tokenizer=load_own_tokenizer(student, plan.corpus),
     )
 
 
-def load_own_tokenizer(config: RunConfig, student: StudentConfig) -> CorpusTokenizer | None:
+def load_own_tokenizer(student: StudentConfig, corpus: CorpusConfig) -> CorpusTokenizer | None:
     """The tokenizer that a student's configuration names, None where it has the corpus's. Raises `TokenizerError`."""
     if student.tokenizer is None:
         return None
     field = f"eos_token of student {student.name}"
-    return load_tokenizer(student.tokenizer, student.eos_token, config.corpus.trust_remote_code, field)
+    return load_tokenizer(student.tokenizer, student.eos_token, corpus.trust_remote_code, field)
 
 
-def plan_heldout_conversion(config: RunConfig, corpus: CorpusManifest, student_name: str) -> ConversionJob | None:
+def plan_heldout_conversion(plan: RunPlan, corpus: CorpusManifest, student_name: str) -> ConversionJob | None:
     """The held-out split in a student's own tokens; None where it has the corpus's."""
-    own = load_own_tokenizer(config, find_student_config(config, student_name))
-    return None if own is None or is_tokenizer_of(corpus, own) else plan_heldout(corpus, own, config.corpus.trust_remote_code)
+    own = load_own_tokenizer(plan.find_student(student_name), plan.corpus)
+    return None if own is None or is_tokenizer_of(corpus, own) else plan_heldout(corpus, own, plan.corpus.trust_remote_code)
 
 
 def _match_training(student: StudentConfig, corpus: CorpusManifest, teacher: ModelEntry | None) -> TrainingConfig:

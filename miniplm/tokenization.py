@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from miniplm.artifacts import TokenizerEntry
+from miniplm.artifacts import Record, TokenizerEntry
 from miniplm.errors import TokenizerError, list_offenders, reading_users_file
 from miniplm.storage import digest_content
 from miniplm.text_pieces import PIECE_CHARACTERS, cut_text
@@ -25,6 +25,13 @@ TokenIds = NDArray[np.uint32]
 _CALL_CHARACTERS = 4 << 20
 # The name of a class that old and new versions of transformers know, and that reads tokenizer.json as it is.
 _PLAIN_CLASS = "PreTrainedTokenizerFast"
+
+
+class TokenizerIdentity(Record):
+    """A tokenizer's record, and a digest of all that decides the token ids of a text: what the id of a corpus is made of."""
+
+    entry: TokenizerEntry
+    encoding_digest: str
 
 
 class CorpusTokenizer:
@@ -121,6 +128,11 @@ class CorpusTokenizer:
         rules = self.encoding_digest if self.backend is None else digest_content(describe_rules(self.backend), length=16)
         return self.entry.model_copy(update={"rules": rules})
 
+    @property
+    def identity(self) -> TokenizerIdentity:
+        """What names corpora that are made with it."""
+        return TokenizerIdentity(entry=self.entry, encoding_digest=self.encoding_digest)
+
     @cached_property
     def encoding_digest(self) -> str:
         """A digest of all that decides the token ids of a text: vocabulary, merges, normalisation, splitting rules."""
@@ -158,16 +170,18 @@ def load_tokenizer(
     trust_remote_code: bool = False,
     field: str = "corpus.eos_token",
     is_separator_known: bool = False,
+    only_decodes: bool = False,
 ) -> CorpusTokenizer:
     """The tokenizer of a folder or hub id, with `eos_token` as the document separator, or its own EOS token for None.
 
     `field` is where a configuration names the separator. `is_separator_known`: another folder names it, so that this one need not.
+    `only_decodes`: the tokenizer is to turn ids into text and will not be saved.
 
     Raises `TokenizerError` where there is no such folder, the hub does not give it, its files are damaged, or the
     separator is missing.
     """
     folder = locate_tokenizer(name)
-    source = read_tokenizer(folder, trust_remote_code)
+    source = read_tokenizer(folder, trust_remote_code, with_settings=not only_decodes)
     vocabulary: dict[str, int] = source.tokenizer.get_vocab()
     if not vocabulary:
         raise TokenizerError(f"the tokenizer of {folder} has an empty vocabulary; copy its files again")

@@ -63,8 +63,11 @@ def locate_tokenizer(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=_WANTED))
 
 
-def read_tokenizer(folder: Path, trust_remote_code: bool = False) -> TokenizerFolder:
-    """The tokenizer of a folder. Raises `TokenizerError` where it holds none, or its files are damaged."""
+def read_tokenizer(folder: Path, trust_remote_code: bool = False, with_settings: bool = True) -> TokenizerFolder:
+    """The tokenizer of a folder. Raises `TokenizerError` where it holds none, or its files are damaged.
+
+    `with_settings`: also what transformers, which takes seconds to import, says beside tokenizer.json.
+    """
     for name in _SETTINGS_FILES:
         _check_object(folder / name)
     file = folder / "tokenizer.json"
@@ -76,7 +79,8 @@ def read_tokenizer(folder: Path, trust_remote_code: bool = False) -> TokenizerFo
             return TokenizerFolder(settings, python=python)
         return TokenizerFolder(settings, backend=_open_ends(python.backend_tokenizer))
     backend = read_backend(file)
-    return TokenizerFolder(_read_settings(folder, backend, trust_remote_code), backend=backend)
+    settings = _read_settings(folder, backend, trust_remote_code) if with_settings else TokenizerSettings()
+    return TokenizerFolder(settings, backend=backend)
 
 
 def read_backend(file: Path) -> Any:

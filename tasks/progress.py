@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 from prefect import get_run_logger
 
@@ -38,11 +37,6 @@ def report_progress(progress: Progress) -> None:
         watchers = list(_watchers)
     for watcher in watchers:
         watcher(progress)
-
-
-def report_as(key: str) -> ProgressCallback:
-    """The callback of a piece of work that people know as `key`."""
-    return lambda progress: report_progress(replace(progress, key=key))
 
 
 class StageProgress:

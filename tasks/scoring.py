@@ -85,7 +85,7 @@ def _is_default(folder: str) -> bool:
     """Whether PyTorch has set the variable to its default by itself, as it does when its compiler is imported."""
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # costs a second
 
-    return folder == default_cache_dir()
+    return bool(folder == default_cache_dir())
 
 
 def _release() -> None:

@@ -6,10 +6,11 @@ import base64
 
 from prefect import task
 
+from miniplm import stages
 from miniplm.artifacts import ModelEntry, SelectionManifest
-from miniplm.config import SelectionConfig
 from miniplm.corpus.reader import load_corpus
-from miniplm.selection import ranking
+from miniplm.run_plan import RunPlan
+from miniplm.run_record import StageRecord
 from miniplm.selection.plot import plot_selection
 from miniplm.storage import Storage
 from tasks.artifacts import LiveArtifact, make_key
@@ -17,18 +18,10 @@ from tasks.progress import report_progress
 from tasks.retries import TASK_OPTIONS
 
 
-@task(name="select-sequences", task_run_name="select {selection.ratio} of {corpus_id}", **TASK_OPTIONS)
-def select_sequences(
-    storage_url: str, corpus_id: str, teacher: ModelEntry, reference: ModelEntry, selection: SelectionConfig
-) -> tuple[SelectionManifest, bool]:
-    """Joins the scores of both models, keeps the sequences with the largest difference score; says whether that was done already."""
-    storage = Storage(storage_url)
-    corpus = load_corpus(storage, corpus_id)
-    selection_id = ranking.resolve_selection_id(storage, corpus, teacher.model_id, reference.model_id, selection)
-    manifest = ranking.find_selection(storage, selection_id)
-    reused = manifest is not None
-    if manifest is None:
-        manifest = ranking.select_sequences(storage, corpus, teacher.model_id, reference.model_id, selection, report_progress)
+@task(name="select-sequences", task_run_name="select {plan.selection.ratio} of {corpus_id}", **TASK_OPTIONS)
+def select_sequences(plan: RunPlan, corpus_id: str, reference: ModelEntry) -> tuple[SelectionManifest, StageRecord]:
+    """Joins the scores of both models and keeps the sequences with the largest difference score."""
+    manifest, stage = stages.select(plan, load_corpus(Storage(plan.storage), corpus_id), reference, report_progress)
     rows = [
         {
             "domain": domain,
@@ -46,4 +39,4 @@ def select_sequences(
     LiveArtifact("table", make_key("selection", corpus_id)).publish(rows, summary)
     plot = base64.b64encode(plot_selection(manifest)).decode()
     LiveArtifact("image", make_key("selection-plot", corpus_id)).publish(f"data:image/png;base64,{plot}", summary)
-    return manifest, reused
+    return manifest, stage

@@ -58,14 +58,14 @@ class EmbeddedServer(SubprocessASGIServer):
         deadline = time.monotonic() + limit_seconds
         for _ in range(_MOST_PORTS):
             self.port = find_free_port()
-            self.server_process = self._run_uvicorn_command()
+            process = self.server_process = self._run_uvicorn_command()
             atexit.register(self.stop)
-            while self.server_process.poll() is None:
+            while process.poll() is None:
                 if is_healthy(self.api_url):
                     return
                 if time.monotonic() > deadline:
                     raise MachineError(
-                        f"Prefect's temporary server (pid {self.server_process.pid}) gives no answer at {self.address} after "
+                        f"Prefect's temporary server (pid {process.pid}) gives no answer at {self.address} after "
                         f"{limit_seconds:.0f} s{self._last_words()}. A busy machine needs more: PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="
                         f"{2 * limit_seconds:.0f}. Where a firewall keeps this machine from its own ports, start a server elsewhere and set PREFECT_API_URL"
                     )
@@ -73,7 +73,7 @@ class EmbeddedServer(SubprocessASGIServer):
             if "address already in use" not in self._read_said():
                 break
         raise MachineError(
-            f"Prefect's temporary server ended with exit code {self.server_process.returncode} before it could answer{self._last_words()}. "
+            f"Prefect's temporary server ended with exit code {process.returncode} before it could answer{self._last_words()}. "
             f"Prefect's folder is {home}; PREFECT_HOME=ANOTHER_FOLDER does without what this one holds (the history of earlier runs). "
             "--verbose shows all that the server said"
         )

@@ -14,7 +14,6 @@ from flows.cli.options import (
     Overrides,
     StorageRoot,
     Verbose,
-    as_begun,
     on_a_run,
     print_json,
     resolve_config,
@@ -26,11 +25,12 @@ from flows.cli.options import (
 def status(asked: Asked) -> None:
     """How far a run has come: each stage and shard is done, missing or broken, judged by its files and digests."""
     from flows.cli.tables import print_status
+    from miniplm.run_plan import resolve
     from miniplm.run_status import check_run
     from miniplm.storage import Storage
 
-    config = as_begun(asked.resolve_config())
-    result = check_run(Storage(config.storage), config)
+    plan = resolve(asked.resolve_config(), checks=False)
+    result = check_run(Storage(plan.storage), plan)
     if asked.as_json:
         print_json(result.as_json())
     else:

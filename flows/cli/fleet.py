@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,8 +18,10 @@ from flows.cli.options import (
     start_quietly,
     watched_flow,
 )
-from miniplm.config import RunConfig, config_as_dict
 from miniplm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from miniplm.config import RunConfig
 
 
 class Models(StrEnum):
@@ -82,6 +84,7 @@ def submit_run(config: RunConfig, as_json: bool, verbose: bool) -> None:
     from prefect.settings import PREFECT_UI_URL
 
     from flows.work_pool import fleet
+    from miniplm.config import config_as_dict
 
     deployment = fleet.find_deployment("run-miniplm")
     run = run_deployment(

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 
 from flows.cli.process import provide_caches
-from miniplm.config import RunConfig
-from miniplm.config_files import apply_override, check_config, load_config
-from miniplm.errors import ConfigError, list_offenders
+from miniplm.errors import ConfigError, first_line, is_passing, list_offenders
+
+if TYPE_CHECKING:
+    from miniplm.config import RunConfig
+    from miniplm.progress import ProgressCallback
+    from miniplm.run_plan import RunPlan
+
+Result = TypeVar("Result")
 
 Target = Annotated[
     str | None,
@@ -49,6 +56,7 @@ _COMMON = {
 # Of libraries that draw bars of their own; the one of `watched_flow` tells the same.
 _WITHOUT_BARS = {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 
+_PAUSES_SECONDS = (2.0, 4.0, 8.0)
 _verbose = False
 
 
@@ -98,6 +106,8 @@ def resolve_config(target: str | None, overrides: Sequence[str] | None, storage:
 
     Raises `ConfigError` or `RunError` where there is neither, or where none is named and there is not just one run.
     """
+    from miniplm.config_files import apply_override, check_config, load_config
+
     if target is None:
         target = _find_only_run(storage)
     elif is_config_file(target):
@@ -109,14 +119,6 @@ def resolve_config(target: str | None, overrides: Sequence[str] | None, storage:
     for override in overrides or ():
         apply_override(content, override)
     return _as_on_workers(check_config(content, f"run {target} at {storage}"))
-
-
-def as_begun(config: RunConfig) -> RunConfig:
-    """The configuration with the dtypes that the machine pinned which began this run; as it is, where none did."""
-    from miniplm.pinning import find_pinned
-    from miniplm.storage import Storage
-
-    return find_pinned(Storage(config.storage), config)
 
 
 def is_config_file(target: str) -> bool:
@@ -173,6 +175,48 @@ def start_quietly(verbose: bool) -> None:
         from tasks.workers import use_credentials
 
         use_credentials()
+
+
+@contextmanager
+def watched_stage(plan: RunPlan, verbose: bool, as_json: bool) -> Iterator[tuple[Console, ProgressCallback | None]]:
+    """Live progress while a stage runs: by its flow, seen by a Prefect server, where a fleet works or a server is named.
+
+    Without one the library is called as a notebook would, with the callback given here, and neither Prefect nor a server is started.
+    """
+    if plan.is_on_work_pool or names_server():
+        with watched_flow(verbose, as_json) as console:
+            yield console, None
+        return
+    from flows.cli.progress import TerminalProgress
+
+    if not verbose:
+        logging.getLogger("miniplm").setLevel(logging.CRITICAL)
+    console = Console(stderr=as_json, highlight=False, markup=False)
+    with TerminalProgress(console) as progress:
+        yield console, progress
+
+
+def names_server() -> bool:
+    """Whether the environment or one of Prefect's settings files seems to name a Prefect API; told without importing Prefect."""
+    if os.environ.get("PREFECT_API_URL") or os.environ.get("MINIPLM_S3_BLOCK"):
+        return True
+    profiles = os.environ.get("PREFECT_PROFILES_PATH") or Path(os.environ.get("PREFECT_HOME") or "~/.prefect") / "profiles.toml"
+    files = [Path(os.path.expanduser(profiles)), Path(".env"), Path("prefect.toml"), Path("pyproject.toml")]
+    words = (b"PREFECT_API_URL", b"[api]", b"[tool.prefect")
+    return any(word in path.read_bytes() for path in files if path.is_file() and os.access(path, os.R_OK) for word in words)
+
+
+def try_again(work: Callable[[], Result]) -> Result:
+    """What a piece of work gives; where it fails for a passing reason it is tried three times more, as a task is."""
+    for seconds in _PAUSES_SECONDS:
+        try:
+            return work()
+        except Exception as error:
+            if not is_passing(error):
+                raise
+            logging.getLogger("miniplm").warning("%s; tried again in %d s", first_line(error), seconds)
+            time.sleep(seconds)
+    return work()
 
 
 @contextmanager

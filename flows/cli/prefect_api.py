@@ -105,8 +105,8 @@ def check_prefect_api() -> Finding:
             advice="",
         )
     with get_client(sync_client=True) as client:
-        error = client.api_healthcheck()
-        if error is None:
+        fault = client.api_healthcheck()
+        if fault is None:
             return Finding(
                 name="Prefect API",
                 state="ok",
@@ -116,6 +116,6 @@ def check_prefect_api() -> Finding:
     return Finding(
         name="Prefect API",
         state="problem",
-        value=f"no answer from {url} ({type(error).__name__})",
+        value=f"no answer from {url} ({type(fault).__name__})",
         advice="start the server (`prefect server start`), or unset PREFECT_API_URL to run embedded",
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,15 +12,16 @@ from flows.cli.options import (
     Asked,
     Overrides,
     Verbose,
-    as_begun,
     on_a_run,
     print_json,
     resolve_config,
     start_quietly,
     watched_flow,
 )
-from miniplm.config import RunConfig
 from miniplm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from miniplm.config import RunConfig
 
 DEMO_CONFIG = "deployments/configs/demo.yaml"
 
@@ -59,14 +60,13 @@ def demo(overrides: Overrides = None, as_json: AsJson = False, verbose: Verbose 
 
 def _run(config: RunConfig, as_json: bool, verbose: bool) -> None:
     from flows.cli.tables import print_run
-    from miniplm.inputs import check_inputs
+    from miniplm.run_plan import resolve
     from miniplm.run_status import find_complete_run
     from miniplm.storage import Storage
 
-    check_inputs(config)
-    storage = Storage(config.storage)
-    config = as_begun(config)
-    record = find_complete_run(storage, config)
+    plan = resolve(config)
+    storage = Storage(plan.storage)
+    record = find_complete_run(storage, plan)
     if record is None:
         with watched_flow(verbose, as_json):
             from flows.run_miniplm import run_miniplm
@@ -86,8 +86,9 @@ def plan(
     """What a run will cost: shards, tokens, hours and bytes, from counts and a short measured probe. Runs nothing else."""
     from flows.cli.tables import print_plan
     from miniplm.plan import plan_run
+    from miniplm.run_plan import resolve
 
-    result = plan_run(as_begun(asked.resolve_config()), usd_per_gpu_hour)
+    result = plan_run(resolve(asked.resolve_config(), checks=False), usd_per_gpu_hour)
     if asked.as_json:
         print_json(result.as_json())
     else:

@@ -1,16 +1,21 @@
-"""The commands for one stage each: the same flows that `run` calls, with the ids that the storage root knows."""
+"""The commands for one stage each: by the flows that `run` calls where a Prefect server sees them, else by the library's own calls."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
 
-from flows.cli.options import Asked, as_begun, on_a_run, print_json, watched_flow
-from miniplm.artifacts import ModelEntry
-from miniplm.config import RunConfig, config_as_dict
+from flows.cli.options import Asked, on_a_run, print_json, try_again, watched_flow, watched_stage
 from miniplm.errors import ConfigError, ModelError, list_offenders
+
+if TYPE_CHECKING:
+    from miniplm.artifacts import CorpusManifest, ModelEntry, SelectionManifest
+    from miniplm.progress import ProgressCallback
+    from miniplm.run_plan import RunPlan
+    from miniplm.run_record import StudentRecord
 
 Role = Literal["teacher", "reference"]
 Students = Annotated[list[str] | None, typer.Option(help="Only this student; may be repeated. Default: all of the configuration.")]
@@ -19,30 +24,40 @@ Students = Annotated[list[str] | None, typer.Option(help="Only this student; may
 @on_a_run
 def prepare(asked: Asked) -> None:
     """Cut the documents of the sources into sequences in shards; rejected records go to quarantine with their reason."""
-    config = _begin(asked)
-    with watched_flow(asked.verbose, asked.as_json) as console:
-        from flows.prepare_corpus import prepare_corpus
-        from miniplm.corpus.reader import load_corpus
-        from miniplm.storage import Storage
+    plan = _begin(asked)
+    with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
+        if on_progress is None:
+            from flows.prepare_corpus import prepare_corpus
 
-        corpus_id, _ = prepare_corpus(config)
-    manifest = load_corpus(Storage(config.storage), corpus_id)
+            manifest, _ = prepare_corpus(plan)
+        else:
+            from miniplm import stages
+
+            manifest, _ = try_again(partial(stages.prepare, plan, on_progress))
     if asked.as_json:
         print_json(manifest.as_json())
         return
     from flows.cli.tables import print_corpus
+    from miniplm.storage import Storage
 
-    print_corpus(console, Storage(config.storage), manifest)
+    print_corpus(console, Storage(plan.storage), manifest)
 
 
 @on_a_run
 def train_reference(asked: Asked) -> None:
     """Train the reference model on the reference split (nothing to do where the configuration gives a model)."""
-    config = _begin(asked)
-    with watched_flow(asked.verbose, asked.as_json) as console:
-        from flows.train_reference import train_reference as flow
+    plan = _begin(asked)
+    with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
+        corpus = _require_corpus(plan)
+        if on_progress is None:
+            from flows.train_reference import train_reference as flow
 
-        entry, _ = flow(config, _find_corpus_id(config))
+            entry, _ = flow(plan, corpus.corpus_id)
+        else:
+            from miniplm import stages
+
+            named = stages.name_progress("train reference", on_progress)
+            entry, _ = try_again(partial(stages.provide_reference, plan, corpus, named))
     _say(console, asked.as_json, entry.as_json(), f"reference model {entry.model_id} ({entry.num_parameters:,} parameters)")
 
 
@@ -68,67 +83,59 @@ def score(
     """Score the candidate shards by one model; shards with verified scores are not scored again."""
     if (model is None) == (calibrate is None):
         raise ConfigError("give either --model teacher or --model reference (score its shards), or --calibrate N (compare dtypes)")
-    config = _begin(asked, emulated=model is None)
+    plan = _begin(asked, emulated=model is None)
     if model is None:
         assert calibrate is not None
-        _calibrate(config, calibrate, asked.as_json, asked.verbose)
+        _calibrate(plan, calibrate, asked.as_json, asked.verbose)
         return
     with watched_flow(asked.verbose, asked.as_json) as console:
         from flows.score_corpus import score_corpus
 
-        corpus_id = _find_corpus_id(config)
-        entry = _find_scorer(config, corpus_id, model)
-        _check_gate(config, corpus_id, model, entry)
-        stage = score_corpus(config, corpus_id, entry, model, shard, again)
+        corpus = _require_corpus(plan)
+        entry = plan.require_teacher() if model == "teacher" else _require_reference(plan, corpus)
+        _check_gate(plan, corpus, model, entry)
+        stage = score_corpus(plan, corpus.corpus_id, entry, model, shard, again)
     _say(
         console,
         asked.as_json,
-        {"corpus_id": corpus_id, "model": entry.as_json(), "stage": stage.as_json()},
-        f"{stage.num_units:,} tokens of {corpus_id} are scored by {entry.model_id}"
+        {"corpus_id": corpus.corpus_id, "model": entry.as_json(), "stage": stage.as_json()},
+        f"{stage.num_units:,} tokens of {corpus.corpus_id} are scored by {entry.model_id}"
         + (" (nothing was missing)" if stage.reused else ""),
     )
 
 
-def _check_gate(config: RunConfig, corpus_id: str, model: Role, entry: ModelEntry) -> None:
+def _check_gate(plan: RunPlan, corpus: CorpusManifest, model: Role, entry: ModelEntry) -> None:
     """Raises `FidelityError` where a calibration refuses the dtypes, or fp8 has none. Without the other model there is nothing to compare."""
-    from miniplm.corpus.reader import load_corpus
-    from miniplm.scorers import find_reference, identify_teacher
+    from miniplm.references import find_reference
     from miniplm.scoring.calibration import check_fidelity, needs_calibration
     from miniplm.storage import Storage
 
-    storage = Storage(config.storage)
-    corpus = load_corpus(storage, corpus_id)
-    if model == "reference":
-        check_fidelity(storage, corpus, identify_teacher(config), entry, config)
-        return
-    reference = find_reference(storage, config, corpus)
+    storage = Storage(plan.storage)
+    reference = entry if model == "reference" else find_reference(storage, plan, corpus)
     if reference is not None:
-        check_fidelity(storage, corpus, entry, reference, config)
-    elif needs_calibration(entry.dtype, config.reference.dtype):
+        check_fidelity(storage, corpus, plan.require_teacher(), reference, plan)
+    elif needs_calibration(entry.dtype, plan.reference.dtype):
         raise ModelError(
             "fp8 scores only once it was compared with float32, by both models, and the reference is not trained yet; "
             "run `miniplm train-reference CONFIG`, then `miniplm score CONFIG --calibrate 1024`"
         )
 
 
-def _calibrate(config: RunConfig, num_sequences: int, as_json: bool, verbose: bool) -> None:
+def _calibrate(plan: RunPlan, num_sequences: int, as_json: bool, verbose: bool) -> None:
     with watched_flow(verbose, as_json) as console:
         from flows.calibrate_dtypes import calibrate_dtypes
         from flows.cli.tables import describe_fidelity, print_fidelity
-        from miniplm.corpus.reader import load_corpus
-        from miniplm.scorers import identify_teacher, require_reference
         from miniplm.scoring.calibration import judge_fidelity
         from miniplm.storage import Storage
 
-        storage, corpus_id = Storage(config.storage), _find_corpus_id(config)
-        teacher = identify_teacher(config, emulated=True)
-        reference = require_reference(storage, config, load_corpus(storage, corpus_id), emulated=True)
-        calibration = calibrate_dtypes(config, corpus_id, teacher, reference, num_sequences)
+        corpus = _require_corpus(plan)
+        reference = _require_reference(plan, corpus)
+        calibration = calibrate_dtypes(plan, corpus.corpus_id, plan.require_teacher(), reference, num_sequences)
     if as_json:
-        print_json(describe_fidelity(calibration, config))
+        print_json(describe_fidelity(calibration, plan))
     else:
-        print_fidelity(console, storage, calibration, config)
-    judge_fidelity(calibration, config)
+        print_fidelity(console, Storage(plan.storage), calibration, plan)
+    judge_fidelity(calibration, plan)
 
 
 @on_a_run
@@ -139,22 +146,25 @@ def select(
     ] = None,
 ) -> None:
     """Keep the sequences with the largest difference score, from the scores that are there; another ratio costs no new scores."""
-    config = _begin(asked, *([] if ratio is None else [f"selection.ratio={ratio!r}"]))
-    with watched_flow(asked.verbose, asked.as_json) as console:
-        from flows.select_sequences import select_sequences
-        from miniplm.selection.ranking import load_selection
-        from miniplm.storage import Storage
+    plan = _begin(asked, *([] if ratio is None else [f"selection.ratio={ratio!r}"]))
+    with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
+        corpus = _require_corpus(plan)
+        reference = _require_reference(plan, corpus)
+        if on_progress is None:
+            from flows.select_sequences import select_sequences
 
-        corpus_id = _find_corpus_id(config)
-        teacher, reference = _find_scorer(config, corpus_id, "teacher"), _find_scorer(config, corpus_id, "reference")
-        selection_id, _ = select_sequences(config, corpus_id, teacher, reference)
-    manifest = load_selection(Storage(config.storage), selection_id)
+            manifest, _ = select_sequences(plan, corpus.corpus_id, reference)
+        else:
+            from miniplm import stages
+
+            manifest, _ = try_again(partial(stages.select, plan, corpus, reference, on_progress))
     if asked.as_json:
         print_json(manifest.as_json())
         return
     from flows.cli.tables import print_selection
+    from miniplm.storage import Storage
 
-    print_selection(console, Storage(config.storage), manifest)
+    print_selection(console, Storage(plan.storage), manifest)
 
 
 @on_a_run
@@ -163,18 +173,32 @@ def train(
     student: Students = None,
 ) -> None:
     """Train the students on the selection (or on the baseline's data), from their last checkpoints."""
-    config = _begin(asked)
-    names = _student_names(config, student)
-    with watched_flow(asked.verbose, asked.as_json) as console:
-        from flows.train_student import train_student
+    plan = _begin(asked)
+    names = _student_names(plan, student)
+    with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
+        corpus, selection = _require_selection(plan)
+        if on_progress is None:
+            from flows.train_student import train_student
 
-        corpus_id, selection_id = _find_selection_id(config)
-        records = {name: train_student(config, corpus_id, selection_id, name)[0] for name in names}
+            records = {name: train_student(plan, corpus.corpus_id, selection.selection_id, name)[0] for name in names}
+        else:
+            records = {name: _train(plan, corpus, selection, name, on_progress) for name in names}
     lines = [
         f"{name}: {record.describe_steps()}, {record.num_tokens:,} tokens, final loss {record.final_loss:.3f} nats a token: {record.folder}"
         for name, record in records.items()
     ]
     _say(console, asked.as_json, {name: record.as_json() for name, record in records.items()}, "\n".join(lines))
+
+
+def _train(
+    plan: RunPlan, corpus: CorpusManifest, selection: SelectionManifest, name: str, on_progress: ProgressCallback
+) -> StudentRecord:
+    from miniplm import stages
+
+    try_again(partial(stages.derive, plan, corpus, selection, name, on_progress))
+    named = stages.name_progress(f"train {name}", on_progress)
+    record, _ = try_again(partial(stages.train, plan, corpus, selection, name, named))
+    return record
 
 
 @on_a_run
@@ -183,31 +207,32 @@ def evaluate(
     student: Students = None,
 ) -> None:
     """Measure trained students and their milestones on the held-out split, and by zero-shot tasks; compare them with the baseline."""
-    config = _begin(asked)
-    names = _student_names(config, student)
-    with watched_flow(asked.verbose, asked.as_json) as console:
-        from flows.evaluate_student import evaluate_student
-        from miniplm.corpus.reader import load_corpus
-        from miniplm.selection.ranking import load_selection
+    plan = _begin(asked)
+    names = _student_names(plan, student)
+    with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
         from miniplm.storage import Storage
-        from miniplm.students import find_student, require_student
+        from miniplm.student_records import find_student, require_student
 
-        corpus_id, selection_id = _find_selection_id(config)
-        root = Storage(config.storage)
-        corpus, selection = load_corpus(root, corpus_id), load_selection(root, selection_id)
-        records = {
-            name: evaluate_student(config, corpus_id, name, require_student(root, config, corpus, selection, name))[0]
-            for name in names
-        }
+        root = Storage(plan.storage)
+        corpus, selection = _require_selection(plan)
+        records = {}
+        for name in names:
+            trained = require_student(root, plan, corpus, selection, name)
+            if on_progress is None:
+                from flows.evaluate_student import evaluate_student
+
+                records[name], _ = evaluate_student(plan, corpus.corpus_id, name, trained)
+            else:
+                from miniplm import stages
+
+                records[name], _ = try_again(partial(stages.evaluate, plan, corpus, name, trained, on_progress))
     from flows.cli.results import describe_results, print_results
     from miniplm.run_record import RunRecord
 
     # A baseline that was measured before is compared with, though it was not asked for now.
-    found = {
-        name: records.get(name) or find_student(root, config, corpus, selection, name) for name in _student_names(config, None)
-    }
+    found = {name: records.get(name) or find_student(root, plan, corpus, selection, name) for name in _student_names(plan, None)}
     everyone = {name: student for name, student in found.items() if student is not None}
-    run = RunRecord(run_name=config.name, config=config_as_dict(config), students=everyone, started_at="")
+    run = RunRecord(run_name=plan.name, config=plan.config, students=everyone, started_at="")
     if asked.as_json:
         print_json(describe_results(root, run, names))
     else:
@@ -217,65 +242,59 @@ def evaluate(
 @on_a_run
 def report(asked: Asked) -> None:
     """Write the report of a run again, as far as the run has come."""
-    config = _begin(asked)
+    plan = _begin(asked)
     from miniplm.run_status import provide_record
     from miniplm.storage import Storage
 
-    provide_record(Storage(config.storage), config)
-    with watched_flow(asked.verbose, asked.as_json) as console:
-        from flows.write_report import write_report
+    root = Storage(plan.storage)
+    provide_record(root, asked.resolve_config())
+    with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
+        if on_progress is None:
+            from flows.write_report import write_report
 
-        url = write_report(config.storage, config.name)
+            url = write_report(plan.storage, plan.name)
+        else:
+            from miniplm.report import write_report as write_page
+
+            url = try_again(partial(write_page, root, plan.name))
     _say(console, asked.as_json, {"report": url}, f"report: {url}")
 
 
-def _begin(asked: Asked, *overrides: str, emulated: bool = False) -> RunConfig:
-    """The configuration, with its inputs checked as `run` does."""
-    config = asked.resolve_config(*overrides)
-    from miniplm.inputs import check_inputs
+def _begin(asked: Asked, *overrides: str, emulated: bool = False) -> RunPlan:
+    """The plan of the run, with its inputs checked as `run` does."""
+    from miniplm.run_plan import resolve
 
-    check_inputs(config, emulated)
-    return as_begun(config)
+    return resolve(asked.resolve_config(*overrides), emulated=emulated)
 
 
-def _find_corpus_id(config: RunConfig) -> str:
-    from miniplm.corpus.identity import resolve_corpus_id
-    from miniplm.corpus.reader import load_corpus
+def _require_corpus(plan: RunPlan) -> CorpusManifest:
+    from miniplm.run_status import require_corpus
     from miniplm.storage import Storage
 
-    storage = Storage(config.storage)
-    return load_corpus(storage, resolve_corpus_id(storage, config.corpus)).corpus_id
+    return require_corpus(Storage(plan.storage), plan)
 
 
-def _find_scorer(config: RunConfig, corpus_id: str, role: Role) -> ModelEntry:
-    from miniplm.corpus.reader import load_corpus
-    from miniplm.scorers import identify_teacher, require_reference
+def _require_reference(plan: RunPlan, corpus: CorpusManifest) -> ModelEntry:
+    from miniplm.references import require_reference
     from miniplm.storage import Storage
 
-    if role == "teacher":
-        return identify_teacher(config)
-    storage = Storage(config.storage)
-    return require_reference(storage, config, load_corpus(storage, corpus_id))
+    return require_reference(Storage(plan.storage), plan, corpus)
 
 
-def _find_selection_id(config: RunConfig) -> tuple[str, str]:
-    from miniplm.corpus.reader import load_corpus
-    from miniplm.selection.ranking import load_selection, resolve_selection_id
+def _require_selection(plan: RunPlan) -> tuple[CorpusManifest, SelectionManifest]:
+    from miniplm.run_status import require_selection
     from miniplm.storage import Storage
 
-    storage = Storage(config.storage)
-    corpus = load_corpus(storage, _find_corpus_id(config))
-    teacher, reference = _find_scorer(config, corpus.corpus_id, "teacher"), _find_scorer(config, corpus.corpus_id, "reference")
-    selection_id = resolve_selection_id(storage, corpus, teacher.model_id, reference.model_id, config.selection)
-    return corpus.corpus_id, load_selection(storage, selection_id).selection_id
+    corpus = _require_corpus(plan)
+    return corpus, require_selection(Storage(plan.storage), plan, corpus, _require_reference(plan, corpus))
 
 
-def _student_names(config: RunConfig, wanted: list[str] | None) -> list[str]:
-    known = [student.name for student in config.students]
+def _student_names(plan: RunPlan, wanted: list[str] | None) -> list[str]:
+    known = [student.name for student in plan.students]
     unknown = [name for name in wanted or [] if name not in known]
     if unknown:
         raise ConfigError(
-            f"run {config.name} has no student {list_offenders(unknown)}; its students are {list_offenders(known) or 'none'}"
+            f"run {plan.name} has no student {list_offenders(unknown)}; its students are {list_offenders(known) or 'none'}"
         )
     return wanted or known
 

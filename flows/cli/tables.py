@@ -13,7 +13,6 @@ from rich.text import Text
 
 from miniplm import layout
 from miniplm.artifacts import Calibration, CorpusManifest, DomainSelection, SelectionManifest
-from miniplm.config import RunConfig
 from miniplm.corpus.taken_files import list_files_read_again, list_files_without_documents
 from miniplm.errors import list_offenders
 from miniplm.run_record import RunRecord
@@ -22,7 +21,8 @@ from miniplm.storage import Storage
 if TYPE_CHECKING:
     from miniplm.doctor import Finding
     from miniplm.inspection import InspectedDomain, InspectedSequence
-    from miniplm.plan import RunPlan
+    from miniplm.plan import RunCost
+    from miniplm.run_plan import RunPlan
     from miniplm.run_status import RunStatus
 
 _STATES = {"done": "green", "partial": "yellow", "missing": "yellow", "broken": "red"}
@@ -98,7 +98,7 @@ def print_corpus(console: Console, storage: Storage, manifest: CorpusManifest) -
     """What a prepared corpus holds."""
     table = make_table(f"Corpus {manifest.corpus_id}", "domain", "split", "documents", "tokens", "sequences")
     for split in layout.SPLITS:
-        for domain, counts in sorted(manifest.domains.get(split, {}).items()):  # type: ignore[call-overload]
+        for domain, counts in sorted(manifest.domains.get(split, {}).items()):
             table.add_row(domain, split, f"{counts.num_documents:,}", f"{counts.num_tokens:,}", f"{counts.num_sequences:,}")
     console.print(table)
     print_taken(console, storage, manifest)
@@ -188,11 +188,11 @@ def print_findings(findings: list[Finding]) -> None:
             console.print(f"{'':10}{finding.advice}", style="dim", soft_wrap=True)
 
 
-def describe_fidelity(calibration: Calibration, config: RunConfig) -> dict[str, object]:
+def describe_fidelity(calibration: Calibration, plan: RunPlan) -> dict[str, object]:
     """A calibration's facts for machines, without its lists of NLLs."""
     from miniplm.scoring.calibration import measure_fidelity
 
-    fidelity = measure_fidelity(calibration, config.selection.ratio, config.selection.score)
+    fidelity = measure_fidelity(calibration, plan.selection.ratio, plan.selection.score)
     models = {
         role: {
             "model_id": scores.model_id,
@@ -205,20 +205,20 @@ def describe_fidelity(calibration: Calibration, config: RunConfig) -> dict[str, 
     return {
         "corpus_id": calibration.corpus_id,
         "device": calibration.device,
-        "selection_ratio": config.selection.ratio,
+        "selection_ratio": plan.selection.ratio,
         "selection_within": calibration.within,
         **asdict(fidelity),
-        "min_overlap": config.scoring.min_overlap,
-        "passes": fidelity.passes(config.scoring.min_overlap),
+        "min_overlap": plan.scoring.min_overlap,
+        "passes": fidelity.passes(plan.scoring.min_overlap),
         **models,
     }
 
 
-def print_fidelity(console: Console, storage: Storage, calibration: Calibration, config: RunConfig) -> None:
+def print_fidelity(console: Console, storage: Storage, calibration: Calibration, plan: RunPlan) -> None:
     """What the dtypes change against float32, and whether they pass the gate."""
     from miniplm.scoring.calibration import measure_fidelity
 
-    fidelity = measure_fidelity(calibration, config.selection.ratio, config.selection.score)
+    fidelity = measure_fidelity(calibration, plan.selection.ratio, plan.selection.score)
     table = make_table(
         f"Dtypes against float32, {fidelity.num_sequences} candidates of {calibration.corpus_id}",
         "model",
@@ -239,12 +239,12 @@ def print_fidelity(console: Console, storage: Storage, calibration: Calibration,
             f"{scores.float32_tokens_per_second:,.0f} tokens/s",
         )
     console.print(table)
-    passes = fidelity.passes(config.scoring.min_overlap)
+    passes = fidelity.passes(plan.scoring.min_overlap)
     of_each = " of each domain" if calibration.within == "domain" else ""
     console.print(f"difference score: Spearman {fidelity.spearman:.5f} with float32")
     console.print(
-        f"selected at ratio {config.selection.ratio:g}{of_each}: {fidelity.overlap:.2%} ± {fidelity.overlap_error:.2%} of float32's {fidelity.num_selected} sequences; "
-        f"scoring.min_overlap is {config.scoring.min_overlap:g}: {'passes' if passes else 'REFUSED'}",
+        f"selected at ratio {plan.selection.ratio:g}{of_each}: {fidelity.overlap:.2%} ± {fidelity.overlap_error:.2%} of float32's {fidelity.num_selected} sequences; "
+        f"scoring.min_overlap is {plan.scoring.min_overlap:g}: {'passes' if passes else 'REFUSED'}",
         style="green" if passes else "red",
     )
     path = layout.calibration(
@@ -253,7 +253,7 @@ def print_fidelity(console: Console, storage: Storage, calibration: Calibration,
     console.print(f"measured on {calibration.device}; kept at {storage.url(path)}", style="dim", soft_wrap=True)
 
 
-def print_plan(plan: RunPlan) -> None:
+def print_plan(plan: RunCost) -> None:
     """What a run will cost."""
     console = Console(highlight=False, markup=False)
     table = make_table(f"Plan of run {plan.run_name}", "stage", "tokens", "shards", "rate", "of peak", "time")

@@ -10,7 +10,9 @@ from flows.work_pool.single import run_on_pool
 from miniplm import __version__
 from miniplm.config import RunConfig
 from miniplm.errors import ConfigError, PoolWorkError, VersionError
-from miniplm.pinning import find_worker, make_absolute, needs_worker, pin_dtypes, pin_to
+from miniplm.pinning import find_worker, make_absolute, needs_worker
+from miniplm.planning import pin_plan
+from miniplm.run_plan import RunPlan
 from miniplm.storage import Storage
 
 
@@ -32,24 +34,23 @@ def make_portable(config: RunConfig) -> RunConfig:
     return make_absolute(config)
 
 
-def pin_to_workers(config: RunConfig) -> RunConfig:
-    """The configuration with its dtypes as the workers resolve them; one is asked where only they know, once a run."""
-    if not needs_worker(config):
-        device = config.scoring.device.split(":")[0]
-        return config if device == "auto" else pin_dtypes(config, device)
-    storage = Storage(config.storage)
-    worker = find_worker(storage, config.name)
+def pin_to_workers(plan: RunPlan) -> RunPlan:
+    """The plan with its dtypes as the workers resolve them; one is asked where only they know, once a run."""
+    if not needs_worker(plan):
+        return plan
+    storage = Storage(plan.storage)
+    worker = find_worker(storage, plan.name)
     if worker is None:
-        parameters = {"storage": config.storage, "run": config.name, "version": __version__}
-        run_on_pool("describe-worker", f"describe a worker for {config.name}", parameters, config, f"describe:{config.name}")
-        worker = find_worker(storage, config.name)
+        parameters = {"storage": plan.storage, "run": plan.name, "version": __version__}
+        run_on_pool("describe-worker", f"describe a worker for {plan.name}", parameters, plan, f"describe:{plan.name}")
+        worker = find_worker(storage, plan.name)
     if worker is None:
         raise PoolWorkError(
-            f"a worker of pool {fleet.count_workers('describe-worker')[1]} described itself, but {config.storage} does not show it here; "
+            f"a worker of pool {fleet.count_workers('describe-worker')[1]} described itself, but {plan.storage} does not show it here; "
             "do all machines see the same storage?"
         )
     if worker.version != __version__:
         raise VersionError(
             f"worker {worker.worker} has miniplm {worker.version}, this run is of {__version__}; install one version everywhere"
         )
-    return pin_to(config, worker)
+    return pin_plan(plan, worker)

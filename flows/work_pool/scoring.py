@@ -22,9 +22,9 @@ from flows.work_pool.pulse import Pulse
 from flows.work_pool.submission_lock import submission_lock
 from miniplm import __version__, layout
 from miniplm.artifacts import CorpusManifest, ModelEntry, ScoreShardManifest, ShardEntry
-from miniplm.config import RunConfig
 from miniplm.corpus.reader import load_corpus
 from miniplm.errors import ScoreError, list_offenders
+from miniplm.run_plan import RunPlan
 from miniplm.scoring.failures import find_failures
 from miniplm.scoring.shards import ShardScoreState, check_score_shard
 from miniplm.storage import Storage
@@ -51,7 +51,7 @@ Key = tuple[str, int]
 
 
 def score_on_pool(
-    config: RunConfig, corpus: CorpusManifest, entry: ModelEntry, role: str, states: Sequence[ShardScoreState]
+    plan: RunPlan, corpus: CorpusManifest, entry: ModelEntry, role: str, states: Sequence[ShardScoreState]
 ) -> list[ScoreShardManifest]:
     """Has the shards among `states` that are not done scored by the workers; returns the manifests of all.
 
@@ -59,17 +59,17 @@ def score_on_pool(
     worker that died has not finished goes to others. Raises `ScoreError` naming the shards that failed for good, each
     with its reason, and the repair, once nothing is left to wait for.
     """
-    return _PoolScoring(config, corpus, entry, role, states).run()
+    return _PoolScoring(plan, corpus, entry, role, states).run()
 
 
 class _PoolScoring:
     """One model over one corpus; all state but counts of failures is read anew from the server and the storage."""
 
     def __init__(
-        self, config: RunConfig, corpus: CorpusManifest, entry: ModelEntry, role: str, states: Sequence[ShardScoreState]
+        self, plan: RunPlan, corpus: CorpusManifest, entry: ModelEntry, role: str, states: Sequence[ShardScoreState]
     ) -> None:
-        self._config, self._corpus, self._entry, self._role = config, corpus, entry, role
-        self._storage = Storage(config.storage)
+        self._plan, self._corpus, self._entry, self._role = plan, corpus, entry, role
+        self._storage = Storage(plan.storage)
         self._shards = {shard.shard_index: shard for shard in corpus.split_shards("candidate")}
         self._wanted = [state.shard_index for state in states]
         self._done = {state.shard_index: state.manifest for state in states if state.manifest is not None}
@@ -78,13 +78,13 @@ class _PoolScoring:
         self._num_barren = self._num_workers = 0
         self._watched: dict[UUID, tuple[FlowRun, list[int]]] = {}
         self._corpora = {corpus.corpus_id: corpus}
-        self._pulse = Pulse(config.execution.stale_seconds)
+        self._pulse = Pulse(plan.execution.stale_seconds)
         self._log = get_run_logger()
         self._reminded_at = 0.0
-        self._run_tag, self._parent_tag = f"run:{config.name}", f"parent:{this_run.get_root_flow_run_id()}"
+        self._run_tag, self._parent_tag = f"run:{plan.name}", f"parent:{this_run.get_root_flow_run_id()}"
         self._model_tag = f"model:{entry.model_id}"
         self._table = ShardTable(f"shards-{role}-{corpus.corpus_id}", f"{role} {entry.model_id} over corpus {corpus.corpus_id}")
-        self._rate = _Rate(config, corpus, role)
+        self._rate = _Rate(plan, corpus, role)
 
     def run(self) -> list[ScoreShardManifest]:
         done = sum(self._shards[index].num_tokens for index in self._done)
@@ -115,7 +115,7 @@ class _PoolScoring:
         live = {run_id: (run, indices) for run_id, (run, indices) in live.items() if indices}
         for run, indices in list(live.values()):
             if self._pulse.is_dead(run):
-                seconds = self._config.execution.stale_seconds
+                seconds = self._plan.execution.stale_seconds
                 self._log.warning("%s gave no sign of life for %d s: its unfinished shards are given to others", run.name, seconds)
                 fleet.crash(run, f"no sign of life for {seconds} s: its worker or the way to it is gone")
                 del live[run.id]
@@ -123,22 +123,22 @@ class _PoolScoring:
         ended = [(run_id, indices) for run_id, (_, indices) in self._watched.items() if run_id not in live]
         self._watched = live
         for run_id, indices in ended:
-            run = fleet.find_run(run_id)
-            if run is None:
+            found = fleet.find_run(run_id)
+            if found is None:
                 self._log.warning("a flow run with %d shards was deleted: what it has not scored is given to others", len(indices))
                 self._verify([index for index in indices if index not in self._done])
                 continue
-            if run.state is None or not run.state.is_final():
+            if found.state is None or not found.state.is_final():
                 # It lives, but the list of the live ones moved on by a page while it was read.
-                self._watched[run_id] = (run, indices)
+                self._watched[run_id] = (found, indices)
                 continue
-            self._pulse.forget(run)
-            self._settle(run, indices)
+            self._pulse.forget(found)
+            self._settle(found, indices)
 
     def _list_shards(self, run: FlowRun) -> list[int]:
         """Which of the wanted shards a flow run is to score; it may be of another corpus of the same chain."""
         corpus_id, indices = run.parameters.get("corpus_id"), run.parameters.get("shard_indices", [])
-        if not isinstance(corpus_id, str) or run.parameters.get("storage") != self._config.storage:
+        if not isinstance(corpus_id, str) or run.parameters.get("storage") != self._plan.storage:
             return []
         if corpus_id != self._corpus.corpus_id:
             if corpus_id not in self._corpora:
@@ -234,7 +234,7 @@ class _PoolScoring:
         with submission_lock():
             self._look()  # another run may have taken some since
             free = self._list_free()
-            size = choose_batch_size(len(free), num_workers, measured, self._config.execution.shards_per_batch)
+            size = choose_batch_size(len(free), num_workers, measured, self._plan.execution.shards_per_batch)
             room = count_room(num_workers, len(self._watched), bool(measured))
             for batch in cut_batches(free, size, room):
                 run = fleet.submit(
@@ -244,12 +244,12 @@ class _PoolScoring:
 
     def _make_parameters(self, batch: list[int]) -> dict[str, Any]:
         return {
-            "storage": self._config.storage,
+            "storage": self._plan.storage,
             "corpus_id": self._corpus.corpus_id,
             "model": self._entry.as_json(),
             "role": self._role,
             "shard_indices": batch,
-            "scoring": self._config.scoring.model_dump(mode="json"),
+            "scoring": self._plan.scoring.model_dump(mode="json"),
             "version": __version__,
         }
 
@@ -287,16 +287,16 @@ class _PoolScoring:
         raise ScoreError(
             f"{len(self._failed)} of {len(self._wanted)} shards could not be scored by the {self._role}: {list_offenders(offenders)}. "
             f"The others are kept. When the reason is gone retry this run (that alone redoes what is missing), or run "
-            f"`miniplm rescore {self._config.name} --failed --storage {self._config.storage}`, or the deployment rescore-shards with run {self._config.name}"
+            f"`miniplm rescore {self._plan.name} --failed --storage {self._plan.storage}`, or the deployment rescore-shards with run {self._plan.name}"
         )
 
 
 class _Rate:
     """Raises the event `miniplm.throughput-low` where a model's rate over all workers falls under the configured one."""
 
-    def __init__(self, config: RunConfig, corpus: CorpusManifest, role: str) -> None:
-        self._least = config.execution.min_tokens_per_second
-        self._corpus_id, self._role, self._run_name = corpus.corpus_id, role, config.name
+    def __init__(self, plan: RunPlan, corpus: CorpusManifest, role: str) -> None:
+        self._least = plan.execution.min_tokens_per_second
+        self._corpus_id, self._role, self._run_name = corpus.corpus_id, role, plan.name
         self._began = (time.monotonic(), -1)
 
     def add(self, num_tokens: int) -> None:

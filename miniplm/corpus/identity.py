@@ -6,6 +6,7 @@ The id of an extension is made of its parent's and of what its new files hold.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from miniplm.artifacts import CorpusManifest, LeftOut
@@ -18,7 +19,7 @@ from miniplm.sources.digests import digest_source_files, recognise_source_files
 from miniplm.sources.files import MOST_NAMES, SourceFile, find_source, locate_source
 from miniplm.sources.names import show_name
 from miniplm.storage import Storage, digest_content
-from miniplm.tokenization import CorpusTokenizer, load_tokenizer
+from miniplm.tokenization import CorpusTokenizer, TokenizerIdentity, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,16 @@ class CorpusPlan:
 
     corpus_id: str
     files: tuple[PlannedFile, ...]
-    tokenizer: CorpusTokenizer
+    config: CorpusConfig
     settings_digest: str
     found: tuple[PlannedFile, ...]
     left_out: tuple[LeftOut, ...]
     newest: CorpusManifest | None = None
+
+    @cached_property
+    def tokenizer(self) -> CorpusTokenizer:
+        """The tokenizer that the documents are encoded with."""
+        return load_tokenizer(self.config.tokenizer, self.config.eos_token, self.config.trust_remote_code)
 
     @property
     def parent(self) -> CorpusManifest | None:
@@ -68,8 +74,8 @@ def resolve_corpus_id(storage: Storage, config: CorpusConfig) -> str:
     return plan_corpus(storage, config).corpus_id
 
 
-def plan_corpus(storage: Storage, config: CorpusConfig) -> CorpusPlan:
-    """The id, files and tokenizer of a corpus; raises what `resolve_corpus_id` raises.
+def plan_corpus(storage: Storage, config: CorpusConfig, known: TokenizerIdentity | None = None) -> CorpusPlan:
+    """The id, files and tokenizer of a corpus, which is loaded unless it is `known`; raises what `resolve_corpus_id` raises.
 
     With `corpus.extend`, where a corpus of the same sources and settings was prepared before: that corpus if no file
     is new to it, else an extension of it by the new files.
@@ -77,11 +83,11 @@ def plan_corpus(storage: Storage, config: CorpusConfig) -> CorpusPlan:
     # The sources first: they are looked up faster than a tokenizer is loaded.
     found = [(source, find_source(source, storage)) for source in config.sources]
     left_out = tuple(entry for _, files in found for entry in files.left_out)
-    tokenizer = load_tokenizer(config.tokenizer, config.eos_token, config.trust_remote_code)
+    tokenizer = known or load_tokenizer(config.tokenizer, config.eos_token, config.trust_remote_code).identity
     planned = _read_files(storage, [(source, file) for source, files in found for file in files.files])
     settings = {
         "tokenizer": tokenizer.encoding_digest,
-        "eos_token_id": tokenizer.eos_token_id,
+        "eos_token_id": tokenizer.entry.eos_token_id,
         "vocab_size": tokenizer.entry.vocab_size,
         "sequence_length": config.sequence_length,
         "sequences_per_shard": config.sequences_per_shard,
@@ -97,13 +103,13 @@ def plan_corpus(storage: Storage, config: CorpusConfig) -> CorpusPlan:
     if newest is None or not _agrees(newest, config, tokenizer):
         sources = [_describe_source(source, [file for file in files if file.source is source]) for source in config.sources]
         corpus_id = f"c-{digest_content({'sources': sources, **settings})}"
-        return CorpusPlan(corpus_id, files, tokenizer, settings_digest, files, left_out)
+        return CorpusPlan(corpus_id, files, config, settings_digest, files, left_out)
     new = list_new_files(newest, files)
     left_out += _list_copies(newest, new, files)
     if not new:
-        return CorpusPlan(newest.corpus_id, files, tokenizer, settings_digest, files, left_out, newest)
+        return CorpusPlan(newest.corpus_id, files, config, settings_digest, files, left_out, newest)
     content = {"parent": newest.corpus_id, "files": [[file.digest, file.reading] for file in new]}
-    return CorpusPlan(f"c-{digest_content(content)}", new, tokenizer, settings_digest, files, left_out, newest)
+    return CorpusPlan(f"c-{digest_content(content)}", new, config, settings_digest, files, left_out, newest)
 
 
 def _read_files(storage: Storage, files: list[tuple[SourceConfig, SourceFile]]) -> list[PlannedFile]:
@@ -157,7 +163,7 @@ def _list_copies(corpus: CorpusManifest, new: tuple[PlannedFile, ...], files: tu
     )
 
 
-def _agrees(manifest: CorpusManifest, config: CorpusConfig, tokenizer: CorpusTokenizer) -> bool:
+def _agrees(manifest: CorpusManifest, config: CorpusConfig, tokenizer: TokenizerIdentity) -> bool:
     """Whether a corpus can be of these settings; what it was found by is only a hint."""
     ours, its = tokenizer.entry, manifest.tokenizer
     same_tokenizer = (ours.digest, ours.vocab_size, ours.eos_token_id) == (its.digest, its.vocab_size, its.eos_token_id)

@@ -33,8 +33,10 @@ from miniplm.tokenization import CorpusTokenizer
 _log = logging.getLogger("miniplm")
 
 
-def prepare_corpus(storage: Storage, config: CorpusConfig, on_progress: ProgressCallback = ignore_progress) -> CorpusManifest:
-    """The manifest of the corpus that `config` describes, which is prepared if it is not there whole.
+def prepare_corpus(
+    storage: Storage, config: CorpusConfig, on_progress: ProgressCallback = ignore_progress, planned: CorpusPlan | None = None
+) -> CorpusManifest:
+    """The manifest of the corpus that `config` describes, `planned` or not yet, which is prepared if it is not there whole.
 
     With `corpus.extend` new files become an extension of the corpus that was prepared last with the same sources and
     settings: nothing that is there is read, written or named anew, but shards that are missing are made again.
@@ -43,7 +45,7 @@ def prepare_corpus(storage: Storage, config: CorpusConfig, on_progress: Progress
     `CorpusError` where the splits leave no candidate or a missing shard of an extended corpus cannot be made again,
     `BusyError` where another process prepares the same corpus. Progress counts the stored bytes of the files read.
     """
-    plan = plan_corpus(storage, config)
+    plan = planned or plan_corpus(storage, config)
     manifest = _provide_corpus(storage, config, plan, on_progress)
     remember_newest_corpus(storage, plan.settings_digest, manifest)
     return manifest

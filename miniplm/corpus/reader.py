@@ -26,13 +26,23 @@ _REPAIR = (
 )
 
 
+# Manifests that this process has read, by the identity of the file: with thousands of shards they are long.
+_manifests: dict[str, CorpusManifest] = {}
+
+
 def find_corpus(storage: Storage, corpus_id: str) -> CorpusManifest | None:
     """The manifest of a corpus, None where it is not prepared (to its end)."""
     path = layout.corpus_manifest(corpus_id)
     if not storage.exists(path):
         return None
+    identity = storage.identify(path)
+    if identity in _manifests:
+        return _manifests[identity]
     try:
-        return CorpusManifest.model_validate(storage.read_json(path))
+        manifest = CorpusManifest.model_validate(storage.read_json(path))
+        if identity:
+            _manifests[identity] = manifest
+        return manifest
     except ValidationError as error:
         raise CorpusError(
             f"{storage.url(path)} is no corpus manifest ({describe_first_problem(error)}); delete it and run `miniplm prepare CONFIG`"
@@ -87,8 +97,10 @@ def read_token_ids(table: pa.Table) -> list[NDArray[Any]]:
     return sequences
 
 
-def load_corpus_tokenizer(storage: Storage, corpus_id: str, trust_remote_code: bool = False) -> CorpusTokenizer:
-    """The tokenizer that a corpus was made with, from its own copy of it.
+def load_corpus_tokenizer(
+    storage: Storage, corpus_id: str, trust_remote_code: bool = False, only_decodes: bool = False
+) -> CorpusTokenizer:
+    """The tokenizer that a corpus was made with, from its own copy of it; `only_decodes` as in `load_tokenizer`.
 
     Raises `CorpusError` where the corpus is not prepared or its copy holds another vocabulary.
     """
@@ -96,7 +108,7 @@ def load_corpus_tokenizer(storage: Storage, corpus_id: str, trust_remote_code: b
     with tempfile.TemporaryDirectory(prefix="miniplm-") as scratch:
         folder = storage.download(layout.corpus_tokenizer(corpus_id), Path(scratch))
         try:
-            loaded = load_tokenizer(str(folder), recorded.eos_token, trust_remote_code)
+            loaded = load_tokenizer(str(folder), recorded.eos_token, trust_remote_code, only_decodes=only_decodes)
         except TokenizerError as error:
             raise CorpusError(
                 f"the tokenizer of corpus {corpus_id} is damaged: {error}. Run `miniplm prepare CONFIG`: it is written again, and nothing else"

@@ -119,12 +119,10 @@ def check_shard(storage: Storage, derived_id: str, shard_index: int, source: Der
         return state("broken", reason=f"its manifest is of {manifest.title}")
     if source is not None and manifest.sources != source.describe():
         return state("broken", reason="it was made of other sequences than it is to be made of")
-    try:
-        digest = storage.digest(layout.derived_shard(derived_id, shard_index))
-    except FileNotFoundError:
-        return state("broken", reason="its file is gone")
-    if digest != manifest.digest:
-        return state("broken", reason="its file is not what its manifest says (digests differ)")
+    path = layout.derived_shard(derived_id, shard_index)
+    if not storage.holds(path, manifest.digest):
+        is_there = storage.exists(path)
+        return state("broken", reason=f"its file is {'not what its manifest says (digests differ)' if is_there else 'gone'}")
     return state("done", manifest)
 
 

@@ -12,6 +12,7 @@ import torch
 from miniplm.errors import ConfigError, DeviceError, NoDeviceError, first_line
 from miniplm.foreign_errors import is_device_lost as is_device_lost
 from miniplm.foreign_errors import is_out_of_memory as is_out_of_memory
+from miniplm.models.dtypes import choose_dtype, choose_scoring_dtype
 from miniplm.models.fp8 import FP8_DTYPES, supports_fp8
 
 # Instructions that multiply bfloat16, as Linux names them: AMX and AVX512-BF16 on x86, BFMMLA and BFDOT on ARM.
@@ -79,7 +80,7 @@ def use_device(device: torch.device) -> AbstractContextManager[object]:
 
 
 def resolve_dtype(dtype: str, device: torch.device, emulated: bool = False) -> str:
-    """`auto` is float32 on a CPU and bfloat16 on a GPU: what a model is trained and measured in.
+    """The dtype that is meant on a device, `auto` as `choose_dtype` says: what a model is trained and measured in.
 
     Raises `ConfigError` for fp8 on a device that has none.
     """
@@ -88,9 +89,7 @@ def resolve_dtype(dtype: str, device: torch.device, emulated: bool = False) -> s
             f"dtype {dtype} needs a GPU of compute capability 8.9 or higher (H100, L40S, ...), not {describe_device(device)}; use auto. "
             f"What {dtype} would do to the selection can be measured here: `miniplm score CONFIG --calibrate 200`"
         )
-    if dtype != "auto":
-        return dtype
-    return "float32" if device.type == "cpu" else "bfloat16"
+    return choose_dtype(device.type) if dtype == "auto" else dtype
 
 
 def resolve_scoring_dtype(dtype: str, device: torch.device, emulated: bool = False, native_bfloat16: bool | None = None) -> str:
@@ -98,8 +97,8 @@ def resolve_scoring_dtype(dtype: str, device: torch.device, emulated: bool = Fal
 
     `native_bfloat16` says whether the CPU does, None: this machine's. Raises what `resolve_dtype` raises.
     """
-    if dtype == "auto" and device.type == "cpu" and (has_native_bfloat16() if native_bfloat16 is None else native_bfloat16):
-        return "bfloat16"
+    if dtype == "auto":
+        return choose_scoring_dtype(device.type, has_native_bfloat16() if native_bfloat16 is None else native_bfloat16)
     return resolve_dtype(dtype, device, emulated)
 
 

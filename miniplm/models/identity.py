@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from miniplm.artifacts import ModelEntry
 from miniplm.errors import ModelError, reading_users_file
+from miniplm.file_facts import digest_kept_file
 from miniplm.models.files import list_code_files, list_weight_files, read_model_config
-from miniplm.models.skeleton import read_skeleton
-from miniplm.storage import digest_content, digest_file
+from miniplm.storage import Storage, digest_content, digest_file
 
 # Raised when a change of the code changes the scores of an unchanged model.
 SCORING_VERSION = 1
@@ -27,16 +27,19 @@ def identify_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     attention: Literal["sequence", "document"] = "sequence",
+    storage: Storage | None = None,
 ) -> ModelEntry:
     """The entry of a given model whose files are in `folder`; `source` is its hub id or path.
 
-    Reads all weights once, to digest them, and with them the model's own code where that is what runs. Raises `ModelError` as
-    `read_skeleton`.
+    Its weights are digested, and with them its own code where that is what runs; digests that `storage` keeps are taken from there.
+    Raises `ModelError` as `read_skeleton`.
     """
+    from miniplm.models.skeleton import read_skeleton
+
     config = read_model_config(folder)
     num_parameters = read_skeleton(folder, trust_remote_code).num_parameters
     code = list_code_files(folder) if trust_remote_code and config.get("auto_map") else []
-    weights_digest = digest_weights([*list_weight_files(folder), *code])
+    weights_digest = digest_weights([*list_weight_files(folder), *code], storage)
     return ModelEntry(
         model_id=name_model(num_parameters, weights_digest, config, dtype, attention),
         source=source,
@@ -85,12 +88,13 @@ def _size(num_parameters: int) -> str:
     return f"{num_parameters / 1e9:.1f}b" if num_parameters >= 999.5e6 else f"{max(1, round(num_parameters / 1e6))}m"
 
 
-def digest_weights(files: list[Path]) -> str:
-    """One digest over the digests of all files, in the order given."""
+def digest_weights(files: list[Path], storage: Storage | None = None) -> str:
+    """One digest over the digests of all files, in the order given; those that `storage` keeps are not made again."""
     sha = hashlib.sha256()
     for path in files:
         with reading_users_file(path, "cannot be read", "check its permissions, or copy the model again", ModelError):
-            sha.update(digest_file(path).encode())
+            digest = digest_file(path) if storage is None else digest_kept_file(storage, path)
+            sha.update(digest.encode())
     return f"sha256:{sha.hexdigest()}"
 
 

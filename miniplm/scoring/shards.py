@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,13 +12,14 @@ from miniplm import layout
 from miniplm.artifacts import CorpusManifest, ModelEntry, ScoreShardManifest, ShardEntry
 from miniplm.corpus.reader import read_shard, read_token_ids
 from miniplm.errors import DamagedFileError, ModelError, ScoreError, first_line, list_offenders
-from miniplm.models.devices import describe_device
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.records import ShardState, check_all, read_record
-from miniplm.scoring.engine import Scorer
-from miniplm.scoring.throughput import Throughput
 from miniplm.storage import Storage, digest_file, digest_stream
 from miniplm.versions import list_versions
+
+if TYPE_CHECKING:
+    from miniplm.scoring.engine import Scorer
+    from miniplm.scoring.throughput import Throughput
 
 ShardScoreState = ShardState[ScoreShardManifest]
 SCORE_SCHEMA = pa.schema([("sequence_id", pa.int64()), ("num_scored_tokens", pa.int32()), ("nll_sum", pa.float64())])
@@ -40,6 +43,8 @@ def score_shard(
     score is not finite (the shard's scores are then set aside under `non-finite/`), `CorpusError` where the shard is
     damaged, and what `Scorer.score` raises.
     """
+    from miniplm.models.devices import describe_device
+
     name = layout.shard_name(shard.shard_index)
     table = read_shard(storage, shard, columns=["sequence_id", "token_ids"])
     sequences = read_token_ids(table)
@@ -105,10 +110,28 @@ def _publish_scores(storage: Storage, relative: str, scored: pa.Table) -> tuple[
 
 
 def check_score_shard(storage: Storage, shard: ShardEntry, model_id: str) -> ShardScoreState:
-    """Reads a shard's manifest and its file's digest, and says whether the shard is scored."""
+    """Whether a shard is scored: its manifest is read, and its file once a process, as long as both are seen to be the same."""
     index = shard.shard_index
     relative = layout.score_shard(shard.corpus_id, model_id, index)
     manifest_path = layout.score_shard_manifest(shard.corpus_id, model_id, index)
+    if not storage.is_local:  # asked whether a file is the same, a store answers no faster than it gives so small a file
+        return _check_score_shard(storage, shard, relative, manifest_path)
+    try:
+        key = (storage.identify(manifest_path), storage.identify(relative), shard)
+    except FileNotFoundError:
+        return _check_score_shard(storage, shard, relative, manifest_path)
+    state = _scored.get(key) or _check_score_shard(storage, shard, relative, manifest_path)
+    if state.state == "done" and key[0] and key[1]:
+        _scored[key] = state
+    return state
+
+
+# Shards that this process has seen to be scored, by the identities of their two files.
+_scored: dict[tuple[str, str, ShardEntry], ShardScoreState] = {}
+
+
+def _check_score_shard(storage: Storage, shard: ShardEntry, relative: str, manifest_path: str) -> ShardScoreState:
+    index = shard.shard_index
     try:
         manifest = read_record(storage, manifest_path, ScoreShardManifest)
     except FileNotFoundError:

@@ -57,11 +57,8 @@ def find_selection(storage: Storage, selection_id: str) -> SelectionManifest | N
     manifest = find_record(storage, layout.selection_manifest(selection_id), SelectionManifest)
     if manifest is None:
         return None
-    for shard in manifest.shards:
-        relative = layout.selection_shard(selection_id, shard.shard_index)
-        if not storage.exists(relative) or storage.digest(relative) != shard.digest:
-            return None
-    return manifest
+    shards = [(layout.selection_shard(selection_id, shard.shard_index), shard.digest) for shard in manifest.shards]
+    return manifest if all(storage.holds(path, digest) for path, digest in shards) else None
 
 
 def load_selection(storage: Storage, selection_id: str) -> SelectionManifest:

@@ -19,55 +19,26 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from miniplm import layout
-from miniplm.artifacts import CheckpointMetrics, Record
+from miniplm.artifacts import CheckpointMetrics
 from miniplm.errors import StorageError, TrainingError, list_offenders
 from miniplm.models.files import list_weight_files
 from miniplm.models.identity import digest_weights
-from miniplm.records import find_record, holds_files, parse_metrics
-from miniplm.storage import Storage, digest_content, digest_file
+from miniplm.storage import Storage, digest_file
+from miniplm.training.records import (
+    MANIFEST,
+    METRICS,
+    OPTIMIZER,
+    CheckpointManifest,
+    find_checkpoint,
+    list_checkpoint_steps,
+    read_checkpoint_manifest,
+    read_metrics,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MANIFEST = "manifest.json"
-METRICS = "metrics.jsonl"
-OPTIMIZER = "optimizer.safetensors"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-
-
-class CheckpointManifest(Record):
-    """A checkpoint after `step` optimizer steps. `files` are digests by name, `weights_digest` is as a model's.
-
-    `num_skipped_in_row` of the `num_skipped_steps` without a finite gradient are the last steps of all. `recipe` is that
-    of the training; older checkpoints have none. A milestone that training no longer goes on from has no optimizer.
-    `micro_batch_size` is of the passes that made it, which may be other than the recipe's; older checkpoints have neither it
-    nor `digest`, which is of all other fields.
-    """
-
-    training_id: str
-    step: int
-    files: dict[str, str]
-    weights_digest: str
-    num_skipped_steps: int
-    num_skipped_in_row: int
-    recipe: dict[str, Any] | None = None
-    micro_batch_size: int | None = None
-    digest: str | None = None
-
-    def signed(self) -> CheckpointManifest:
-        """The same with the digest of all else that it says."""
-        return self.model_copy(update={"digest": self._digest_rest()})
-
-    @property
-    def is_as_written(self) -> bool:
-        return self.digest in (None, self._digest_rest())
-
-    def _digest_rest(self) -> str:
-        return digest_content({name: value for name, value in self.as_json().items() if name != "digest"})
-
-    def exported_files(self) -> dict[str, str]:
-        """A transformers directory and its metrics: all but the optimizer."""
-        return {name: digest for name, digest in self.files.items() if name != OPTIMIZER}
 
 
 def publish_checkpoint(
@@ -114,21 +85,6 @@ def publish_checkpoint(
     return manifest
 
 
-def list_checkpoint_steps(storage: Storage, training_id: str) -> list[int]:
-    """Steps of all checkpoints, whole or not, ascending."""
-    names = storage.list_names(layout.checkpoints_folder(training_id))
-    return sorted(int(name.removeprefix("step-")) for name in names if name.startswith("step-") and name[5:].isdigit())
-
-
-def find_checkpoint(storage: Storage, training_id: str, step: int) -> CheckpointManifest | None:
-    """The checkpoint of a step where it is there whole: every file with the digest that its manifest says."""
-    folder = layout.checkpoint_folder(training_id, step)
-    manifest = _read_manifest(storage, training_id, step)
-    if manifest is None or (manifest.training_id, manifest.step) != (training_id, step):
-        return None
-    return manifest if holds_files(storage, folder, manifest.files) else None
-
-
 def find_last_checkpoint(storage: Storage, training_id: str, recipe: dict[str, Any]) -> CheckpointManifest | None:
     """The whole checkpoint with the most steps that training can go on from.
 
@@ -143,13 +99,8 @@ def find_last_checkpoint(storage: Storage, training_id: str, recipe: dict[str, A
     return None
 
 
-def _read_manifest(storage: Storage, training_id: str, step: int) -> CheckpointManifest | None:
-    manifest = find_record(storage, f"{layout.checkpoint_folder(training_id, step)}/{MANIFEST}", CheckpointManifest)
-    return manifest if manifest is not None and manifest.is_as_written else None
-
-
 def _check_recipe(storage: Storage, training_id: str, step: int, recipe: dict[str, Any]) -> None:
-    manifest = _read_manifest(storage, training_id, step)
+    manifest = read_checkpoint_manifest(storage, training_id, step)
     if manifest is None or manifest.recipe is None or manifest.recipe == recipe:
         return
     theirs, ours = _flatten(manifest.recipe), _flatten(recipe)
@@ -168,11 +119,6 @@ def _flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in content.items():
         fields |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return fields
-
-
-def read_metrics(storage: Storage, training_id: str, step: int) -> list[CheckpointMetrics]:
-    """The metrics of all steps up to a checkpoint."""
-    return parse_metrics(storage.read_bytes(f"{layout.checkpoint_folder(training_id, step)}/{METRICS}"))
 
 
 def restore_checkpoint(
@@ -225,7 +171,7 @@ def _delete_optimizer(storage: Storage, training_id: str, step: int) -> None:
     path = f"{layout.checkpoint_folder(training_id, step)}/{OPTIMIZER}"
     if not storage.exists(path):
         return
-    manifest = _read_manifest(storage, training_id, step)
+    manifest = read_checkpoint_manifest(storage, training_id, step)
     if manifest is not None and OPTIMIZER in manifest.files:
         lean = manifest.model_copy(update={"files": manifest.exported_files()}).signed()
         storage.write_json(f"{layout.checkpoint_folder(training_id, step)}/{MANIFEST}", lean.as_json())

@@ -16,10 +16,11 @@ from miniplm.models.devices import free_cached_memory
 from miniplm.progress import ProgressCallback, ignore_progress
 from miniplm.storage import Storage
 from miniplm.training.job import make_job
-from miniplm.training.loop import find_training, train_model
+from miniplm.training.loop import train_model
 from miniplm.training.messages import Failure, Finished, Hello, LogLine, Moment, decode_progress, rebuild_error
 from miniplm.training.processes import count_processes, find_inline_reason
 from miniplm.training.recipe import TrainingPlan
+from miniplm.training.records import find_training
 from miniplm.training.workers import Workers
 
 _log = logging.getLogger("miniplm")

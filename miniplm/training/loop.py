@@ -13,12 +13,9 @@ from miniplm.errors import TrainingError
 from miniplm.locks import exclusive
 from miniplm.models.devices import describe_memory, is_out_of_memory
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
-from miniplm.records import find_record
 from miniplm.storage import Storage
 from miniplm.training.checkpoints import (
-    CheckpointManifest,
     delete_old_checkpoints,
-    find_checkpoint,
     find_last_checkpoint,
     is_milestone,
     publish_checkpoint,
@@ -31,6 +28,7 @@ from miniplm.training.optimization import GlobalBatch, Optimization, StepResult,
 from miniplm.training.parallel import ProcessGroup
 from miniplm.training.reading import ReadAhead
 from miniplm.training.recipe import TrainingPlan
+from miniplm.training.records import CheckpointManifest, find_training
 from miniplm.training.schedule import learning_rate
 from miniplm.training.tokenizer_files import make_tokenizer_files
 from miniplm.training.tracking import Tracker
@@ -78,17 +76,6 @@ def _join_training(storage: Storage, plan: TrainingPlan, group: ProcessGroup, de
         return finished
     with training_numerics(device):
         return _Training(storage, plan, ignore_progress, group, device).run()
-
-
-def find_training(storage: Storage, training_id: str) -> TrainingManifest | None:
-    """The manifest of a finished training whose final checkpoint is there whole."""
-    manifest = find_record(storage, layout.training_manifest(training_id), TrainingManifest)
-    if manifest is None:
-        return None
-    checkpoint = find_checkpoint(storage, training_id, manifest.num_steps)
-    if manifest.training_id != training_id or checkpoint is None or checkpoint.weights_digest != manifest.weights_digest:
-        return None
-    return manifest
 
 
 class _Training:

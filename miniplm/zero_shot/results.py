@@ -6,17 +6,19 @@ import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from miniplm import layout
 from miniplm.artifacts import TaskResult, TrainingManifest
 from miniplm.config import EvaluationConfig
-from miniplm.models.devices import resolve_dtype
+from miniplm.models.dtypes import choose_dtype
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.records import find_record
 from miniplm.storage import Storage, digest_content
 from miniplm.zero_shot.tasks import LocalTask, find_harness, find_local_tasks, require_harness, resolve_tasks
+
+if TYPE_CHECKING:
+    import torch
 
 
 def find_task_results(storage: Storage, evaluation: EvaluationConfig, training: TrainingManifest) -> dict[str, TaskResult]:
@@ -53,7 +55,7 @@ def measure_tasks(
 
         with tempfile.TemporaryDirectory(prefix="miniplm-student-") as scratch:
             folder = storage.download(model_folder, Path(scratch) / "model", tuple(training.files))
-            model = open_zero_shot_model(folder, resolve_dtype("auto", device), device, trust_remote_code)
+            model = open_zero_shot_model(folder, choose_dtype(device.type), device, trust_remote_code)
         with open_tasks(missing, evaluation.task_folder) as load_task:
             for index, name in enumerate(missing):
 

@@ -16,6 +16,7 @@ from prefect.states import Completed, Crashed, Running, Scheduled
 from flows.work_pool import fleet, pulse, scoring
 from miniplm.artifacts import CorpusManifest, ModelEntry, ScoreShardManifest
 from miniplm.config import RunConfig
+from miniplm.run_plan import RunPlan
 from miniplm.scoring.failures import record_failure
 from miniplm.scoring.shards import ShardScoreState, check_score_shards
 from miniplm.storage import Storage
@@ -139,4 +140,4 @@ def run_scoring(
         }
     )
     states = check_score_shards(played.storage, played.corpus, "m") if states is None else states
-    return scoring.score_on_pool(config, played.corpus, ENTRY, "teacher", states)
+    return scoring.score_on_pool(RunPlan.of(config), played.corpus, ENTRY, "teacher", states)

@@ -16,6 +16,7 @@ from miniplm import plan
 from miniplm.config_files import load_config
 from miniplm.errors import ConfigError, TokenizerError
 from miniplm.inputs import check_inputs
+from miniplm.run_plan import resolve
 from miniplm.run_status import check_run
 from miniplm.storage import Storage
 from tests.command_line import run_miniplm
@@ -115,7 +116,10 @@ def test_derived_sets_are_found_by_other_students_of_another_run(finished: Path,
     second.write_text(yaml.safe_dump(content))
     broken = next(path for path in before if path.startswith("generation") and path.endswith("shard-00001.parquet"))
     (finished.parent / "data" / "derived" / broken).unlink()
-    stages = {(stage.name, stage.state): stage for stage in check_run(Storage(content["storage"]), load_config(str(second))).stages}
+    stages = {
+        (stage.name, stage.state): stage
+        for stage in check_run(Storage(content["storage"]), resolve(load_config(str(second)), checks=False)).stages
+    }
     assert stages["derive llama-again", "done"].num_done > 1
     assert [shard.shard_index for shard in stages["derive seqkd-again", "broken"].shards] == [1]
     result = run_miniplm("train", str(second), "--json", prefect=prefect_server)
@@ -127,7 +131,7 @@ def test_derived_sets_are_found_by_other_students_of_another_run(finished: Path,
 
 def test_a_plan_counts_such_students(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "_PROBE_SECONDS", 1e-6)
-    planned = plan.plan_run(load_config(str(finished)))
+    planned = plan.plan_run(resolve(load_config(str(finished)), checks=False))
     assert {"train llama", "train seqkd"} <= {stage.name for stage in planned.stages}
     assert any(note.startswith("seqkd: the time in which the teacher writes") for note in planned.notes)
     assert Storage(planned.storage).exists("derived")

@@ -24,11 +24,14 @@ from botocore.utils import should_bypass_proxies
 
 from flows.cli import prefect_home, process
 from flows.cli.embedded_server import find_reason, is_healthy
-from flows.cli.options import print_json
+from flows.cli.options import names_server, print_json
 from flows.cli.prefect_api import check_proxy
 from flows.cli.prefect_home import check_prefect_home, check_proxies, find_obstacle
 from flows.cli.process import bypass_proxy, provide_caches
+from miniplm.config_files import load_config
 from miniplm.errors import MachineError
+from miniplm.run_plan import resolve
+from miniplm.stages import prepare
 from tests.command_line import MINIPLM, environment, run_miniplm, run_script, start_miniplm
 from tests.tiny_runs import make_tiny_run
 
@@ -40,7 +43,13 @@ DEAD_PROXIES = dict.fromkeys(("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_run(tmp_path_factory.mktemp("start"))
+    """A run whose corpus is prepared, so that `score` has something to do."""
+    path = make_tiny_run(tmp_path_factory.mktemp("start"))
+    prepare(resolve(load_config(str(path))))
+    return path
+
+
+SCORE = ("score", "--model", "teacher")
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +154,7 @@ def test_a_newcomer_behind_a_proxy_without_a_home_folder_runs_and_is_told_once(c
     """The console script: HOME is a device, which not even root writes below; the temporary folders are gone afterwards."""
     started = time.monotonic()
     variables = {**DEAD_PROXIES, "NO_PROXY": "", "no_proxy": "", "HOME": "/dev/null", "TMPDIR": str(tmp_path)}
-    done = run_script("prepare", str(config), "--json", prefect=variables)
+    done = run_script(*SCORE, str(config), "--json", prefect=variables)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["corpus_id"].startswith("c-")
     assert done.stderr.count("/dev/null/.prefect cannot be written to (Not a directory); Prefect works in ") == 1
@@ -157,10 +166,7 @@ def test_a_newcomer_behind_a_proxy_without_a_home_folder_runs_and_is_told_once(c
 def test_three_first_runs_at_once_on_a_new_prefect_folder(config: Path, tmp_path: Path) -> None:
     prefect = {"PREFECT_HOME": str(tmp_path / "new")}
     logs = [tmp_path / f"err{number}" for number in range(3)]
-    runs = [
-        start_miniplm("prepare", str(config), "--set", f"storage={tmp_path}/data{number}", prefect=prefect, err=log)
-        for number, log in enumerate(logs)
-    ]
+    runs = [start_miniplm(*SCORE, str(config), prefect=prefect, err=log) for log in logs]
     for run in runs:
         run.join(300)
     assert [run.exitcode for run in runs] == [0, 0, 0], [log.read_text() for log in logs]
@@ -169,7 +175,7 @@ def test_three_first_runs_at_once_on_a_new_prefect_folder(config: Path, tmp_path
 
 def test_a_server_that_cannot_start_is_told_with_its_reason(config: Path, tmp_path: Path) -> None:
     (tmp_path / "prefect.db").write_text("no database")
-    done = run_miniplm("prepare", str(config), prefect={"PREFECT_HOME": str(tmp_path)})
+    done = run_miniplm(*SCORE, str(config), prefect={"PREFECT_HOME": str(tmp_path)})
     assert done.returncode == 2
     assert done.stderr.startswith("MachineError: Prefect's temporary server ended with exit code 3 before it could answer (")
     assert "file is not a database" in done.stderr
@@ -273,7 +279,7 @@ def test_output_that_nobody_reads_or_that_cannot_be_encoded_is_no_traceback() ->
 
 def test_sigterm_ends_a_run_with_its_server_and_says_so(tmp_path: Path, embedded_prefect: dict[str, str]) -> None:
     """As a scheduler or a service manager ends it."""
-    run = start_miniplm("prepare", str(make_tiny_run(tmp_path)), prefect=embedded_prefect, err=tmp_path / "err")
+    run = start_miniplm("run", str(make_tiny_run(tmp_path)), prefect=embedded_prefect, err=tmp_path / "err")
     children: list[psutil.Process] = []
     for _ in range(600):
         children = [child for child in psutil.Process(run.pid).children(recursive=True) if "uvicorn" in child.cmdline()]
@@ -287,3 +293,34 @@ def test_sigterm_ends_a_run_with_its_server_and_says_so(tmp_path: Path, embedded
     assert run.exitcode == 143
     assert "Stopped." in (tmp_path / "err").read_text()
     assert psutil.wait_procs(children, timeout=20)[1] == []
+
+
+def test_a_stage_on_local_storage_starts_no_server(config: Path, tmp_path: Path) -> None:
+    prefect = {"PREFECT_HOME": str(tmp_path / "unused")}
+    done = run_miniplm("prepare", str(config), "--json", prefect=prefect)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "unused" / "prefect.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("profiles.toml", '[profiles.fleet]\nPREFECT_API_URL = "http://fleet:4200/api"', True),
+        ("profiles.toml", "[profiles.local]\n", False),
+        (".env", "PREFECT_API_URL=http://fleet:4200/api", True),
+        ("prefect.toml", '[api]\nurl = "http://fleet:4200/api"', True),
+        ("pyproject.toml", "[project]\nname = 'mine'", False),
+    ],
+)
+def test_a_server_is_found_wherever_prefect_lets_it_be_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: str, expected: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for variable in ("PREFECT_API_URL", "PREFECT_PROFILES_PATH", "MINIPLM_S3_BLOCK"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    assert not names_server()
+    (tmp_path / name).write_text(content)
+    assert names_server() == expected
+    monkeypatch.setenv("PREFECT_API_URL", "http://fleet:4200/api")
+    assert names_server()

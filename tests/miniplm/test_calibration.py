@@ -13,6 +13,7 @@ from miniplm.corpus.reader import read_shard
 from miniplm.errors import CorpusError, FidelityError
 from miniplm.models.identity import identify_model
 from miniplm.models.loading import load_model
+from miniplm.run_plan import RunPlan
 from miniplm.scoring.calibration import (
     calibrate,
     check_fidelity,
@@ -49,8 +50,8 @@ def make_calibration(teacher_nll, exact_teacher_nll, reference_nll, counts, doma
     )
 
 
-def make_config(within="corpus", ratio=0.5, **scoring):
-    return RunConfig.model_validate(
+def make_plan(within="corpus", ratio=0.5, **scoring):
+    config = RunConfig.model_validate(
         {
             "name": "c",
             "corpus": {"sources": [{"path": "x", "domain_name": "d"}], "tokenizer": "t"},
@@ -60,6 +61,7 @@ def make_config(within="corpus", ratio=0.5, **scoring):
             "scoring": scoring,
         }
     )
+    return RunPlan.of(config)
 
 
 def test_a_worked_case():
@@ -87,7 +89,7 @@ def test_a_worked_case_within_domains():
     with pytest.raises(
         FidelityError, match=r"of the 3 sequences that float32 scores select from 7, the best of each domain, these .*33\.3%"
     ):
-        judge_fidelity(calibration, make_config("domain"))
+        judge_fidelity(calibration, make_plan("domain"))
 
 
 @pytest.mark.parametrize("score", ["mean", "sum"])
@@ -125,7 +127,7 @@ def test_too_few_sequences_to_select_any_are_no_proof():
     with pytest.raises(
         FidelityError, match=r"of 3 sequences selection.ratio 0.5 of each domain selects none, so that nothing was measured"
     ):
-        judge_fidelity(calibration, make_config("domain", min_overlap=0))
+        judge_fidelity(calibration, make_plan("domain", min_overlap=0))
 
 
 def test_a_calibration_of_one_rule_does_not_open_the_gate_for_the_other(made, tmp_path):
@@ -133,12 +135,12 @@ def test_a_calibration_of_one_rule_does_not_open_the_gate_for_the_other(made, tm
     entries = [identify_model(tmp_path / name, name, "fp8") for name in ("teacher", "reference")]
     ids = [entry.model_id for entry in entries]
     run("fp8", 75)
-    check_fidelity(storage, corpus, *entries, make_config(min_overlap=0))
+    check_fidelity(storage, corpus, *entries, make_plan(min_overlap=0))
     with pytest.raises(FidelityError, match="on this device yet"):
-        check_fidelity(storage, corpus, *entries, make_config("domain", min_overlap=0))
+        check_fidelity(storage, corpus, *entries, make_plan("domain", min_overlap=0))
     *_, by_domain = run("fp8", 75, "domain")
     assert (by_domain.within, set(by_domain.domains)) == ("domain", {"a", "b"})
-    check_fidelity(storage, corpus, *entries, make_config("domain", min_overlap=0))
+    check_fidelity(storage, corpus, *entries, make_plan("domain", min_overlap=0))
     # Both are kept; one that lies in the other's place is none.
     assert [find_calibration(storage, corpus.corpus_id, *ids, within).within for within in ("corpus", "domain")] == [
         "corpus",
@@ -184,7 +186,7 @@ def test_a_calibration_is_kept_and_says_what_the_dtype_changes(made, dtype):
     fidelity = measure_fidelity(calibration, 0.5, "mean")
     assert 0 < abs(fidelity.teacher_bias) < 0.1
     assert 0.97 < fidelity.spearman < 1
-    judge_fidelity(calibration, make_config(min_overlap=fidelity.overlap))
+    judge_fidelity(calibration, make_plan(min_overlap=fidelity.overlap))
 
 
 def test_a_dtype_under_the_least_overlap_is_refused(made):
@@ -196,7 +198,7 @@ def test_a_dtype_under_the_least_overlap_is_refused(made):
     with pytest.raises(
         FidelityError, match=r"of the 20 sequences that float32 scores select from 40, these dtypes select .*min_overlap 0.98"
     ):
-        check_fidelity(storage, corpus, teacher, reference, make_config())
+        check_fidelity(storage, corpus, teacher, reference, make_plan())
 
 
 def test_float32_against_itself_changes_nothing(made):
@@ -210,19 +212,19 @@ def test_fp8_without_a_calibration_does_not_score(made, tmp_path):
     storage, corpus, run = made
     entries = [identify_model(tmp_path / name, name, "fp8") for name in ("teacher", "reference")]
     with pytest.raises(FidelityError, match=r"fp8 was not compared with float32 .*--calibrate 1024"):
-        check_fidelity(storage, corpus, *entries, make_config())
+        check_fidelity(storage, corpus, *entries, make_plan())
     # too few sequences do not open the gate, nor does another device
     run("fp8", 4)
     with pytest.raises(FidelityError, match="on this device yet"):
-        check_fidelity(storage, corpus, *entries, make_config(min_overlap=0))
+        check_fidelity(storage, corpus, *entries, make_plan(min_overlap=0))
     *_, calibration = run("fp8", 75)
-    check_fidelity(storage, corpus, *entries, make_config(min_overlap=0))
+    check_fidelity(storage, corpus, *entries, make_plan(min_overlap=0))
     path = layout.calibration(corpus.corpus_id, *(entry.model_id for entry in entries), "corpus")
     storage.write_json(path, calibration.model_copy(update={"device": "another"}).as_json())
     with pytest.raises(FidelityError, match="on this device yet"):
-        check_fidelity(storage, corpus, *entries, make_config(min_overlap=0))
+        check_fidelity(storage, corpus, *entries, make_plan(min_overlap=0))
     exact = [entry.model_copy(update={"dtype": "bfloat16", "model_id": "other"}) for entry in entries]
-    check_fidelity(storage, corpus, *exact, make_config())
+    check_fidelity(storage, corpus, *exact, make_plan())
 
 
 def test_a_damaged_calibration_is_none(made):

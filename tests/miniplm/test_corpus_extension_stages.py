@@ -16,11 +16,12 @@ from miniplm.config import RunConfig, SelectionConfig
 from miniplm.config_files import load_config
 from miniplm.corpus.preparation import prepare_corpus
 from miniplm.errors import CorpusError, ScoreJoinError
-from miniplm.inputs import check_splits
+from miniplm.run_plan import RunPlan, resolve
 from miniplm.run_status import check_run
-from miniplm.scorers import identify_teacher, plan_reference
+from miniplm.scorers import plan_reference
 from miniplm.scoring.shards import check_score_shards
 from miniplm.selection.ranking import select_sequences
+from miniplm.stages import check_splits
 from miniplm.storage import Storage, digest_content
 from miniplm.training.methods import METHODS, MethodInputs
 from tests.miniplm.made_corpora import write_scores
@@ -100,15 +101,15 @@ def test_selection_joins_the_scores_of_the_whole_lineage(storage: Storage, confi
 
 def test_the_reference_is_that_of_the_first_corpus(storage: Storage, config: RunConfig, tmp_path: Path):
     root = prepare_corpus(storage, config.corpus)
-    training_id = plan_reference(config, root).training_id
+    training_id = plan_reference(RunPlan.of(config), root).training_id
     # What it was named before corpora grew: from the shards of the reference split, in their order.
     digest = digest_content([[shard.digest, shard.num_sequences] for shard in root.split_shards("reference")], length=16)
-    assert plan_reference(config, root).recipe.data == {"reference": digest}
+    assert plan_reference(RunPlan.of(config), root).recipe.data == {"reference": digest}
     for seed, name in enumerate("cde", start=1):
         add_file(tmp_path, name, seed=seed)
         corpus = prepare_corpus(storage, config.corpus)
         assert len(corpus.split_shards("reference")) > len(root.split_shards("reference"))
-        assert plan_reference(config, corpus).training_id == training_id
+        assert plan_reference(RunPlan.of(config), corpus).training_id == training_id
         shards = METHODS["reference"].list_shards(storage, MethodInputs(corpus))
         assert tuple(shard.entry for shard in shards) == root.split_shards("reference")
     assert corpus.lineage[0] == root.corpus_id
@@ -125,31 +126,31 @@ def test_a_first_corpus_without_reference_sequences_is_told(storage: Storage, co
     with pytest.raises(
         CorpusError, match=r"no sequence in its reference split, which this run needs; give corpus\.splits\.reference"
     ):
-        check_splits(config, root)
+        check_splits(RunPlan.of(config), root)
     add_file(tmp_path, num_documents=500)
     corpus = prepare_corpus(storage, corpus_config)
     assert corpus.split_shards("reference")
     with pytest.raises(
         CorpusError, match=rf"corpus {root.corpus_id}, which {corpus.corpus_id} extends, .*extend=false.*reference\.model"
     ):
-        check_splits(config, corpus)
+        check_splits(RunPlan.of(config), corpus)
 
 
 def test_status_tells_new_files_and_what_is_lost_of_a_parent(storage: Storage, config: RunConfig, tmp_path: Path):
     root = prepare_corpus(storage, config.corpus)
-    stage = check_run(storage, config).stages[0]
+    stage = check_run(storage, resolve(config, checks=False)).stages[0]
     assert (stage.state, stage.detail) == ("done", root.corpus_id)
     add_file(tmp_path)
-    status = check_run(storage, config)
+    status = check_run(storage, resolve(config, checks=False))
     assert (status.stages[0].state, status.complete) == ("partial", False)
     assert status.stages[0].detail == f"{root.corpus_id}, 1 new source files to add"
     corpus = prepare_corpus(storage, config.corpus)
-    stages = {stage.name: stage for stage in check_run(storage, config).stages}
+    stages = {stage.name: stage for stage in check_run(storage, resolve(config, checks=False)).stages}
     assert stages["prepare"].detail == corpus.corpus_id
     num_shards = len(corpus.split_shards("candidate"))
     assert (stages["score teacher"].num_done, stages["score teacher"].num_total) == (0, num_shards)
     storage.delete(layout.corpus_shard(root.corpus_id, "candidate", 0))
-    stage = check_run(storage, config).stages[0]
+    stage = check_run(storage, resolve(config, checks=False)).stages[0]
     assert (stage.state, stage.num_done) == ("broken", len(corpus.shards) - 1)
     assert [shard.reason for shard in stage.shards] == [f"corpora/{root.corpus_id}/candidate/shard-00000.parquet is gone"]
 
@@ -159,13 +160,13 @@ def test_a_plan_counts_what_is_there_and_estimates_what_is_new(
 ):
     monkeypatch.setattr(plan, "_PROBE_SECONDS", 0.01)
     root = prepare_corpus(storage, config.corpus)
-    teacher_id = identify_teacher(config).model_id
+    teacher_id = resolve(config, checks=False).require_teacher().model_id
     for shard in root.split_shards("candidate"):
         write_scores(storage, shard, teacher_id, [1.0] * shard.num_sequences, [1] * shard.num_sequences)
-    stages = {stage.name: stage for stage in plan.plan_run(config).stages}
+    stages = {stage.name: stage for stage in plan.plan_run(resolve(config, checks=False)).stages}
     assert ("prepare" in stages, stages["score teacher"].num_tokens) == (False, 0)
     add_file(tmp_path)
-    new = plan.plan_run(config)
+    new = plan.plan_run(resolve(config, checks=False))
     stages = {stage.name: stage for stage in new.stages}
     corpus = prepare_corpus(storage, config.corpus)
     added = corpus.split_counts("candidate").num_tokens - root.split_counts("candidate").num_tokens
@@ -175,4 +176,4 @@ def test_a_plan_counts_what_is_there_and_estimates_what_is_new(
     assert stages["prepare"].num_tokens == num_new
     assert stages["score teacher"].num_tokens == int(num_new * 0.6) == pytest.approx(added, rel=0.3)
     assert new.num_corpus_tokens == sum(shard.num_tokens for shard in corpus.shards)
-    assert json.loads(plan.plan_run(config).model_dump_json())["corpus_is_prepared"]
+    assert json.loads(plan.plan_run(resolve(config, checks=False)).model_dump_json())["corpus_is_prepared"]

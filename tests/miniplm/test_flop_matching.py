@@ -13,9 +13,11 @@ from miniplm.artifacts import CorpusManifest, ModelEntry, SelectionManifest
 from miniplm.config import RunConfig, TrainingConfig
 from miniplm.models.identity import identify_model
 from miniplm.progress import Progress
+from miniplm.run_plan import RunPlan, resolve
 from miniplm.storage import Storage
 from miniplm.student_plans import plan_student
-from miniplm.students import find_student, train_student
+from miniplm.student_records import find_student
+from miniplm.students import train_student
 from miniplm.training.flops import (
     count_unmatched_steps,
     match_training,
@@ -87,11 +89,11 @@ def teacher(tmp_path: Path) -> ModelEntry:
 
 
 @pytest.fixture
-def config(tmp_path: Path, teacher: ModelEntry) -> RunConfig:
+def run(tmp_path: Path, teacher: ModelEntry) -> RunPlan:
     steps = {"steps": 12, "batch_size": 4, "learning_rate": 1e-2, "warmup_steps": 12, "checkpoint_every_steps": 100}
     epochs = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-2}
     distilled = {"architecture": "qwen-tiny", "method": "vanilla-kd"}
-    return RunConfig.model_validate(
+    config = RunConfig.model_validate(
         {
             "name": "matched",
             "execution": {"launcher": "inline"},
@@ -106,31 +108,32 @@ def config(tmp_path: Path, teacher: ModelEntry) -> RunConfig:
             ],
         }
     )
+    return RunPlan.of(config, teacher_entry=teacher, reference_entry=teacher)
 
 
 def test_a_matched_student_trains_so_many_steps_and_says_so(
-    config: RunConfig, storage: Storage, corpus: CorpusManifest, selection: SelectionManifest, teacher: ModelEntry
+    run: RunPlan, storage: Storage, corpus: CorpusManifest, selection: SelectionManifest, teacher: ModelEntry
 ) -> None:
-    plans = {student.name: plan_student(config, corpus, selection, student.name) for student in config.students}
+    plans = {student.name: plan_student(run, corpus, selection, student.name) for student in run.students}
     assert plans["plain"].config.steps == 12
     moments: list[Progress] = []
-    record = train_student(storage, config, corpus, selection, "matched", moments.append)
+    record, _ = train_student(storage, run, corpus, selection, "matched", moments.append)
     wanted = 12 * 3 * record.num_parameters // (3 * record.num_parameters + teacher.num_parameters)
     assert wanted == 11
     assert plans["matched"].config.steps == plans["matched"].recipe.training["steps"] == record.num_steps == wanted
     assert plans["matched"].training_id != plans["plain"].training_id
     assert record.describe_steps() == f"{wanted} of 12 steps: FLOP-matched"
     assert all(moment.detail.endswith("of 12 steps: FLOP-matched") and moment.total == wanted for moment in moments)
-    assert find_student(storage, config, corpus, selection, "matched") == record
+    assert find_student(storage, run, corpus, selection, "matched") == record
 
 
 def test_a_student_matched_by_epochs_sees_a_smaller_share_of_its_data(
-    config: RunConfig, storage: Storage, corpus: CorpusManifest, selection: SelectionManifest, teacher: ModelEntry
+    run: RunPlan, storage: Storage, corpus: CorpusManifest, selection: SelectionManifest, teacher: ModelEntry
 ) -> None:
     moments: list[Progress] = []
-    record = train_student(storage, config, corpus, selection, "by-epochs", moments.append)
+    record, _ = train_student(storage, run, corpus, selection, "by-epochs", moments.append)
     share = matched_share(record.num_parameters, teacher.num_parameters)
-    planned = plan_student(config, corpus, selection, "by-epochs")
+    planned = plan_student(run, corpus, selection, "by-epochs")
     assert planned.config.epochs == pytest.approx(float(2 * share))
     assert planned.recipe.training["epochs"] == planned.config.epochs
     num_sequences = sum(shard.num_sequences for shard in planned.method.list_shards(storage, planned.inputs))
@@ -148,7 +151,7 @@ def test_a_plan_tells_the_matched_length_and_counts_the_teacher_in(tmp_path: Pat
         {"name": "by-steps", **student, "training": {"steps": 1000, "batch_size": 4}},
         {"name": "by-epochs", **student, "training": {"epochs": 3, "batch_size": 4}},
     ]
-    planned = plan.plan_run(RunConfig.model_validate(content))
+    planned = plan.plan_run(resolve(RunConfig.model_validate(content), checks=False))
     num_teacher = identify_model(tmp_path / "teacher", "teacher", "float32").num_parameters
     num_parameters = count_parameters(build_empty_model("qwen-tiny", resolve_vocab_size(None, 400)))
     steps = match_training(training(steps=1000), num_parameters, num_teacher).steps
@@ -162,13 +165,13 @@ def test_a_plan_tells_the_matched_length_and_counts_the_teacher_in(tmp_path: Pat
 
 
 def test_status_of_an_untrained_student_counts_the_matched_steps(
-    config: RunConfig, corpus: CorpusManifest, selection: SelectionManifest, teacher: ModelEntry, monkeypatch: pytest.MonkeyPatch
+    run: RunPlan, corpus: CorpusManifest, selection: SelectionManifest, teacher: ModelEntry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stages = run_status._later_stages(Storage(config.storage), config, None, teacher, None)
+    stages = run_status._later_stages(Storage(run.storage), run, None, None)
     totals = {stage.name: stage.num_total for stage in stages}
     assert (totals["train plain"], totals["train matched"]) == (12, 0)
     monkeypatch.setattr(run_status, "_find_selection", lambda *_: selection)
-    stages = run_status._later_stages(Storage(config.storage), config, corpus, teacher, None)
+    stages = run_status._later_stages(Storage(run.storage), run, corpus, None)
     totals = {stage.name: stage.num_total for stage in stages}
     assert totals["train plain"] == 12
-    assert totals["train matched"] == plan_student(config, corpus, selection, "matched").config.steps
+    assert totals["train matched"] == plan_student(run, corpus, selection, "matched").config.steps

@@ -20,13 +20,13 @@ from miniplm.pinning import (
     describe_machine,
     find_pinned,
     find_worker,
-    for_worker,
     make_absolute,
     needs_worker,
     pin_dtypes,
     pin_to_machine,
     save_worker,
 )
+from miniplm.run_plan import RunPlan
 from miniplm.run_record import RunRecord, save_run
 from miniplm.scorers import identify_teacher, plan_reference
 from miniplm.storage import Storage
@@ -82,13 +82,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Storage, CorpusManif
     return storage, make_training_corpus(storage), str(save_model(make_llama(), folder / "teacher"))
 
 
-def list_ids(config: RunConfig, storage: Storage, corpus: CorpusManifest) -> list[str]:
+def list_ids(plan: RunPlan, storage: Storage, corpus: CorpusManifest) -> list[str]:
     """All ids of a run that a dtype goes into: teacher, training of the reference, trainings of the students."""
     selection = make_selection(storage, corpus, [[0, 1], [2], [3]])
     return [
-        identify_teacher(config).model_id,
-        plan_reference(config, corpus).training_id,
-        *(plan_student(config, corpus, selection, student.name).training_id for student in config.students),
+        identify_teacher(plan, storage).model_id,
+        plan_reference(plan, corpus).training_id,
+        *(plan_student(plan, corpus, selection, student.name).training_id for student in plan.students),
     ]
 
 
@@ -273,8 +273,8 @@ def test_a_run_on_a_work_pool_is_planned_for_a_cpu_whatever_device_its_workers_h
 
 
 def test_a_worker_does_itself_what_it_is_given() -> None:
-    config = pin_dtypes(make_config(), "cuda")
-    given = for_worker(config)
+    config = RunPlan.of(pin_dtypes(make_config(), "cuda"))
+    given = config.for_worker()
     assert (given.is_on_work_pool, given.planning_device) == (False, "auto")
     assert given.model_copy(update={"execution": config.execution}) == config
     assert given.execution.stale_seconds == config.execution.stale_seconds
@@ -297,13 +297,13 @@ def test_ids_are_the_same_where_a_run_is_planned_and_on_its_workers(
     config = make_config(storage=storage.root, teacher={"model": teacher}, device="auto" if configured == "auto" else device)
     pinned = pin_dtypes(config, device, native)
     be_on_a_machine_with(monkeypatch, "cpu")
-    planned = list_ids(pinned, storage, corpus)
+    planned = list_ids(RunPlan.of(pinned), storage, corpus)
     be_on_a_machine_with(monkeypatch, device)
-    assert list_ids(for_worker(pinned), storage, corpus) == planned
+    assert list_ids(RunPlan.of(pinned).for_worker(), storage, corpus) == planned
     assert dtype in planned[0]
     # As if the whole run were on one such machine, where nothing is pinned.
     local = config.model_copy(update={"execution": config.execution.model_copy(update={"fan_out": "local"})})
-    assert list_ids(local, storage, corpus) == planned
+    assert list_ids(RunPlan.of(local), storage, corpus) == planned
 
 
 def test_without_pinning_planner_and_worker_would_not_agree(
@@ -313,20 +313,20 @@ def test_without_pinning_planner_and_worker_would_not_agree(
     monkeypatch.setattr(devices, "has_native_bfloat16", lambda: False)
     config = make_config(storage=storage.root, teacher={"model": teacher})
     be_on_a_machine_with(monkeypatch, "cpu")
-    planned = list_ids(config, storage, corpus)
+    planned = list_ids(RunPlan.of(config), storage, corpus)
     be_on_a_machine_with(monkeypatch, "cuda")
-    assert not set(planned) & set(list_ids(for_worker(config), storage, corpus))
+    assert not set(planned) & set(list_ids(RunPlan.of(config).for_worker(), storage, corpus))
 
 
 def test_a_dtype_that_only_the_workers_have_can_be_planned_but_not_computed_here(
     made: tuple[Storage, CorpusManifest, str],
 ) -> None:
     storage, _, teacher = made
-    config = pin_dtypes(make_config(storage=storage.root, teacher={"model": teacher, "dtype": "fp8"}), "cuda")
-    assert "fp8" in identify_teacher(config).model_id
-    given = for_worker(config).model_copy(update={"scoring": config.scoring.model_copy(update={"device": "cpu"})})
+    plan = RunPlan.of(pin_dtypes(make_config(storage=storage.root, teacher={"model": teacher, "dtype": "fp8"}), "cuda"))
+    assert "fp8" in identify_teacher(plan, storage).model_id
+    given = plan.for_worker().model_copy(update={"scoring": plan.scoring.model_copy(update={"device": "cpu"})})
     with pytest.raises(ConfigError, match=r"dtype fp8 needs a GPU of compute capability 8.9 or higher"):
-        identify_teacher(given)
+        identify_teacher(given, storage)
 
 
 def test_storage_that_no_other_process_sees_is_refused_on_a_work_pool() -> None:

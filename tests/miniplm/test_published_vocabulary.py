@@ -26,6 +26,7 @@ from miniplm.corpus.reader import load_corpus_tokenizer, read_shard, read_token_
 from miniplm.derived.pending import list_pending_jobs
 from miniplm.derived.reader import load_derived, read_derived_shard
 from miniplm.derived.sets import make_set
+from miniplm.run_plan import resolve
 from miniplm.run_record import StudentRecord
 from miniplm.scoring.shards import score_shard
 from miniplm.selection.ranking import select_sequences
@@ -112,10 +113,10 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Road:
             "execution": {"launcher": "inline"},
         }
     )
-    storage = Storage(config.storage)
+    storage, plan = Storage(config.storage), resolve(config, checks=False)
     corpus = prepare_corpus(storage, config.corpus)
-    teacher = scorers.identify_teacher(config)
-    reference, _ = scorers.train_reference(storage, config, corpus)
+    teacher = plan.require_teacher()
+    reference, _ = scorers.train_reference(storage, plan, corpus)
     for entry in (teacher, reference):
         scorer = scorers.open_scorer(storage, entry, config.scoring, corpus.sequence_length)
         for shard in corpus.split_shards("candidate"):
@@ -123,10 +124,10 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Road:
     selection = select_sequences(storage, corpus, teacher.model_id, reference.model_id, config.selection)
     records, derived_ids = {}, []
     for student in config.students:
-        for job in list_pending_jobs(storage, config, corpus, selection, student.name):
+        for job in list_pending_jobs(storage, plan, corpus, selection, student.name):
             derived_ids.append(make_set(storage, job, "cpu").derived_id)
-        record = students.train_student(storage, config, corpus, selection, student.name)
-        records[student.name] = students.evaluate_student(storage, config, corpus, student.name, record)
+        record, _ = students.train_student(storage, plan, corpus, selection, student.name)
+        records[student.name] = students.evaluate_student(storage, plan, corpus, student.name, record)
     return Road(
         storage,
         config,

@@ -15,15 +15,21 @@ from miniplm.config_files import check_config
 from miniplm.errors import ConfigError
 from miniplm.pinning import make_absolute
 from miniplm.progress import Progress
+from miniplm.run_plan import RunPlan
 from miniplm.run_record import StudentRecord
 from miniplm.storage import Storage
-from miniplm.students import evaluate_student, is_evaluated
+from miniplm.student_records import is_evaluated
+from miniplm.students import evaluate_student
 from miniplm.training.exports import export_model
 from miniplm.training.loop import train_model
 from tests.miniplm.made_trainings import make_plan, make_training_corpus
 from tests.miniplm.test_zero_shot import CHOICE, DOCUMENTS, add_task
 
 TRAINING = {"steps": 4, "batch_size": 4, "checkpoint_every_steps": 2, "keep_checkpoints": 9, "milestone_every_steps": 2}
+
+
+def make_plan_of(root: Path, **evaluation: Any) -> RunPlan:
+    return RunPlan.of(make_config(root, **evaluation))
 
 
 def make_config(root: Path, **evaluation: Any) -> RunConfig:
@@ -61,11 +67,11 @@ def test_what_is_measured_is_kept_and_the_rest_is_measured(tmp_path: Path) -> No
     student = train_student(storage, corpus)
     told: list[Progress] = []
 
-    def evaluate(config: RunConfig, student: StudentRecord) -> StudentRecord:
+    def evaluate(plan: RunPlan, student: StudentRecord) -> StudentRecord:
         told.clear()
-        return evaluate_student(storage, config, corpus, "s", student, told.append, told.append)
+        return evaluate_student(storage, plan, corpus, "s", student, told.append, told.append)
 
-    plain = make_config(tmp_path / "data", milestones=False)
+    plain = make_plan_of(tmp_path / "data", milestones=False)
     assert not is_evaluated(storage, plain, corpus, "s", student)
     student = evaluate(plain, student)
     assert is_evaluated(storage, plain, corpus, "s", student)
@@ -76,7 +82,7 @@ def test_what_is_measured_is_kept_and_the_rest_is_measured(tmp_path: Path) -> No
 
     folder = tmp_path / "tasks"
     add_task(folder, "choose", DOCUMENTS, **CHOICE)
-    whole = make_config(tmp_path / "data", tasks=["choose"], task_folder=str(folder))
+    whole = make_plan_of(tmp_path / "data", tasks=["choose"], task_folder=str(folder))
     assert not is_evaluated(storage, whole, corpus, "s", student)
     student = evaluate(whole, student)
     assert student.evaluation is not None
@@ -109,7 +115,7 @@ def test_the_corpus_of_another_run_is_another_evaluation(tmp_path: Path) -> None
     corpus = make_training_corpus(storage, heldout=(8,))
     other: CorpusManifest = corpus.model_copy(update={"corpus_id": "other"})
     student = train_student(storage, corpus)
-    config = make_config(tmp_path, milestones=False)
-    student = evaluate_student(storage, config, corpus, "s", student)
-    assert is_evaluated(storage, config, corpus, "s", student)
-    assert not is_evaluated(storage, config, other, "s", student)
+    plan = make_plan_of(tmp_path, milestones=False)
+    student = evaluate_student(storage, plan, corpus, "s", student)
+    assert is_evaluated(storage, plan, corpus, "s", student)
+    assert not is_evaluated(storage, plan, other, "s", student)
