@@ -56,7 +56,7 @@ def refuse(config, *overrides):
 def check_nothing_is_left(config):
     data = config.parent / "data"
     left = [path for path in data.rglob("*") if path.is_file() and ".locks" not in path.parts] if data.exists() else []
-    assert not [path for path in left if path.name not in ("source-digests.json", "machine.json")], left
+    assert not [path for path in left if path.name not in ("source-digests.json", "machine.json", "plan.json")], left
 
 
 @pytest.mark.parametrize(

@@ -229,9 +229,10 @@ def test_a_run_keeps_its_dtypes_on_a_machine_with_another_cpu(
     assert begin(storage, monkeypatch, "cpu", second) == begun
     # Commands that only look, and another run at this root.
     config = make_config(storage=storage.root, fan_out="local")
-    assert list_dtypes(find_pinned(storage, config)) == begun
+    assert list_dtypes(pin_to_machine(storage, config, keep=False)) == begun
     other = config.model_copy(update={"name": "other"})
-    assert find_pinned(storage, other) is other
+    pin_to_machine(storage, other, keep=False)
+    assert not storage.exists(layout.machine_description("other"))
     assert list_dtypes(pin_to_machine(storage, other)) == ["bfloat16" if second else "float32"] * 2 + ["float32"] * 3
 
 
@@ -301,9 +302,12 @@ def test_ids_are_the_same_where_a_run_is_planned_and_on_its_workers(
     be_on_a_machine_with(monkeypatch, device)
     assert list_ids(RunPlan.of(pinned).for_worker(), storage, corpus) == planned
     assert dtype in planned[0]
-    # As if the whole run were on one such machine, where nothing is pinned.
+    # As if the whole run were on one such machine.
+    monkeypatch.setattr(pinning, "has_native_bfloat16", lambda: native)
+    monkeypatch.setattr(pinning, "resolve_device", lambda wanted: torch.device(device))
+    monkeypatch.setattr(pinning, "describe_device", str)
     local = config.model_copy(update={"execution": config.execution.model_copy(update={"fan_out": "local"})})
-    assert list_ids(RunPlan.of(local), storage, corpus) == planned
+    assert list_ids(RunPlan.of(pin_to_machine(storage, local, keep=False)), storage, corpus) == planned
 
 
 def test_without_pinning_planner_and_worker_would_not_agree(
