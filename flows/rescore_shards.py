@@ -82,4 +82,6 @@ def _provide_plan(root: Storage, record: RunRecord) -> RunPlan:
     if plan is not None and plan.config == record.config:
         return plan.model_copy(update={"key": "", "storage": root.root})
     config = load_run_config(root.root, record.run_name)
+    if record.teacher is not None and record.reference is not None:
+        return RunPlan.of(config, teacher_entry=record.teacher, reference_entry=record.reference)
     return resolve(make_portable(config) if config.is_on_work_pool else config, checks=False)

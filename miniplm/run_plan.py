@@ -31,7 +31,7 @@ from miniplm.config import (
     StudentConfig,
     config_as_dict,
 )
-from miniplm.errors import ConfigError, DamagedFileError
+from miniplm.errors import ConfigError, DamagedFileError, reading_users_file
 from miniplm.file_facts import is_settled
 from miniplm.models.dtypes import choose_dtype
 from miniplm.models.files import locate_model
@@ -193,11 +193,15 @@ def save_plan(plan: RunPlan) -> None:
 
 def make_key(config: RunConfig, emulated: bool = False) -> tuple[str, bool]:
     """A digest of all that a plan is made of, and whether no file of it was written to just now, and may be again unseen."""
-    files = [path for folder in _list_folders(config) for path in _list_files(folder)]
     content = {name: value for name, value in config_as_dict(config).items() if name != "selection"}
-    places = [os.getcwd(), *map(identify_file, files)]
+    places, may_be_kept = [os.getcwd()], True
+    for folder in _list_folders(config):
+        with reading_users_file(folder, "cannot be read", "check its permissions", ConfigError):
+            files = _list_files(folder)
+            places += map(identify_file, files)
+            may_be_kept &= all(map(is_settled, files))
     key = digest_content([content, places, emulated, _describe_program(), _describe_machine(config.planning_device)], length=32)
-    return key, all(map(is_settled, files))
+    return key, may_be_kept
 
 
 def _list_folders(config: RunConfig) -> Iterator[Path]:

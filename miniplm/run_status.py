@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Literal
 
 from miniplm import layout
 from miniplm.artifacts import CorpusManifest, ModelEntry, Record, SelectionManifest
+from miniplm.config import RunConfig
 from miniplm.corpus.identity import plan_corpus
 from miniplm.corpus.reader import find_corpus, load_corpus
 from miniplm.corpus.taken_files import list_files_without_documents
 from miniplm.errors import DerivedError, RunError, ScoreJoinError
 from miniplm.references import find_reference
-from miniplm.run_plan import RunPlan
+from miniplm.run_plan import RunPlan, resolve
 from miniplm.run_record import RunRecord, load_run, save_run
 from miniplm.scoring.shards import check_score_shards
 from miniplm.selection.ranking import find_selection, load_selection, resolve_selection_id
@@ -97,15 +98,17 @@ def find_complete_run(storage: Storage, plan: RunPlan) -> RunRecord | None:
     return record if check_run(storage, plan).complete else None
 
 
-def provide_record(storage: Storage, plan: RunPlan) -> RunRecord:
+def provide_record(storage: Storage, config: RunConfig) -> RunRecord:
     """The record of a run, saved; where its stages were run one by one there is none, and it is made of what they left.
 
-    Raises `CorpusError` where not even the corpus is there.
+    A record is read without a look at the models and files that the run was given, which may be gone.
+    Raises `CorpusError` where there is none, and not even the corpus is there.
     """
     try:
-        return load_run(storage, plan.name)
+        return load_run(storage, config.name)
     except RunError:
-        corpus = require_corpus(storage, plan)
+        plan = resolve(config, checks=False)
+    corpus = require_corpus(storage, plan)
     reference = find_reference(storage, plan, corpus)
     selection = _find_selection(storage, plan, corpus, reference)
     students = {

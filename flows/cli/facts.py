@@ -14,7 +14,6 @@ from flows.cli.options import (
     StorageRoot,
     Target,
     Verbose,
-    look_at,
     print_json,
     resolve_config,
     start_quietly,
@@ -31,10 +30,11 @@ def status(
     """How far a run has come: each stage and shard is done, missing or broken, judged by its files and digests."""
     start_quietly(verbose)
     from flows.cli.tables import print_status
+    from miniplm.run_plan import resolve
     from miniplm.run_status import check_run
     from miniplm.storage import Storage
 
-    plan = look_at(target, overrides, storage)
+    plan = resolve(resolve_config(target, overrides, storage), checks=False)
     result = check_run(Storage(plan.storage), plan)
     if as_json:
         print_json(result.as_json())
@@ -61,9 +61,9 @@ def inspect(
     from miniplm.run_status import provide_record
     from miniplm.storage import Storage
 
-    plan = look_at(target, overrides, storage)
-    root = Storage(plan.storage)
-    record = provide_record(root, plan)
+    config = resolve_config(target, overrides, storage)
+    root = Storage(config.storage)
+    record = provide_record(root, config)
     if by_domain:
         rows = inspection.inspect_domains(root, record)
         if as_json:

@@ -75,13 +75,6 @@ def resolve_config(target: str | None, overrides: Sequence[str] | None, storage:
     return _as_on_workers(check_config(content, f"run {target} at {storage}"))
 
 
-def look_at(target: str | None, overrides: Sequence[str] | None, storage: str) -> RunPlan:
-    """The plan of a run to look at: what it is given is not checked, and nothing is kept."""
-    from miniplm.run_plan import resolve
-
-    return resolve(resolve_config(target, overrides, storage), checks=False)
-
-
 def is_config_file(target: str) -> bool:
     """Whether a command's target is the YAML file of a run, not a run's name."""
     return target.endswith((".yaml", ".yml", ".json")) or "/" in target or Path(target).is_file()

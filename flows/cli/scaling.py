@@ -14,8 +14,8 @@ from flows.cli.options import (
     StorageRoot,
     Target,
     Verbose,
-    look_at,
     print_json,
+    resolve_config,
     start_quietly,
 )
 
@@ -53,11 +53,11 @@ def scaling(
     from miniplm.scaling_curves import describe_curve, gather_curves
     from miniplm.storage import Storage
 
-    plan = look_at(target, overrides, storage)
-    root = Storage(plan.storage)
+    config = resolve_config(target, overrides, storage)
+    root = Storage(config.storage)
     # The record keeps how the students were trained; what is asked of the fits is the configuration's.
-    record = provide_record(root, plan)
-    evaluation = plan.evaluation.model_dump(mode="json")
+    record = provide_record(root, config)
+    evaluation = config.evaluation.model_dump(mode="json")
     curves = gather_curves(root, record.model_copy(update={"config": {**record.config, "evaluation": evaluation}}))
     if as_json:
         print_json({"run": record.run_name, "students": {name: describe_curve(curve) for name, curve in curves.items()}})

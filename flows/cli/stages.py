@@ -290,7 +290,7 @@ def report(
     from miniplm.storage import Storage
 
     root = Storage(plan.storage)
-    provide_record(root, plan)
+    provide_record(root, resolve_config(target, overrides, storage))
     with watched_stage(plan, verbose, as_json) as (console, on_progress):
         if on_progress is None:
             from flows.write_report import write_report
