@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -14,9 +15,10 @@ import pytest
 from miniplm import config_files, inputs, layout, pinning, planning, run_plan, stages, storage
 from miniplm.artifacts import CorpusManifest
 from miniplm.config_files import load_config
-from miniplm.errors import ModelError
+from miniplm.errors import ModelError, TokenizerError
 from miniplm.run_plan import RunPlan, find_plan, resolve
-from miniplm.run_status import check_run
+from miniplm.run_record import RunRecord, save_run
+from miniplm.run_status import check_run, provide_record
 from miniplm.scorers import open_scorer
 from miniplm.scoring.shards import score_shard
 from miniplm.storage import Storage
@@ -141,6 +143,16 @@ def test_in_a_whole_run_every_file_is_read_once(
     assert {name: calls[name] for name in wanted} == wanted, "a configuration is checked as often as its file is loaded"
     too_often = {name: number for name, number in calls.items() if number > 1 and "/data/" in name and "/unfinished/" not in name}
     assert not too_often
+
+
+def test_a_run_is_looked_at_though_its_models_are_gone(config: Path) -> None:
+    run = load_config(str(config))
+    root, record = Storage(run.storage), RunRecord(run_name="tiny", config={}, started_at="")
+    save_run(root, record)
+    shutil.rmtree(config.parent / "teacher")
+    assert provide_record(root, run) == record
+    with pytest.raises(TokenizerError, match="there is no tokenizer folder"):
+        resolve(run, checks=False)
 
 
 def test_what_reads_only_manifests_imports_no_torch() -> None:
