@@ -22,7 +22,7 @@ from miniplm.artifacts import CorpusManifest
 from miniplm.config_files import load_config
 from miniplm.errors import MiniplmError
 from miniplm.references import require_reference
-from miniplm.run_plan import resolve
+from miniplm.resolution import resolve
 from miniplm.run_status import require_corpus
 from miniplm.scoring.calibration import correlate_ranks
 from miniplm.selection.join import candidate_scores, check_scores, connect

@@ -34,7 +34,7 @@ from miniplm.errors import ConfigError, MiniplmError
 from miniplm.models.devices import resolve_device
 from miniplm.models.identity import identify_model
 from miniplm.references import require_reference
-from miniplm.run_plan import resolve
+from miniplm.resolution import resolve
 from miniplm.run_record import load_run
 from miniplm.scorers import open_scorer
 from miniplm.scoring.calibration import calibrate, measure_fidelity

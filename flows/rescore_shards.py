@@ -16,7 +16,8 @@ from miniplm.artifacts import ModelEntry
 from miniplm.corpus.reader import load_corpus
 from miniplm.errors import ConfigError, MiniplmError, ModelError, RunError, ScoreError
 from miniplm.references import find_reference
-from miniplm.run_plan import RunPlan, find_plan, resolve
+from miniplm.resolution import resolve
+from miniplm.run_plan import RunPlan, find_plan
 from miniplm.run_record import RunRecord, StageRecord, load_run
 from miniplm.storage import Storage
 from tasks.workers import use_credentials

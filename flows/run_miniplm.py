@@ -22,11 +22,12 @@ from flows.write_report import write_report
 from miniplm import layout
 from miniplm.artifacts import CorpusManifest, ModelEntry
 from miniplm.errors import MiniplmError, ScoreError
+from miniplm.fidelity_gate import check_fidelity, find_sufficient
 from miniplm.locks import exclusive
 from miniplm.run_log import RunLog
 from miniplm.run_plan import RunPlan
 from miniplm.run_record import RunRecord, StageRecord
-from miniplm.scoring.calibration import check_fidelity, find_sufficient, needs_calibration
+from miniplm.scoring.calibration import needs_calibration
 from miniplm.storage import Storage
 from tasks.plans import resolve_plan
 from tasks.retries import TASK_OPTIONS

@@ -8,6 +8,7 @@ from flows.work_pool.single import run_on_pool
 from miniplm import __version__
 from miniplm.artifacts import ModelEntry
 from miniplm.corpus.reader import load_corpus
+from miniplm.planned_trainings import know_reference
 from miniplm.references import find_reference
 from miniplm.run_plan import RunPlan
 from miniplm.run_record import StageRecord
@@ -34,6 +35,6 @@ def train_reference(
         corpus = load_corpus(storage, corpus_id)
         if find_reference(storage, plan, corpus) is None:
             parameters = {"plan": plan.for_worker().as_json(), "corpus_id": corpus_id, "version": __version__}
-            tag = f"training:{plan.plan_reference(corpus).training_id}"
+            tag = f"training:{know_reference(plan, corpus).training_id}"
             run_on_pool("train-reference", f"train reference of {corpus_id}", parameters, plan, tag)
     return models.provide_reference(plan, corpus_id)

@@ -8,6 +8,7 @@ from flows.derive_sequences import derive_sequences
 from flows.work_pool.single import run_on_pool
 from miniplm import __version__
 from miniplm.corpus.reader import load_corpus
+from miniplm.planned_trainings import know_student
 from miniplm.run_plan import RunPlan
 from miniplm.run_record import StageRecord, StudentRecord
 from miniplm.selection.ranking import load_selection
@@ -69,5 +70,5 @@ def _train_on_pool(plan: RunPlan, corpus_id: str, selection_id: str, student_nam
         "evaluate": plan.evaluation.heldout,
         "version": __version__,
     }
-    tag = f"training:{plan.plan_student(corpus, selection, student_name).training_id}"
+    tag = f"training:{know_student(plan, corpus, selection, student_name).training_id}"
     run_on_pool("train-student", f"train {student_name} of {plan.name}", parameters, plan, tag)

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from miniplm.artifacts import CorpusManifest, DomainCounts, DomainLoss, Evaluation, ShardEntry
 from miniplm.corpus.reader import read_token_ids
 from miniplm.derived.records import DerivedManifest, DerivedShard
+from miniplm.derived.sequences import read_sequences
 from miniplm.errors import CorpusError, ScoreError
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.scoring.engine import Scorer
 from miniplm.scoring.throughput import Throughput
 from miniplm.sequence_losses import SequenceLosses
 from miniplm.storage import Storage
-from miniplm.training.data import read_sequences
 
 _COLUMNS = ("sequence_id", "domain", "document_ids", "token_ids")
 

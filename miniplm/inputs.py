@@ -23,7 +23,7 @@ from miniplm.tokenizer_agreement import find_disagreement
 from miniplm.training.processes import count_processes, find_inline_reason
 from miniplm.training.recipe import resolve_training
 from miniplm.training.tracking import check_tracking
-from miniplm.zero_shot.tasks import check_tasks
+from miniplm.zero_shot.checks import check_tasks
 
 
 def check_inputs(config: RunConfig, emulated: bool = False) -> CorpusTokenizer:

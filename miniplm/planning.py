@@ -5,7 +5,8 @@ from __future__ import annotations
 from miniplm.config import RunConfig, config_as_dict
 from miniplm.inputs import check_inputs
 from miniplm.pinning import WorkerDescription, needs_worker, pin_dtypes, pin_to, pin_to_machine
-from miniplm.run_plan import RunPlan, make_key, save_plan
+from miniplm.plan_key import make_key
+from miniplm.run_plan import RunPlan, save_plan
 from miniplm.scorers import identify_reference, identify_teacher
 from miniplm.storage import Storage
 from miniplm.tokenization import load_tokenizer

@@ -6,6 +6,7 @@ from miniplm import layout
 from miniplm.artifacts import CorpusManifest, ModelEntry, TrainingManifest
 from miniplm.errors import ModelError
 from miniplm.models.identity import name_model
+from miniplm.planned_trainings import know_reference
 from miniplm.run_plan import RunPlan
 from miniplm.storage import Storage
 from miniplm.training.exports import export_model, find_export
@@ -16,7 +17,7 @@ def find_reference(storage: Storage, plan: RunPlan, corpus: CorpusManifest) -> M
     """The reference's entry: of the given model, or of the one trained here; None where it is yet to be trained."""
     if plan.reference.model is not None:
         return plan.reference_entry
-    training = find_training(storage, plan.plan_reference(corpus).training_id)
+    training = find_training(storage, know_reference(plan, corpus).training_id)
     if training is None:
         return None
     entry = name_trained(plan, training)
@@ -28,7 +29,7 @@ def require_reference(storage: Storage, plan: RunPlan, corpus: CorpusManifest) -
     entry = find_reference(storage, plan, corpus)
     if entry is not None:
         return entry
-    training = find_training(storage, plan.plan_reference(corpus).training_id)
+    training = find_training(storage, know_reference(plan, corpus).training_id)
     if training is None:
         raise ModelError(
             f"the reference model of corpus {corpus.corpus_id} is not trained yet; run `miniplm train-reference CONFIG`"

@@ -7,18 +7,12 @@ are the same, it is found there and nothing is read, loaded or checked again. So
 
 from __future__ import annotations
 
-import os
-import socket
-import sys
-from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
 
 from miniplm import layout
-from miniplm.artifacts import CorpusManifest, ModelEntry, Record, SelectionManifest
+from miniplm.artifacts import ModelEntry, Record
 from miniplm.config import (
     CorpusConfig,
     EvaluationConfig,
@@ -31,16 +25,10 @@ from miniplm.config import (
     StudentConfig,
     config_as_dict,
 )
-from miniplm.errors import ConfigError, DamagedFileError, reading_users_file
-from miniplm.file_facts import is_settled
+from miniplm.errors import ConfigError, DamagedFileError
 from miniplm.models.dtypes import choose_dtype
-from miniplm.models.files import locate_model
-from miniplm.presets import PRESETS
-from miniplm.storage import Storage, digest_content, identify_file
+from miniplm.storage import Storage
 from miniplm.tokenization import TokenizerIdentity
-from miniplm.tokenizer_folders import locate_tokenizer
-
-_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "lm_eval", "wandb")
 
 
 class PlannedTraining(Record):
@@ -113,66 +101,17 @@ class RunPlan(Record):
         names = ", ".join(student.name for student in self.students) or "none"
         raise ConfigError(f"run {self.name} has no student {student_name!r}; its students are {names}")
 
-    def plan_reference(self, corpus: CorpusManifest) -> PlannedTraining:
-        """The training of the reference model, of a run that has one trained."""
-        key = f"reference of {corpus.corpus_id}"
-        if key not in self.trainings:
-            from miniplm.scorers import plan_reference
-
-            plan = plan_reference(self, corpus)
-            self._learn(key, PlannedTraining(training_id=plan.training_id, steps=plan.config.steps))
-        return self.trainings[key]
-
-    def plan_student(self, corpus: CorpusManifest, selection: SelectionManifest, student_name: str) -> PlannedTraining:
-        """The training of a student on this selection, and what is to be derived for it."""
-        key = f"student {student_name} of {corpus.corpus_id} {selection.selection_id}"
-        if key not in self.trainings:
-            from miniplm.student_plans import describe_training
-
-            self._learn(key, describe_training(self, corpus, selection, student_name))
-        return self.trainings[key]
-
-    def _learn(self, key: str, training: PlannedTraining) -> None:
+    def learn(self, key: str, training: PlannedTraining) -> PlannedTraining:
+        """Keeps what is known of a training from now on."""
         self.trainings[key] = training
         if self.key:
             save_plan(self)
+        return training
 
     def for_worker(self) -> RunPlan:
         """The plan as a worker of the pool gets it: what it is given it does itself, and the file is its parent's."""
         execution = self.execution.model_copy(update={"fan_out": "local"})
         return self.model_copy(update={"key": "", "execution": execution})
-
-
-def resolve(config: RunConfig, *, emulated: bool = False, checks: bool = True) -> RunPlan:
-    """The plan of a configuration: the one that is kept, where it still holds, else made anew and kept.
-
-    With `checks` everything that a run is given is seen to be usable; without, as for a look at a run, nothing is kept.
-    `emulated` allows a dtype that the device has not, for a calibration.
-    Raises what `check_inputs` raises, and where a given model or tokenizer is not there.
-    """
-    storage = Storage(config.storage)
-    key, may_be_kept = make_key(config, emulated)
-    plan = _plans.get(key) or find_plan(storage, config.name)
-    if plan is not None and (plan.key == key or key in _plans):
-        # How sequences are selected decides nothing of what was looked at.
-        plan = plan.model_copy(update={"selection": config.selection, "config": config_as_dict(config)})
-        if checks:
-            storage.check_writable()
-            _plans[key] = plan
-        return plan
-    from miniplm.planning import make_plan
-
-    is_kept = checks and may_be_kept and not emulated
-    plan = make_plan(config, storage, key if is_kept else "", emulated, checks)
-    if checks:
-        _plans[key] = plan
-    if is_kept:
-        save_plan(plan)
-    return plan
-
-
-# Those that this process has made or found, by their keys.
-_plans: dict[str, RunPlan] = {}
 
 
 def find_plan(storage: Storage, run_name: str) -> RunPlan | None:
@@ -189,63 +128,3 @@ def find_plan(storage: Storage, run_name: str) -> RunPlan | None:
 def save_plan(plan: RunPlan) -> None:
     """Keeps a plan beside the run's record. There is no secret in it, as there is none in a configuration."""
     Storage(plan.storage).write_json(layout.run_plan(plan.name), plan.as_json())
-
-
-def make_key(config: RunConfig, emulated: bool = False) -> tuple[str, bool]:
-    """A digest of all that a plan is made of, and whether no file of it was written to just now, and may be again unseen."""
-    content = {name: value for name, value in config_as_dict(config).items() if name != "selection"}
-    places, may_be_kept = [os.getcwd()], True
-    for folder in _list_folders(config):
-        with reading_users_file(folder, "cannot be read", "check its permissions", ConfigError):
-            files = _list_files(folder)
-            places += map(identify_file, files)
-            may_be_kept &= all(map(is_settled, files))
-    key = digest_content([content, places, emulated, _describe_program(), _describe_machine(config.planning_device)], length=32)
-    return key, may_be_kept
-
-
-def _list_folders(config: RunConfig) -> Iterator[Path]:
-    """Where the models, tokenizers and tasks lie that a configuration names."""
-    yield locate_tokenizer(config.corpus.tokenizer)
-    yield locate_model(config.teacher.model, config.teacher.revision)
-    if config.reference.model is not None:
-        yield locate_model(config.reference.model, config.reference.revision)
-    for student in config.students:
-        if student.tokenizer is not None:
-            yield locate_tokenizer(student.tokenizer)
-    architectures = [config.reference.architecture, *(student.architecture for student in config.students)]
-    for architecture in architectures:
-        if architecture is not None and architecture not in PRESETS:
-            from miniplm.architectures import locate_config
-
-            yield locate_config(architecture)
-    if config.evaluation.task_folder is not None:
-        yield Path(config.evaluation.task_folder).expanduser()
-
-
-def _list_files(folder: Path) -> list[Path]:
-    """A file itself; those in a folder and in its folders, which is as deep as models, tokenizers and task files go."""
-    return sorted(path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.is_file()) or [folder]
-
-
-def _describe_program() -> list[str]:
-    """The code of this package as its files are, and the packages that a plan depends on."""
-    own = [identify_file(path) for path in sorted(Path(__file__).parent.rglob("*.py"))]
-    versions = []
-    for name in _PACKAGES:
-        try:
-            versions.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            versions.append(name)
-    return own + versions
-
-
-def _describe_machine(device: str) -> list[str]:
-    """What the configured device is on this machine; torch is asked only where there are GPUs that it may take or not."""
-    machine = [sys.platform, socket.gethostname()]
-    has_gpus = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
-    if has_gpus and device != "cpu":
-        import torch
-
-        machine.append(f"{torch.cuda.device_count()} GPUs")
-    return machine

@@ -12,8 +12,10 @@ from miniplm.corpus.identity import plan_corpus
 from miniplm.corpus.reader import find_corpus, load_corpus
 from miniplm.corpus.taken_files import list_files_without_documents
 from miniplm.errors import DerivedError, RunError, ScoreJoinError
+from miniplm.planned_trainings import know_student
 from miniplm.references import find_reference
-from miniplm.run_plan import RunPlan, resolve
+from miniplm.resolution import resolve
+from miniplm.run_plan import RunPlan
 from miniplm.run_record import RunRecord, load_run, save_run
 from miniplm.scoring.shards import check_score_shards
 from miniplm.selection.ranking import find_selection, load_selection, resolve_selection_id
@@ -287,5 +289,5 @@ def _count_planned_steps(
     """Steps of a student that is not trained yet; 0 where the data will decide."""
     student = plan.find_student(student_name)
     if student.flop_matched:  # what the teacher costs is only known with its files
-        return plan.plan_student(corpus, selection, student_name).steps or 0 if corpus and selection else 0
+        return know_student(plan, corpus, selection, student_name).steps or 0 if corpus and selection else 0
     return student.training.steps or 0

@@ -16,9 +16,9 @@ from miniplm.references import name_trained
 from miniplm.run_plan import RunPlan
 from miniplm.scoring.engine import Scorer
 from miniplm.storage import Storage
+from miniplm.student_plans import plan_reference
 from miniplm.training.exports import export_model
 from miniplm.training.launch import launch_training
-from miniplm.training.recipe import TrainingPlan, plan_training
 
 
 def identify_teacher(plan: RunPlan, storage: Storage, emulated: bool = False) -> ModelEntry:
@@ -57,23 +57,6 @@ def open_scorer(
         scorer = Scorer(model, scoring.tokens_per_batch, entry.attention, scoring.compile, cache_folder)
         scorer.warm_up(sequence_length)
     return scorer
-
-
-def plan_reference(plan: RunPlan, corpus: CorpusManifest) -> TrainingPlan:
-    """The training of the reference model, of a run that has one trained."""
-    reference = plan.reference
-    assert reference.architecture is not None
-    assert reference.training is not None
-    return plan_training(
-        corpus,
-        "reference",
-        reference.architecture,
-        reference.training,
-        vocab_size=reference.vocab_size,
-        device=plan.planning_device,
-        trust_remote_code=reference.trust_remote_code,
-        trust_tokenizer_code=plan.corpus.trust_remote_code,
-    )
 
 
 def train_reference(

@@ -12,6 +12,7 @@ from miniplm.artifacts import CorpusManifest, ModelEntry, SelectionManifest
 from miniplm.corpus.identity import plan_corpus
 from miniplm.corpus.reader import find_corpus
 from miniplm.errors import CorpusError
+from miniplm.planned_trainings import know_student
 from miniplm.progress import ProgressCallback, ignore_progress
 from miniplm.references import find_reference
 from miniplm.run_plan import RunPlan
@@ -112,7 +113,7 @@ def train(
     from miniplm.training.records import find_training
 
     storage = Storage(plan.storage)
-    reused = find_training(storage, plan.plan_student(corpus, selection, student_name).training_id) is not None
+    reused = find_training(storage, know_student(plan, corpus, selection, student_name).training_id) is not None
     record, training = train_student(storage, plan, corpus, selection, student_name, on_progress)
     return record, _record(f"train {student_name}", training.seconds, reused, training.num_tokens, "tokens")
 

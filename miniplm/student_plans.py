@@ -1,4 +1,4 @@
-"""What the training of a student is to be: its configuration, teacher, tokenizer and number of steps, as one plan.
+"""What the trainings of a run are to be, each as one plan: configuration, teacher, tokenizer and number of steps.
 
 Nothing is trained here, and of models only the files are read.
 """
@@ -15,6 +15,23 @@ from miniplm.tokenization import CorpusTokenizer, load_tokenizer
 from miniplm.training.flops import match_training
 from miniplm.training.methods import METHODS
 from miniplm.training.recipe import TrainingPlan, is_tokenizer_of, plan_training
+
+
+def plan_reference(plan: RunPlan, corpus: CorpusManifest) -> TrainingPlan:
+    """The training of the reference model, of a run that has one trained."""
+    reference = plan.reference
+    assert reference.architecture is not None
+    assert reference.training is not None
+    return plan_training(
+        corpus,
+        "reference",
+        reference.architecture,
+        reference.training,
+        vocab_size=reference.vocab_size,
+        device=plan.planning_device,
+        trust_remote_code=reference.trust_remote_code,
+        trust_tokenizer_code=plan.corpus.trust_remote_code,
+    )
 
 
 def describe_training(plan: RunPlan, corpus: CorpusManifest, selection: SelectionManifest, student_name: str) -> PlannedTraining:

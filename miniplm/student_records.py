@@ -6,6 +6,7 @@ from miniplm import layout
 from miniplm.artifacts import CorpusManifest, Evaluation, SelectionManifest, TrainingManifest
 from miniplm.checkpoint_evaluation import find_evaluation, is_measured
 from miniplm.errors import TrainingError
+from miniplm.planned_trainings import know_student
 from miniplm.run_plan import RunPlan
 from miniplm.run_record import StudentRecord
 from miniplm.storage import Storage
@@ -20,7 +21,7 @@ def find_student(
     storage: Storage, plan: RunPlan, corpus: CorpusManifest, selection: SelectionManifest, student_name: str
 ) -> StudentRecord | None:
     """The record of a student that is trained and in its folder, with its evaluation where there is one; else None."""
-    training = find_training(storage, plan.plan_student(corpus, selection, student_name).training_id)
+    training = find_training(storage, know_student(plan, corpus, selection, student_name).training_id)
     if training is None or find_export(storage, layout.student_folder(plan.name, student_name)) != training:
         return None
     return make_record(plan, student_name, training, find_kept_evaluation(storage, plan, corpus, training))
@@ -42,7 +43,7 @@ def list_needed_sets(
     storage: Storage, plan: RunPlan, corpus: CorpusManifest, selection: SelectionManifest, student_name: str
 ) -> tuple[str, ...]:
     """The ids of the derived sets that a student still needs: for its training until it is trained, for its measurement until that is done."""
-    training = plan.plan_student(corpus, selection, student_name)
+    training = know_student(plan, corpus, selection, student_name)
     needed: tuple[str, ...] = ()
     if training.derived_ids and find_training(storage, training.training_id) is None:
         needed = training.derived_ids

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect import task
 
-from miniplm import run_plan
+from miniplm import resolution
 from miniplm.config import RunConfig
 from miniplm.run_plan import RunPlan
 from tasks.retries import TASK_OPTIONS
@@ -13,4 +13,4 @@ from tasks.retries import TASK_OPTIONS
 @task(name="resolve-plan", task_run_name="check inputs", **TASK_OPTIONS)
 def resolve_plan(config: RunConfig) -> RunPlan:
     """Says what a configuration means here, and refuses what would fail only after hours: storage, sources, models and their tokenizers."""
-    return run_plan.resolve(config)
+    return resolution.resolve(config)

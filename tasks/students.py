@@ -6,6 +6,7 @@ from prefect import task
 
 from miniplm import stages
 from miniplm.corpus.reader import load_corpus
+from miniplm.planned_trainings import know_student
 from miniplm.run_plan import RunPlan
 from miniplm.run_record import StageRecord, StudentRecord
 from miniplm.selection.ranking import load_selection
@@ -19,7 +20,7 @@ def train_student(plan: RunPlan, corpus_id: str, selection_id: str, student_name
     """Trains one student from scratch, from its last checkpoint where there is one."""
     storage = Storage(plan.storage)
     corpus, selection = load_corpus(storage, corpus_id), load_selection(storage, selection_id)
-    training_id = plan.plan_student(corpus, selection, student_name).training_id
+    training_id = know_student(plan, corpus, selection, student_name).training_id
     with training_progress(f"train {student_name}", f"train {student_name} {training_id}") as on_progress:
         return stages.train(plan, corpus, selection, student_name, on_progress)
 

@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 
 from flows.cli import facts, fleet, runs, scaling, stages
-from flows.cli.options import is_verbose
 from flows.cli.process import set_up_process
+from flows.cli.verbosity import is_verbose
 from miniplm import __version__
 from miniplm.errors import ConfigError, MiniplmError, RunFailedError
 

@@ -21,6 +21,7 @@ import prefect
 from prefect.server.api.server import SubprocessASGIServer
 from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, get_current_settings
 
+from flows.cli.verbosity import is_verbose
 from miniplm.errors import MachineError
 
 _MOST_PORTS = 5
@@ -100,8 +101,6 @@ class EmbeddedServer(SubprocessASGIServer):
 
     def _last_words(self) -> str:
         said = self._read_said()
-        from flows.cli.options import is_verbose
-
         if is_verbose():
             print(said, file=sys.stderr)
         reason = find_reason(said)

@@ -25,7 +25,7 @@ from flows.cli.options import (
 def status(asked: Asked) -> None:
     """How far a run has come: each stage and shard is done, missing or broken, judged by its files and digests."""
     from flows.cli.tables import print_status
-    from miniplm.run_plan import resolve
+    from miniplm.resolution import resolve
     from miniplm.run_status import check_run
     from miniplm.storage import Storage
 

@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 
 from flows.cli.process import provide_caches
+from flows.cli.verbosity import set_verbose
 from miniplm.errors import ConfigError, first_line, is_passing, list_offenders
 
 if TYPE_CHECKING:
@@ -57,7 +58,6 @@ _COMMON = {
 _WITHOUT_BARS = {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 
 _PAUSES_SECONDS = (2.0, 4.0, 8.0)
-_verbose = False
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,6 @@ def on_a_run(command: Callable[..., None]) -> Callable[..., None]:
     call.__signature__ = signature  # type: ignore[attr-defined]
     call.__annotations__ = {}
     return call
-
-
-def is_verbose() -> bool:
-    """Whether the command that runs was asked to tell all."""
-    return _verbose
 
 
 def resolve_config(target: str | None, overrides: Sequence[str] | None, storage: str = DEFAULT_STORAGE) -> RunConfig:
@@ -146,35 +141,6 @@ def _find_only_run(storage: str) -> str:
         known = f"the runs at {storage} are {list_offenders(runs)}" if runs else f"there is no run at {storage}"
         raise ConfigError(f"give a CONFIG (a YAML file; deployments/configs/ holds examples) or the name of a run; {known}")
     return runs[0]
-
-
-def start_quietly(verbose: bool) -> None:
-    """Sets Prefect up before it is imported: quiet unless `verbose`; whatever the user has set in the environment stays."""
-    global _verbose
-    _verbose = verbose
-    defaults = {
-        "PREFECT_LOGGING_LEVEL": "INFO" if verbose else "CRITICAL",
-        "PREFECT_LOGGING_EXTRA_LOGGERS": "miniplm",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "DO_NOT_TRACK": "1",
-        # A temporary server on a busy machine takes up to half a minute; Prefect's own limit is too close.
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-        "TRANSFORMERS_VERBOSITY": "info" if verbose else "error",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "0" if verbose else "1",
-        "TOKENIZERS_PARALLELISM": "true",
-        # Read when CUDA starts: without it products of matrices may differ from run to run in their last bits.
-        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-    } | ({} if verbose else _WITHOUT_BARS)
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
-    provide_caches(os.environ)
-    if os.environ.get("MINIPLM_S3_BLOCK"):
-        from flows.cli.prefect_api import provide_prefect_api
-
-        provide_prefect_api()
-        from tasks.workers import use_credentials
-
-        use_credentials()
 
 
 @contextmanager
@@ -244,3 +210,31 @@ def print_json(content: Any) -> None:
     """Prints facts for machines on stdout; in ASCII where that cannot take all letters."""
     takes_all = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     print(json.dumps(content, indent=2, ensure_ascii=not takes_all, default=str))
+
+
+def start_quietly(verbose: bool) -> None:
+    """Sets Prefect up before it is imported: quiet unless `verbose`; whatever the user has set in the environment stays."""
+    set_verbose(verbose)
+    defaults = {
+        "PREFECT_LOGGING_LEVEL": "INFO" if verbose else "CRITICAL",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "miniplm",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        # A temporary server on a busy machine takes up to half a minute; Prefect's own limit is too close.
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "TRANSFORMERS_VERBOSITY": "info" if verbose else "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "0" if verbose else "1",
+        "TOKENIZERS_PARALLELISM": "true",
+        # Read when CUDA starts: without it products of matrices may differ from run to run in their last bits.
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    } | ({} if verbose else _WITHOUT_BARS)
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    provide_caches(os.environ)
+    if os.environ.get("MINIPLM_S3_BLOCK"):
+        from flows.cli.prefect_api import provide_prefect_api
+
+        provide_prefect_api()
+        from tasks.workers import use_credentials
+
+        use_credentials()

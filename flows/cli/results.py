@@ -6,14 +6,41 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
-from flows.cli.tables import make_table
+from flows.cli.tables import make_table, print_selection, print_taken
+from miniplm import layout
 from miniplm.artifacts import DomainLoss, Evaluation, TaskResult
 from miniplm.comparison import LossDifference, StudentComparison, compare_in_nats, compare_students
 from miniplm.run_record import RunRecord
 from miniplm.storage import Storage
 
 _ALL = "all"
+
+
+def print_run(storage: Storage, record: RunRecord) -> None:
+    """The end of a run: what was kept, how the students do, where the report is."""
+    from miniplm.corpus.reader import load_corpus
+    from miniplm.selection.ranking import load_selection
+
+    console = Console(highlight=False, markup=False)
+    stages = make_table(f"Run {record.run_name}", "stage", "amount", "time", "rate", "")
+    for stage in record.stages:
+        rate = f"{stage.num_units / stage.seconds:,.0f} {stage.unit}/s" if stage.seconds >= 0.1 else ""
+        stages.add_row(
+            stage.name,
+            f"{stage.num_units:,} {stage.unit}",
+            f"{stage.seconds:.1f} s",
+            rate,
+            Text("was there", "dim") if stage.reused else "",
+        )
+    console.print(stages)
+    if record.corpus_id is not None:
+        print_taken(console, storage, load_corpus(storage, record.corpus_id))
+    if record.selection_id is not None:
+        print_selection(console, storage, load_selection(storage, record.selection_id))
+    print_results(console, storage, record)
+    console.print(f"report: {storage.url(layout.run_report(record.run_name))}", soft_wrap=True)
 
 
 def describe_results(storage: Storage, record: RunRecord, names: Sequence[str]) -> dict[str, Any]:

@@ -7,17 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.options import (
-    AsJson,
-    Asked,
-    Overrides,
-    Verbose,
-    on_a_run,
-    print_json,
-    resolve_config,
-    start_quietly,
-    watched_flow,
-)
+from flows.cli.options import AsJson, Asked, Overrides, Verbose, on_a_run, print_json, resolve_config, start_quietly, watched_flow
 from miniplm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -59,8 +49,8 @@ def demo(overrides: Overrides = None, as_json: AsJson = False, verbose: Verbose 
 
 
 def _run(config: RunConfig, as_json: bool, verbose: bool) -> None:
-    from flows.cli.tables import print_run
-    from miniplm.run_plan import resolve
+    from flows.cli.results import print_run
+    from miniplm.resolution import resolve
     from miniplm.run_status import find_complete_run
     from miniplm.storage import Storage
 
@@ -86,7 +76,7 @@ def plan(
     """What a run will cost: shards, tokens, hours and bytes, from counts and a short measured probe. Runs nothing else."""
     from flows.cli.tables import print_plan
     from miniplm.plan import plan_run
-    from miniplm.run_plan import resolve
+    from miniplm.resolution import resolve
 
     result = plan_run(resolve(asked.resolve_config(), checks=False), usd_per_gpu_hour)
     if asked.as_json:

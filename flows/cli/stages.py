@@ -106,8 +106,9 @@ def score(
 
 def _check_gate(plan: RunPlan, corpus: CorpusManifest, model: Role, entry: ModelEntry) -> None:
     """Raises `FidelityError` where a calibration refuses the dtypes, or fp8 has none. Without the other model there is nothing to compare."""
+    from miniplm.fidelity_gate import check_fidelity
     from miniplm.references import find_reference
-    from miniplm.scoring.calibration import check_fidelity, needs_calibration
+    from miniplm.scoring.calibration import needs_calibration
     from miniplm.storage import Storage
 
     storage = Storage(plan.storage)
@@ -125,7 +126,7 @@ def _calibrate(plan: RunPlan, num_sequences: int, as_json: bool, verbose: bool) 
     with watched_flow(verbose, as_json) as console:
         from flows.calibrate_dtypes import calibrate_dtypes
         from flows.cli.tables import describe_fidelity, print_fidelity
-        from miniplm.scoring.calibration import judge_fidelity
+        from miniplm.fidelity_gate import judge_fidelity
         from miniplm.storage import Storage
 
         corpus = _require_corpus(plan)
@@ -262,7 +263,7 @@ def report(asked: Asked) -> None:
 
 def _begin(asked: Asked, *overrides: str, emulated: bool = False) -> RunPlan:
     """The plan of the run, with its inputs checked as `run` does."""
-    from miniplm.run_plan import resolve
+    from miniplm.resolution import resolve
 
     return resolve(asked.resolve_config(*overrides), emulated=emulated)
 

@@ -15,7 +15,6 @@ from miniplm import layout
 from miniplm.artifacts import Calibration, CorpusManifest, DomainSelection, SelectionManifest
 from miniplm.corpus.taken_files import list_files_read_again, list_files_without_documents
 from miniplm.errors import list_offenders
-from miniplm.run_record import RunRecord
 from miniplm.storage import Storage
 
 if TYPE_CHECKING:
@@ -41,32 +40,6 @@ def make_table(title: str, *columns: str) -> Table:
     for index, column in enumerate(columns):
         table.add_column(Text(column), justify="left" if index == 0 else "right", overflow="fold")
     return table
-
-
-def print_run(storage: Storage, record: RunRecord) -> None:
-    """The end of a run: what was kept, how the students do, where the report is."""
-    from flows.cli.results import print_results
-    from miniplm.corpus.reader import load_corpus
-    from miniplm.selection.ranking import load_selection
-
-    console = Console(highlight=False, markup=False)
-    stages = make_table(f"Run {record.run_name}", "stage", "amount", "time", "rate", "")
-    for stage in record.stages:
-        rate = f"{stage.num_units / stage.seconds:,.0f} {stage.unit}/s" if stage.seconds >= 0.1 else ""
-        stages.add_row(
-            stage.name,
-            f"{stage.num_units:,} {stage.unit}",
-            f"{stage.seconds:.1f} s",
-            rate,
-            Text("was there", "dim") if stage.reused else "",
-        )
-    console.print(stages)
-    if record.corpus_id is not None:
-        print_taken(console, storage, load_corpus(storage, record.corpus_id))
-    if record.selection_id is not None:
-        print_selection(console, storage, load_selection(storage, record.selection_id))
-    print_results(console, storage, record)
-    console.print(f"report: {storage.url(layout.run_report(record.run_name))}", soft_wrap=True)
 
 
 def print_selection(console: Console, storage: Storage, manifest: SelectionManifest) -> None:

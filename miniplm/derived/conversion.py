@@ -35,13 +35,13 @@ from miniplm.corpus.shards import OpenShard
 from miniplm.derived.fragments import Fragment, FragmentCutter, TokenBytes, count_completing_bytes
 from miniplm.derived.reader import load_derived_tokenizer
 from miniplm.derived.records import ConversionRecipe
+from miniplm.derived.sequences import TrainingShard, read_sequences
 from miniplm.derived.sets import DerivedJob, DerivedSource, MadeShard, ShardMaker, list_rows
 from miniplm.errors import DerivedError
 from miniplm.packing import PACKING_VERSION, DomainPacker, PackedSequence, SentenceEnds
 from miniplm.progress import Progress, ProgressCallback
 from miniplm.storage import Storage
 from miniplm.tokenization import CorpusTokenizer
-from miniplm.training.data import TrainingShard, read_sequences
 
 # Bytes of text that are encoded together.
 _BATCH_BYTES = 4 << 20

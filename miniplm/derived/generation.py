@@ -35,6 +35,7 @@ from miniplm.corpus.shards import OpenShard
 from miniplm.derived.conversion import ListShards
 from miniplm.derived.records import GenerationRecipe
 from miniplm.derived.sampling import GumbelSampling
+from miniplm.derived.sequences import TrainingShard, read_sequences
 from miniplm.derived.sets import DerivedJob, DerivedSource, MadeShard, ShardMaker, list_rows
 from miniplm.errors import ConfigError, DerivedError
 from miniplm.models.devices import describe_memory, device_errors, free_cached_memory, is_out_of_memory, resolve_device, use_device
@@ -43,7 +44,6 @@ from miniplm.models.opening import open_causal_model
 from miniplm.packing import PackedSequence
 from miniplm.progress import Progress, ProgressCallback
 from miniplm.storage import Storage
-from miniplm.training.data import TrainingShard, read_sequences
 
 # Sequences generated together, until memory runs out: a GPU reads all weights for each token of however many.
 _SEQUENCES_PER_BATCH = {"cuda": 128, "cpu": 16}

@@ -6,10 +6,10 @@ from functools import partial
 
 from miniplm.artifacts import CorpusManifest
 from miniplm.derived.conversion import ConversionJob, describe_conversion
+from miniplm.derived.sequences import TrainingShard
 from miniplm.derived.sets import DerivedJob
 from miniplm.storage import Storage
 from miniplm.tokenization import CorpusTokenizer
-from miniplm.training.data import TrainingShard
 from miniplm.training.methods.method import digest_shards
 from miniplm.training.recipe import TrainingPlan
 

@@ -22,11 +22,11 @@ from miniplm.corpus.assembly import add_counts
 from miniplm.corpus.shards import OpenShard
 from miniplm.derived.reader import find_derived
 from miniplm.derived.records import ConversionRecipe, DerivedManifest, DerivedShard, GenerationRecipe, SourcePart
+from miniplm.derived.sequences import TrainingShard
 from miniplm.errors import DamagedFileError, DerivedError, first_line
 from miniplm.progress import ProgressCallback, ignore_progress
 from miniplm.records import ShardState, check_all, read_record
 from miniplm.storage import Storage, digest_file
-from miniplm.training.data import TrainingShard
 from miniplm.versions import list_versions
 
 

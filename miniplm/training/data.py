@@ -8,7 +8,7 @@ training goes on at any step without reading what came before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -19,30 +19,14 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from miniplm.artifacts import ShardEntry
 from miniplm.config import TrainingConfig
-from miniplm.corpus.reader import read_shard
-from miniplm.derived.reader import read_derived_shard
-from miniplm.derived.records import DerivedShard
+from miniplm.derived.sequences import TrainingShard, read_sequences
 from miniplm.errors import TrainingError
 from miniplm.nll import mask_scored_targets
 from miniplm.storage import Storage
 
 # Token ids held in memory at a time: 256 MiB as uint16, 512 MiB as uint32.
 WINDOW_TOKENS = 128 << 20
-
-
-@dataclass(frozen=True)
-class TrainingShard:
-    """The sequences of one shard that are trained on: all, or the rows that `load_rows` gives, ascending.
-
-    The shard is of a corpus, or of a set that was derived from one.
-    """
-
-    entry: ShardEntry | DerivedShard
-    num_sequences: int
-    num_tokens: int
-    load_rows: Callable[[], NDArray[np.int64]] | None = None
 
 
 @dataclass(frozen=True)
@@ -252,13 +236,6 @@ class SequenceOrder:
         order = np.random.Generator(np.random.PCG64([self._seed, epoch, window.index])).permutation(len(lengths))
         token_ids = np.concatenate([token_ids for token_ids, _ in parts])
         return _WindowTokens(epoch, window.index, token_ids, lengths, np.cumsum(lengths), order)
-
-
-def read_sequences(storage: Storage, entry: ShardEntry | DerivedShard, columns: Sequence[str]) -> pa.Table:
-    """Columns of all sequences of a corpus' or derived shard. Raises `CorpusError` or `DerivedError` where it is damaged."""
-    if isinstance(entry, DerivedShard):
-        return read_derived_shard(storage, entry, columns)
-    return read_shard(storage, entry, columns=columns)
 
 
 def read_training_shard(storage: Storage, shard: TrainingShard) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:

@@ -14,6 +14,7 @@ from miniplm.corpus.reader import load_corpus_tokenizer
 from miniplm.derived.conversion import describe_conversion
 from miniplm.derived.reader import load_derived, load_derived_tokenizer
 from miniplm.derived.records import ConversionRecipe
+from miniplm.derived.sequences import TrainingShard
 from miniplm.derived.sets import list_derived_shards
 from miniplm.errors import ConfigError
 from miniplm.models.devices import resolve_device, resolve_dtype
@@ -21,7 +22,6 @@ from miniplm.models.identity import slug
 from miniplm.presets import PRESETS
 from miniplm.storage import Storage, digest_content
 from miniplm.tokenization import CorpusTokenizer
-from miniplm.training.data import TrainingShard
 from miniplm.training.methods import METHODS, MethodInputs, TrainingMethod
 
 # Raised when a change of the code changes the result of an unchanged recipe.

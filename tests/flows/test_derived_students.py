@@ -16,7 +16,7 @@ from miniplm import plan
 from miniplm.config_files import load_config
 from miniplm.errors import ConfigError, TokenizerError
 from miniplm.inputs import check_inputs
-from miniplm.run_plan import resolve
+from miniplm.resolution import resolve
 from miniplm.run_status import check_run
 from miniplm.storage import Storage
 from tests.command_line import run_miniplm

@@ -30,7 +30,7 @@ from flows.cli.prefect_home import check_prefect_home, check_proxies, find_obsta
 from flows.cli.process import bypass_proxy, provide_caches
 from miniplm.config_files import load_config
 from miniplm.errors import MachineError
-from miniplm.run_plan import resolve
+from miniplm.resolution import resolve
 from miniplm.stages import prepare
 from tests.command_line import MINIPLM, environment, run_miniplm, run_script, start_miniplm
 from tests.tiny_runs import make_tiny_run

@@ -11,17 +11,11 @@ from miniplm.artifacts import Calibration, CalibrationScores
 from miniplm.config import RunConfig, SelectionConfig
 from miniplm.corpus.reader import read_shard
 from miniplm.errors import CorpusError, FidelityError
+from miniplm.fidelity_gate import check_fidelity, judge_fidelity
 from miniplm.models.identity import identify_model
 from miniplm.models.loading import load_model
 from miniplm.run_plan import RunPlan
-from miniplm.scoring.calibration import (
-    calibrate,
-    check_fidelity,
-    correlate_ranks,
-    find_calibration,
-    judge_fidelity,
-    measure_fidelity,
-)
+from miniplm.scoring.calibration import calibrate, correlate_ranks, find_calibration, measure_fidelity
 from miniplm.scoring.engine import Scorer
 from miniplm.selection.ranking import resolve_selection_id, select_sequences
 from miniplm.storage import Storage

@@ -27,11 +27,11 @@ from miniplm.derived.fragments import TokenBytes, count_completing_bytes
 from miniplm.derived.needs import plan_heldout
 from miniplm.derived.reader import load_derived_tokenizer, read_derived_shard
 from miniplm.derived.records import DerivedManifest
+from miniplm.derived.sequences import TrainingShard
 from miniplm.derived.sets import make_set
 from miniplm.errors import DerivedError
 from miniplm.storage import Storage
 from miniplm.tokenization import CorpusTokenizer, load_tokenizer
-from miniplm.training.data import TrainingShard
 from tests.miniplm.corpus_fixtures import EOS, TRAINING_TEXT, make_config, read_tree, save_tokenizer, write_jsonl
 from tests.tiny_runs import EOS as OWN_EOS
 from tests.tiny_runs import make_tokenizer

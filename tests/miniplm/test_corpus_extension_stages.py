@@ -16,13 +16,14 @@ from miniplm.config import RunConfig, SelectionConfig
 from miniplm.config_files import load_config
 from miniplm.corpus.preparation import prepare_corpus
 from miniplm.errors import CorpusError, ScoreJoinError
-from miniplm.run_plan import RunPlan, resolve
+from miniplm.resolution import resolve
+from miniplm.run_plan import RunPlan
 from miniplm.run_status import check_run
-from miniplm.scorers import plan_reference
 from miniplm.scoring.shards import check_score_shards
 from miniplm.selection.ranking import select_sequences
 from miniplm.stages import check_splits
 from miniplm.storage import Storage, digest_content
+from miniplm.student_plans import plan_reference
 from miniplm.training.methods import METHODS, MethodInputs
 from tests.miniplm.made_corpora import write_scores
 from tests.tiny_runs import make_documents, make_tiny_run, write_jsonl

@@ -13,7 +13,8 @@ from miniplm.artifacts import CorpusManifest, ModelEntry, SelectionManifest
 from miniplm.config import RunConfig, TrainingConfig
 from miniplm.models.identity import identify_model
 from miniplm.progress import Progress
-from miniplm.run_plan import RunPlan, resolve
+from miniplm.resolution import resolve
+from miniplm.run_plan import RunPlan
 from miniplm.storage import Storage
 from miniplm.student_plans import plan_student
 from miniplm.student_records import find_student

@@ -16,11 +16,12 @@ from miniplm.derived import generation
 from miniplm.derived.generation import GenerationJob
 from miniplm.derived.reader import read_derived_shard
 from miniplm.derived.sampling import GumbelSampling, draw_gumbel, make_key
+from miniplm.derived.sequences import TrainingShard
 from miniplm.derived.sets import make_set
 from miniplm.errors import ConfigError, DerivedError, TrainingError
 from miniplm.models.identity import identify_model
 from miniplm.storage import Storage
-from miniplm.training.data import TrainingShard, read_training_shard
+from miniplm.training.data import read_training_shard
 from miniplm.training.methods import METHODS, MethodInputs
 from tests.miniplm.corpus_fixtures import read_tree
 from tests.miniplm.made_models import make_llama, save_model

@@ -28,9 +28,9 @@ from miniplm.pinning import (
 )
 from miniplm.run_plan import RunPlan
 from miniplm.run_record import RunRecord, save_run
-from miniplm.scorers import identify_teacher, plan_reference
+from miniplm.scorers import identify_teacher
 from miniplm.storage import Storage
-from miniplm.student_plans import plan_student
+from miniplm.student_plans import plan_reference, plan_student
 from miniplm.training import recipe
 from tests.miniplm.made_models import make_llama, save_model
 from tests.miniplm.made_trainings import make_selection, make_training_corpus

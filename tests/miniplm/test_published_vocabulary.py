@@ -26,7 +26,7 @@ from miniplm.corpus.reader import load_corpus_tokenizer, read_shard, read_token_
 from miniplm.derived.pending import list_pending_jobs
 from miniplm.derived.reader import load_derived, read_derived_shard
 from miniplm.derived.sets import make_set
-from miniplm.run_plan import resolve
+from miniplm.resolution import resolve
 from miniplm.run_record import StudentRecord
 from miniplm.scoring.shards import score_shard
 from miniplm.selection.ranking import select_sequences

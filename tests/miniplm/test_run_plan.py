@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from miniplm import config_files, inputs, layout, pinning, planning, run_plan, stages, storage
+from miniplm import config_files, inputs, layout, pinning, plan_key, planning, resolution, stages, storage
 from miniplm.artifacts import CorpusManifest
 from miniplm.config_files import load_config
 from miniplm.errors import ModelError, TokenizerError
-from miniplm.run_plan import RunPlan, find_plan, resolve
+from miniplm.resolution import resolve
+from miniplm.run_plan import RunPlan, find_plan
 from miniplm.run_record import RunRecord, save_run
 from miniplm.run_status import check_run, provide_record
 from miniplm.scorers import open_scorer
@@ -30,7 +31,7 @@ def new_process(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Forgets what this process knows, as another one would not know it."""
 
     def forget() -> None:
-        monkeypatch.setattr(run_plan, "_plans", {})
+        monkeypatch.setattr(resolution, "_plans", {})
 
     forget()
     return forget
@@ -61,7 +62,7 @@ def test_a_plan_is_kept_and_holds_until_something_that_it_was_made_of_changes(
     resolve_anew("students.0.training.steps=7")
     assert len(made) == 2
     resolve_anew()
-    monkeypatch.setattr(run_plan, "_describe_program", lambda: ["another version"])
+    monkeypatch.setattr(plan_key, "_describe_program", lambda: ["another version"])
     resolve_anew()
     assert len(made) == 4
     (config.parent / "teacher" / "model.safetensors").write_bytes(b"damaged")

@@ -12,12 +12,12 @@ import torch
 
 from miniplm.artifacts import CorpusManifest
 from miniplm.config import TrainingConfig
+from miniplm.derived.sequences import TrainingShard
 from miniplm.errors import CorpusError, TrainingError
 from miniplm.storage import Storage
 from miniplm.training import data
 from miniplm.training.data import (
     SequenceOrder,
-    TrainingShard,
     check_batch_size,
     collate,
     count_scored_targets,

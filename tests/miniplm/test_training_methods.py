@@ -11,9 +11,10 @@ import pytest
 
 from miniplm.artifacts import CorpusManifest, SelectionManifest
 from miniplm.config import StudentConfig
+from miniplm.derived.sequences import TrainingShard
 from miniplm.errors import CorpusError, TrainingError
 from miniplm.storage import Storage
-from miniplm.training.data import TrainingShard, read_training_shard
+from miniplm.training.data import read_training_shard
 from miniplm.training.methods import METHODS, MethodInputs
 from miniplm.training.methods.pretrain import draw_sequences
 from tests.miniplm.made_corpora import make_corpus

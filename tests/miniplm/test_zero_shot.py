@@ -17,8 +17,9 @@ from miniplm.config import EvaluationConfig
 from miniplm.errors import ConfigError, EvaluationError
 from miniplm.progress import Progress
 from miniplm.storage import Storage
+from miniplm.zero_shot.checks import check_tasks
 from miniplm.zero_shot.results import average_accuracy, find_task_results, measure_tasks
-from miniplm.zero_shot.tasks import PAPER_TASKS, check_tasks, find_local_tasks, resolve_tasks
+from miniplm.zero_shot.tasks import PAPER_TASKS, find_local_tasks, resolve_tasks
 from tests.miniplm.made_models import make_llama, save_model
 from tests.miniplm.made_trainings import VOCAB_SIZE, save_tokenizer
 

@@ -11,10 +11,10 @@ import torch
 
 from miniplm.artifacts import CorpusManifest, ModelEntry, SelectionManifest, ShardEntry, Split
 from miniplm.config import DistillationConfig, GenerationConfig
+from miniplm.derived.sequences import TrainingShard
 from miniplm.derived.sets import DerivedJob
 from miniplm.errors import TrainingError
 from miniplm.storage import Storage, digest_content
-from miniplm.training.data import TrainingShard
 from miniplm.training.losses import LossFunction, sum_language_model_loss
 
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from miniplm import layout
 from miniplm.artifacts import SelectionShardEntry, ShardEntry
+from miniplm.derived.sequences import TrainingShard
 from miniplm.errors import TrainingError
 from miniplm.storage import Storage, digest_content, digest_stream
-from miniplm.training.data import TrainingShard
 from miniplm.training.methods.method import MethodInputs, TrainingMethod
 
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from miniplm.artifacts import ShardEntry
 from miniplm.corpus.reader import read_shard
+from miniplm.derived.sequences import TrainingShard
 from miniplm.errors import CorpusError
 from miniplm.storage import Storage
-from miniplm.training.data import TrainingShard
 from miniplm.training.methods.method import MethodInputs, TrainingMethod
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from miniplm.derived.sequences import TrainingShard
 from miniplm.errors import TrainingError
 from miniplm.storage import Storage
-from miniplm.training.data import TrainingShard
 from miniplm.training.methods.method import MethodInputs, TrainingMethod, digest_shards
 
 

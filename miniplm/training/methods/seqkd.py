@@ -11,9 +11,9 @@ from typing import Any
 
 from miniplm.derived.generation import GenerationJob
 from miniplm.derived.reader import load_derived
+from miniplm.derived.sequences import TrainingShard
 from miniplm.derived.sets import DerivedJob, list_derived_shards
 from miniplm.storage import Storage
-from miniplm.training.data import TrainingShard
 from miniplm.training.methods.method import MethodInputs, TrainingMethod
 from miniplm.training.methods.pretrain import describe_draw, list_drawn_shards
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from miniplm.derived.sequences import TrainingShard
 from miniplm.storage import Storage
-from miniplm.training.data import TrainingShard
 from miniplm.training.losses import LossFunction, make_distillation_loss
 from miniplm.training.methods.method import MethodInputs, TrainingMethod
 from miniplm.training.teacher import check_teacher, open_teacher

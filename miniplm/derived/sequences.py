@@ -1,0 +1,36 @@
+"""Sequences to be trained on, be they a corpus' own or derived from them: which rows of which shard, and how they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from miniplm.artifacts import ShardEntry
+from miniplm.corpus.reader import read_shard
+from miniplm.derived.reader import read_derived_shard
+from miniplm.derived.records import DerivedShard
+from miniplm.storage import Storage
+
+
+@dataclass(frozen=True)
+class TrainingShard:
+    """The sequences of one shard that are trained on: all, or the rows that `load_rows` gives, ascending.
+
+    The shard is of a corpus, or of a set that was derived from one.
+    """
+
+    entry: ShardEntry | DerivedShard
+    num_sequences: int
+    num_tokens: int
+    load_rows: Callable[[], NDArray[np.int64]] | None = None
+
+
+def read_sequences(storage: Storage, entry: ShardEntry | DerivedShard, columns: Sequence[str]) -> pa.Table:
+    """Columns of all sequences of a corpus' or derived shard. Raises `CorpusError` or `DerivedError` where it is damaged."""
+    if isinstance(entry, DerivedShard):
+        return read_derived_shard(storage, entry, columns)
+    return read_shard(storage, entry, columns=columns)
