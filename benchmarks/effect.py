@@ -20,10 +20,10 @@ from typing import Any
 
 from benchmarks.records import format_table
 from miniplm import layout
-from miniplm.artifacts import Evaluation, SelectionManifest, TrainingManifest
 from miniplm.errors import MiniplmError, RunError
+from miniplm.records.manifests import Evaluation, SelectionManifest, TrainingManifest
 from miniplm.selection.ranking import find_selection
-from miniplm.storage import Storage, digest_content
+from miniplm.storage.root import Storage, digest_content
 
 BASELINE = "pretrain"
 EXPECTED = ("pretrain", "miniplm", "vanilla-kd", "seqkd", "miniplm+vanilla-kd")

@@ -18,16 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.records import format_table
-from miniplm.artifacts import CorpusManifest
-from miniplm.config_files import load_config
+from miniplm.config.files import load_config
 from miniplm.errors import MiniplmError
-from miniplm.references import require_reference
-from miniplm.resolution import resolve
-from miniplm.run_status import require_corpus
-from miniplm.scoring.calibration import correlate_ranks
+from miniplm.records.manifests import CorpusManifest
+from miniplm.run.references import require_reference
+from miniplm.run.resolution import resolve
+from miniplm.run.status import require_corpus
+from miniplm.selection.fidelity import correlate_ranks
 from miniplm.selection.join import candidate_scores, check_scores, connect
 from miniplm.selection.ranking import count_selected
-from miniplm.storage import Storage
+from miniplm.storage.root import Storage
 
 RATIOS = (0.3, 0.5, 0.7)
 

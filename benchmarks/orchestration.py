@@ -25,13 +25,13 @@ import torch
 from benchmarks.records import append_rows, describe_place, format_table
 from benchmarks.scoring_inputs import write_corpus
 from miniplm import layout
-from miniplm.artifacts import CorpusManifest, ModelEntry, ScoreShardManifest, TokenizerEntry
-from miniplm.config import RunConfig
-from miniplm.config_files import check_config
+from miniplm.config.files import check_config
+from miniplm.config.run import RunConfig
 from miniplm.models.identity import identify_model
-from miniplm.run_plan import RunPlan
+from miniplm.records.manifests import CorpusManifest, ModelEntry, ScoreShardManifest, TokenizerEntry
+from miniplm.run.plan import RunPlan
 from miniplm.scoring.shards import check_score_shards
-from miniplm.storage import Storage
+from miniplm.storage.root import Storage
 
 _VOCAB_SIZE = 256
 _LENGTH = 16

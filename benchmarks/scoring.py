@@ -32,8 +32,8 @@ from miniplm.errors import ConfigError, MiniplmError
 from miniplm.models.devices import resolve_device, torch_dtype
 from miniplm.models.loading import load_model
 from miniplm.models.skeleton import read_skeleton
-from miniplm.scoring.throughput import count_flops_per_token, measure_matmul_peak
-from miniplm.storage import Storage
+from miniplm.models.throughput import count_flops_per_token, measure_matmul_peak
+from miniplm.storage.root import Storage
 
 Side = PublishedSide | OurSide | LmEvalSide
 

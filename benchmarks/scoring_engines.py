@@ -33,7 +33,7 @@ from benchmarks.scoring_inputs import RANDOM_MODELS, VOCAB_SIZE, Inputs, make_ra
 from miniplm.errors import ConfigError, MiniplmError
 from miniplm.models.devices import resolve_device
 from miniplm.models.skeleton import read_skeleton
-from miniplm.storage import Storage
+from miniplm.storage.root import Storage
 
 _GIB = 2**30
 _SHOWN_LINES = 20

@@ -25,21 +25,21 @@ from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.records import append_rows, describe_place, format_table
 from benchmarks.scoring_inputs import prepare_text
-from miniplm.artifacts import Calibration, CorpusManifest, ModelEntry
-from miniplm.config import RunConfig, ScoringConfig
-from miniplm.config_files import check_config, load_config
+from miniplm.config.files import check_config, load_config
+from miniplm.config.run import RunConfig, ScoringConfig
 from miniplm.corpus.identity import resolve_corpus_id
 from miniplm.corpus.reader import load_corpus, read_shard
 from miniplm.errors import ConfigError, MiniplmError
 from miniplm.models.devices import resolve_device
 from miniplm.models.identity import identify_model
-from miniplm.references import require_reference
-from miniplm.resolution import resolve
-from miniplm.run_record import load_run
-from miniplm.scorers import open_scorer
-from miniplm.scoring.calibration import calibrate, measure_fidelity
+from miniplm.records.manifests import Calibration, CorpusManifest, ModelEntry
+from miniplm.records.run import load_run
+from miniplm.run.references import require_reference
+from miniplm.run.resolution import resolve
+from miniplm.run.scoring_models import open_scorer
 from miniplm.scoring.engine import Scorer, SequenceScores
-from miniplm.storage import Storage
+from miniplm.selection.fidelity import calibrate, measure_fidelity
+from miniplm.storage.root import Storage
 
 # Shards of the corpus made here: a calibration reads at most eight, evenly spread.
 _SEQUENCES_PER_SHARD = 200

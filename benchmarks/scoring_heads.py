@@ -12,11 +12,11 @@ from torch import Tensor
 
 from miniplm.errors import first_line
 from miniplm.models.fp8 import quantize_rows, supports_fp8
+from miniplm.models.nll import Head
 from miniplm.models.packed_linear import can_pack, multiply, pack_weight
-from miniplm.nll import Head
+from miniplm.models.throughput import measure_matmul_peak
 from miniplm.scoring import triton_nll
 from miniplm.scoring.heads import HeadKernel, choose_head_kernel, make_compiled
-from miniplm.scoring.throughput import measure_matmul_peak
 
 _NAMES = ("tiles", "compiled", "compiled-small", "triton", "quack")
 _FP8_NAMES = ("fp8-tiles", "fp8-compiled", "fp8-compiled-small", "fp8-triton")

@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from miniplm import layout
-from miniplm.artifacts import CorpusManifest, ShardEntry, TokenizerEntry
-from miniplm.config import CorpusConfig, SourceConfig, SplitsConfig
+from miniplm.config.run import CorpusConfig, SourceConfig, SplitsConfig
 from miniplm.corpus.preparation import prepare_corpus
 from miniplm.corpus.reader import load_corpus_tokenizer, read_shard, read_token_ids
-from miniplm.presets import PRESETS
-from miniplm.storage import Storage, digest_file
+from miniplm.models.presets import PRESETS
+from miniplm.records.manifests import CorpusManifest, ShardEntry, TokenizerEntry
+from miniplm.storage.root import Storage, digest_file
 
 Sequences = list[NDArray[Any]]
 

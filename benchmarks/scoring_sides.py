@@ -12,10 +12,10 @@ from torch import Tensor
 
 from benchmarks.scoring_inputs import Inputs
 from miniplm import layout
-from miniplm.artifacts import ScoreShardManifest, ShardEntry
-from miniplm.config import ScoringConfig
+from miniplm.config.run import ScoringConfig
 from miniplm.models.identity import identify_model
-from miniplm.scorers import open_scorer
+from miniplm.records.manifests import ScoreShardManifest, ShardEntry
+from miniplm.run.scoring_models import open_scorer
 from miniplm.scoring.forward import ForwardPass
 from miniplm.scoring.model_inputs import ModelInputs
 from miniplm.scoring.shards import score_shard

@@ -23,11 +23,11 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.records import append_rows, describe_place, format_table, show
 from benchmarks.training_inputs import RANDOM_MODELS, SIZES, TrainingInputs, make_training_inputs, write_teacher
 from benchmarks.training_sides import Length, SideRun, run_ours, run_published, run_trainer
-from miniplm.architectures import build_model, count_parameters
 from miniplm.errors import ConfigError, MiniplmError, describe_reason
+from miniplm.models.architectures import build_model, count_parameters
 from miniplm.models.devices import resolve_device
 from miniplm.models.loading import split_head
-from miniplm.scoring.throughput import count_flops_per_token, measure_matmul_peak
+from miniplm.models.throughput import count_flops_per_token, measure_matmul_peak
 
 _GIB = 2**30
 

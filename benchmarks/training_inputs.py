@@ -16,12 +16,12 @@ from benchmarks.scoring_inputs import (
     write_random_model,
 )
 from miniplm import layout
-from miniplm.artifacts import CorpusManifest, SelectionManifest
-from miniplm.config import TrainingConfig
+from miniplm.config.run import TrainingConfig
 from miniplm.corpus.reader import read_shard, read_token_ids
 from miniplm.models.identity import identify_model
-from miniplm.storage import Storage
-from miniplm.tokenization import load_tokenizer
+from miniplm.records.manifests import CorpusManifest, SelectionManifest
+from miniplm.storage.root import Storage
+from miniplm.tokenizers.tokenizer import load_tokenizer
 from miniplm.training.recipe import TrainingPlan, plan_training
 
 # Preset and vocabulary of each size; the vocabulary of the published students, and a small one for a trial on a CPU.

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from benchmarks.training_inputs import TrainingInputs
 from miniplm import layout
-from miniplm.architectures import build_model
-from miniplm.config import TrainingConfig
+from miniplm.config.run import TrainingConfig
+from miniplm.models.architectures import build_model
 from miniplm.models.devices import synchronize
 from miniplm.training.checkpoints import find_checkpoint, read_metrics
 from miniplm.training.loop import train_model

@@ -9,11 +9,11 @@ from pydantic import Field
 
 from flows.work_pool.single import run_on_pool
 from miniplm import __version__
-from miniplm.artifacts import Calibration, ModelEntry
 from miniplm.errors import PoolWorkError
-from miniplm.run_plan import RunPlan
-from miniplm.scoring.calibration import find_calibration
-from miniplm.storage import Storage
+from miniplm.records.manifests import Calibration, ModelEntry
+from miniplm.run.plan import RunPlan
+from miniplm.selection.fidelity import find_calibration
+from miniplm.storage.root import Storage
 from tasks import scoring, workers
 
 

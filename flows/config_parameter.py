@@ -10,8 +10,8 @@ from urllib.parse import unquote
 
 from pydantic import Field
 
-from miniplm.config import RunConfig, config_as_dict
-from miniplm.config_files import apply_override, check_config, load_config
+from miniplm.config.files import apply_override, check_config, load_config
+from miniplm.config.run import RunConfig, config_as_dict
 from miniplm.errors import ConfigError
 
 ConfigUrl = Annotated[

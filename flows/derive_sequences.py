@@ -8,11 +8,11 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from miniplm import layout
 from miniplm.corpus.reader import load_corpus
-from miniplm.derived.pending import list_pending_jobs
 from miniplm.derived.sets import DerivedJob, check_shards, finish_set, require_sources
-from miniplm.run_plan import RunPlan
+from miniplm.run.pending import list_pending_jobs
+from miniplm.run.plan import RunPlan
 from miniplm.selection.ranking import load_selection
-from miniplm.storage import Storage
+from miniplm.storage.root import Storage
 from tasks.derived import derive_shard, load_maker, open_job
 from tasks.progress import stage_progress
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from miniplm import __version__
-from miniplm.pinning import WorkerDescription
+from miniplm.run.pinning import WorkerDescription
 from tasks import workers
 
 

@@ -12,14 +12,14 @@ from flows.run_parameter import RunName, StorageUrl, load_run_config
 from flows.score_corpus import score_corpus
 from flows.work_pool.cancellation import cancel_children
 from flows.work_pool.pinning import make_portable
-from miniplm.artifacts import ModelEntry
 from miniplm.corpus.reader import load_corpus
 from miniplm.errors import ConfigError, MiniplmError, ModelError, RunError, ScoreError
-from miniplm.references import find_reference
-from miniplm.resolution import resolve
-from miniplm.run_plan import RunPlan, find_plan
-from miniplm.run_record import RunRecord, StageRecord, load_run
-from miniplm.storage import Storage
+from miniplm.records.manifests import ModelEntry
+from miniplm.records.run import RunRecord, StageRecord, load_run
+from miniplm.run.plan import RunPlan, find_plan
+from miniplm.run.references import find_reference
+from miniplm.run.resolution import resolve
+from miniplm.storage.root import Storage
 from tasks.workers import use_credentials
 
 AllFailed = Annotated[Literal["all failed"], Field(title="All failed")]

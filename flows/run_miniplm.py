@@ -9,26 +9,23 @@ from prefect.runtime import flow_run
 
 from flows.calibrate_dtypes import calibrate_dtypes
 from flows.config_parameter import ConfigUrl, InlineConfig, resolve_parameter
-from flows.evaluate_student import evaluate_student
-from flows.prepare_corpus import prepare_corpus
 from flows.score_corpus import score_corpus
-from flows.select_sequences import select_sequences
+from flows.stages import evaluate_student, prepare_corpus, select_sequences, write_report
 from flows.train_reference import train_reference
 from flows.train_student import train_student
 from flows.work_pool import fleet
 from flows.work_pool.cancellation import cancel_children
 from flows.work_pool.pinning import check_storage_is_kept, make_portable, pin_to_workers
-from flows.write_report import write_report
 from miniplm import layout
-from miniplm.artifacts import CorpusManifest, ModelEntry
 from miniplm.errors import MiniplmError, ScoreError
-from miniplm.fidelity_gate import check_fidelity, find_sufficient
-from miniplm.locks import exclusive
-from miniplm.run_log import RunLog
-from miniplm.run_plan import RunPlan
-from miniplm.run_record import RunRecord, StageRecord
-from miniplm.scoring.calibration import needs_calibration
-from miniplm.storage import Storage
+from miniplm.records.manifests import CorpusManifest, ModelEntry
+from miniplm.records.run import RunRecord, StageRecord
+from miniplm.run.fidelity_gate import check_fidelity, find_sufficient
+from miniplm.run.log import RunLog
+from miniplm.run.plan import RunPlan
+from miniplm.selection.fidelity import needs_calibration
+from miniplm.storage.locks import exclusive
+from miniplm.storage.root import Storage
 from tasks.plans import resolve_plan
 from tasks.retries import TASK_OPTIONS
 from tasks.workers import rename_run, use_credentials

@@ -6,10 +6,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from miniplm.config import RunConfig, Url
-from miniplm.config_files import check_config
-from miniplm.run_record import load_run
-from miniplm.storage import Storage
+from miniplm.config.files import check_config
+from miniplm.config.run import RunConfig, Url
+from miniplm.records.run import load_run
+from miniplm.storage.root import Storage
 
 StorageUrl = Url
 RunName = Annotated[str, Field(min_length=1)]

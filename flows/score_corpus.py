@@ -10,12 +10,12 @@ from prefect import flow, get_run_logger
 from flows.score_shards import check_shard_indices, score_shards
 from flows.work_pool.scoring import score_on_pool
 from miniplm import layout
-from miniplm.artifacts import ModelEntry
 from miniplm.corpus.reader import load_corpus
-from miniplm.run_plan import RunPlan
-from miniplm.run_record import StageRecord
+from miniplm.records.manifests import ModelEntry
+from miniplm.records.run import StageRecord
+from miniplm.run.plan import RunPlan
 from miniplm.scoring.shards import check_score_shards
-from miniplm.storage import Storage
+from miniplm.storage.root import Storage
 
 
 @flow(name="score-corpus", flow_run_name="score {corpus_id} {role} {entry.model_id}")

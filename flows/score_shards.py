@@ -11,12 +11,12 @@ from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from miniplm import __version__, layout
-from miniplm.artifacts import ModelEntry, ScoreShardManifest
-from miniplm.config import ScoringConfig
+from miniplm.config.run import ScoringConfig
 from miniplm.corpus.reader import load_corpus
 from miniplm.errors import ConfigError, MiniplmError, RunFailedError, ScoreError, list_offenders
+from miniplm.records.manifests import ModelEntry, ScoreShardManifest
 from miniplm.scoring.shards import check_score_shard
-from miniplm.storage import Storage
+from miniplm.storage.root import Storage
 from tasks.progress import stage_progress
 from tasks.scoring import load_model, release_model, score_shard, stop_scoring
 from tasks.workers import prepare_worker

@@ -11,13 +11,13 @@ from pydantic import Field
 from flows.run_miniplm import run_miniplm
 from flows.run_parameter import RunName, StorageUrl, load_run_config
 from flows.work_pool.cancellation import cancel_children
-from miniplm.config import Name, RunConfig, StudentConfig, config_as_dict
-from miniplm.config_files import check_config
+from miniplm.config.files import check_config
+from miniplm.config.run import Name, RunConfig, StudentConfig, config_as_dict
 from miniplm.corpus.reader import load_corpus
 from miniplm.errors import CorpusError, ModelError
-from miniplm.run_record import RunRecord, load_run
+from miniplm.records.run import RunRecord, load_run
 from miniplm.selection.join import check_scores
-from miniplm.storage import Storage
+from miniplm.storage.root import Storage
 from tasks.workers import use_credentials
 
 

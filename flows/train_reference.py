@@ -6,13 +6,13 @@ from prefect import flow
 
 from flows.work_pool.single import run_on_pool
 from miniplm import __version__
-from miniplm.artifacts import ModelEntry
 from miniplm.corpus.reader import load_corpus
-from miniplm.planned_trainings import know_reference
-from miniplm.references import find_reference
-from miniplm.run_plan import RunPlan
-from miniplm.run_record import StageRecord
-from miniplm.storage import Storage
+from miniplm.records.manifests import ModelEntry
+from miniplm.records.run import StageRecord
+from miniplm.run.plan import RunPlan
+from miniplm.run.references import find_reference
+from miniplm.run.trainings import know_reference
+from miniplm.storage.root import Storage
 from tasks import models, workers
 
 

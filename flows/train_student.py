@@ -8,12 +8,12 @@ from flows.derive_sequences import derive_sequences
 from flows.work_pool.single import run_on_pool
 from miniplm import __version__
 from miniplm.corpus.reader import load_corpus
-from miniplm.planned_trainings import know_student
-from miniplm.run_plan import RunPlan
-from miniplm.run_record import StageRecord, StudentRecord
+from miniplm.records.run import StageRecord, StudentRecord
+from miniplm.run.plan import RunPlan
+from miniplm.run.student_records import find_student, is_evaluated, list_needed_sets
+from miniplm.run.trainings import know_student
 from miniplm.selection.ranking import load_selection
-from miniplm.storage import Storage
-from miniplm.student_records import find_student, is_evaluated, list_needed_sets
+from miniplm.storage.root import Storage
 from tasks import students, workers
 
 

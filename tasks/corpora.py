@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from prefect import task
 
-from miniplm import stages
-from miniplm.artifacts import CorpusManifest
-from miniplm.run_plan import RunPlan
-from miniplm.run_record import StageRecord
+from miniplm.records.manifests import CorpusManifest
+from miniplm.records.run import StageRecord
+from miniplm.run import stages
+from miniplm.run.plan import RunPlan
 from tasks.progress import report_progress
 from tasks.retries import TASK_OPTIONS
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from prefect import task
 
 from miniplm import layout
-from miniplm.derived.records import DerivedShard
+from miniplm.derived.recipes import DerivedShard
 from miniplm.derived.sets import DerivedJob, DerivedSource, ShardMaker, make_shard
 from miniplm.errors import DeviceError, StoppedError
 from miniplm.models.devices import free_cached_memory
 from miniplm.progress import Progress
-from miniplm.storage import Storage
+from miniplm.storage.root import Storage
 from tasks.progress import shard_callback
 from tasks.retries import TASK_OPTIONS
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from prefect import task
 
-from miniplm import stages
-from miniplm.artifacts import ModelEntry
 from miniplm.corpus.reader import load_corpus
-from miniplm.run_plan import RunPlan
-from miniplm.run_record import StageRecord
-from miniplm.storage import Storage
+from miniplm.records.manifests import ModelEntry
+from miniplm.records.run import StageRecord
+from miniplm.run import stages
+from miniplm.run.plan import RunPlan
+from miniplm.storage.root import Storage
 from tasks.progress import training_progress
 from tasks.retries import TASK_OPTIONS
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from prefect import task
 
-from miniplm import resolution
-from miniplm.config import RunConfig
-from miniplm.run_plan import RunPlan
+from miniplm.config.run import RunConfig
+from miniplm.run import resolution
+from miniplm.run.plan import RunPlan
 from tasks.retries import TASK_OPTIONS
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import task
 
 from miniplm.report import write_report as write_page
-from miniplm.storage import Storage
+from miniplm.storage.root import Storage
 from tasks.artifacts import LiveArtifact, make_key
 from tasks.retries import TASK_OPTIONS
 

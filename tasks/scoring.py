@@ -14,17 +14,18 @@ from prefect import get_run_logger, task
 from prefect.runtime import flow_run
 
 from miniplm import layout
-from miniplm.artifacts import Calibration, CorpusManifest, ModelEntry, ScoreShardManifest, ShardEntry
-from miniplm.config import ScoringConfig
+from miniplm.config.run import ScoringConfig
 from miniplm.corpus.reader import load_corpus
 from miniplm.errors import CorpusError, StoppedError, StorageError
 from miniplm.models.devices import free_cached_memory, resolve_device
 from miniplm.progress import Progress
-from miniplm.scorers import open_scorer
-from miniplm.scoring import calibration, shards
+from miniplm.records.manifests import Calibration, CorpusManifest, ModelEntry, ScoreShardManifest, ShardEntry
+from miniplm.run.scoring_models import open_scorer
+from miniplm.scoring import shards
 from miniplm.scoring.engine import Scorer
 from miniplm.scoring.failures import clear_failure, record_failure
-from miniplm.storage import Storage
+from miniplm.selection import fidelity as calibration
+from miniplm.storage.root import Storage
 from tasks.progress import report_progress, shard_callback
 from tasks.retries import TASK_OPTIONS
 from tasks.workers import name_worker

@@ -6,13 +6,13 @@ import base64
 
 from prefect import task
 
-from miniplm import stages
-from miniplm.artifacts import ModelEntry, SelectionManifest
 from miniplm.corpus.reader import load_corpus
-from miniplm.run_plan import RunPlan
-from miniplm.run_record import StageRecord
+from miniplm.records.manifests import ModelEntry, SelectionManifest
+from miniplm.records.run import StageRecord
+from miniplm.run import stages
+from miniplm.run.plan import RunPlan
 from miniplm.selection.plot import plot_selection
-from miniplm.storage import Storage
+from miniplm.storage.root import Storage
 from tasks.artifacts import LiveArtifact, make_key
 from tasks.progress import report_progress
 from tasks.retries import TASK_OPTIONS

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from prefect import task
 
-from miniplm import stages
 from miniplm.corpus.reader import load_corpus
-from miniplm.planned_trainings import know_student
-from miniplm.run_plan import RunPlan
-from miniplm.run_record import StageRecord, StudentRecord
+from miniplm.records.run import StageRecord, StudentRecord
+from miniplm.run import stages
+from miniplm.run.plan import RunPlan
+from miniplm.run.trainings import know_student
 from miniplm.selection.ranking import load_selection
-from miniplm.storage import Storage
+from miniplm.storage.root import Storage
 from tasks.progress import report_progress, training_progress
 from tasks.retries import TASK_OPTIONS
 

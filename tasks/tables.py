@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from miniplm import layout
-from miniplm.artifacts import ScoreShardManifest, ShardEntry
+from miniplm.records.manifests import ScoreShardManifest, ShardEntry
 from tasks.artifacts import LiveArtifact, make_key
 
 # A page that shows more rows is of no use to people, and slow.

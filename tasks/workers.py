@@ -15,8 +15,8 @@ from prefect.runtime import flow_run
 
 from miniplm import __version__
 from miniplm.errors import VersionError
-from miniplm.pinning import WorkerDescription, describe_machine, save_worker
-from miniplm.storage import Storage
+from miniplm.run.pinning import WorkerDescription, describe_machine, save_worker
+from miniplm.storage.root import Storage
 from tasks.credentials import use_credentials_block
 from tasks.retries import TASK_OPTIONS
 

@@ -68,7 +68,7 @@ FIRST = (
     "tests/flows/",
     "tests/test_gpu_check.py",
     "tests/miniplm/test_published_vocabulary.py",
-    "tests/miniplm/test_scoring_families.py",
+    "tests/miniplm/scoring/test_families.py",
 )
 
 

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from miniplm.errors import StorageError
-from miniplm.object_stores import PatientS3FileSystem
+from miniplm.storage.s3 import PatientS3FileSystem
 
 WEED = Path(sys.executable).parent / "weed"
 # `weed mini` is five servers; each listens twice.

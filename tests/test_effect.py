@@ -35,11 +35,11 @@ from benchmarks.effect_scores import (
 )
 from benchmarks.effect_scores import main as describe_command
 from miniplm import layout
-from miniplm.artifacts import CorpusManifest, DomainLoss, Evaluation, TrainingManifest
-from miniplm.config import SelectionConfig
+from miniplm.config.run import SelectionConfig
 from miniplm.errors import RunError
+from miniplm.records.manifests import CorpusManifest, DomainLoss, Evaluation, TrainingManifest
 from miniplm.selection.ranking import select_sequences
-from miniplm.storage import Storage
+from miniplm.storage.root import Storage
 from tests.miniplm.made_corpora import make_corpus, write_scores
 
 

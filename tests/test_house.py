@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,28 @@ FILES = {
     path: ast.parse(path.read_text(encoding="utf-8")) for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))
 }
 MAX_LINES = 400
+# The rooms of the library: each imports only those before it. Modules beside them import none of them.
+ROOMS = (
+    "storage",
+    "config",
+    "records",
+    "sources",
+    "models",
+    "tokenizers",
+    "corpus",
+    "scoring",
+    "selection",
+    "derived",
+    "training",
+    "evaluation",
+    "run",
+    "report",
+)
+MAX_FLAT = 8
+# Used where they are there: PyTorch for CUDA brings triton, the user the others.
+OPTIONAL = {"triton", "quack", "wandb", "liger_kernel", "vllm", "sglang", "pytest_timeout"}
 # The main of a process: torchrun tells it by the environment which of several it is.
-READS_ENVIRONMENT = "miniplm.training.worker_process"
+READS_ENVIRONMENT = "miniplm.training.processes.worker"
 VAGUE_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}
 
 
@@ -49,22 +70,6 @@ def list_imports(module: str, nodes: list[ast.AST]) -> set[str]:
 
 def all_nodes(tree: ast.AST) -> list[ast.AST]:
     return list(ast.walk(tree))
-
-
-def import_time_nodes(tree: ast.AST) -> list[ast.AST]:
-    """The nodes that run when the module is imported: not function bodies, and not `if TYPE_CHECKING:`."""
-    found: list[ast.AST] = []
-    queue = [tree]
-    while queue:
-        node = queue.pop()
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            continue
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            queue.extend(node.orelse)
-            continue
-        found.append(node)
-        queue.extend(ast.iter_child_nodes(node))
-    return found
 
 
 def starts_with_package(names: set[str], packages: set[str]) -> list[str]:
@@ -119,9 +124,9 @@ def find_cycle(graph: dict[str, set[str]]) -> list[str]:
     return []
 
 
-def owning_module(name: str) -> str:
+def owning_module(name: str, modules: dict[str, ast.Module]) -> str:
     """The module of ours that an imported name is, or is in; '' for a name that is not ours."""
-    return name if name in MODULES else parent if (parent := name.rpartition(".")[0]) in MODULES else ""
+    return name if name in modules else parent if (parent := name.rpartition(".")[0]) in modules else ""
 
 
 def test_files_of_a_package_that_are_not_python_go_into_the_wheel() -> None:
@@ -135,15 +140,64 @@ def test_files_of_a_package_that_are_not_python_go_into_the_wheel() -> None:
     assert others <= packed
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
-    graph = {
-        module: {
-            owner for name in list_imports(module, import_time_nodes(tree)) if (owner := owning_module(name)) not in ("", module)
-        }
-        for module, tree in MODULES.items()
-    }
+SCRIPTS = {
+    module_name(path): ast.parse(path.read_text(encoding="utf-8"))
+    for package in ("scripts", "benchmarks")
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
+
+
+def list_edges(modules: dict[str, ast.Module]) -> dict[str, set[str]]:
+    """Which modules each imports, also inside functions."""
+    graph = {}
+    for module, tree in modules.items():
+        owners = {owning_module(name, modules) for name in list_imports(module, all_nodes(tree))}
+        graph[module] = owners - {"", module}
     assert sum(len(edges) for edges in graph.values()) > 10, "the graph of imports is empty: the test would see nothing"
-    assert find_cycle(graph) == []
+    return graph
+
+
+def test_no_modules_import_each_other_in_a_circle_not_even_inside_functions() -> None:
+    assert find_cycle(list_edges(MODULES | SCRIPTS)) == []
+
+
+def room_of(module: str) -> int:
+    """The number of a library module's room; -1 for what lies beside the rooms."""
+    name = module.split(".")[1] if module.count(".") else ""
+    return ROOMS.index(name) if name in ROOMS else -1
+
+
+def test_a_room_imports_only_the_rooms_before_it() -> None:
+    library = {module: tree for module, tree in MODULES.items() if module.split(".")[0] == "miniplm"}
+    upward = [
+        f"{module} imports {other}"
+        for module, others in list_edges(library).items()
+        for other in others
+        if room_of(other) > room_of(module)
+    ]
+    assert upward == []
+    folders = {path.name for path in (ROOT / "miniplm").iterdir() if path.is_dir() and any(path.glob("*.py"))}
+    assert folders == set(ROOMS)
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert [room for room in ROOMS if f"| `{room}/` |" not in page] == []
+    assert len([path for path in (ROOT / "miniplm").glob("*.py") if path.name != "__init__.py"]) <= MAX_FLAT
+
+
+def test_every_imported_package_is_declared() -> None:
+    """Those of the wheel by what it requires, with its extras; those of scripts and benchmarks may be of the set-up too."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+
+    def normalize(requirements: list[str]) -> set[str]:
+        return {re.split(r"[^A-Za-z0-9._-]", item, maxsplit=1)[0].lower().replace("_", "-") for item in requirements}
+
+    declared = normalize([*project["dependencies"], *(item for name, items in extras.items() for item in items if name != "dev")])
+    distributions = packages_distributions()
+    for modules, allowed in ((MODULES, declared), (SCRIPTS, declared | normalize(extras["dev"]))):
+        tops = {name.split(".")[0] for module, tree in modules.items() for name in list_imports(module, all_nodes(tree))}
+        foreign = tops - set(sys.stdlib_module_names) - {*PACKAGES, "scripts", "benchmarks", "tests", "__future__"} - OPTIONAL
+        missing = {top: distributions.get(top, []) for top in foreign}
+        assert {top for top, names in missing.items() if not allowed & {name.lower().replace("_", "-") for name in names}} == set()
 
 
 def test_a_circle_of_three_is_found() -> None:
@@ -207,10 +261,10 @@ def test_light_modules_load_neither_torch_nor_transformers() -> None:
     """One interpreter imports them one after the other, and says after each what is there."""
     light = [
         "miniplm",
-        "miniplm.config",
-        "miniplm.config_files",
+        "miniplm.config.run",
+        "miniplm.config.files",
         "miniplm.layout",
-        "miniplm.storage",
+        "miniplm.storage.root",
         "flows.cli.app",
         "flows.cli.tables",
     ]

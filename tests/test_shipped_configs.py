@@ -7,9 +7,9 @@ from typing import get_args
 
 import pytest
 
-from miniplm.config import Method, RunConfig
-from miniplm.config_files import load_config
-from miniplm.presets import PRESETS
+from miniplm.config.files import load_config
+from miniplm.config.run import Method, RunConfig
+from miniplm.models.presets import PRESETS
 from miniplm.training.flops import match_training
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -39,9 +39,9 @@ for _module in (
     "flows.run_miniplm",
     "matplotlib.backends.backend_svg",
     "matplotlib.figure",
-    "miniplm.comparison",
-    "miniplm.doctor",
-    "miniplm.run_status",
+    "miniplm.evaluation.comparison",
+    "miniplm.run.doctor",
+    "miniplm.run.status",
     "pandas",  # of DuckDB and Arrow, where it is there
     "prefect.concurrency.sync",
     "prefect.flow_engine",

@@ -25,9 +25,9 @@ from flows.cli.options import (
 def status(asked: Asked) -> None:
     """How far a run has come: each stage and shard is done, missing or broken, judged by its files and digests."""
     from flows.cli.tables import print_status
-    from miniplm.resolution import resolve
-    from miniplm.run_status import check_run
-    from miniplm.storage import Storage
+    from miniplm.run.resolution import resolve
+    from miniplm.run.status import check_run
+    from miniplm.storage.root import Storage
 
     plan = resolve(asked.resolve_config(), checks=False)
     result = check_run(Storage(plan.storage), plan)
@@ -48,9 +48,9 @@ def inspect(
 ) -> None:
     """Look at what a run kept and dropped: the most or least wanted sequences, decoded; one by id; or each domain."""
     from flows.cli.tables import print_domains, print_sequences
-    from miniplm import inspection
-    from miniplm.run_status import provide_record
-    from miniplm.storage import Storage
+    from miniplm.run import inspection
+    from miniplm.run.status import provide_record
+    from miniplm.storage.root import Storage
 
     config = asked.resolve_config()
     root = Storage(config.storage)
@@ -87,7 +87,7 @@ def config(
     """Check a configuration, or explain what one may hold."""
     import yaml
 
-    from miniplm.config import RunConfig, config_as_dict
+    from miniplm.config.run import RunConfig, config_as_dict
 
     if schema:
         print_json(RunConfig.model_json_schema())
@@ -106,7 +106,7 @@ def config(
 
 def _print_architectures(as_json: bool) -> None:
     from flows.cli.tables import make_table
-    from miniplm.presets import PRESETS
+    from miniplm.models.presets import PRESETS
 
     if as_json:
         print_json({name: preset.description for name, preset in PRESETS.items()})
@@ -127,7 +127,7 @@ def doctor(
     from flows.cli.prefect_api import check_prefect_api, check_proxy
     from flows.cli.prefect_home import check_prefect_home
     from flows.cli.tables import print_findings
-    from miniplm.doctor import diagnose
+    from miniplm.run.doctor import diagnose
 
     findings = [*diagnose(storage), check_proxy(), check_prefect_home(), check_prefect_api()]
     if as_json:

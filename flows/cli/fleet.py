@@ -21,7 +21,7 @@ from flows.cli.options import (
 from miniplm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from miniplm.config import RunConfig
+    from miniplm.config.run import RunConfig
 
 
 class Models(StrEnum):
@@ -57,8 +57,8 @@ def rescore(
     if is_config_file(target):
         config = resolve_config(target, (), storage)
         name, storage = config.name, config.storage
-    from miniplm.run_record import load_run
-    from miniplm.storage import Storage
+    from miniplm.records.run import load_run
+    from miniplm.storage.root import Storage
 
     load_run(Storage(storage), name)
     with watched_flow(verbose, as_json) as console:
@@ -84,7 +84,7 @@ def submit_run(config: RunConfig, as_json: bool, verbose: bool) -> None:
     from prefect.settings import PREFECT_UI_URL
 
     from flows.work_pool import fleet
-    from miniplm.config import config_as_dict
+    from miniplm.config.run import config_as_dict
 
     deployment = fleet.find_deployment("run-miniplm")
     run = run_deployment(

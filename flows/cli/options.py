@@ -23,9 +23,9 @@ from flows.cli.verbosity import set_verbose
 from miniplm.errors import ConfigError, first_line, is_passing, list_offenders
 
 if TYPE_CHECKING:
-    from miniplm.config import RunConfig
+    from miniplm.config.run import RunConfig
     from miniplm.progress import ProgressCallback
-    from miniplm.run_plan import RunPlan
+    from miniplm.run.plan import RunPlan
 
 Result = TypeVar("Result")
 
@@ -101,14 +101,14 @@ def resolve_config(target: str | None, overrides: Sequence[str] | None, storage:
 
     Raises `ConfigError` or `RunError` where there is neither, or where none is named and there is not just one run.
     """
-    from miniplm.config_files import apply_override, check_config, load_config
+    from miniplm.config.files import apply_override, check_config, load_config
 
     if target is None:
         target = _find_only_run(storage)
     elif is_config_file(target):
         return _as_on_workers(load_config(target, overrides or ()))
-    from miniplm.run_record import load_run
-    from miniplm.storage import Storage
+    from miniplm.records.run import load_run
+    from miniplm.storage.root import Storage
 
     content = load_run(Storage(storage), target).config
     for override in overrides or ():
@@ -125,16 +125,16 @@ def _as_on_workers(config: RunConfig) -> RunConfig:
     """A run on a work pool as its workers see it: with absolute paths, and the dtypes that they have pinned."""
     if not config.is_on_work_pool:
         return config
-    from miniplm.pinning import find_pinned, make_absolute
-    from miniplm.storage import Storage
+    from miniplm.run.pinning import find_pinned, make_absolute
+    from miniplm.storage.root import Storage
 
     config = make_absolute(config)
     return find_pinned(Storage(config.storage), config)
 
 
 def _find_only_run(storage: str) -> str:
-    from miniplm.run_record import list_runs
-    from miniplm.storage import Storage
+    from miniplm.records.run import list_runs
+    from miniplm.storage.root import Storage
 
     runs = list_runs(Storage(storage))
     if len(runs) != 1:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from flows.cli.prefect_home import PROXIES, check_proxies, prepare_prefect
-from miniplm.doctor import Finding
 from miniplm.errors import MiniplmError, PrefectApiError, first_line
+from miniplm.run.doctor import Finding
 
 
 def provide_prefect_api() -> None:

@@ -13,8 +13,8 @@ import tempfile
 import tomllib
 from pathlib import Path
 
-from miniplm.doctor import Finding
 from miniplm.errors import MachineError, describe_reason, reading_users_file
+from miniplm.run.doctor import Finding
 
 # A new database takes 5 MB, its journal as much again while it is made.
 _BYTES_WANTED = 32 << 20

@@ -13,7 +13,7 @@ from io import TextIOWrapper
 from typing import NoReturn
 from urllib.parse import urlsplit
 
-from miniplm.signals import restore_signals
+from miniplm.training.processes.signals import restore_signals
 
 # As httpx, urllib, botocore, websockets and curl all read them.
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")

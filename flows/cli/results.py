@@ -10,10 +10,10 @@ from rich.text import Text
 
 from flows.cli.tables import make_table, print_selection, print_taken
 from miniplm import layout
-from miniplm.artifacts import DomainLoss, Evaluation, TaskResult
-from miniplm.comparison import LossDifference, StudentComparison, compare_in_nats, compare_students
-from miniplm.run_record import RunRecord
-from miniplm.storage import Storage
+from miniplm.evaluation.comparison import LossDifference, StudentComparison, compare_in_nats, compare_students
+from miniplm.records.manifests import DomainLoss, Evaluation, TaskResult
+from miniplm.records.run import RunRecord
+from miniplm.storage.root import Storage
 
 _ALL = "all"
 

@@ -11,7 +11,7 @@ from flows.cli.options import AsJson, Asked, Overrides, Verbose, on_a_run, print
 from miniplm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from miniplm.config import RunConfig
+    from miniplm.config.run import RunConfig
 
 DEMO_CONFIG = "deployments/configs/demo.yaml"
 
@@ -50,9 +50,9 @@ def demo(overrides: Overrides = None, as_json: AsJson = False, verbose: Verbose 
 
 def _run(config: RunConfig, as_json: bool, verbose: bool) -> None:
     from flows.cli.results import print_run
-    from miniplm.resolution import resolve
-    from miniplm.run_status import find_complete_run
-    from miniplm.storage import Storage
+    from miniplm.run.resolution import resolve
+    from miniplm.run.status import find_complete_run
+    from miniplm.storage.root import Storage
 
     plan = resolve(config)
     storage = Storage(plan.storage)
@@ -75,8 +75,8 @@ def plan(
 ) -> None:
     """What a run will cost: shards, tokens, hours and bytes, from counts and a short measured probe. Runs nothing else."""
     from flows.cli.tables import print_plan
-    from miniplm.plan import plan_run
-    from miniplm.resolution import resolve
+    from miniplm.run.cost import plan_run
+    from miniplm.run.resolution import resolve
 
     result = plan_run(resolve(asked.resolve_config(), checks=False), usd_per_gpu_hour)
     if asked.as_json:

@@ -10,7 +10,7 @@ from rich.console import Console
 from flows.cli.options import Asked, on_a_run, print_json
 
 if TYPE_CHECKING:
-    from miniplm.scaling_curves import Saving, StudentCurve
+    from miniplm.evaluation.curves import Saving, StudentCurve
 
 
 @on_a_run
@@ -33,9 +33,9 @@ def scaling(asked: Asked) -> None:
     them. How far a number lies beyond what was measured stands beside it; a hundredfold is a guess.
     `evaluation.extrapolate_tokens` says for how many tokens the loss is told.
     """
-    from miniplm.run_status import provide_record
-    from miniplm.scaling_curves import describe_curve, gather_curves
-    from miniplm.storage import Storage
+    from miniplm.evaluation.curves import describe_curve, gather_curves
+    from miniplm.run.status import provide_record
+    from miniplm.storage.root import Storage
 
     config = asked.resolve_config()
     root = Storage(config.storage)

@@ -12,10 +12,10 @@ from flows.cli.options import Asked, on_a_run, print_json, try_again, watched_fl
 from miniplm.errors import ConfigError, ModelError, list_offenders
 
 if TYPE_CHECKING:
-    from miniplm.artifacts import CorpusManifest, ModelEntry, SelectionManifest
     from miniplm.progress import ProgressCallback
-    from miniplm.run_plan import RunPlan
-    from miniplm.run_record import StudentRecord
+    from miniplm.records.manifests import CorpusManifest, ModelEntry, SelectionManifest
+    from miniplm.records.run import StudentRecord
+    from miniplm.run.plan import RunPlan
 
 Role = Literal["teacher", "reference"]
 Students = Annotated[list[str] | None, typer.Option(help="Only this student; may be repeated. Default: all of the configuration.")]
@@ -27,18 +27,18 @@ def prepare(asked: Asked) -> None:
     plan = _begin(asked)
     with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
         if on_progress is None:
-            from flows.prepare_corpus import prepare_corpus
+            from flows.stages import prepare_corpus
 
             manifest, _ = prepare_corpus(plan)
         else:
-            from miniplm import stages
+            from miniplm.run import stages
 
             manifest, _ = try_again(partial(stages.prepare, plan, on_progress))
     if asked.as_json:
         print_json(manifest.as_json())
         return
     from flows.cli.tables import print_corpus
-    from miniplm.storage import Storage
+    from miniplm.storage.root import Storage
 
     print_corpus(console, Storage(plan.storage), manifest)
 
@@ -54,7 +54,7 @@ def train_reference(asked: Asked) -> None:
 
             entry, _ = flow(plan, corpus.corpus_id)
         else:
-            from miniplm import stages
+            from miniplm.run import stages
 
             named = stages.name_progress("train reference", on_progress)
             entry, _ = try_again(partial(stages.provide_reference, plan, corpus, named))
@@ -106,10 +106,10 @@ def score(
 
 def _check_gate(plan: RunPlan, corpus: CorpusManifest, model: Role, entry: ModelEntry) -> None:
     """Raises `FidelityError` where a calibration refuses the dtypes, or fp8 has none. Without the other model there is nothing to compare."""
-    from miniplm.fidelity_gate import check_fidelity
-    from miniplm.references import find_reference
-    from miniplm.scoring.calibration import needs_calibration
-    from miniplm.storage import Storage
+    from miniplm.run.fidelity_gate import check_fidelity
+    from miniplm.run.references import find_reference
+    from miniplm.selection.fidelity import needs_calibration
+    from miniplm.storage.root import Storage
 
     storage = Storage(plan.storage)
     reference = entry if model == "reference" else find_reference(storage, plan, corpus)
@@ -126,8 +126,8 @@ def _calibrate(plan: RunPlan, num_sequences: int, as_json: bool, verbose: bool) 
     with watched_flow(verbose, as_json) as console:
         from flows.calibrate_dtypes import calibrate_dtypes
         from flows.cli.tables import describe_fidelity, print_fidelity
-        from miniplm.fidelity_gate import judge_fidelity
-        from miniplm.storage import Storage
+        from miniplm.run.fidelity_gate import judge_fidelity
+        from miniplm.storage.root import Storage
 
         corpus = _require_corpus(plan)
         reference = _require_reference(plan, corpus)
@@ -152,18 +152,18 @@ def select(
         corpus = _require_corpus(plan)
         reference = _require_reference(plan, corpus)
         if on_progress is None:
-            from flows.select_sequences import select_sequences
+            from flows.stages import select_sequences
 
             manifest, _ = select_sequences(plan, corpus.corpus_id, reference)
         else:
-            from miniplm import stages
+            from miniplm.run import stages
 
             manifest, _ = try_again(partial(stages.select, plan, corpus, reference, on_progress))
     if asked.as_json:
         print_json(manifest.as_json())
         return
     from flows.cli.tables import print_selection
-    from miniplm.storage import Storage
+    from miniplm.storage.root import Storage
 
     print_selection(console, Storage(plan.storage), manifest)
 
@@ -194,7 +194,7 @@ def train(
 def _train(
     plan: RunPlan, corpus: CorpusManifest, selection: SelectionManifest, name: str, on_progress: ProgressCallback
 ) -> StudentRecord:
-    from miniplm import stages
+    from miniplm.run import stages
 
     try_again(partial(stages.derive, plan, corpus, selection, name, on_progress))
     named = stages.name_progress(f"train {name}", on_progress)
@@ -211,8 +211,8 @@ def evaluate(
     plan = _begin(asked)
     names = _student_names(plan, student)
     with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
-        from miniplm.storage import Storage
-        from miniplm.student_records import find_student, require_student
+        from miniplm.run.student_records import find_student, require_student
+        from miniplm.storage.root import Storage
 
         root = Storage(plan.storage)
         corpus, selection = _require_selection(plan)
@@ -220,15 +220,15 @@ def evaluate(
         for name in names:
             trained = require_student(root, plan, corpus, selection, name)
             if on_progress is None:
-                from flows.evaluate_student import evaluate_student
+                from flows.stages import evaluate_student
 
                 records[name], _ = evaluate_student(plan, corpus.corpus_id, name, trained)
             else:
-                from miniplm import stages
+                from miniplm.run import stages
 
                 records[name], _ = try_again(partial(stages.evaluate, plan, corpus, name, trained, on_progress))
     from flows.cli.results import describe_results, print_results
-    from miniplm.run_record import RunRecord
+    from miniplm.records.run import RunRecord
 
     # A baseline that was measured before is compared with, though it was not asked for now.
     found = {name: records.get(name) or find_student(root, plan, corpus, selection, name) for name in _student_names(plan, None)}
@@ -244,14 +244,14 @@ def evaluate(
 def report(asked: Asked) -> None:
     """Write the report of a run again, as far as the run has come."""
     plan = _begin(asked)
-    from miniplm.run_status import provide_record
-    from miniplm.storage import Storage
+    from miniplm.run.status import provide_record
+    from miniplm.storage.root import Storage
 
     root = Storage(plan.storage)
     provide_record(root, asked.resolve_config())
     with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
         if on_progress is None:
-            from flows.write_report import write_report
+            from flows.stages import write_report
 
             url = write_report(plan.storage, plan.name)
         else:
@@ -263,28 +263,28 @@ def report(asked: Asked) -> None:
 
 def _begin(asked: Asked, *overrides: str, emulated: bool = False) -> RunPlan:
     """The plan of the run, with its inputs checked as `run` does."""
-    from miniplm.resolution import resolve
+    from miniplm.run.resolution import resolve
 
     return resolve(asked.resolve_config(*overrides), emulated=emulated)
 
 
 def _require_corpus(plan: RunPlan) -> CorpusManifest:
-    from miniplm.run_status import require_corpus
-    from miniplm.storage import Storage
+    from miniplm.run.status import require_corpus
+    from miniplm.storage.root import Storage
 
     return require_corpus(Storage(plan.storage), plan)
 
 
 def _require_reference(plan: RunPlan, corpus: CorpusManifest) -> ModelEntry:
-    from miniplm.references import require_reference
-    from miniplm.storage import Storage
+    from miniplm.run.references import require_reference
+    from miniplm.storage.root import Storage
 
     return require_reference(Storage(plan.storage), plan, corpus)
 
 
 def _require_selection(plan: RunPlan) -> tuple[CorpusManifest, SelectionManifest]:
-    from miniplm.run_status import require_selection
-    from miniplm.storage import Storage
+    from miniplm.run.status import require_selection
+    from miniplm.storage.root import Storage
 
     corpus = _require_corpus(plan)
     return corpus, require_selection(Storage(plan.storage), plan, corpus, _require_reference(plan, corpus))

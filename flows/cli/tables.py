@@ -12,17 +12,17 @@ from rich.table import Table
 from rich.text import Text
 
 from miniplm import layout
-from miniplm.artifacts import Calibration, CorpusManifest, DomainSelection, SelectionManifest
 from miniplm.corpus.taken_files import list_files_read_again, list_files_without_documents
 from miniplm.errors import list_offenders
-from miniplm.storage import Storage
+from miniplm.records.manifests import Calibration, CorpusManifest, DomainSelection, SelectionManifest
+from miniplm.storage.root import Storage
 
 if TYPE_CHECKING:
-    from miniplm.doctor import Finding
-    from miniplm.inspection import InspectedDomain, InspectedSequence
-    from miniplm.plan import RunCost
-    from miniplm.run_plan import RunPlan
-    from miniplm.run_status import RunStatus
+    from miniplm.run.cost import RunCost
+    from miniplm.run.doctor import Finding
+    from miniplm.run.inspection import InspectedDomain, InspectedSequence
+    from miniplm.run.plan import RunPlan
+    from miniplm.run.status import RunStatus
 
 _STATES = {"done": "green", "partial": "yellow", "missing": "yellow", "broken": "red"}
 
@@ -163,7 +163,7 @@ def print_findings(findings: list[Finding]) -> None:
 
 def describe_fidelity(calibration: Calibration, plan: RunPlan) -> dict[str, object]:
     """A calibration's facts for machines, without its lists of NLLs."""
-    from miniplm.scoring.calibration import measure_fidelity
+    from miniplm.selection.fidelity import measure_fidelity
 
     fidelity = measure_fidelity(calibration, plan.selection.ratio, plan.selection.score)
     models = {
@@ -189,7 +189,7 @@ def describe_fidelity(calibration: Calibration, plan: RunPlan) -> dict[str, obje
 
 def print_fidelity(console: Console, storage: Storage, calibration: Calibration, plan: RunPlan) -> None:
     """What the dtypes change against float32, and whether they pass the gate."""
-    from miniplm.scoring.calibration import measure_fidelity
+    from miniplm.selection.fidelity import measure_fidelity
 
     fidelity = measure_fidelity(calibration, plan.selection.ratio, plan.selection.score)
     table = make_table(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from miniplm.artifacts import ScoreShardManifest
+from miniplm.records.manifests import ScoreShardManifest
 
 # The start of a process (Python, the model, its compilation) may take this share of the time it then scores for.
 _START_SHARE = 0.01

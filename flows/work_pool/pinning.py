@@ -8,12 +8,12 @@ from flows.work_pool import fleet
 from flows.work_pool.cancellation import DEPLOYMENTS
 from flows.work_pool.single import run_on_pool
 from miniplm import __version__
-from miniplm.config import RunConfig
+from miniplm.config.run import RunConfig
 from miniplm.errors import ConfigError, PoolWorkError, VersionError
-from miniplm.pinning import find_worker, make_absolute, needs_worker
-from miniplm.planning import pin_plan
-from miniplm.run_plan import RunPlan
-from miniplm.storage import Storage
+from miniplm.run.pinning import find_worker, make_absolute, needs_worker
+from miniplm.run.plan import RunPlan
+from miniplm.run.planning import pin_plan
+from miniplm.storage.root import Storage
 
 
 def check_storage_is_kept(config: RunConfig) -> None:

@@ -21,13 +21,13 @@ from flows.work_pool.failures import is_lasting_message, strip_message
 from flows.work_pool.pulse import Pulse
 from flows.work_pool.submission_lock import submission_lock
 from miniplm import __version__, layout
-from miniplm.artifacts import CorpusManifest, ModelEntry, ScoreShardManifest, ShardEntry
 from miniplm.corpus.reader import load_corpus
 from miniplm.errors import ScoreError, list_offenders
-from miniplm.run_plan import RunPlan
+from miniplm.records.manifests import CorpusManifest, ModelEntry, ScoreShardManifest, ShardEntry
+from miniplm.run.plan import RunPlan
 from miniplm.scoring.failures import find_failures
 from miniplm.scoring.shards import ShardScoreState, check_score_shard
-from miniplm.storage import Storage
+from miniplm.storage.root import Storage
 from tasks.progress import StageProgress, stage_progress
 from tasks.tables import ShardTable
 

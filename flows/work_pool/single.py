@@ -14,7 +14,7 @@ from flows.work_pool.failures import is_lasting_message, strip_message
 from flows.work_pool.pulse import Pulse
 from flows.work_pool.submission_lock import submission_lock
 from miniplm.errors import PoolWorkError
-from miniplm.run_plan import RunPlan
+from miniplm.run.plan import RunPlan
 
 _POLL_SECONDS = 2.0
 _MOST_TRIES = 3

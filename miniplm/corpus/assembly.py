@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from miniplm.artifacts import DomainCounts, Split
+from miniplm.corpus.packing import DomainPacker, PackerState, SentenceEnds
 from miniplm.corpus.shards import OpenShard
 from miniplm.corpus.state import SplitState, StoredPacker
-from miniplm.packing import DomainPacker, PackerState, SentenceEnds
-from miniplm.sources.records import Document
-from miniplm.tokenization import TokenIds
+from miniplm.records.manifests import DomainCounts, Split
+from miniplm.sources.documents import Document
+from miniplm.tokenizers.tokenizer import TokenIds
 
 CloseShard = Callable[["SplitAssembly", OpenShard], None]
 

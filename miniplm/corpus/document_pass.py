@@ -9,18 +9,18 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from miniplm.artifacts import SourceEntry, Split
-from miniplm.config import CorpusConfig
+from miniplm.config.run import CorpusConfig
 from miniplm.corpus.assembly import CloseShard, SplitAssembly
 from miniplm.corpus.identity import PlannedFile
+from miniplm.corpus.packing import SentenceEnds
+from miniplm.corpus.splits import assign_split
 from miniplm.corpus.state import SplitState
 from miniplm.layout import SPLITS
-from miniplm.packing import SentenceEnds
 from miniplm.progress import Progress, ProgressCallback
+from miniplm.records.manifests import SourceEntry, Split
+from miniplm.sources.documents import Document, Record, Rejection, make_excerpt
 from miniplm.sources.reading import read_records
-from miniplm.sources.records import Document, Record, Rejection, make_excerpt
-from miniplm.splits import assign_split
-from miniplm.tokenization import CorpusTokenizer, TokenIds
+from miniplm.tokenizers.tokenizer import CorpusTokenizer, TokenIds
 
 # Texts tokenised together: enough for many cores, little enough to hold several times over.
 _BATCH_BYTES = 4 << 20

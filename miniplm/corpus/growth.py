@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from miniplm import layout
-from miniplm.artifacts import CorpusManifest, Record, ShardEntry, SourceEntry, Split
 from miniplm.corpus.reader import find_corpus
 from miniplm.corpus.state import SplitState
 from miniplm.errors import CorpusError, DamagedFileError
 from miniplm.layout import SPLITS
-from miniplm.records import find_record, read_record
-from miniplm.storage import Storage
+from miniplm.records.manifests import CorpusManifest, Record, ShardEntry, SourceEntry, Split
+from miniplm.records.stored import find_record, read_record
+from miniplm.storage.root import Storage
 
 
 class NewestCorpus(Record):

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from miniplm.artifacts import CorpusManifest, LeftOut
-from miniplm.config import CorpusConfig, SourceConfig
+from miniplm.config.run import CorpusConfig, SourceConfig
 from miniplm.corpus.growth import find_newest_corpus
+from miniplm.corpus.packing import PACKING_VERSION
 from miniplm.errors import SourceError, list_offenders
-from miniplm.packing import PACKING_VERSION
+from miniplm.records.manifests import CorpusManifest, LeftOut
 from miniplm.sources.compression import Compression
 from miniplm.sources.digests import digest_source_files, recognise_source_files
 from miniplm.sources.files import MOST_NAMES, SourceFile, find_source, locate_source
 from miniplm.sources.names import show_name
-from miniplm.storage import Storage, digest_content
-from miniplm.tokenization import CorpusTokenizer, TokenizerIdentity, load_tokenizer
+from miniplm.storage.root import Storage, digest_content
+from miniplm.tokenizers.tokenizer import CorpusTokenizer, TokenizerIdentity, load_tokenizer
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from miniplm import layout
-from miniplm.artifacts import CorpusManifest, ShardEntry, SourceEntry
-from miniplm.config import CorpusConfig
+from miniplm.config.run import CorpusConfig
 from miniplm.corpus.assembly import SplitAssembly
 from miniplm.corpus.document_pass import DocumentPass
 from miniplm.corpus.growth import count_offsets
@@ -20,10 +19,11 @@ from miniplm.corpus.identity import PlannedFile
 from miniplm.corpus.shards import OpenShard
 from miniplm.corpus.state import find_missing_shards
 from miniplm.errors import CorpusError, list_offenders
-from miniplm.locks import exclusive
 from miniplm.progress import ProgressCallback
-from miniplm.storage import Storage, digest_file
-from miniplm.tokenization import CorpusTokenizer
+from miniplm.records.manifests import CorpusManifest, ShardEntry, SourceEntry
+from miniplm.storage.locks import exclusive
+from miniplm.storage.root import Storage, digest_file
+from miniplm.tokenizers.tokenizer import CorpusTokenizer
 
 
 def mend_shards(

@@ -12,8 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from miniplm import __version__, layout
-from miniplm.artifacts import CorpusManifest, DomainCounts, ShardEntry, SourceEntry
-from miniplm.config import CorpusConfig
+from miniplm.config.run import CorpusConfig
 from miniplm.corpus.assembly import SplitAssembly, add_counts
 from miniplm.corpus.document_pass import DocumentPass
 from miniplm.corpus.growth import count_offsets, remember_newest_corpus
@@ -25,10 +24,11 @@ from miniplm.corpus.shards import OpenShard
 from miniplm.corpus.state import PreparationState, has_shards, load_state
 from miniplm.errors import CorpusError, DamagedSourceError, list_offenders
 from miniplm.layout import SPLITS
-from miniplm.locks import exclusive
 from miniplm.progress import ProgressCallback, ignore_progress
-from miniplm.storage import Storage, digest_file
-from miniplm.tokenization import CorpusTokenizer
+from miniplm.records.manifests import CorpusManifest, DomainCounts, ShardEntry, SourceEntry
+from miniplm.storage.locks import exclusive
+from miniplm.storage.root import Storage, digest_file
+from miniplm.tokenizers.tokenizer import CorpusTokenizer
 
 _log = logging.getLogger("miniplm")
 

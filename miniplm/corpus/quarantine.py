@@ -6,8 +6,8 @@ import json
 from collections import Counter
 
 from miniplm import layout
-from miniplm.sources.records import Rejection
-from miniplm.storage import Storage
+from miniplm.sources.documents import Rejection
+from miniplm.storage.root import Storage
 
 # Rejections held in memory; a file of them takes at most a few MB.
 _FILE_REJECTIONS = 5000

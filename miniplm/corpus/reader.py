@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from miniplm import layout
-from miniplm.artifacts import CorpusManifest, ShardEntry
 from miniplm.errors import CorpusError, TokenizerError
-from miniplm.records import describe_first_problem
-from miniplm.storage import Storage, digest_stream
-from miniplm.tokenization import CorpusTokenizer, load_tokenizer
+from miniplm.records.manifests import CorpusManifest, ShardEntry
+from miniplm.records.stored import describe_first_problem
+from miniplm.storage.root import Storage, digest_stream
+from miniplm.tokenizers.tokenizer import CorpusTokenizer, load_tokenizer
 
 _REPAIR = (
     "Delete that file and run `miniplm prepare CONFIG`: the corpus is made again, with the same content, and the scores stay good"

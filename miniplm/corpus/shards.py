@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from miniplm.artifacts import DomainCounts
-from miniplm.packing import PackedSequence
+from miniplm.corpus.packing import PackedSequence
+from miniplm.records.manifests import DomainCounts
 
 # Fixed, so that the same sequences give the same bytes.
 ROW_GROUP_SEQUENCES = 4096

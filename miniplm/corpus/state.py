@@ -10,9 +10,9 @@ import numpy as np
 from pydantic import ValidationError
 
 from miniplm import layout
-from miniplm.artifacts import DomainCounts, Record, ShardEntry, SourceEntry, Split
-from miniplm.packing import PackerState
-from miniplm.storage import Storage
+from miniplm.corpus.packing import PackerState
+from miniplm.records.manifests import DomainCounts, Record, ShardEntry, SourceEntry, Split
+from miniplm.storage.root import Storage
 
 
 class StoredPacker(Record):

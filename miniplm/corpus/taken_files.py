@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from miniplm.artifacts import CorpusManifest
+from miniplm.records.manifests import CorpusManifest
 
 
 def list_files_without_documents(corpus: CorpusManifest) -> dict[str, int]:

@@ -28,20 +28,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from miniplm import layout
-from miniplm.artifacts import CorpusManifest, DomainCounts, TokenizerEntry
 from miniplm.corpus.assembly import add_counts
+from miniplm.corpus.packing import PACKING_VERSION, DomainPacker, PackedSequence, SentenceEnds
 from miniplm.corpus.reader import load_corpus_tokenizer, read_token_ids
 from miniplm.corpus.shards import OpenShard
 from miniplm.derived.fragments import Fragment, FragmentCutter, TokenBytes, count_completing_bytes
 from miniplm.derived.reader import load_derived_tokenizer
-from miniplm.derived.records import ConversionRecipe
+from miniplm.derived.recipes import ConversionRecipe
 from miniplm.derived.sequences import TrainingShard, read_sequences
 from miniplm.derived.sets import DerivedJob, DerivedSource, MadeShard, ShardMaker, list_rows
 from miniplm.errors import DerivedError
-from miniplm.packing import PACKING_VERSION, DomainPacker, PackedSequence, SentenceEnds
 from miniplm.progress import Progress, ProgressCallback
-from miniplm.storage import Storage
-from miniplm.tokenization import CorpusTokenizer
+from miniplm.records.manifests import CorpusManifest, DomainCounts, TokenizerEntry
+from miniplm.storage.root import Storage
+from miniplm.tokenizers.tokenizer import CorpusTokenizer
 
 # Bytes of text that are encoded together.
 _BATCH_BYTES = 4 << 20

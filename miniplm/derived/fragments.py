@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from miniplm.tokenization import CorpusTokenizer
+from miniplm.tokenizers.tokenizer import CorpusTokenizer
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 

@@ -27,13 +27,13 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from miniplm.artifacts import CorpusManifest, ModelEntry, TokenizerEntry
-from miniplm.config import GenerationConfig
-from miniplm.config_fields import MOST_SHARD_TOKENS
+from miniplm.config.fields import MOST_SHARD_TOKENS
+from miniplm.config.run import GenerationConfig
+from miniplm.corpus.packing import PackedSequence
 from miniplm.corpus.reader import read_token_ids
 from miniplm.corpus.shards import OpenShard
 from miniplm.derived.conversion import ListShards
-from miniplm.derived.records import GenerationRecipe
+from miniplm.derived.recipes import GenerationRecipe
 from miniplm.derived.sampling import GumbelSampling
 from miniplm.derived.sequences import TrainingShard, read_sequences
 from miniplm.derived.sets import DerivedJob, DerivedSource, MadeShard, ShardMaker, list_rows
@@ -41,9 +41,9 @@ from miniplm.errors import ConfigError, DerivedError
 from miniplm.models.devices import describe_memory, device_errors, free_cached_memory, is_out_of_memory, resolve_device, use_device
 from miniplm.models.fp8 import FP8_DTYPES
 from miniplm.models.opening import open_causal_model
-from miniplm.packing import PackedSequence
 from miniplm.progress import Progress, ProgressCallback
-from miniplm.storage import Storage
+from miniplm.records.manifests import CorpusManifest, ModelEntry, TokenizerEntry
+from miniplm.storage.root import Storage
 
 # Sequences generated together, until memory runs out: a GPU reads all weights for each token of however many.
 _SEQUENCES_PER_BATCH = {"cuda": 128, "cpu": 16}

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from miniplm import layout
-from miniplm.derived.records import DerivedManifest, DerivedShard
+from miniplm.derived.recipes import DerivedManifest, DerivedShard
 from miniplm.errors import DerivedError, TokenizerError
-from miniplm.records import find_record
-from miniplm.storage import Storage, digest_stream
-from miniplm.tokenization import CorpusTokenizer, load_tokenizer
+from miniplm.records.stored import find_record
+from miniplm.storage.root import Storage, digest_stream
+from miniplm.tokenizers.tokenizer import CorpusTokenizer, load_tokenizer
 
 _REPAIR = "Run `miniplm train CONFIG`: what is missing is made again with the same content, and nothing else"
 

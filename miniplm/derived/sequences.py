@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from miniplm.artifacts import ShardEntry
 from miniplm.corpus.reader import read_shard
 from miniplm.derived.reader import read_derived_shard
-from miniplm.derived.records import DerivedShard
-from miniplm.storage import Storage
+from miniplm.derived.recipes import DerivedShard
+from miniplm.records.manifests import ShardEntry
+from miniplm.storage.root import Storage
 
 
 @dataclass(frozen=True)

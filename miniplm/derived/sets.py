@@ -17,16 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from miniplm import layout
-from miniplm.artifacts import DomainCounts, TokenizerEntry
 from miniplm.corpus.assembly import add_counts
 from miniplm.corpus.shards import OpenShard
 from miniplm.derived.reader import find_derived
-from miniplm.derived.records import ConversionRecipe, DerivedManifest, DerivedShard, GenerationRecipe, SourcePart
+from miniplm.derived.recipes import ConversionRecipe, DerivedManifest, DerivedShard, GenerationRecipe, SourcePart
 from miniplm.derived.sequences import TrainingShard
 from miniplm.errors import DamagedFileError, DerivedError, first_line
 from miniplm.progress import ProgressCallback, ignore_progress
-from miniplm.records import ShardState, check_all, read_record
-from miniplm.storage import Storage, digest_file
+from miniplm.records.manifests import DomainCounts, TokenizerEntry
+from miniplm.records.stored import ShardState, check_all, read_record
+from miniplm.storage.root import Storage, digest_file
 from miniplm.versions import list_versions
 
 

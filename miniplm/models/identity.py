@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from miniplm.artifacts import ModelEntry
 from miniplm.errors import ModelError, reading_users_file
-from miniplm.file_facts import digest_kept_file
 from miniplm.models.files import list_code_files, list_weight_files, read_model_config
-from miniplm.storage import Storage, digest_content, digest_file
+from miniplm.records.manifests import ModelEntry
+from miniplm.storage.file_facts import digest_kept_file
+from miniplm.storage.root import Storage, digest_content, digest_file
 
 # Raised when a change of the code changes the scores of an unchanged model.
 SCORING_VERSION = 1

@@ -16,11 +16,11 @@ from miniplm.models.files import check_finite_weights
 from miniplm.models.fp8 import DIMENSION_MULTIPLE, FP8_DTYPES, HEAD_TOO, convert_to_fp8
 from miniplm.models.fused_linear import fuse_linears
 from miniplm.models.lengths import choose_probe_length, depends_on_length, find_max_positions, forget_seen_lengths
+from miniplm.models.nll import Head
 from miniplm.models.packed_linear import can_pack, pack_linears
 from miniplm.models.placement import place_model
 from miniplm.models.probing import check_causal, check_implementations
 from miniplm.models.skeleton import check_all_loaded, read_skeleton
-from miniplm.nll import Head
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from miniplm import layout
-from miniplm.artifacts import ModelEntry
 from miniplm.errors import ModelError
 from miniplm.models.files import locate_model
 from miniplm.models.loading import LoadedModel, load_causal_model, load_model
-from miniplm.storage import Storage
+from miniplm.records.manifests import ModelEntry
+from miniplm.storage.root import Storage
 
 
 def open_model(storage: Storage, entry: ModelEntry, device: torch.device, will_compile: bool = False) -> LoadedModel:

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from miniplm.evaluation.scaling import ScalingFit, ScalingLaw
 from miniplm.report.content import LossCurve
 from miniplm.report.markup import fill
-from miniplm.scaling import ScalingFit, ScalingLaw
 
 # CSS variables by the placeholder that matplotlib draws in; no two may differ only by rounding.
 _VARIABLES = (

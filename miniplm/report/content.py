@@ -12,9 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from miniplm.artifacts import CheckpointMetrics, CorpusManifest, SelectionManifest
-from miniplm.comparison import StudentComparison, compare_students
-from miniplm.inspection import (
+from miniplm.evaluation.comparison import StudentComparison, compare_students
+from miniplm.evaluation.curves import StudentCurve, gather_curves
+from miniplm.records.manifests import CheckpointMetrics, CorpusManifest, SelectionManifest
+from miniplm.records.metrics import read_student_metrics
+from miniplm.records.run import RunRecord
+from miniplm.run.inspection import (
     InspectedDomain,
     InspectedSequence,
     describe_domains,
@@ -23,11 +26,8 @@ from miniplm.inspection import (
     open_scores,
     rank_sequences,
 )
-from miniplm.run_record import RunRecord
-from miniplm.scaling_curves import StudentCurve, gather_curves
 from miniplm.selection.ranking import load_selection
-from miniplm.storage import Storage
-from miniplm.student_metrics import read_student_metrics
+from miniplm.storage.root import Storage
 
 NUM_SHOWN = 20
 _MAX_CURVE_POINTS = 800

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from miniplm.artifacts import DomainLoss
-from miniplm.baselines import find_tokenizer
-from miniplm.comparison import LossDifference, compare_in_nats
+from miniplm.evaluation.baselines import find_tokenizer
+from miniplm.evaluation.comparison import LossDifference, compare_in_nats
+from miniplm.records.manifests import DomainLoss
 from miniplm.report.content import ReportContent
 from miniplm.report.markup import MISSING, explain, fill, format_count, format_error, format_name, format_nats, mark_best, render
 

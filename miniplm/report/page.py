@@ -7,11 +7,11 @@ from typing import Any
 from markupsafe import Markup
 
 from miniplm import layout
+from miniplm.records.run import load_run
 from miniplm.report import scaling, scores, setup, students, tasks
 from miniplm.report.content import ReportContent, gather_content
 from miniplm.report.markup import format_count, format_nats, render
-from miniplm.run_record import load_run
-from miniplm.storage import Storage
+from miniplm.storage.root import Storage
 
 
 def write_report(storage: Storage, run_name: str) -> str:

@@ -6,6 +6,8 @@ import math
 
 from markupsafe import Markup
 
+from miniplm.evaluation.curves import Extrapolation, Saving, StudentCurve
+from miniplm.evaluation.scaling import ScalingFit
 from miniplm.report.charts import choose_power_ticks, choose_ticks, draw_scaling_curves, place, place_ticks
 from miniplm.report.content import ReportContent
 from miniplm.report.markup import (
@@ -21,8 +23,6 @@ from miniplm.report.markup import (
     format_times,
     render,
 )
-from miniplm.scaling import ScalingFit
-from miniplm.scaling_curves import Extrapolation, Saving, StudentCurve
 
 # The chart goes on for one power of ten beyond the last checkpoint; the table tells what lies further.
 _DRAWN_BEYOND = 10.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from miniplm.artifacts import DomainSelection, SelectionManifest
+from miniplm.records.manifests import DomainSelection, SelectionManifest
 from miniplm.report.charts import choose_ticks, draw_distribution, place_ticks
 from miniplm.report.content import ReportContent
 from miniplm.report.markup import cut_text, format_count, format_name, format_nats, format_share, render, swatch

@@ -8,11 +8,11 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from miniplm.artifacts import CorpusManifest, DomainCounts, ModelEntry
 from miniplm.corpus.assembly import add_counts
 from miniplm.corpus.taken_files import list_files_read_again, list_files_without_documents
 from miniplm.errors import list_offenders
 from miniplm.layout import SPLITS, model_folder
+from miniplm.records.manifests import CorpusManifest, DomainCounts, ModelEntry
 from miniplm.report.content import ReportContent
 from miniplm.report.markup import (
     MISSING,

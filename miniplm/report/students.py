@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from miniplm.artifacts import Evaluation
-from miniplm.baselines import SELECTION_METHODS, find_baselines
+from miniplm.evaluation.baselines import SELECTION_METHODS, find_baselines
+from miniplm.evaluation.curves import student_flops_per_token
+from miniplm.records.manifests import Evaluation
+from miniplm.records.run import RunRecord, StudentRecord
 from miniplm.report.charts import choose_ticks, draw_loss_curves, place_ticks
 from miniplm.report.content import LossCurve, ReportContent
 from miniplm.report.heldout import render_heldout
@@ -22,8 +24,6 @@ from miniplm.report.markup import (
     format_size,
     render,
 )
-from miniplm.run_record import RunRecord, StudentRecord
-from miniplm.scaling_curves import student_flops_per_token
 
 _LOG_SCALE_STEPS = 200
 

@@ -6,12 +6,12 @@ import math
 
 from markupsafe import Markup
 
-from miniplm.artifacts import TaskResult
-from miniplm.baselines import find_baselines
+from miniplm.evaluation.accuracies import average_accuracy
+from miniplm.evaluation.baselines import find_baselines
+from miniplm.records.manifests import TaskResult
+from miniplm.records.run import RunRecord
 from miniplm.report.content import ReportContent
 from miniplm.report.markup import MISSING, explain, fill, format_count, format_error, format_name, mark_best, render
-from miniplm.run_record import RunRecord
-from miniplm.zero_shot.results import average_accuracy
 
 
 def has_tasks(content: ReportContent) -> bool:

@@ -1,7 +1,7 @@
 """Scores sequences under a model: the sum of NLL over the scored targets of each, at the device's own speed.
 
 Batches follow each other on the device without a pause: while one computes, the next is built and copied, and the
-results of those before come back. What is scored is what `miniplm.nll.mask_scored_targets` says: every target whose
+results of those before come back. What is scored is what `miniplm.models.nll.mask_scored_targets` says: every target whose
 input is not EOS.
 """
 
@@ -23,11 +23,7 @@ from miniplm.errors import ModelError, ScoreError
 from miniplm.models.devices import describe_memory, device_errors, free_cached_memory, is_out_of_memory, use_device
 from miniplm.models.fused_linear import count_products
 from miniplm.models.loading import LoadedModel
-from miniplm.scoring.batch_sizes import BatchSizeSearch
-from miniplm.scoring.batches import Attention, IntArray, cut_segments, plan_batches, resolve_tokens_per_batch
-from miniplm.scoring.forward import Compile, ForwardPass
-from miniplm.scoring.model_inputs import Batch, build_batch
-from miniplm.scoring.throughput import (
+from miniplm.models.throughput import (
     ClockMark,
     DeviceClock,
     Throughput,
@@ -35,6 +31,10 @@ from miniplm.scoring.throughput import (
     measure_matmul_peak,
     measure_seconds,
 )
+from miniplm.scoring.batch_sizes import BatchSizeSearch
+from miniplm.scoring.batches import Attention, IntArray, cut_segments, plan_batches, resolve_tokens_per_batch
+from miniplm.scoring.forward import Compile, ForwardPass
+from miniplm.scoring.model_inputs import Batch, build_batch
 
 # Told the tokens of each finished batch, and what the device has achieved on these sequences so far.
 TokenCallback = Callable[[int, Throughput], None]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from miniplm import layout
-from miniplm.artifacts import CorpusManifest, ModelEntry, ScoreFailure, ShardEntry
 from miniplm.errors import is_lasting
-from miniplm.records import find_record
-from miniplm.storage import Storage
+from miniplm.records.manifests import CorpusManifest, ModelEntry, ScoreFailure, ShardEntry
+from miniplm.records.stored import find_record
+from miniplm.storage.root import Storage
 
 
 def record_failure(

@@ -6,7 +6,7 @@
     fp8-compiled, fp8-compiled-small   CUDA: each tile's log-sum-exp fused by torch.compile
     fp8-triton     CUDA, plain head: the Triton kernel, its products summed in float32
 
-The logit of a target is of the same rounded numbers, summed in float32. Shapes as in `miniplm.nll`.
+The logit of a target is of the same rounded numbers, summed in float32. Shapes as in `miniplm.models.nll`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 
 from miniplm.models.compilation import CompiledCall, compile_each_shape, vary_shape
 from miniplm.models.fp8 import DIMENSION_MULTIPLE, multiply_quantized, quantize_rows, supports_fp8
-from miniplm.nll import Head, nll_in_tiles
+from miniplm.models.nll import Head, nll_in_tiles
 from miniplm.scoring import triton_nll
 
 NllOfHidden = Callable[[Tensor, Tensor], Tensor]

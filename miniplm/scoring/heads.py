@@ -7,7 +7,7 @@
     quack      CUDA, plain head: QuACK's CuTe kernel with a log-sum-exp epilogue, where quack-kernels is installed
 
 With the head in fp8 they are those of `miniplm.scoring.fp8_head`. On a GPU each is tried on the model's own head: one that fails or differs from `tiles` is left out, the fastest is
-taken. Shapes as in `miniplm.nll`.
+taken. Shapes as in `miniplm.models.nll`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from torch import Tensor
 from miniplm.errors import first_line
 from miniplm.models.compilation import compile_each_shape
 from miniplm.models.devices import is_device_lost, is_out_of_memory
+from miniplm.models.nll import Head, nll_in_tiles
 from miniplm.models.packed_linear import can_pack, multiply, pack_weight
-from miniplm.nll import Head, nll_in_tiles
 from miniplm.scoring.fp8_head import RoundedHead
 
 NllOfHidden = Callable[[Tensor, Tensor], Tensor]

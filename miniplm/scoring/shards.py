@@ -9,17 +9,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from miniplm import layout
-from miniplm.artifacts import CorpusManifest, ModelEntry, ScoreShardManifest, ShardEntry
 from miniplm.corpus.reader import read_shard, read_token_ids
 from miniplm.errors import DamagedFileError, ModelError, ScoreError, first_line, list_offenders
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
-from miniplm.records import ShardState, check_all, read_record
-from miniplm.storage import Storage, digest_file, digest_stream
+from miniplm.records.manifests import CorpusManifest, ModelEntry, ScoreShardManifest, ShardEntry
+from miniplm.records.stored import ShardState, check_all, read_record
+from miniplm.storage.root import Storage, digest_file, digest_stream
 from miniplm.versions import list_versions
 
 if TYPE_CHECKING:
+    from miniplm.models.throughput import Throughput
     from miniplm.scoring.engine import Scorer
-    from miniplm.scoring.throughput import Throughput
 
 ShardScoreState = ShardState[ScoreShardManifest]
 SCORE_SCHEMA = pa.schema([("sequence_id", pa.int64()), ("num_scored_tokens", pa.int32()), ("nll_sum", pa.float64())])

@@ -244,7 +244,9 @@ def nll_by_triton(
     gets a non-finite NLL, the others are as they were without it. There is no gradient.
     """
     if triton is None:
-        raise ImportError("nll_by_triton needs the package triton, which CUDA builds of torch bring; use miniplm.nll instead")
+        raise ImportError(
+            "nll_by_triton needs the package triton, which CUDA builds of torch bring; use miniplm.models.nll instead"
+        )
     hidden_NH = hidden_NH.contiguous()
     _check_inputs(hidden_NH, weight_VH, targets_N, hidden_scale_N, weight_scale_V)
     (N, H), V, device = hidden_NH.shape, weight_VH.shape[0], hidden_NH.device

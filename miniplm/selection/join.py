@@ -10,11 +10,11 @@ from contextlib import contextmanager
 import duckdb
 
 from miniplm import layout
-from miniplm.artifacts import CorpusManifest, ShardEntry
 from miniplm.errors import CorpusError, ScoreJoinError, StorageError, StorageUnavailableError, first_line, list_offenders
+from miniplm.records.manifests import CorpusManifest, ShardEntry
 from miniplm.scoring.shards import check_score_shards
 from miniplm.selection.scans import scan_parquet
-from miniplm.storage import Storage
+from miniplm.storage.root import Storage
 
 _ROLES = ("teacher", "reference")
 _REMOTE_THREADS = 16

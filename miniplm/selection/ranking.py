@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from miniplm import layout
-from miniplm.artifacts import CorpusManifest, DomainSelection, SelectionManifest, SelectionShardEntry
-from miniplm.config import SelectionConfig
+from miniplm.config.run import SelectionConfig
 from miniplm.errors import CorpusError, ScoreJoinError
-from miniplm.locks import exclusive
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
-from miniplm.records import find_record
+from miniplm.records.manifests import CorpusManifest, DomainSelection, SelectionManifest, SelectionShardEntry
+from miniplm.records.stored import find_record
 from miniplm.selection.join import candidate_scores, check_scores, connect
-from miniplm.storage import Storage, digest_content, digest_file
+from miniplm.storage.locks import exclusive
+from miniplm.storage.root import Storage, digest_content, digest_file
 
 SELECTION_VERSION = 1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Iterable
 
-from miniplm.storage import Storage
+from miniplm.storage.root import Storage
 
 
 def scan_parquet(storage: Storage, relatives: Iterable[str]) -> str:

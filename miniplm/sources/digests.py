@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import cast
 
-from miniplm.file_facts import SETTLED_SECONDS, look_up
 from miniplm.sources.blocks import recognise_file
 from miniplm.sources.compression import Compression
 from miniplm.sources.files import SourceFile, open_raw
-from miniplm.storage import Storage, digest_stream
+from miniplm.storage.file_facts import SETTLED_SECONDS, look_up
+from miniplm.storage.root import Storage, digest_stream
 
 _NONE = "none"
 

@@ -13,12 +13,12 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from miniplm import layout
-from miniplm.artifacts import LeftOut
-from miniplm.config import SourceConfig
+from miniplm.config.run import SourceConfig
 from miniplm.errors import SourceError, list_offenders
+from miniplm.records.manifests import LeftOut
 from miniplm.sources.listing import Listing, has_wildcards, list_folder, list_left_out, list_matches
 from miniplm.sources.names import show_name
-from miniplm.storage import Storage, open_filesystem, open_stream
+from miniplm.storage.root import Storage, open_filesystem, open_stream
 
 # Of the files that are left out for one reason.
 MOST_NAMES = 10

@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from miniplm.config import SourceConfig
+from miniplm.config.run import SourceConfig
 from miniplm.errors import DamagedSourceError
 from miniplm.sources.blocks import BytesCallback, peek_blocks, read_blocks
+from miniplm.sources.documents import MISSING, Origin, Record, Records, Rejection, check_record, make_excerpt
 from miniplm.sources.files import SourceFile
-from miniplm.sources.records import MISSING, Origin, Record, Records, Rejection, check_record, make_excerpt
 from miniplm.sources.signatures import recognise_format
 
 # Integers of any length are read: as floats, since no integer field is used, which never fails.

@@ -14,8 +14,8 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from miniplm.artifacts import LeftOutReason
 from miniplm.errors import SourceError
+from miniplm.records.manifests import LeftOutReason
 from miniplm.sources.names import show_name
 
 _WILDCARDS = re.compile(r"[*?[]")

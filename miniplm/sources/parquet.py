@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from miniplm.config import SourceConfig
+from miniplm.config.run import SourceConfig
 from miniplm.errors import DamagedSourceError, list_offenders
 from miniplm.sources.blocks import BytesCallback, StoredFile, decoding
 from miniplm.sources.compression import recognise_compression
+from miniplm.sources.documents import MISSING, Origin, Records, check_record, make_excerpt
 from miniplm.sources.files import SourceFile, open_raw
-from miniplm.sources.records import MISSING, Origin, Records, check_record, make_excerpt
 from miniplm.sources.signatures import HEAD_BYTES, is_plain_text, recognise_format
 
 _BATCH_BYTES = 4 << 20

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from miniplm.config import SourceConfig
+from miniplm.config.run import SourceConfig
 from miniplm.sources.blocks import BytesCallback
+from miniplm.sources.documents import Records
 from miniplm.sources.files import SourceFile
 from miniplm.sources.jsonl import read_jsonl
 from miniplm.sources.parquet import read_parquet
-from miniplm.sources.records import Records
 from miniplm.sources.text_files import read_text_file
 
 READERS = {"jsonl": read_jsonl, "parquet": read_parquet, "text": read_text_file}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import codecs
 
-from miniplm.config import SourceConfig
+from miniplm.config.run import SourceConfig
 from miniplm.sources.blocks import BytesCallback, read_blocks
+from miniplm.sources.documents import Origin, Records, Rejection, check_record, make_excerpt
 from miniplm.sources.files import SourceFile
-from miniplm.sources.records import Origin, Records, Rejection, check_record, make_excerpt
 from miniplm.sources.signatures import HEAD_BYTES, recognise_format
 
 

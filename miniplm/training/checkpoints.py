@@ -19,11 +19,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from miniplm import layout
-from miniplm.artifacts import CheckpointMetrics
 from miniplm.errors import StorageError, TrainingError, list_offenders
 from miniplm.models.files import list_weight_files
 from miniplm.models.identity import digest_weights
-from miniplm.storage import Storage, digest_file
+from miniplm.records.manifests import CheckpointMetrics
+from miniplm.storage.root import Storage, digest_file
 from miniplm.training.records import (
     MANIFEST,
     METRICS,

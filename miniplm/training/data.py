@@ -19,11 +19,11 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from miniplm.config import TrainingConfig
+from miniplm.config.run import TrainingConfig
 from miniplm.derived.sequences import TrainingShard, read_sequences
 from miniplm.errors import TrainingError
-from miniplm.nll import mask_scored_targets
-from miniplm.storage import Storage
+from miniplm.models.nll import mask_scored_targets
+from miniplm.storage.root import Storage
 
 # Token ids held in memory at a time: 256 MiB as uint16, 512 MiB as uint32.
 WINDOW_TOKENS = 128 << 20

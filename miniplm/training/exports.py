@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 
-from miniplm.artifacts import TrainingManifest
 from miniplm.errors import TrainingError
-from miniplm.locks import exclusive
-from miniplm.records import find_record, holds_files
-from miniplm.storage import Storage, digest_file
+from miniplm.records.manifests import TrainingManifest
+from miniplm.records.stored import find_record, holds_files
+from miniplm.storage.locks import exclusive
+from miniplm.storage.root import Storage, digest_file
 from miniplm.training.model_card import write_model_card
 
 TRAINING = "training.json"

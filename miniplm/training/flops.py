@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from miniplm.config import TrainingConfig, config_as_dict
+from miniplm.config.run import TrainingConfig, config_as_dict
 
 
 def training_flops_per_token(num_parameters: int, num_teacher_parameters: int = 0) -> float:

@@ -7,13 +7,13 @@ import time
 import torch
 
 from miniplm import layout
-from miniplm.architectures import build_model, count_parameters
-from miniplm.artifacts import CheckpointMetrics, TrainingManifest
 from miniplm.errors import TrainingError
-from miniplm.locks import exclusive
+from miniplm.models.architectures import build_model, count_parameters
 from miniplm.models.devices import describe_memory, is_out_of_memory
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
-from miniplm.storage import Storage
+from miniplm.records.manifests import CheckpointMetrics, TrainingManifest
+from miniplm.storage.locks import exclusive
+from miniplm.storage.root import Storage
 from miniplm.training.checkpoints import (
     delete_old_checkpoints,
     find_last_checkpoint,

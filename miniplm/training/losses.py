@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from miniplm.distillation_loss import sum_distillation_loss
 from miniplm.models.loading import LoadedModel
-from miniplm.nll import Head, sum_nll_of_hidden
+from miniplm.models.nll import Head, sum_nll_of_hidden
 from miniplm.training.data import MicroBatch
+from miniplm.training.distillation_loss import sum_distillation_loss
 from miniplm.training.teacher import compile_teacher, run_teacher
 
 # From the student's body and head and a micro-batch on their device to a float32 scalar, differentiable once. With a scale that is
@@ -24,7 +24,7 @@ def sum_language_model_loss(body: nn.Module, head: Head, batch: MicroBatch, grad
 
 
 def make_distillation_loss(teacher: LoadedModel, kl_weight: float, compile: bool = False) -> LossFunction:
-    """The loss of `miniplm.distillation_loss`, summed over the scored targets; the teacher reads what the student reads.
+    """The loss of `miniplm.training.distillation_loss`, summed over the scored targets; the teacher reads what the student reads.
 
     With `compile` the teacher runs compiled, for the one shape that a compiled student's micro-batches have.
     """

@@ -9,7 +9,7 @@ import torch
 
 from miniplm.models.devices import torch_dtype
 from miniplm.models.loading import split_head
-from miniplm.scoring.throughput import Throughput, count_flops_per_token, measure_matmul_peak
+from miniplm.models.throughput import Throughput, count_flops_per_token, measure_matmul_peak
 from miniplm.training.parallel import ProcessGroup
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from miniplm.architectures import count_parameters
-from miniplm.config import TrainingConfig
+from miniplm.config.run import TrainingConfig
+from miniplm.models.architectures import count_parameters
 from miniplm.models.devices import free_memory, torch_dtype
 from miniplm.models.loading import split_head
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from miniplm.artifacts import CheckpointMetrics, DomainLoss, Evaluation, TrainingManifest
-from miniplm.records import parse_metrics
-from miniplm.storage import Storage
+from miniplm.records.manifests import CheckpointMetrics, DomainLoss, Evaluation, TrainingManifest
+from miniplm.records.stored import parse_metrics
+from miniplm.storage.root import Storage
 
 CARD = "README.md"
 _METRICS = "metrics.jsonl"

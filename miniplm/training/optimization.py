@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from miniplm.config import TrainingConfig
+from miniplm.config.run import TrainingConfig
 from miniplm.errors import first_line
 from miniplm.models.attention import use_attention_in_rows
 from miniplm.models.devices import free_cached_memory, is_out_of_memory, use_device

@@ -7,21 +7,21 @@ from typing import Any
 
 import torch
 
-from miniplm.architectures import describe_architecture, resolve_vocab_size
-from miniplm.artifacts import CorpusManifest, ModelEntry, Record, SelectionManifest
-from miniplm.config import DistillationConfig, GenerationConfig, TrainingConfig, config_as_dict
+from miniplm.config.run import DistillationConfig, GenerationConfig, TrainingConfig, config_as_dict
 from miniplm.corpus.reader import load_corpus_tokenizer
 from miniplm.derived.conversion import describe_conversion
 from miniplm.derived.reader import load_derived, load_derived_tokenizer
-from miniplm.derived.records import ConversionRecipe
+from miniplm.derived.recipes import ConversionRecipe
 from miniplm.derived.sequences import TrainingShard
 from miniplm.derived.sets import list_derived_shards
 from miniplm.errors import ConfigError
+from miniplm.models.architectures import describe_architecture, resolve_vocab_size
 from miniplm.models.devices import resolve_device, resolve_dtype
 from miniplm.models.identity import slug
-from miniplm.presets import PRESETS
-from miniplm.storage import Storage, digest_content
-from miniplm.tokenization import CorpusTokenizer
+from miniplm.models.presets import PRESETS
+from miniplm.records.manifests import CorpusManifest, ModelEntry, Record, SelectionManifest
+from miniplm.storage.root import Storage, digest_content
+from miniplm.tokenizers.tokenizer import CorpusTokenizer
 from miniplm.training.methods import METHODS, MethodInputs, TrainingMethod
 
 # Raised when a change of the code changes the result of an unchanged recipe.
@@ -94,7 +94,7 @@ class TrainingPlan:
         return None if data is None else ConversionRecipe.model_validate(data)
 
     def list_shards(self, storage: Storage) -> list[TrainingShard]:
-        """The training sequences; `DerivedError` where they are to be derived first (`miniplm.derived.needs`)."""
+        """The training sequences; `DerivedError` where they are to be derived first (`miniplm.training.needs`)."""
         conversion = self.conversion
         if conversion is None:
             return self.method.list_shards(storage, self.inputs)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from miniplm import layout
-from miniplm.artifacts import CheckpointMetrics, Record, TrainingManifest
-from miniplm.records import find_record, holds_files, parse_metrics
-from miniplm.storage import Storage, digest_content
+from miniplm.records.manifests import CheckpointMetrics, Record, TrainingManifest
+from miniplm.records.stored import find_record, holds_files, parse_metrics
+from miniplm.storage.root import Storage, digest_content
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"

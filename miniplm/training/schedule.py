@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from miniplm.config import TrainingConfig
+from miniplm.config.run import TrainingConfig
 
 
 def learning_rate(config: TrainingConfig, step: int, num_steps: int) -> float:

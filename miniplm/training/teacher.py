@@ -9,8 +9,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from miniplm.artifacts import CorpusManifest, ModelEntry
-from miniplm.document_ids import count_document_ids
 from miniplm.errors import TokenizerError, TrainingError
 from miniplm.models.attention import use_attention_in_rows
 from miniplm.models.compilation import CompiledCall
@@ -19,8 +17,10 @@ from miniplm.models.files import has_tokenizer, locate_model
 from miniplm.models.loading import LoadedModel
 from miniplm.models.opening import open_model
 from miniplm.models.skeleton import read_skeleton
-from miniplm.storage import Storage
-from miniplm.tokenization import load_tokenizer
+from miniplm.records.manifests import CorpusManifest, ModelEntry
+from miniplm.storage.root import Storage
+from miniplm.tokenizers.document_ids import count_document_ids
+from miniplm.tokenizers.tokenizer import load_tokenizer
 
 _INSTEAD = "use method miniplm or seqkd, which need of a teacher only text"
 

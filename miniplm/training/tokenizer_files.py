@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from miniplm.errors import TokenizerError, TrainingError, describe_reason, reading_users_file
-from miniplm.tokenization import CorpusTokenizer
-from miniplm.tokenizer_folders import list_differing_rules, read_backend
+from miniplm.tokenizers.folders import list_differing_rules, read_backend
+from miniplm.tokenizers.tokenizer import CorpusTokenizer
 
 _CLASS_FILE = "tokenization_plain.py"
 _CLASS = '''"""Reads tokenizer.json as it is."""

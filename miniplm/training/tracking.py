@@ -18,10 +18,10 @@ from types import TracebackType
 from typing import Any
 
 from miniplm import layout
-from miniplm.artifacts import CheckpointMetrics, Evaluation
-from miniplm.config import TrainingConfig
+from miniplm.config.run import TrainingConfig
 from miniplm.errors import ConfigError
-from miniplm.storage import Storage
+from miniplm.records.manifests import CheckpointMetrics, Evaluation
+from miniplm.storage.root import Storage
 
 # TensorBoard takes every file with `tfevents` in its name and reads those of a folder in the order of their names.
 _EVENTS = re.compile(r"events\.out\.tfevents\.(\d{10})\.miniplm")

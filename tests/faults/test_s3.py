@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from miniplm import object_stores, store_errors
 from miniplm.errors import StorageError, StorageUnavailableError
 from miniplm.selection.join import connect
-from miniplm.storage import Storage
+from miniplm.storage import s3 as object_stores
+from miniplm.storage import s3_errors as store_errors
+from miniplm.storage.root import Storage
 from tests.command_line import environment, run_miniplm
 from tests.fault_proxy import FaultProxy
 from tests.tiny_runs import make_tiny_run
@@ -105,7 +106,7 @@ def test_a_killed_upload_leaves_nothing_visible_and_is_cleared_away(s3_server, p
         return "delay" if is_completion(request_line) else None
 
     proxy.choose = choose
-    program = f"from miniplm.storage import Storage; Storage({storage.root!r}).write_bytes('large', bytes({LARGE}))"
+    program = f"from miniplm.storage.root import Storage; Storage({storage.root!r}).write_bytes('large', bytes({LARGE}))"
     process = run_python(program, {**s3_server.variables, "AWS_ENDPOINT_URL": proxy.endpoint})
     while not proxy.counts["delay"]:
         assert process.poll() is None
@@ -161,9 +162,7 @@ def test_what_another_process_publishes_is_seen_at_once(s3_server, open_root):
     storage = open_root()
     storage.write_bytes("a", b"1")
     assert (storage.exists("b"), storage.list_names(""), storage.size_bytes("a")) == (False, ["a"], 1)
-    program = (
-        f"from miniplm.storage import Storage; s = Storage({storage.root!r}); s.write_bytes('a', b'two'); s.write_bytes('b', b'')"
-    )
+    program = f"from miniplm.storage.root import Storage; s = Storage({storage.root!r}); s.write_bytes('a', b'two'); s.write_bytes('b', b'')"
     assert run_python(program, s3_server.variables).wait() == 0
     assert (storage.exists("b"), storage.list_names(""), storage.size_bytes("a")) == (True, ["a", "b"], 3)
     assert (storage.read_bytes("a"), storage.read_bytes("b")) == (b"two", b"")

@@ -17,11 +17,11 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows.rescore_shards import rescore_shards
 from flows.run_miniplm import run_miniplm
 from flows.score_shards import score_shards
-from miniplm.artifacts import ModelEntry
-from miniplm.config import ScoringConfig
+from miniplm.config.run import ScoringConfig
 from miniplm.layout import run_folder
-from miniplm.locks import exclusive
-from miniplm.storage import Storage
+from miniplm.records.manifests import ModelEntry
+from miniplm.storage.locks import exclusive
+from miniplm.storage.root import Storage
 from tests import command_line
 from tests.command_line import environment
 from tests.fleet.local_fleet import ROOT, LocalFleet

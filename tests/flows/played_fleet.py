@@ -14,12 +14,12 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Completed, Crashed, Running, Scheduled
 
 from flows.work_pool import fleet, pulse, scoring
-from miniplm.artifacts import CorpusManifest, ModelEntry, ScoreShardManifest
-from miniplm.config import RunConfig
-from miniplm.run_plan import RunPlan
+from miniplm.config.run import RunConfig
+from miniplm.records.manifests import CorpusManifest, ModelEntry, ScoreShardManifest
+from miniplm.run.plan import RunPlan
 from miniplm.scoring.failures import record_failure
 from miniplm.scoring.shards import ShardScoreState, check_score_shards
-from miniplm.storage import Storage
+from miniplm.storage.root import Storage
 from tests.miniplm.made_corpora import write_scores
 
 ENTRY = ModelEntry(model_id="m", source="m", dtype="float32", weights_digest="sha256:w", num_parameters=1)

@@ -12,9 +12,9 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from miniplm.config_files import load_config
+from miniplm.config.files import load_config
 from miniplm.errors import ConfigError, MiniplmError
-from miniplm.inputs import check_inputs
+from miniplm.run.checks import check_inputs
 from tests.command_line import run_miniplm
 from tests.tiny_runs import make_documents, make_tiny_run, make_tokenizer
 
@@ -209,8 +209,8 @@ def test_rejected_records_are_counted_and_kept_with_their_reason(config, prefect
 
 def test_two_runs_of_one_config_at_the_same_time(config, prefect_server):
     from miniplm.layout import run_folder
-    from miniplm.locks import exclusive
-    from miniplm.storage import Storage
+    from miniplm.storage.locks import exclusive
+    from miniplm.storage.root import Storage
 
     content = yaml.safe_load(config.read_text())
     with exclusive(Storage(content["storage"]), run_folder(content["name"]), "run tiny"):

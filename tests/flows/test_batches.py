@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flows.work_pool.batches import choose_batch_size, count_room, cut_batches
-from miniplm.artifacts import ScoreShardManifest
+from miniplm.records.manifests import ScoreShardManifest
 
 
 def make_manifest(seconds: float, start_seconds: float | None, shard_index: int = 0) -> ScoreShardManifest:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from flows.config_parameter import ALLOWED_VARIABLE, check_url, resolve_parameter
-from miniplm.config import RunConfig
+from miniplm.config.run import RunConfig
 from miniplm.errors import ConfigError
 
 CONTENT: dict[str, Any] = {

@@ -12,13 +12,13 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from miniplm import plan
-from miniplm.config_files import load_config
+from miniplm.config.files import load_config
 from miniplm.errors import ConfigError, TokenizerError
-from miniplm.inputs import check_inputs
-from miniplm.resolution import resolve
-from miniplm.run_status import check_run
-from miniplm.storage import Storage
+from miniplm.run import cost as plan
+from miniplm.run.checks import check_inputs
+from miniplm.run.resolution import resolve
+from miniplm.run.status import check_run
+from miniplm.storage.root import Storage
 from tests.command_line import run_miniplm
 from tests.tiny_runs import EOS, FinishedRun, make_documents, make_tokenizer
 

@@ -12,11 +12,11 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Cancelled, Completed, Crashed, Failed, Scheduled
 
 from flows.work_pool import scoring
-from miniplm.artifacts import ModelEntry
 from miniplm.errors import DeviceError, ScoreError, StorageUnavailableError
+from miniplm.records.manifests import ModelEntry
 from miniplm.scoring.failures import record_failure
 from miniplm.scoring.shards import ShardScoreState, check_score_shards
-from miniplm.storage import Storage
+from miniplm.storage.root import Storage
 from tests.flows.played_fleet import ENTRY, Fleet, install, run_scoring
 from tests.miniplm.made_corpora import make_corpus, write_scores
 

@@ -11,13 +11,13 @@ import pytest
 from rich.console import Console
 
 from flows.cli.results import describe_results, print_results
-from miniplm.artifacts import TaskResult
-from miniplm.comparison import compare_students
+from miniplm.evaluation.comparison import compare_students
+from miniplm.records.manifests import TaskResult
+from miniplm.records.run import RunRecord, StudentRecord
 from miniplm.report.content import ReportContent
 from miniplm.report.heldout import render_heldout
-from miniplm.run_record import RunRecord, StudentRecord
-from miniplm.storage import Storage
-from tests.miniplm.test_comparison import make_losses, make_run, measure
+from miniplm.storage.root import Storage
+from tests.miniplm.evaluation.test_comparison import make_losses, make_run, measure
 
 
 def make_students(storage: Storage, counts: tuple[int, ...] = (1, 1, 2, 4)) -> dict[str, StudentRecord]:

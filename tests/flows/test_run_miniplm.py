@@ -227,7 +227,7 @@ def test_a_given_reference_is_used_as_it_is(finished, prefect_server, tmp_path):
 
 def test_plan_measures_and_writes_nothing(finished, tmp_path, monkeypatch, capsys):
     config, _ = finished
-    monkeypatch.setattr("miniplm.plan._PROBE_SECONDS", 0.1)
+    monkeypatch.setattr("miniplm.run.cost._PROBE_SECONDS", 0.1)
     monkeypatch.setattr("flows.cli.options.start_quietly", lambda verbose: None)  # it sets up the whole process
     show_plan(str(config), overrides=[f"storage={tmp_path / 'data'}"], usd_per_gpu_hour=2, as_json=True)
     plan = json.loads(capsys.readouterr().out)

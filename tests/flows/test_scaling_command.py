@@ -11,8 +11,8 @@ import pytest
 from flows.cli.app import app
 from flows.cli.scaling import format_tokens, scaling
 from miniplm.errors import RunError
-from miniplm.run_record import RunRecord
-from miniplm.storage import Storage
+from miniplm.records.run import RunRecord
+from miniplm.storage.root import Storage
 from tests.miniplm.made_curves import TOKENS_PER_STEP, MadeStudent, add_students, law_through
 from tests.miniplm.report_fixtures import CORPUS_ID, TEACHER
 

@@ -28,10 +28,10 @@ from flows.cli.options import names_server, print_json
 from flows.cli.prefect_api import check_proxy
 from flows.cli.prefect_home import check_prefect_home, check_proxies, find_obstacle
 from flows.cli.process import bypass_proxy, provide_caches
-from miniplm.config_files import load_config
+from miniplm.config.files import load_config
 from miniplm.errors import MachineError
-from miniplm.resolution import resolve
-from miniplm.stages import prepare
+from miniplm.run.resolution import resolve
+from miniplm.run.stages import prepare
 from tests.command_line import MINIPLM, environment, run_miniplm, run_script, start_miniplm
 from tests.tiny_runs import make_tiny_run
 

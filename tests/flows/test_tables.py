@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from flows.cli.tables import print_taken
-from miniplm.artifacts import CorpusManifest, LeftOut, SourceEntry, TokenizerEntry
-from miniplm.storage import Storage
+from miniplm.records.manifests import CorpusManifest, LeftOut, SourceEntry, TokenizerEntry
+from miniplm.storage.root import Storage
 
 
 @pytest.fixture

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from miniplm.config import GenerationConfig
+from miniplm.config.run import GenerationConfig
 from miniplm.derived.generation import GenerationJob
 from miniplm.derived.reader import read_derived_shard
 from miniplm.derived.sampling import draw_gumbel, make_key
 from miniplm.derived.sequences import TrainingShard
 from miniplm.derived.sets import make_set
 from miniplm.models.identity import identify_model
-from miniplm.storage import Storage
+from miniplm.storage.root import Storage
 from tests.miniplm.made_models import make_llama, save_model
 from tests.miniplm.made_trainings import VOCAB_SIZE, make_training_corpus
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from miniplm.architectures import build_model
+from miniplm.models.architectures import build_model
 from miniplm.models.fp8 import quantize_rows, supports_fp8
 from miniplm.models.fused_linear import count_products
 from miniplm.models.loading import load_model
-from miniplm.nll import Head
+from miniplm.models.nll import Head
 from miniplm.scoring.engine import Scorer
 from miniplm.scoring.heads import choose_head_kernel
 from tests.miniplm.made_models import make_llama, save_model

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from miniplm.architectures import build_model
-from miniplm.config import TrainingConfig
-from miniplm.distillation_loss import sum_distillation_loss
-from miniplm.nll import Head, add_product, sum_nll_of_hidden, sums_in_product
+from miniplm.config.run import TrainingConfig
+from miniplm.models.architectures import build_model
+from miniplm.models.nll import Head, add_product, sum_nll_of_hidden, sums_in_product
 from miniplm.progress import Progress
-from miniplm.storage import Storage
+from miniplm.storage.root import Storage
 from miniplm.training.checkpoints import read_metrics
+from miniplm.training.distillation_loss import sum_distillation_loss
 from miniplm.training.loop import train_model
 from miniplm.training.losses import sum_language_model_loss
 from miniplm.training.optimization import Optimization

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from miniplm.zero_shot.harness import measure_task, open_tasks, open_zero_shot_model
+from miniplm.evaluation.harness import measure_task, open_tasks, open_zero_shot_model
+from tests.miniplm.evaluation.test_accuracies import CHOICE, DOCUMENTS, add_task
 from tests.miniplm.made_models import make_llama, save_model
 from tests.miniplm.made_trainings import VOCAB_SIZE, save_tokenizer
-from tests.miniplm.test_zero_shot import CHOICE, DOCUMENTS, add_task
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed")]
 

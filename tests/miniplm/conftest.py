@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from miniplm.storage import Storage
+from miniplm.storage.root import Storage
 from tests.miniplm.corpus_fixtures import save_tokenizer
 
 

@@ -10,9 +10,9 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from miniplm.config import CorpusConfig
+from miniplm.config.run import CorpusConfig
 from miniplm.corpus.reader import load_corpus_tokenizer, read_shard, read_token_ids
-from miniplm.storage import Storage
+from miniplm.storage.root import Storage
 
 EOS = "<|end|>"
 # Ids of the word tokenizer: `EOS` is 0, "[UNK]" is 1, then these in order.

@@ -12,7 +12,7 @@ import torch.distributed.tensor
 import transformers.models.qwen2.modeling_qwen2  # noqa: F401 - would be imported by each process
 
 from miniplm.corpus.reader import load_corpus
-from miniplm.storage import Storage
+from miniplm.storage.root import Storage
 from miniplm.training.loop import train_model
 from miniplm.training.optimization import Optimization
 from miniplm.training.parallel import ParallelModule, ProcessGroup

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from miniplm import layout
-from miniplm.artifacts import CorpusManifest, DomainCounts, ScoreShardManifest, ShardEntry, TokenizerEntry
+from miniplm.records.manifests import CorpusManifest, DomainCounts, ScoreShardManifest, ShardEntry, TokenizerEntry
 from miniplm.scoring.shards import SCORE_SCHEMA
-from miniplm.storage import Storage, digest_file
+from miniplm.storage.root import Storage, digest_file
 
 
 def make_corpus(

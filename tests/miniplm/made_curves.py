@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from miniplm import layout
-from miniplm.artifacts import DomainLoss, Evaluation, TaskResult
-from miniplm.run_record import RunRecord, StudentRecord, save_run
-from miniplm.scaling import ScalingLaw
-from miniplm.scaling_curves import student_flops_per_token
-from miniplm.storage import Storage
+from miniplm.evaluation.curves import student_flops_per_token
+from miniplm.evaluation.scaling import ScalingLaw
+from miniplm.records.manifests import DomainLoss, Evaluation, TaskResult
+from miniplm.records.run import RunRecord, StudentRecord, save_run
+from miniplm.storage.root import Storage
 
 TOKENS_PER_STEP = 800
 

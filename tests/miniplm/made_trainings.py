@@ -13,10 +13,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from miniplm import layout
-from miniplm.artifacts import CorpusManifest, SelectionManifest, SelectionShardEntry
-from miniplm.config import TrainingConfig
-from miniplm.storage import Storage, digest_file
-from miniplm.tokenization import load_tokenizer
+from miniplm.config.run import TrainingConfig
+from miniplm.records.manifests import CorpusManifest, SelectionManifest, SelectionShardEntry
+from miniplm.storage.root import Storage, digest_file
+from miniplm.tokenizers.tokenizer import load_tokenizer
 from miniplm.training.recipe import TrainingPlan, plan_training
 from tests.miniplm.made_corpora import make_corpus
 

@@ -19,7 +19,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from miniplm import layout
-from miniplm.artifacts import (
+from miniplm.config.run import SelectionConfig
+from miniplm.records.manifests import (
     CorpusManifest,
     DomainCounts,
     DomainLoss,
@@ -31,11 +32,10 @@ from miniplm.artifacts import (
     SourceEntry,
     TokenizerEntry,
 )
-from miniplm.config import SelectionConfig
-from miniplm.run_record import RunRecord, StageRecord, StudentRecord, save_run
+from miniplm.records.run import RunRecord, StageRecord, StudentRecord, save_run
 from miniplm.selection.ranking import select_sequences
-from miniplm.storage import Storage, digest_file
-from miniplm.tokenization import vocabulary_digest
+from miniplm.storage.root import Storage, digest_file
+from miniplm.tokenizers.tokenizer import vocabulary_digest
 
 EOS = "<|endoftext|>"
 CORPUS_ID = "corpus-1"

@@ -10,10 +10,10 @@ from typing import Any
 
 import zstandard
 
-from miniplm.config import SourceConfig
+from miniplm.config.run import SourceConfig
+from miniplm.sources.documents import Document, Rejection
 from miniplm.sources.files import find_source_files
 from miniplm.sources.reading import read_records
-from miniplm.sources.records import Document, Rejection
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "": lambda content: content,

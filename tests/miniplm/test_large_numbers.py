@@ -13,19 +13,19 @@ import torch
 from pydantic import ValidationError
 
 from miniplm import layout
-from miniplm.architectures import build_model
-from miniplm.artifacts import ModelEntry
-from miniplm.config import CorpusConfig, GenerationConfig, TrainingConfig
-from miniplm.config_fields import LARGEST_SEED
+from miniplm.config.fields import LARGEST_SEED
+from miniplm.config.run import CorpusConfig, GenerationConfig, TrainingConfig
+from miniplm.corpus.packing import PackedSequence
 from miniplm.corpus.reader import read_token_ids
 from miniplm.corpus.shards import OpenShard, make_schema
 from miniplm.derived.generation import check_generation
 from miniplm.errors import ConfigError, ScoreError
-from miniplm.packing import PackedSequence
+from miniplm.models.architectures import build_model
+from miniplm.records.manifests import ModelEntry
 from miniplm.scoring.failures import find_failures, record_failure
 from miniplm.scoring.shards import check_score_shards
 from miniplm.selection.ranking import count_selected
-from miniplm.storage import Storage
+from miniplm.storage.root import Storage
 from miniplm.training.data import collate, count_scored_targets
 from miniplm.training.losses import sum_language_model_loss
 from miniplm.training.methods.pretrain import draw_sequences

@@ -18,20 +18,22 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
 
-from miniplm import layout, scorers, students
-from miniplm.artifacts import CorpusManifest, ModelEntry, SelectionManifest
-from miniplm.config import RunConfig
+from miniplm import layout
+from miniplm.config.run import RunConfig
 from miniplm.corpus.preparation import prepare_corpus
 from miniplm.corpus.reader import load_corpus_tokenizer, read_shard, read_token_ids
-from miniplm.derived.pending import list_pending_jobs
 from miniplm.derived.reader import load_derived, read_derived_shard
 from miniplm.derived.sets import make_set
-from miniplm.resolution import resolve
-from miniplm.run_record import StudentRecord
+from miniplm.records.manifests import CorpusManifest, ModelEntry, SelectionManifest
+from miniplm.records.run import StudentRecord
+from miniplm.run import scoring_models as scorers
+from miniplm.run import students
+from miniplm.run.pending import list_pending_jobs
+from miniplm.run.resolution import resolve
 from miniplm.scoring.shards import score_shard
 from miniplm.selection.ranking import select_sequences
-from miniplm.storage import Storage
-from miniplm.tokenization import CorpusTokenizer
+from miniplm.storage.root import Storage
+from miniplm.tokenizers.tokenizer import CorpusTokenizer
 from tests.tiny_runs import EOS, make_documents, make_teacher, make_tokenizer, write_jsonl
 
 NUM_ROWS, EOS_ID = 151_936, 151_643

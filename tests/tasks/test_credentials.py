@@ -14,7 +14,7 @@ import fsspec.config
 from prefect.blocks.system import Secret
 
 from miniplm.errors import ConfigError, StorageError
-from miniplm.storage import Storage
+from miniplm.storage.root import Storage
 from tasks.credentials import use_credentials_block
 
 pytestmark = pytest.mark.usefixtures("on_prefect_server")

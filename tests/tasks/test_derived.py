@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from miniplm import layout
-from miniplm.config import TrainingConfig
-from miniplm.derived.needs import list_derived_jobs
+from miniplm.config.run import TrainingConfig
 from miniplm.derived.sets import DerivedJob, require_sources
 from miniplm.errors import StoppedError
-from miniplm.storage import Storage
-from miniplm.tokenization import load_tokenizer
+from miniplm.storage.root import Storage
+from miniplm.tokenizers.tokenizer import load_tokenizer
+from miniplm.training.needs import list_derived_jobs
 from miniplm.training.recipe import plan_training
 from tasks import derived
 from tests.miniplm.made_trainings import make_selection, make_training_corpus

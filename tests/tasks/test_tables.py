@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from miniplm.artifacts import ShardEntry
+from miniplm.records.manifests import ShardEntry
 from tasks.artifacts import LiveArtifact
 from tasks.tables import ShardTable
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from miniplm.artifacts import CorpusManifest, ModelEntry, SelectionManifest, ShardEntry, Split
-from miniplm.config import DistillationConfig, GenerationConfig
+from miniplm.config.run import DistillationConfig, GenerationConfig
 from miniplm.derived.sequences import TrainingShard
 from miniplm.derived.sets import DerivedJob
 from miniplm.errors import TrainingError
-from miniplm.storage import Storage, digest_content
+from miniplm.records.manifests import CorpusManifest, ModelEntry, SelectionManifest, ShardEntry, Split
+from miniplm.storage.root import Storage, digest_content
 from miniplm.training.losses import LossFunction, sum_language_model_loss
 
 

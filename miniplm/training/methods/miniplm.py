@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from miniplm import layout
-from miniplm.artifacts import SelectionShardEntry, ShardEntry
 from miniplm.derived.sequences import TrainingShard
 from miniplm.errors import TrainingError
-from miniplm.storage import Storage, digest_content, digest_stream
+from miniplm.records.manifests import SelectionShardEntry, ShardEntry
+from miniplm.storage.root import Storage, digest_content, digest_stream
 from miniplm.training.methods.method import MethodInputs, TrainingMethod
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from miniplm.artifacts import ShardEntry
 from miniplm.corpus.reader import read_shard
 from miniplm.derived.sequences import TrainingShard
 from miniplm.errors import CorpusError
-from miniplm.storage import Storage
+from miniplm.records.manifests import ShardEntry
+from miniplm.storage.root import Storage
 from miniplm.training.methods.method import MethodInputs, TrainingMethod
 
 

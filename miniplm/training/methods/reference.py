@@ -9,7 +9,7 @@ from typing import Any
 
 from miniplm.derived.sequences import TrainingShard
 from miniplm.errors import TrainingError
-from miniplm.storage import Storage
+from miniplm.storage.root import Storage
 from miniplm.training.methods.method import MethodInputs, TrainingMethod, digest_shards
 
 

@@ -13,7 +13,7 @@ from miniplm.derived.generation import GenerationJob
 from miniplm.derived.reader import load_derived
 from miniplm.derived.sequences import TrainingShard
 from miniplm.derived.sets import DerivedJob, list_derived_shards
-from miniplm.storage import Storage
+from miniplm.storage.root import Storage
 from miniplm.training.methods.method import MethodInputs, TrainingMethod
 from miniplm.training.methods.pretrain import describe_draw, list_drawn_shards
 

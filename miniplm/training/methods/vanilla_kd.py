@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from miniplm.derived.sequences import TrainingShard
-from miniplm.storage import Storage
+from miniplm.storage.root import Storage
 from miniplm.training.losses import LossFunction, make_distillation_loss
 from miniplm.training.methods.method import MethodInputs, TrainingMethod
 from miniplm.training.teacher import check_teacher, open_teacher

@@ -1,0 +1,61 @@
+"""The fidelity gate of a run: a dtype scores only where a calibration says that it selects what float32 does."""
+
+from __future__ import annotations
+
+from miniplm.errors import FidelityError
+from miniplm.models.devices import describe_device, resolve_device
+from miniplm.records.manifests import Calibration, CorpusManifest, ModelEntry
+from miniplm.run.plan import RunPlan
+from miniplm.selection.fidelity import find_calibration, measure_fidelity, needs_calibration
+from miniplm.storage.root import Storage
+
+
+def find_sufficient(
+    storage: Storage, corpus: CorpusManifest, teacher: ModelEntry, reference: ModelEntry, plan: RunPlan
+) -> Calibration | None:
+    """The calibration that may let fp8 pass: on enough sequences, and made on the device that is to score, not emulated elsewhere."""
+    calibration = find_calibration(storage, corpus.corpus_id, teacher.model_id, reference.model_id, plan.selection.within)
+    if calibration is None or not _is_measured(calibration, plan):
+        return None
+    wanted = min(plan.scoring.calibration_sequences, corpus.split_counts("candidate").num_sequences)
+    return calibration if len(calibration.sequence_ids) >= wanted else None
+
+
+def _is_measured(calibration: Calibration, plan: RunPlan) -> bool:
+    """Whether it was made where the scores will be: on this device, or by a worker of the pool, which is no CPU that emulates."""
+    if plan.is_on_work_pool:
+        return not calibration.device.startswith("cpu")
+    return calibration.device == describe_device(resolve_device(plan.scoring.device))
+
+
+def check_fidelity(storage: Storage, corpus: CorpusManifest, teacher: ModelEntry, reference: ModelEntry, plan: RunPlan) -> None:
+    """Raises `FidelityError` where a calibration falls under `scoring.min_overlap`, or where fp8 has no sufficient one."""
+    needed = needs_calibration(teacher.dtype, reference.dtype)
+    if needed and find_sufficient(storage, corpus, teacher, reference, plan) is None:
+        raise FidelityError(
+            f"teacher {teacher.dtype}, reference {reference.dtype}: fp8 was not compared with float32 on corpus "
+            f"{corpus.corpus_id} on this device yet; run `miniplm score CONFIG --calibrate {plan.scoring.calibration_sequences}` "
+            "first (`miniplm run` does so by itself)"
+        )
+    calibration = find_calibration(storage, corpus.corpus_id, teacher.model_id, reference.model_id, plan.selection.within)
+    if calibration is not None:
+        judge_fidelity(calibration, plan)
+
+
+def judge_fidelity(calibration: Calibration, plan: RunPlan) -> None:
+    """Raises `FidelityError` where a calibration falls under `scoring.min_overlap`, or has too few sequences to select any."""
+    assert calibration.within == plan.selection.within, "a calibration says nothing of another rule"
+    fidelity = measure_fidelity(calibration, plan.selection.ratio, plan.selection.score)
+    of_each = " of each domain" if calibration.within == "domain" else ""
+    if fidelity.num_selected == 0:
+        raise FidelityError(
+            f"teacher {calibration.teacher.dtype}, reference {calibration.reference.dtype}: of {fidelity.num_sequences} sequences "
+            f"selection.ratio {plan.selection.ratio:g}{of_each} selects none, so that nothing was measured; "
+            "measure on more sequences with `miniplm score CONFIG --calibrate N`, or use a larger ratio"
+        )
+    if not fidelity.passes(plan.scoring.min_overlap):
+        raise FidelityError(
+            f"teacher {calibration.teacher.dtype}, reference {calibration.reference.dtype}: of the {fidelity.num_selected} sequences that float32 scores select from {fidelity.num_sequences}{of_each and ', the best' + of_each}, these dtypes "
+            f"select {fidelity.overlap:.1%}, less than scoring.min_overlap {plan.scoring.min_overlap:g} (Spearman {fidelity.spearman:.4f}). "
+            f"Use dtype {'bfloat16 or float32' if needs_calibration(calibration.teacher.dtype, calibration.reference.dtype) else 'float32'}, measure on more sequences with `miniplm score CONFIG --calibrate N`, or allow less overlap"
+        )

@@ -1,0 +1,167 @@
+"""Makes a run's dtypes explicit: `auto` is what the machine has that began the run, on a fleet what the workers have."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any, TypeVar
+
+from miniplm import __version__, layout
+from miniplm.config.run import RunConfig
+from miniplm.errors import RunError
+from miniplm.models.devices import describe_device, has_native_bfloat16, resolve_device
+from miniplm.models.dtypes import choose_dtype, choose_scoring_dtype
+from miniplm.models.presets import PRESETS
+from miniplm.records.manifests import Record
+from miniplm.records.run import load_run
+from miniplm.records.stored import find_record
+from miniplm.run.plan import RunPlan
+from miniplm.storage.root import Storage
+
+Run = TypeVar("Run", RunConfig, RunPlan)
+
+
+class WorkerDescription(Record):
+    """What a run is computed on: the machine that began it, or the worker that answered for its pool.
+
+    `device_type` is cpu, cuda or mps, `device` its name for people; `native_bfloat16`: its CPU multiplies in bfloat16.
+    """
+
+    device_type: str
+    device: str
+    worker: str
+    version: str
+    native_bfloat16: bool = False  # what earlier versions did not say, and made nothing of
+
+
+def describe_machine(name: str) -> WorkerDescription:
+    """What this machine has; `name` is what people know it by."""
+    device = resolve_device("auto")
+    return WorkerDescription(
+        device_type=device.type,
+        device=describe_device(device),
+        worker=name,
+        version=__version__,
+        native_bfloat16=has_native_bfloat16(),
+    )
+
+
+def needs_worker(run: RunConfig | RunPlan) -> bool:
+    """Whether a dtype of the run depends on a device that only the workers know: with `cpu`, on what their CPU multiplies in."""
+    if run.scoring.device == "cpu":
+        return "auto" in (run.teacher.dtype, run.reference.dtype)
+    return run.scoring.device == "auto" and _leaves_dtype_open(run)
+
+
+def _leaves_dtype_open(run: RunConfig | RunPlan) -> bool:
+    trainings = [run.reference.training, *(student.training for student in run.students)]
+    dtypes = [run.teacher.dtype, run.reference.dtype, *(training.dtype for training in trainings if training is not None)]
+    return "auto" in dtypes
+
+
+def pin_dtypes(run: Run, device_type: str, native_bfloat16: bool = False) -> Run:
+    """The run with every `auto` dtype as a device of that type resolves it: the ids are then the same everywhere.
+
+    `native_bfloat16` says of a CPU whether it multiplies in bfloat16.
+    """
+
+    def pin(section: Any, dtype: str) -> Any:
+        return section.model_copy(update={"dtype": dtype}) if section.dtype == "auto" else section
+
+    scoring = choose_scoring_dtype(device_type, native_bfloat16 and device_type == "cpu")
+    training = choose_dtype(device_type)
+    reference = pin(run.reference, scoring)
+    if reference.training is not None:
+        reference = reference.model_copy(update={"training": pin(reference.training, training)})
+    students = tuple(student.model_copy(update={"training": pin(student.training, training)}) for student in run.students)
+    return run.model_copy(update={"teacher": pin(run.teacher, scoring), "reference": reference, "students": students})
+
+
+def pin_to(run: Run, worker: WorkerDescription) -> Run:
+    """The run with every `auto` dtype as that worker resolves it, on the device that the configuration names."""
+    device = run.scoring.device
+    return pin_dtypes(run, worker.device_type if device == "auto" else device.split(":")[0], worker.native_bfloat16)
+
+
+def pin_to_machine(storage: Storage, config: RunConfig, keep: bool = True) -> RunConfig:
+    """The dtypes of a run outside a work pool as the machine that began it resolves them: this one, where none has yet.
+
+    With `keep`, that it was this one is kept beside the run's record. A run whose record tells that it was scored in float32, as
+    earlier versions did on every CPU, goes on in float32.
+    """
+    if not _leaves_dtype_open(config):
+        return config
+    path = layout.machine_description(config.name)
+    machine = find_record(storage, path, WorkerDescription)
+    if machine is None:
+        machine = describe_machine(socket.gethostname())
+        if _was_scored_in_float32(storage, config):
+            machine = machine.model_copy(update={"native_bfloat16": False})
+        if keep:
+            storage.write_json(path, machine.as_json())
+    return pin_to(config, machine)
+
+
+def _was_scored_in_float32(storage: Storage, config: RunConfig) -> bool:
+    try:
+        record = load_run(storage, config.name)
+    except RunError:
+        return False
+    scorers = ((config.teacher.dtype, record.teacher), (config.reference.dtype, record.reference))
+    return any(dtype == "auto" and entry is not None and entry.dtype == "float32" for dtype, entry in scorers)
+
+
+def find_pinned(storage: Storage, config: RunConfig) -> RunConfig:
+    """The configuration of a run on a work pool with what an earlier start of it has pinned; what only its workers know stays `auto`."""
+    if not needs_worker(config):
+        return config if config.scoring.device == "auto" else pin_dtypes(config, config.scoring.device.split(":")[0])
+    worker = find_worker(storage, config.name)
+    return config if worker is None else pin_to(config, worker)
+
+
+def find_worker(storage: Storage, run_name: str) -> WorkerDescription | None:
+    """The description that a worker left for a run; None where none did, or one of another version of this package: it is asked for again."""
+    return find_record(storage, layout.worker_description(run_name), WorkerDescription)
+
+
+def save_worker(storage: Storage, run_name: str, worker: WorkerDescription) -> None:
+    """Keeps what kind of device a run is computed on, so that the run has one answer from its start to its end."""
+    storage.write_json(layout.worker_description(run_name), worker.as_json())
+
+
+def make_absolute(config: RunConfig) -> RunConfig:
+    """The configuration with its folders as absolute paths, as other processes have another working folder."""
+
+    def change(section: Any, **fields: str | None) -> Any:
+        return section.model_copy(update=fields)
+
+    corpus, teacher, reference, evaluation = config.corpus, config.teacher, config.reference, config.evaluation
+    sources = tuple(change(source, path=_absolute(source.path)) for source in corpus.sources)
+    students = tuple(
+        change(student, architecture=_absolute_folder(student.architecture), tokenizer=_absolute_folder(student.tokenizer))
+        for student in config.students
+    )
+    task_folder = None if evaluation.task_folder is None else _absolute(evaluation.task_folder)
+    return config.model_copy(
+        update={
+            "storage": _absolute(config.storage),
+            "corpus": corpus.model_copy(update={"sources": sources, "tokenizer": _absolute_folder(corpus.tokenizer)}),
+            "teacher": change(teacher, model=_absolute_folder(teacher.model)),
+            "reference": change(
+                reference, model=_absolute_folder(reference.model), architecture=_absolute_folder(reference.architecture)
+            ),
+            "students": students,
+            "evaluation": change(evaluation, task_folder=task_folder),
+        }
+    )
+
+
+def _absolute_folder(name: str | None) -> str | None:
+    """The path of a folder; what is no folder here is the name of a preset or of a model on a hub."""
+    is_folder = name is not None and name not in PRESETS and os.path.isdir(os.path.expanduser(name))
+    return _absolute(name) if is_folder and name is not None else name
+
+
+def _absolute(url: str) -> str:
+    # `~` is the home of this user, as it is to fsspec and to the models' folders.
+    return url if "://" in url or "::" in url else os.path.abspath(os.path.expanduser(url))

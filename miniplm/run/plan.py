@@ -1,0 +1,130 @@
+"""One plan for a run: what its configuration means here, made and checked once where the run starts, and handed down to all that works on it.
+
+What can only be known later joins it in steps, once each: a training's id and length, when the corpus and the selection are there.
+The plan is kept beside the run's record. As long as the configuration, this program, the machine's devices and every file that was read
+are the same, it is found there and nothing is read, loaded or checked again. So this module imports nothing that is slow to import.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from miniplm import layout
+from miniplm.config.run import (
+    CorpusConfig,
+    EvaluationConfig,
+    ExecutionConfig,
+    ModelConfig,
+    ReferenceConfig,
+    RunConfig,
+    ScoringConfig,
+    SelectionConfig,
+    StudentConfig,
+    config_as_dict,
+)
+from miniplm.errors import ConfigError, DamagedFileError
+from miniplm.models.dtypes import choose_dtype
+from miniplm.records.manifests import ModelEntry, Record
+from miniplm.storage.root import Storage
+from miniplm.tokenizers.tokenizer import TokenizerIdentity
+
+
+class PlannedTraining(Record):
+    """A training whose data are known. `steps` are the optimizer steps, None where the number of sequences decides them.
+
+    `derived_ids` are the sets that are to be made before it, in their order; `heldout_id` the held-out text in the student's own tokens.
+    """
+
+    training_id: str
+    steps: int | None
+    derived_ids: tuple[str, ...] = ()
+    heldout_id: str | None = None
+
+
+class RunPlan(Record):
+    """A run as it will be. The sections are those of the configuration, every dtype explicit, on a work pool with absolute paths.
+
+    `config` is the configuration as the run's record keeps it. `teacher_entry` is the teacher as it scores, `reference_entry` the
+    reference where it is given. Where a fleet's workers have not said yet what they have, `auto` stays, and means a CPU's dtype.
+    """
+
+    key: str
+    name: str
+    storage: str
+    config: dict[str, Any]
+    corpus: CorpusConfig
+    tokenizer: TokenizerIdentity | None = None
+    teacher: ModelConfig
+    teacher_entry: ModelEntry | None = None
+    reference: ReferenceConfig
+    reference_entry: ModelEntry | None = None
+    scoring: ScoringConfig
+    selection: SelectionConfig
+    students: tuple[StudentConfig, ...]
+    evaluation: EvaluationConfig
+    execution: ExecutionConfig
+    trainings: dict[str, PlannedTraining] = Field(default_factory=dict)
+
+    @classmethod
+    def of(cls, run: RunConfig, key: str = "", **known: Any) -> RunPlan:
+        """The sections of a configuration as a plan, with what is `known` of it."""
+        sections = {name: getattr(run, name) for name in RunConfig.model_fields}
+        return cls(key=key, **{"config": config_as_dict(run)} | sections | known)
+
+    @property
+    def is_on_work_pool(self) -> bool:
+        """Whether workers elsewhere score and train, so that this process only plans."""
+        return self.execution.fan_out == "work-pool"
+
+    @property
+    def planning_device(self) -> str:
+        """The device that names in this process are made for. Workers' devices are not here, and need not be: their dtypes are pinned."""
+        return "cpu" if self.is_on_work_pool else self.scoring.device
+
+    @property
+    def reference_dtype(self) -> str:
+        """The precision that the reference scores in."""
+        return choose_dtype("cpu") if self.reference.dtype == "auto" else self.reference.dtype
+
+    def require_teacher(self) -> ModelEntry:
+        """The teacher as it scores."""
+        assert self.teacher_entry is not None, "a plan that was resolved knows its teacher"
+        return self.teacher_entry
+
+    def find_student(self, student_name: str) -> StudentConfig:
+        """What the configuration says of a student. Raises `ConfigError` where the run has none of that name."""
+        for student in self.students:
+            if student.name == student_name:
+                return student
+        names = ", ".join(student.name for student in self.students) or "none"
+        raise ConfigError(f"run {self.name} has no student {student_name!r}; its students are {names}")
+
+    def learn(self, key: str, training: PlannedTraining) -> PlannedTraining:
+        """Keeps what is known of a training from now on."""
+        self.trainings[key] = training
+        if self.key:
+            save_plan(self)
+        return training
+
+    def for_worker(self) -> RunPlan:
+        """The plan as a worker of the pool gets it: what it is given it does itself, and the file is its parent's."""
+        execution = self.execution.model_copy(update={"fan_out": "local"})
+        return self.model_copy(update={"key": "", "execution": execution})
+
+
+def find_plan(storage: Storage, run_name: str) -> RunPlan | None:
+    """The plan that is kept beside a run's record; None where there is none, or one of another version of this program."""
+    path = layout.run_plan(run_name)
+    if not storage.exists(path):
+        return None
+    try:
+        return RunPlan.model_validate(storage.read_json(path))
+    except (ValidationError, DamagedFileError):
+        return None  # it is made again
+
+
+def save_plan(plan: RunPlan) -> None:
+    """Keeps a plan beside the run's record. There is no secret in it, as there is none in a configuration."""
+    Storage(plan.storage).write_json(layout.run_plan(plan.name), plan.as_json())

@@ -1,0 +1,69 @@
+"""The two models that score, where their files are read: given ones are identified, the reference is trained, either is opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from miniplm import layout
+from miniplm.config.run import ModelConfig, ReferenceConfig, ScoringConfig
+from miniplm.models.devices import device_errors, resolve_device, resolve_dtype, use_device
+from miniplm.models.files import locate_model
+from miniplm.models.identity import identify_model
+from miniplm.models.opening import open_model
+from miniplm.progress import ProgressCallback, ignore_progress
+from miniplm.records.manifests import CorpusManifest, ModelEntry, TrainingManifest
+from miniplm.run.plan import RunPlan
+from miniplm.run.references import name_trained
+from miniplm.run.training_plans import plan_reference
+from miniplm.scoring.engine import Scorer
+from miniplm.storage.root import Storage
+from miniplm.training.exports import export_model
+from miniplm.training.processes.launch import launch_training
+
+
+def identify_teacher(plan: RunPlan, storage: Storage, emulated: bool = False) -> ModelEntry:
+    """The teacher's entry; `emulated` allows a dtype that the device has not, for a calibration.
+
+    Raises `ModelError` where its files are not there or not whole.
+    """
+    return _identify(plan, storage, plan.teacher.model, plan.teacher, emulated)
+
+
+def identify_reference(plan: RunPlan, storage: Storage, emulated: bool = False) -> ModelEntry:
+    """The entry of a reference model that is given, as `identify_teacher`."""
+    assert plan.reference.model is not None
+    return _identify(plan, storage, plan.reference.model, plan.reference, emulated)
+
+
+def _identify(plan: RunPlan, storage: Storage, model: str, given: ModelConfig | ReferenceConfig, emulated: bool) -> ModelEntry:
+    # Whether the workers of a pool have fp8 is for them to say, when they load the model.
+    dtype = resolve_dtype(given.dtype, resolve_device(plan.planning_device), emulated or plan.is_on_work_pool)
+    folder, attention = locate_model(model, given.revision), plan.scoring.attention
+    return identify_model(folder, model, dtype, given.revision, given.trust_remote_code, attention, storage)
+
+
+def open_scorer(
+    storage: Storage, entry: ModelEntry, scoring: ScoringConfig, sequence_length: int, emulated: bool = False
+) -> Scorer:
+    """The model of an entry, loaded, compiled where that pays, and ready to score sequences of up to `sequence_length` targets.
+
+    Raises what `open_model` raises, `ConfigError` where the device cannot compute in the entry's dtype.
+    """
+    device = resolve_device(scoring.device)
+    resolve_dtype(entry.dtype, device, emulated)
+    cache_folder = Path(storage.path(layout.compile_cache())) if storage.is_local else None
+    with use_device(device), device_errors(device, f"loading model {entry.model_id}"):
+        model = open_model(storage, entry, device, will_compile=scoring.compile is True)
+        scorer = Scorer(model, scoring.tokens_per_batch, entry.attention, scoring.compile, cache_folder)
+        scorer.warm_up(sequence_length)
+    return scorer
+
+
+def train_reference(
+    storage: Storage, plan: RunPlan, corpus: CorpusManifest, on_progress: ProgressCallback = ignore_progress
+) -> tuple[ModelEntry, TrainingManifest]:
+    """Trains the reference on the reference split and publishes it at `models/MODEL_ID`; what is done is not done again."""
+    training = launch_training(storage, plan_reference(plan, corpus), on_progress, plan.execution.launcher)
+    entry = name_trained(plan, training)
+    export_model(storage, training, layout.model_folder(entry.model_id))
+    return entry, training

@@ -1,0 +1,150 @@
+"""The stages of a run, each as one call of what does it: what a notebook calls, a task wraps, and the command line runs without a server.
+
+Whatever is there already is found and not made again. Imports wait for the stage that needs them, as a selection needs no torch.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from miniplm.corpus.identity import plan_corpus
+from miniplm.corpus.reader import find_corpus
+from miniplm.errors import CorpusError
+from miniplm.progress import ProgressCallback, ignore_progress
+from miniplm.records.manifests import CorpusManifest, ModelEntry, SelectionManifest
+from miniplm.records.run import StageRecord, StudentRecord
+from miniplm.run.plan import RunPlan
+from miniplm.run.references import find_reference
+from miniplm.run.trainings import know_student
+from miniplm.selection.ranking import find_selection, resolve_selection_id, select_sequences
+from miniplm.storage.root import Storage
+
+
+def prepare(plan: RunPlan, on_progress: ProgressCallback = ignore_progress) -> tuple[CorpusManifest, StageRecord]:
+    """Cuts the sources into sequences in shards, with some in each split that the run needs."""
+    from miniplm.corpus.preparation import prepare_corpus
+
+    started, storage = time.monotonic(), Storage(plan.storage)
+    planned = plan_corpus(storage, plan.corpus, plan.tokenizer)
+    reused = find_corpus(storage, planned.corpus_id) is not None
+    manifest = prepare_corpus(storage, plan.corpus, on_progress, planned)
+    check_splits(plan, manifest)
+    # Of a corpus that extends another only what was made for it.
+    num_tokens = sum(shard.num_tokens for shard in manifest.shards if shard.corpus_id == manifest.corpus_id)
+    return manifest, _record("prepare", time.monotonic() - started, reused, num_tokens, "tokens")
+
+
+def check_splits(plan: RunPlan, corpus: CorpusManifest) -> None:
+    """Raises `CorpusError` where a prepared corpus has no sequence in a split that the run needs later."""
+    needed = {
+        "reference": plan.reference.architecture is not None,
+        "heldout": bool(plan.students) and plan.evaluation.heldout,
+    }
+    for split in corpus.domains:
+        # The reference is that of the first corpus, so that its scores stay good when the corpus grows.
+        shards = corpus.root_shards(split) if split == "reference" else corpus.split_shards(split)
+        if needed.get(split) and not shards:
+            if split == "reference" and corpus.parent is not None:
+                raise CorpusError(
+                    f"corpus {corpus.lineage[0]}, which {corpus.corpus_id} extends, has no sequence in its reference split, and the "
+                    "reference model is trained on that of the first corpus; prepare once with corpus.extend=false, which makes the "
+                    "corpus anew of all files, or give reference.model"
+                )
+            raise CorpusError(
+                f"corpus {corpus.corpus_id} has no sequence in its {split} split, which this run needs; "
+                f"give corpus.splits.{split} a larger share, or the corpus more documents"
+            )
+
+
+def provide_reference(
+    plan: RunPlan, corpus: CorpusManifest, on_progress: ProgressCallback = ignore_progress
+) -> tuple[ModelEntry, StageRecord]:
+    """Trains the reference model where it is to be trained here and is not there yet."""
+    storage = Storage(plan.storage)
+    entry = find_reference(storage, plan, corpus)
+    if entry is not None and not entry.stored:
+        return entry, _record("reference", 0.0, True, 0, "tokens")
+    from miniplm.run.scoring_models import train_reference
+
+    reused = entry is not None
+    entry, training = train_reference(storage, plan, corpus, on_progress)
+    return entry, _record("train reference", training.seconds, reused, training.num_tokens, "tokens")
+
+
+def select(
+    plan: RunPlan, corpus: CorpusManifest, reference: ModelEntry, on_progress: ProgressCallback = ignore_progress
+) -> tuple[SelectionManifest, StageRecord]:
+    """Joins the scores of both models and keeps the sequences with the largest difference score."""
+    started, storage, teacher = time.monotonic(), Storage(plan.storage), plan.require_teacher()
+    selection_id = resolve_selection_id(storage, corpus, teacher.model_id, reference.model_id, plan.selection)
+    manifest = find_selection(storage, selection_id)
+    reused = manifest is not None
+    if manifest is None:
+        manifest = select_sequences(storage, corpus, teacher.model_id, reference.model_id, plan.selection, on_progress)
+    return manifest, _record("select", time.monotonic() - started, reused, manifest.num_candidates, "sequences")
+
+
+def derive(
+    plan: RunPlan,
+    corpus: CorpusManifest,
+    selection: SelectionManifest,
+    student_name: str,
+    on_progress: ProgressCallback = ignore_progress,
+) -> None:
+    """Makes the sequences that a student is trained and measured on, where they are not those of the corpus."""
+    from miniplm.derived.sets import make_set
+    from miniplm.run.pending import list_pending_jobs
+
+    storage = Storage(plan.storage)
+    for job in list_pending_jobs(storage, plan, corpus, selection, student_name):
+        make_set(storage, job, plan.scoring.device, on_progress)
+
+
+def train(
+    plan: RunPlan,
+    corpus: CorpusManifest,
+    selection: SelectionManifest,
+    student_name: str,
+    on_progress: ProgressCallback = ignore_progress,
+) -> tuple[StudentRecord, StageRecord]:
+    """Trains one student from scratch, from its last checkpoint where there is one."""
+    from miniplm.run.students import train_student
+    from miniplm.training.records import find_training
+
+    storage = Storage(plan.storage)
+    reused = find_training(storage, know_student(plan, corpus, selection, student_name).training_id) is not None
+    record, training = train_student(storage, plan, corpus, selection, student_name, on_progress)
+    return record, _record(f"train {student_name}", training.seconds, reused, training.num_tokens, "tokens")
+
+
+def evaluate(
+    plan: RunPlan,
+    corpus: CorpusManifest,
+    student_name: str,
+    student: StudentRecord,
+    on_progress: ProgressCallback = ignore_progress,
+) -> tuple[StudentRecord, StageRecord]:
+    """Measures a student and its milestones on the held-out split, and by the run's tasks; adds the results to its record."""
+    from miniplm.run.student_records import is_evaluated
+    from miniplm.run.students import evaluate_student
+
+    storage = Storage(plan.storage)
+    reused = is_evaluated(storage, plan, corpus, student_name, student)
+    on_loss, on_tasks = (
+        name_progress(f"evaluate {student_name}", on_progress),
+        name_progress(f"zero-shot {student_name}", on_progress),
+    )
+    record = evaluate_student(storage, plan, corpus, student_name, student, on_loss, on_tasks)
+    evaluation = record.evaluation
+    assert evaluation is not None
+    return record, _record(f"evaluate {student_name}", evaluation.seconds, reused, evaluation.overall.num_scored_tokens, "tokens")
+
+
+def name_progress(key: str, on_progress: ProgressCallback) -> ProgressCallback:
+    """The callback of a piece of work that people know as `key`."""
+    return lambda progress: on_progress(replace(progress, key=key))
+
+
+def _record(name: str, seconds: float, reused: bool, num_units: int, unit: str) -> StageRecord:
+    return StageRecord(name=name, seconds=seconds, reused=reused, num_units=num_units, unit=unit)

@@ -1,0 +1,91 @@
+"""What the trainings of a run are to be, each as one plan: configuration, teacher, tokenizer and number of steps.
+
+Nothing is trained here, and of models only the files are read.
+"""
+
+from __future__ import annotations
+
+from miniplm.config.run import CorpusConfig, StudentConfig, TrainingConfig
+from miniplm.derived.conversion import ConversionJob
+from miniplm.models.architectures import build_empty_model, count_parameters, resolve_vocab_size
+from miniplm.records.manifests import CorpusManifest, ModelEntry, SelectionManifest
+from miniplm.run.plan import PlannedTraining, RunPlan
+from miniplm.tokenizers.tokenizer import CorpusTokenizer, load_tokenizer
+from miniplm.training.flops import match_training
+from miniplm.training.methods import METHODS
+from miniplm.training.needs import list_derived_jobs, plan_heldout
+from miniplm.training.recipe import TrainingPlan, is_tokenizer_of, plan_training
+
+
+def plan_reference(plan: RunPlan, corpus: CorpusManifest) -> TrainingPlan:
+    """The training of the reference model, of a run that has one trained."""
+    reference = plan.reference
+    assert reference.architecture is not None
+    assert reference.training is not None
+    return plan_training(
+        corpus,
+        "reference",
+        reference.architecture,
+        reference.training,
+        vocab_size=reference.vocab_size,
+        device=plan.planning_device,
+        trust_remote_code=reference.trust_remote_code,
+        trust_tokenizer_code=plan.corpus.trust_remote_code,
+    )
+
+
+def describe_training(plan: RunPlan, corpus: CorpusManifest, selection: SelectionManifest, student_name: str) -> PlannedTraining:
+    """What is to be known of a student's training without reading its parts again."""
+    training = plan_student(plan, corpus, selection, student_name)
+    heldout = plan_heldout_conversion(plan, corpus, student_name) if plan.evaluation.heldout else None
+    return PlannedTraining(
+        training_id=training.training_id,
+        steps=training.config.steps,
+        derived_ids=tuple(job.derived_id for job in list_derived_jobs(training)),
+        heldout_id=None if heldout is None else heldout.derived_id,
+    )
+
+
+def plan_student(plan: RunPlan, corpus: CorpusManifest, selection: SelectionManifest, student_name: str) -> TrainingPlan:
+    """The training of one student. Raises `ConfigError` where the run has no such student."""
+    student = plan.find_student(student_name)
+    teacher = plan.require_teacher() if METHODS[student.method].needs_teacher else None
+    return plan_training(
+        corpus,
+        student.method,
+        student.architecture,
+        _match_training(student, corpus, teacher),
+        vocab_size=student.vocab_size,
+        selection=selection,
+        selection_seed=plan.selection.seed,
+        teacher=teacher,
+        distillation=student.distillation,
+        generation=student.generation,
+        device=plan.planning_device,
+        trust_tokenizer_code=plan.corpus.trust_remote_code,
+        own_tokenizer=load_own_tokenizer(student, plan.corpus),
+    )
+
+
+def load_own_tokenizer(student: StudentConfig, corpus: CorpusConfig) -> CorpusTokenizer | None:
+    """The tokenizer that a student's configuration names, None where it has the corpus's. Raises `TokenizerError`."""
+    if student.tokenizer is None:
+        return None
+    field = f"eos_token of student {student.name}"
+    return load_tokenizer(student.tokenizer, student.eos_token, corpus.trust_remote_code, field)
+
+
+def plan_heldout_conversion(plan: RunPlan, corpus: CorpusManifest, student_name: str) -> ConversionJob | None:
+    """The held-out split in a student's own tokens; None where it has the corpus's."""
+    own = load_own_tokenizer(plan.find_student(student_name), plan.corpus)
+    return None if own is None or is_tokenizer_of(corpus, own) else plan_heldout(corpus, own, plan.corpus.trust_remote_code)
+
+
+def _match_training(student: StudentConfig, corpus: CorpusManifest, teacher: ModelEntry | None) -> TrainingConfig:
+    """The training as it will be: of a FLOP-matched student shorter by what the teacher costs."""
+    if not student.flop_matched:
+        return student.training
+    assert teacher is not None, "only methods with a teacher are FLOP-matched"
+    vocab_size = resolve_vocab_size(student.vocab_size, corpus.tokenizer.vocab_size)
+    model = build_empty_model(student.architecture, vocab_size, corpus.sequence_length + 1)
+    return match_training(student.training, count_parameters(model), teacher.num_parameters)

@@ -1,0 +1,27 @@
+"""What is known of the trainings of a run: each is planned once, and kept with the run's plan."""
+
+from __future__ import annotations
+
+from miniplm.records.manifests import CorpusManifest, SelectionManifest
+from miniplm.run.plan import PlannedTraining, RunPlan
+
+
+def know_reference(plan: RunPlan, corpus: CorpusManifest) -> PlannedTraining:
+    """The training of the reference model, of a run that has one trained."""
+    key = f"reference of {corpus.corpus_id}"
+    if key in plan.trainings:
+        return plan.trainings[key]
+    from miniplm.run.training_plans import plan_reference  # imports torch
+
+    training = plan_reference(plan, corpus)
+    return plan.learn(key, PlannedTraining(training_id=training.training_id, steps=training.config.steps))
+
+
+def know_student(plan: RunPlan, corpus: CorpusManifest, selection: SelectionManifest, student_name: str) -> PlannedTraining:
+    """The training of a student on this selection, and what is to be derived for it."""
+    key = f"student {student_name} of {corpus.corpus_id} {selection.selection_id}"
+    if key in plan.trainings:
+        return plan.trainings[key]
+    from miniplm.run.training_plans import describe_training  # imports torch
+
+    return plan.learn(key, describe_training(plan, corpus, selection, student_name))

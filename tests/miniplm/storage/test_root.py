@@ -1,0 +1,52 @@
+"""The storage root: paths of any characters are themselves, and what cannot be one is refused."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from miniplm.config.run import SourceConfig
+from miniplm.errors import StorageError
+from miniplm.storage.root import Storage, open_filesystem
+
+
+@pytest.mark.parametrize("name", ["a[1]", "a*b?", "k=v", "a::b", "it's", "100%", "new\nline", "back\\slash"])
+@pytest.mark.parametrize("root", ["{}", "memory://{}"])
+def test_any_name_can_be_a_root_that_is_written_listed_and_deleted(tmp_path: Path, name: str, root: str):
+    if root.startswith("memory") and name == "a::b":
+        pytest.skip("in a URL `::` joins two file systems")
+    storage = Storage(root.format(f"{tmp_path}/{name}"))
+    for path in ("a/one.json", "a/deep/two.json", "b/three.json"):
+        storage.write_json(path, {"path": path})
+    assert storage.list_names("a") == ["deep", "one.json"]
+    assert storage.read_json("a/deep/two.json") == {"path": "a/deep/two.json"}
+    storage.delete("a")
+    assert not storage.exists("a/one.json")
+    assert not storage.exists("a/deep/two.json")
+    assert storage.exists("b/three.json")
+    storage.delete("b/three.json")
+    assert not storage.exists("b/three.json")
+
+
+def test_a_path_is_a_local_one_whatever_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert open_filesystem("a::b/c")[1] == f"{tmp_path}/a::b/c"
+
+
+@pytest.mark.parametrize("name", ["[a] b\\c", "\\*", "a\\b/c?"])
+def test_a_root_that_duckdb_cannot_name_is_refused(tmp_path: Path, name: str):
+    with pytest.raises(StorageError, match="has a backslash and one of"):
+        Storage(str(tmp_path / name))
+
+
+def test_a_root_that_is_not_utf8_is_refused_in_plain_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    os.mkdir(folder)
+    monkeypatch.chdir(folder)
+    with pytest.raises(StorageError, match=r"caf\\xe9/data has a name that is not UTF-8"):
+        Storage("data")
+    with pytest.raises(ValidationError, match=r"holds a byte that is not UTF-8 at character \d+; .*write `\?` in its place"):
+        SourceConfig(path=f"{folder}/*.jsonl", domain_name="d")
