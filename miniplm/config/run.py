@@ -10,13 +10,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from miniplm.config.fields import LARGEST_SEED, MOST_SHARD_TOKENS, Name, Section, Url
+from miniplm.config.methods import Method as Method
 from miniplm.config.training import (
     ARCHITECTURE,
     VOCAB_SIZE,
     DistillationConfig,
     Dtype,
     GenerationConfig,
-    Method,
     StudentConfig,
     TrainingConfig,
 )

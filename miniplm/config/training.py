@@ -7,9 +7,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from miniplm.config.fields import LARGEST_SEED, Name, Section
+from miniplm.config.methods import METHOD_FACTS, Method
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Method = Literal["miniplm", "pretrain", "vanilla-kd", "seqkd", "miniplm+vanilla-kd"]
 
 ARCHITECTURE = "preset (`miniplm config --architectures` lists them) or a folder or hub id with a config.json"
 VOCAB_SIZE = "rows of the embedding; null: the tokenizer's size, rounded up to a multiple of 64"
@@ -161,7 +161,7 @@ class StudentConfig(Section):
     @property
     def is_distilled(self) -> bool:
         """Whether the teacher runs along in training."""
-        return self.method.endswith("vanilla-kd")
+        return METHOD_FACTS[self.method].has_teacher_along
 
     @model_validator(mode="after")
     def _check_student(self) -> StudentConfig:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from miniplm.config.methods import BASELINE_METHOD, METHOD_FACTS
 from miniplm.records.run import RunRecord
 
-BASELINE_METHOD = "pretrain"
 # Methods whose training text is the selection, the most to be told of first.
-SELECTION_METHODS = ("miniplm", "miniplm+vanilla-kd")
+SELECTION_METHODS = tuple(name for name, facts in METHOD_FACTS.items() if facts.uses_selection)
 
 
 def find_baselines(record: RunRecord) -> dict[str, str]:

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from typing import Any
 
+from miniplm.config.methods import BASELINE_METHOD, has_teacher_along
 from miniplm.config.run import EvaluationConfig, TrainingConfig
 from miniplm.errors import RunError
-from miniplm.evaluation.baselines import BASELINE_METHOD, find_tokenizer, rank_baselines
+from miniplm.evaluation.baselines import find_tokenizer, rank_baselines
 from miniplm.evaluation.milestones import find_checkpoint_evaluations
 from miniplm.evaluation.scaling import (
     ScalingFit,
@@ -128,7 +129,7 @@ def describe_curve(curve: StudentCurve) -> dict[str, Any]:
 def student_flops_per_token(record: RunRecord, student_name: str) -> float:
     """Training FLOPs a token of a student of a run, its teacher's forward pass counted where that runs along."""
     student = record.students[student_name]
-    if not student.method.endswith("vanilla-kd"):
+    if not has_teacher_along(student.method):
         return training_flops_per_token(student.num_parameters)
     if record.teacher is None:
         raise RunError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from miniplm.config.methods import BASELINE_METHOD
 from miniplm.evaluation.baselines import find_tokenizer
 from miniplm.evaluation.comparison import LossDifference, compare_in_nats
 from miniplm.records.manifests import DomainLoss
@@ -45,7 +46,7 @@ def render_heldout(content: ReportContent) -> Markup:
         head=table.make_head(baselines),
         rows=rows,
         baselines=sorted(set(baselines.values())),
-        has_pretrained=any(student.method == "pretrain" for student in record.students.values()),
+        has_pretrained=any(student.method == BASELINE_METHOD for student in record.students.values()),
         by_token=by_token,
         has_errors=any(evaluation.overall.nats_standard_error is not None for evaluation in evaluations.values()),
         is_paired=any(difference.paired for difference in overall.values()),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from miniplm.config.methods import METHOD_FACTS
 from miniplm.evaluation.baselines import SELECTION_METHODS, find_baselines
 from miniplm.evaluation.curves import student_flops_per_token
 from miniplm.records.manifests import Evaluation
@@ -26,15 +27,6 @@ from miniplm.report.markup import (
 )
 
 _LOG_SCALE_STEPS = 200
-
-_METHODS = {
-    "miniplm": "trained on the selection",
-    "pretrain": "the baseline: trained on sequences drawn at random from the candidates, as many tokens as the selection has",
-    "vanilla-kd": "trained on the same text as pretrain; the teacher runs along, and the student learns the teacher's distribution over "
-    "the next token beside the token itself: (1 - a) cross entropy + a KL(teacher || student)",
-    "seqkd": "trained on the same text as pretrain, the end of each sequence written anew by the teacher",
-    "miniplm+vanilla-kd": "trained on the selection; the teacher runs along, and the student learns its distributions too, as with vanilla-kd",
-}
 
 
 @dataclass(frozen=True)
@@ -72,7 +64,7 @@ def render_students(content: ReportContent) -> Markup:
     rows = [
         [
             format_name(name),
-            explain(student.method, _METHODS[student.method]) if student.method in _METHODS else student.method,
+            explain(student.method, METHOD_FACTS[student.method].summary) if student.method in METHOD_FACTS else student.method,
             format_code(student.architecture),
             format_size(student.num_parameters),
             _format_steps(student),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from miniplm.config.methods import METHOD_FACTS
 from miniplm.config.run import RunConfig
 from miniplm.derived.generation import check_generation
 from miniplm.errors import ConfigError, ModelError, TokenizerError
@@ -62,7 +63,7 @@ def _check_trainings(config: RunConfig, tokenizer: CorpusTokenizer) -> None:
     if reference.architecture is not None and reference.training is not None:
         trainings.append((reference.architecture, reference.vocab_size, reference.training, tokenizer, reference.trust_remote_code))
     for student in config.students:
-        if student.method == "seqkd":
+        if METHOD_FACTS[student.method].has_written_text:
             check_generation(student.generation, config.corpus.sequence_length)
     for architecture, vocab_size, training, own, trust_remote_code in trainings:
         num_rows = resolve_vocab_size(vocab_size, own.entry.vocab_size)

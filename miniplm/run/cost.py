@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from miniplm.config.methods import METHOD_FACTS
 from miniplm.config.run import TrainingConfig
 from miniplm.corpus.identity import CorpusPlan, plan_corpus
 from miniplm.corpus.reader import find_corpus
@@ -164,7 +165,7 @@ def plan_run(plan: RunPlan, usd_per_gpu_hour: float | None = None) -> RunCost:
 
 
 def _list_generated(plan: RunPlan) -> list[str]:
-    return [student.name for student in plan.students if student.method == "seqkd"]
+    return [student.name for student in plan.students if METHOD_FACTS[student.method].has_written_text]
 
 
 def probe_scoring(model: LoadedModel, plan: RunPlan, tokenizer: CorpusTokenizer) -> Throughput:

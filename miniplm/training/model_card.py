@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from miniplm.config.methods import METHOD_FACTS
 from miniplm.records.manifests import CheckpointMetrics, DomainLoss, Evaluation, TrainingManifest
 from miniplm.records.stored import parse_metrics
 from miniplm.storage.root import Storage
@@ -16,14 +17,7 @@ CARD = "README.md"
 _METRICS = "metrics.jsonl"
 _MOST_STRETCHES = 10
 
-_METHODS = {
-    "reference": "language modelling on the reference split: the small model that Difference Sampling compares the teacher with",
-    "miniplm": "language modelling on the sequences that Difference Sampling kept (MiniPLM, arXiv 2410.17215)",
-    "pretrain": "language modelling on as many tokens as the selection has, drawn at random from the candidates (a baseline)",
-    "vanilla-kd": "knowledge distillation of the teacher's token distributions on text drawn at random (a baseline)",
-    "seqkd": "language modelling on sequences whose ends the teacher wrote (sequence-level distillation, a baseline)",
-    "miniplm+vanilla-kd": "knowledge distillation of the teacher's token distributions on the sequences that Difference Sampling kept",
-}
+_REFERENCE = "language modelling on the reference split: the small model that Difference Sampling compares the teacher with"
 
 _USE = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -31,6 +25,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 ```"""
+
+
+def _describe_method(method: str) -> str:
+    if method == "reference":
+        return _REFERENCE
+    return METHOD_FACTS[method].card if method in METHOD_FACTS else method
 
 
 def write_model_card(storage: Storage, folder: str, training: TrainingManifest, evaluation: Evaluation | None = None) -> None:
@@ -55,7 +55,7 @@ def make_model_card(
     }
     head = (
         f"# {name}\n\nA causal language model of {training.num_parameters:,} parameters, trained from fresh weights by MiniPLM. "
-        f"Method `{method}`: {_METHODS.get(method, method)}."
+        f"Method `{method}`: {_describe_method(method)}."
     )
     body = "\n\n".join([head, *(f"## {title}\n\n{text}" for title, text in sections.items())])
     return f"---\n{_front_matter(name, method, training, evaluation)}\n---\n\n{body}\n"
