@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from miniplm.config.run import TrainingConfig
+from miniplm.derived import sequences as shard_reading
 from miniplm.derived.sequences import TrainingShard
 from miniplm.errors import CorpusError, TrainingError
 from miniplm.records.manifests import CorpusManifest
 from miniplm.storage.root import Storage
-from miniplm.training import data
 from miniplm.training.data import (
     SequenceOrder,
     check_batch_size,
@@ -84,13 +84,13 @@ def test_going_on_late_reads_only_its_own_window(
     storage: Storage, shards: list[TrainingShard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
-    original = data.read_shard
+    original = shard_reading.read_shard
 
     def counting(storage: Storage, entry, **options):
         read.append(entry.shard_index)
         return original(storage, entry, **options)
 
-    monkeypatch.setattr(data, "read_shard", counting)
+    monkeypatch.setattr(shard_reading, "read_shard", counting)
     order = SequenceOrder(storage, shards, seed=0, window_tokens=1)
     order.read(NUM - 1, NUM)
     assert len(read) == 1
@@ -113,13 +113,13 @@ def test_next_window_is_fetched_while_one_is_in_use_and_none_beyond_the_end(
     storage: Storage, shards: list[TrainingShard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
-    original = data.read_shard
+    original = shard_reading.read_shard
 
     def noting(storage: Storage, entry, **options):
         read.append(threading.current_thread().name)
         return original(storage, entry, **options)
 
-    monkeypatch.setattr(data, "read_shard", noting)
+    monkeypatch.setattr(shard_reading, "read_shard", noting)
     # Every shard is a window: the first is read at once, the second in the background, the third not yet.
     order = SequenceOrder(storage, shards, seed=0, window_tokens=1)
     order.read_ahead_to(NUM)
@@ -138,7 +138,7 @@ def test_next_window_is_fetched_while_one_is_in_use_and_none_beyond_the_end(
 def test_damage_in_a_window_fetched_ahead_is_told_when_its_turn_comes(
     storage: Storage, shards: list[TrainingShard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, num_read = data.read_shard, 0
+    original, num_read = shard_reading.read_shard, 0
 
     def failing(storage: Storage, entry, **options):
         nonlocal num_read
@@ -147,7 +147,7 @@ def test_damage_in_a_window_fetched_ahead_is_told_when_its_turn_comes(
             raise CorpusError("shard is damaged")
         return original(storage, entry, **options)
 
-    monkeypatch.setattr(data, "read_shard", failing)
+    monkeypatch.setattr(shard_reading, "read_shard", failing)
     order = SequenceOrder(storage, shards, seed=0, window_tokens=1)
     order.read_ahead_to(NUM)
     order.read(0, 1)
