@@ -123,7 +123,7 @@ class CorpusConfig(Section):
 
 
 _SCORING_DTYPE = (
-    "auto: bfloat16 on a GPU and on a CPU that multiplies in it (AMX, AVX512-BF16, ARM's bf16), float32 on any other; fp8: linear layers in float8_e4m3 with a scale a row, the rest bfloat16, "
+    "auto: bfloat16 on a GPU, and on a CPU that multiplies in it (AMX, AVX512-BF16, ARM's bf16) from hidden width 512; else float32; fp8: linear layers in float8_e4m3 with a scale a row, the rest bfloat16, "
     "fp8-head: the head in float8_e4m3 too, both on GPUs that have it (H100, L40S, newer), once it has passed the fidelity gate (scoring.min_overlap)"
 )
 

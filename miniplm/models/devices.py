@@ -12,7 +12,7 @@ import torch
 from miniplm.errors import ConfigError, DeviceError, NoDeviceError, first_line
 from miniplm.foreign_errors import is_device_lost as is_device_lost
 from miniplm.foreign_errors import is_out_of_memory as is_out_of_memory
-from miniplm.models.dtypes import choose_dtype, choose_scoring_dtype
+from miniplm.models.dtypes import choose_dtype
 from miniplm.models.fp8 import FP8_DTYPES, supports_fp8
 
 # Instructions that multiply bfloat16, as Linux names them: AMX and AVX512-BF16 on x86, BFMMLA and BFDOT on ARM.
@@ -90,16 +90,6 @@ def resolve_dtype(dtype: str, device: torch.device, emulated: bool = False) -> s
             f"What {dtype} would do to the selection can be measured here: `miniplm score CONFIG --calibrate 200`"
         )
     return choose_dtype(device.type) if dtype == "auto" else dtype
-
-
-def resolve_scoring_dtype(dtype: str, device: torch.device, emulated: bool = False, native_bfloat16: bool | None = None) -> str:
-    """What a model scores in: `auto` is bfloat16 on a GPU, and on a CPU that multiplies in it; float32 on any other CPU.
-
-    `native_bfloat16` says whether the CPU does, None: this machine's. Raises what `resolve_dtype` raises.
-    """
-    if dtype == "auto":
-        return choose_scoring_dtype(device.type, has_native_bfloat16() if native_bfloat16 is None else native_bfloat16)
-    return resolve_dtype(dtype, device, emulated)
 
 
 def has_native_bfloat16() -> bool:

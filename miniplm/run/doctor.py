@@ -108,15 +108,16 @@ def check_requirements(needed: list[str]) -> Iterator[Finding]:
 def _check_devices() -> Iterator[Finding]:
     import torch
 
-    from miniplm.models.devices import has_native_bfloat16, resolve_dtype, resolve_scoring_dtype
+    from miniplm.models.devices import has_native_bfloat16
+    from miniplm.models.dtypes import LEAST_WIDTH_OF_BFLOAT16
 
-    cpu = torch.device("cpu")
     multiplies = "bfloat16 and float32" if has_native_bfloat16() else "float32"
+    scores = f"bfloat16 from hidden width {LEAST_WIDTH_OF_BFLOAT16}, else in float32" if has_native_bfloat16() else "float32"
     yield Finding(
         name="cpu",
         state="ok",
         value=f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}, multiplies in {multiplies}; "
-        f"dtype auto scores in {resolve_scoring_dtype('auto', cpu)} and trains in {resolve_dtype('auto', cpu)}",
+        f"dtype auto trains in float32 and scores in {scores}",
     )
     if not torch.cuda.is_available():
         yield Finding(name="cuda", state="ok", value="no CUDA device; models run on the CPU")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from typing import Any, TypeVar
 
 from miniplm import __version__, layout
-from miniplm.config.run import RunConfig
-from miniplm.errors import RunError
+from miniplm.config.run import ModelConfig, ReferenceConfig, RunConfig
+from miniplm.errors import ModelError, RunError, reading_users_file
+from miniplm.models.architectures import locate_config
 from miniplm.models.devices import describe_device, has_native_bfloat16, resolve_device
-from miniplm.models.dtypes import choose_dtype, choose_scoring_dtype
+from miniplm.models.dtypes import choose_dtype, choose_scoring_dtype, find_hidden_width
+from miniplm.models.files import locate_model
 from miniplm.models.presets import PRESETS
 from miniplm.records.manifests import Record
 from miniplm.records.run import load_run
@@ -62,19 +65,41 @@ def _leaves_dtype_open(run: RunConfig | RunPlan) -> bool:
 def pin_dtypes(run: Run, device_type: str, native_bfloat16: bool = False) -> Run:
     """The run with every `auto` dtype as a device of that type resolves it: the ids are then the same everywhere.
 
-    `native_bfloat16` says of a CPU whether it multiplies in bfloat16.
+    `native_bfloat16` says of a CPU whether it multiplies in bfloat16; the width of a model that scores decides with it.
+    Raises `ModelError` or `ConfigError` where that is to be looked up and the model is not there.
     """
+    native_bfloat16 = native_bfloat16 and device_type == "cpu"
 
     def pin(section: Any, dtype: str) -> Any:
         return section.model_copy(update={"dtype": dtype}) if section.dtype == "auto" else section
 
-    scoring = choose_scoring_dtype(device_type, native_bfloat16 and device_type == "cpu")
+    def pin_scorer(section: Any) -> Any:
+        if section.dtype != "auto":
+            return section
+        width = _find_width(section) if native_bfloat16 else 0
+        return pin(section, choose_scoring_dtype(device_type, native_bfloat16, width))
+
     training = choose_dtype(device_type)
-    reference = pin(run.reference, scoring)
+    reference = pin_scorer(run.reference)
     if reference.training is not None:
         reference = reference.model_copy(update={"training": pin(reference.training, training)})
     students = tuple(student.model_copy(update={"training": pin(student.training, training)}) for student in run.students)
-    return run.model_copy(update={"teacher": pin(run.teacher, scoring), "reference": reference, "students": students})
+    return run.model_copy(update={"teacher": pin_scorer(run.teacher), "reference": reference, "students": students})
+
+
+def _find_width(section: ModelConfig | ReferenceConfig) -> int:
+    """The hidden width of the model of a section, given or by its architecture."""
+    if section.model is not None:
+        path = locate_model(section.model, section.revision) / "config.json"
+    else:
+        assert isinstance(section, ReferenceConfig)
+        assert section.architecture is not None
+        if section.architecture in PRESETS:
+            return find_hidden_width(PRESETS[section.architecture].describe())
+        path = locate_config(section.architecture)
+    with reading_users_file(path, "is no configuration of a model", "give a model as transformers saves it", ModelError):
+        content = json.loads(path.read_bytes())
+        return find_hidden_width(content)
 
 
 def pin_to(run: Run, worker: WorkerDescription) -> Run:

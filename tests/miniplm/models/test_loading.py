@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM
 
 from miniplm.errors import ConfigError, ModelError, NoDeviceError, is_lasting
 from miniplm.models import devices
-from miniplm.models.devices import has_native_bfloat16, is_out_of_memory, resolve_device, resolve_dtype, resolve_scoring_dtype
+from miniplm.models.devices import has_native_bfloat16, is_out_of_memory, resolve_device, resolve_dtype
+from miniplm.models.dtypes import LEAST_WIDTH_OF_BFLOAT16, choose_scoring_dtype, find_hidden_width
 from miniplm.models.files import list_weight_files, locate_model
 from miniplm.models.identity import SCORING_VERSION, identify_model, name_model, slug
 from miniplm.models.loading import load_model, split_head
@@ -174,7 +175,7 @@ def test_devices_and_dtypes():
     assert resolve_dtype("auto", CPU) == "float32"
     assert resolve_dtype("bfloat16", CPU) == "bfloat16"
     assert resolve_dtype("auto", torch.device("cuda")) == "bfloat16"
-    assert resolve_scoring_dtype("auto", torch.device("cuda"), native_bfloat16=False) == "bfloat16"
+    assert choose_scoring_dtype("cuda", False, 0) == "bfloat16"
     if not torch.cuda.is_available():
         with pytest.raises(NoDeviceError, match="this machine has 0 CUDA devices") as caught:
             resolve_device("cuda:3")
@@ -203,12 +204,27 @@ def test_auto_scores_in_bfloat16_where_the_cpu_multiplies_in_it_and_trains_in_fl
         path.write_text(cpuinfo)
     monkeypatch.setattr(devices, "read_cpu_flags", partial(devices.read_cpu_flags, path))
     assert has_native_bfloat16() is (scored_in == "bfloat16")
-    assert resolve_scoring_dtype("auto", CPU) == scored_in
-    assert resolve_scoring_dtype("float32", CPU) == "float32"
-    assert resolve_scoring_dtype("auto", CPU, native_bfloat16=scored_in != "bfloat16") != scored_in
+    assert choose_scoring_dtype("cpu", has_native_bfloat16(), LEAST_WIDTH_OF_BFLOAT16) == scored_in
+    assert choose_scoring_dtype("cpu", has_native_bfloat16(), LEAST_WIDTH_OF_BFLOAT16 - 1) == "float32", "no faster there"
     assert resolve_dtype("auto", CPU) == "float32"
     with pytest.raises(ConfigError, match="dtype fp8 needs a GPU"):
-        resolve_scoring_dtype("fp8", CPU)
+        resolve_dtype("fp8", CPU)
+
+
+@pytest.mark.parametrize(
+    ("content", "width"),
+    [
+        ({"hidden_size": 576, "n_embd": 4}, 576),
+        ({"model_type": "gpt2", "n_embd": 768}, 768),
+        ({"model_type": "t5", "d_model": 512}, 512),
+        ({"text_config": {"hidden_size": 640}, "hidden_size": 9999}, 640),
+        ({"text_config": None, "hidden_size": 64}, 64),
+        ({"hidden_size": None}, 0),
+        ({}, 0),
+    ],
+)
+def test_the_hidden_width_is_read_off_the_configuration(content, width):
+    assert find_hidden_width(content) == width
 
 
 def test_out_of_memory_is_told_from_other_errors():

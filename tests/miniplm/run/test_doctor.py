@@ -35,8 +35,11 @@ def test_this_machine_is_described(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("native", "told"),
     [
-        (True, "multiplies in bfloat16 and float32; dtype auto scores in bfloat16 and trains in float32"),
-        (False, "multiplies in float32; dtype auto scores in float32 and trains in float32"),
+        (
+            True,
+            "multiplies in bfloat16 and float32; dtype auto trains in float32 and scores in bfloat16 from hidden width 512, else in float32",
+        ),
+        (False, "multiplies in float32; dtype auto trains in float32 and scores in float32"),
     ],
 )
 def test_what_the_cpu_multiplies_in_and_what_auto_makes_of_it_are_told(
