@@ -29,13 +29,13 @@ test-packages:
 	@scripts/install_test_packages.sh
 
 # Side by side, as the type check keeps one core busy and the first tests mostly wait; where either fails, so does this.
-test: assets test-packages  ## lint, type check and all tests, with the real models (about 11 minutes on 2 cores)
+test: assets test-packages  ## lint, type check and all tests, with the real models (about 8 minutes on 2 cores)
 	@$(MAKE) --no-print-directory --jobs 2 --keep-going lint pytest
 
 pytest:
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-gpu-check:  ## tests and benchmarks on a machine with a GPU, in six stages of at most 8 minutes (docs/gpu.md)
+gpu-check:  ## tests and benchmarks on a machine with a GPU, in seven stages of at most 8 minutes (docs/gpu.md)
 	@scripts/gpu_check.sh
 
 gpu-wheels: setup  ## fetch into .gpu-wheels/ what a GPU machine without a network may lack (8 MB)
