@@ -130,7 +130,7 @@ class Storage:
         """The parsed file; `DamagedFileError` where it is not JSON."""
         try:
             return json.loads(self.read_bytes(relative))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DamagedFileError(f"{self.url(relative)} is not valid JSON ({error}); delete it and run again") from error
 
     def digest(self, relative: str) -> str:
