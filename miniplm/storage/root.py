@@ -291,6 +291,10 @@ class Storage:
         except (StorageError, FileNotFoundError):
             raise
         except Exception as error:
+            if self.is_local and isinstance(error, PermissionError):
+                raise StorageError(
+                    f"cannot {action} {self.url(relative)}: {error.strerror}. Give this user the right to"
+                ) from error
             if self.is_local:
                 raise
             kind = StorageUnavailableError if is_passing(error) else StorageError

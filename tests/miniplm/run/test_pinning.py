@@ -11,7 +11,7 @@ import torch
 
 from miniplm import layout
 from miniplm.config.run import RunConfig
-from miniplm.errors import ConfigError, ModelError
+from miniplm.errors import ConfigError, DamagedFileError, ModelError
 from miniplm.models import devices
 from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.run import RunRecord, save_run
@@ -274,6 +274,14 @@ def test_a_run_that_an_earlier_version_scored_in_float32_goes_on_in_float32(
     save_run(storage, RunRecord(run_name="fleet", config={}, teacher=entry, started_at="2026-11-01"))
     assert begin(storage, monkeypatch, "cpu", True) == ["float32"] * 5
     assert begin(storage, monkeypatch, "cpu", True) == ["float32"] * 5
+
+
+def test_a_machine_that_cannot_be_read_any_more_is_not_taken_for_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Storage(str(tmp_path))
+    begin(storage, monkeypatch, "cpu", False)
+    storage.write_bytes(layout.machine_description("fleet"), b"{}")
+    with pytest.raises(DamagedFileError, match=r"machine\.json is no WorkerDescription"):
+        begin(storage, monkeypatch, "cpu", True)
 
 
 def test_a_run_that_leaves_no_dtype_open_describes_no_machine(tmp_path: Path) -> None:

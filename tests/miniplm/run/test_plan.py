@@ -124,6 +124,12 @@ def test_a_known_training_is_that_of_its_own_draw(config: Path) -> None:
         domains={},
         shards=(),
     )
+    # A record that was made of what stages left is made anew as they go on.
+    root = Storage(plans[0].storage)
+    record = provide_record(root, load_config(str(config)))
+    assert (record.corpus_id, record.reference) == (corpus.corpus_id, None)
+    save_run(root, record.model_copy(update={"corpus_id": None}))
+    assert provide_record(root, load_config(str(config))) == record
     drawn, other = (know_student(plans[seed], corpus, selection, "pretrain") for seed in (0, 1))
     assert drawn.training_id == describe_training(plans[0], corpus, selection, "pretrain").training_id != other.training_id
     assert plans[0].trainings is plans[1].trainings
