@@ -254,6 +254,9 @@ def test_a_run_keeps_its_dtypes_on_a_machine_with_another_cpu(
     pin_to_machine(storage, other, keep=False)
     assert not storage.exists(layout.machine_description("other"))
     assert list_dtypes(pin_to_machine(storage, other)) == ["bfloat16" if second else "float32"] * 2 + ["float32"] * 3
+    storage.write_bytes(layout.machine_description("fleet"), b"{}")
+    with pytest.raises(DamagedFileError, match=r"machine\.json is no WorkerDescription"):
+        begin(storage, monkeypatch, "cpu", second)
 
 
 def test_a_run_begun_on_a_gpu_goes_on_in_bfloat16_on_a_cpu_and_a_given_dtype_wins(
@@ -274,14 +277,6 @@ def test_a_run_that_an_earlier_version_scored_in_float32_goes_on_in_float32(
     save_run(storage, RunRecord(run_name="fleet", config={}, teacher=entry, started_at="2026-11-01"))
     assert begin(storage, monkeypatch, "cpu", True) == ["float32"] * 5
     assert begin(storage, monkeypatch, "cpu", True) == ["float32"] * 5
-
-
-def test_a_machine_that_cannot_be_read_any_more_is_not_taken_for_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    storage = Storage(str(tmp_path))
-    begin(storage, monkeypatch, "cpu", False)
-    storage.write_bytes(layout.machine_description("fleet"), b"{}")
-    with pytest.raises(DamagedFileError, match=r"machine\.json is no WorkerDescription"):
-        begin(storage, monkeypatch, "cpu", True)
 
 
 def test_a_run_that_leaves_no_dtype_open_describes_no_machine(tmp_path: Path) -> None:
