@@ -247,8 +247,7 @@ def test_a_run_keeps_its_dtypes_on_a_machine_with_another_cpu(
     begun = begin(storage, monkeypatch, "cpu", first)
     assert begun == ["bfloat16" if first else "float32"] * 2 + ["float32"] * 3
     assert begin(storage, monkeypatch, "cpu", second) == begun
-    # Commands that only look, and another run at this root.
-    config = make_config(storage=storage.root, fan_out="local")
+    config = make_config(storage=storage.root, fan_out="local")  # for commands that only look, and another run at this root
     assert list_dtypes(pin_to_machine(storage, config, keep=False)) == begun
     other = config.model_copy(update={"name": "other"})
     pin_to_machine(storage, other, keep=False)
