@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import yaml
@@ -116,11 +117,13 @@ def apply_override(content: dict[str, Any], override: str) -> None:
 
 
 def _step_into(target: Any, part: str, override: str) -> Any:
+    """What is to be changed below `target`, as a copy put in its place: in YAML an anchor and its aliases are one object."""
     if isinstance(target, list):
-        return target[_list_index(target, part, override)]
+        index = _list_index(target, part, override)
+        target[index] = copy(target[index])
+        return target[index]
     if isinstance(target, dict):
-        if target.get(part) is None:
-            target[part] = {}
+        target[part] = {} if target.get(part) is None else copy(target[part])
         return target[part]
     raise ConfigError(f"--set {override}: {part!r} is below {_describe(target)}, which has no fields")
 

@@ -38,8 +38,7 @@ def identify_model(
 
     config = read_model_config(folder)
     num_parameters = read_skeleton(folder, trust_remote_code).num_parameters
-    code = list_code_files(folder) if trust_remote_code and config.get("auto_map") else []
-    weights_digest = digest_weights([*list_weight_files(folder), *code], storage)
+    weights_digest = _digest_files(folder, config, trust_remote_code, storage)
     return ModelEntry(
         model_id=name_model(num_parameters, weights_digest, config, dtype, attention),
         source=source,
@@ -50,6 +49,20 @@ def identify_model(
         weights_digest=weights_digest,
         num_parameters=num_parameters,
     )
+
+
+def require_same_weights(entry: ModelEntry, folder: Path, storage: Storage) -> None:
+    """Raises `ModelError` where the weights in `folder` are not those that a given model was named by: its scores would be another's."""
+    if _digest_files(folder, read_model_config(folder), entry.trust_remote_code, storage) != entry.weights_digest:
+        raise ModelError(
+            f"the weights in {folder} are not those of {entry.model_id}, which it was when it was named; put them back, "
+            "or run `miniplm run CONFIG`, which names it anew and scores by what it is now"
+        )
+
+
+def _digest_files(folder: Path, config: dict[str, Any], trust_remote_code: bool, storage: Storage | None) -> str:
+    code = list_code_files(folder) if trust_remote_code and config.get("auto_map") else []
+    return digest_weights([*list_weight_files(folder), *code], storage)
 
 
 def name_model(

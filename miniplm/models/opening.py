@@ -13,6 +13,7 @@ import torch
 from miniplm import layout
 from miniplm.errors import ModelError
 from miniplm.models.files import locate_model
+from miniplm.models.identity import require_same_weights
 from miniplm.models.loading import LoadedModel, load_causal_model, load_model
 from miniplm.records.manifests import ModelEntry
 from miniplm.storage.root import Storage
@@ -33,14 +34,19 @@ def open_causal_model(storage: Storage, entry: ModelEntry, device: torch.device)
 
 @contextmanager
 def model_files(storage: Storage, entry: ModelEntry) -> Iterator[Path]:
-    """The local folder with an entry's files; copied for the time of the block where the storage root is remote."""
+    """The local folder with an entry's files; copied for the time of the block where the storage root is remote.
+
+    Raises `ModelError` where there is none, or, of a model that is given, where its weights are not those of the entry.
+    """
     if not entry.stored:
-        yield locate_model(entry.source, entry.revision)
+        folder = locate_model(entry.source, entry.revision)
+        require_same_weights(entry, folder, storage)
+        yield folder
         return
     relative = layout.model_folder(entry.model_id)
     if not storage.exists(f"{relative}/config.json"):
         raise ModelError(
             f"model {entry.model_id} is not at {storage.url(relative)}; train it with `miniplm train-reference CONFIG`"
         )
-    with tempfile.TemporaryDirectory(prefix="miniplm-model-") as folder:
-        yield storage.download(relative, Path(folder) / entry.model_id)
+    with tempfile.TemporaryDirectory(prefix="miniplm-model-") as copies:
+        yield storage.download(relative, Path(copies) / entry.model_id)

@@ -17,7 +17,7 @@ from miniplm.models.files import locate_model
 from miniplm.models.presets import PRESETS
 from miniplm.records.manifests import Record
 from miniplm.records.run import load_run
-from miniplm.records.stored import find_record
+from miniplm.records.stored import find_record, read_record
 from miniplm.run.plan import RunPlan
 from miniplm.storage.root import Storage
 
@@ -112,13 +112,15 @@ def pin_to_machine(storage: Storage, config: RunConfig, keep: bool = True) -> Ru
     """The dtypes of a run outside a work pool as the machine that began it resolves them: this one, where none has yet.
 
     With `keep`, that it was this one is kept beside the run's record. A run whose record tells that it was scored in float32, as
-    earlier versions did on every CPU, goes on in float32.
+    earlier versions did on every CPU, goes on in float32 on a CPU.
+    Raises `DamagedFileError` where what was kept cannot be read: another machine's dtypes are not to take its place unseen.
     """
     if not _leaves_dtype_open(config):
         return config
     path = layout.machine_description(config.name)
-    machine = find_record(storage, path, WorkerDescription)
-    if machine is None:
+    if storage.exists(path):
+        machine = read_record(storage, path, WorkerDescription)
+    else:
         machine = describe_machine(socket.gethostname())
         if _was_scored_in_float32(storage, config):
             machine = machine.model_copy(update={"native_bfloat16": False})

@@ -27,7 +27,7 @@ from miniplm.config.run import (
 from miniplm.errors import ConfigError, DamagedFileError
 from miniplm.models.dtypes import choose_dtype
 from miniplm.records.manifests import ModelEntry, Record
-from miniplm.storage.root import Storage
+from miniplm.storage.root import Storage, digest_content
 from miniplm.tokenizers.tokenizer import TokenizerIdentity
 
 
@@ -115,16 +115,20 @@ class RunPlan(Record):
 
 
 def find_plan(storage: Storage, run_name: str) -> RunPlan | None:
-    """The plan that is kept beside a run's record; None where there is none, or one of another version of this program."""
+    """The plan that is kept beside a run's record; None where there is none, one of another version, or not as it was written: it is made again."""
     path = layout.run_plan(run_name)
     if not storage.exists(path):
         return None
     try:
-        return RunPlan.model_validate(storage.read_json(path))
+        content = storage.read_json(path)
+        if not isinstance(content, dict) or content.pop("digest", None) != digest_content(content):
+            return None
+        return RunPlan.model_validate(content)
     except (ValidationError, DamagedFileError):
-        return None  # it is made again
+        return None
 
 
 def save_plan(plan: RunPlan) -> None:
-    """Keeps a plan beside the run's record. There is no secret in it, as there is none in a configuration."""
-    Storage(plan.storage).write_json(layout.run_plan(plan.name), plan.as_json())
+    """Keeps a plan beside the run's record, with a digest of itself. There is no secret in it, as there is none in a configuration."""
+    content = plan.as_json()
+    Storage(plan.storage).write_json(layout.run_plan(plan.name), content | {"digest": digest_content(content)})

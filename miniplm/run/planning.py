@@ -41,8 +41,9 @@ def pin_plan(plan: RunPlan, worker: WorkerDescription) -> RunPlan:
     pinned = pin_to(plan, worker)
     sections = {name: getattr(pinned, name) for name in RunConfig.model_fields}
     config, storage = RunConfig.model_construct(**sections), Storage(plan.storage)
+    key, may_be_kept = make_key(config)
     # What was named with other dtypes has other ids.
-    changes = {"key": make_key(config)[0], "trainings": {}, "config": config_as_dict(config)}
+    changes = {"key": key if may_be_kept else "", "trainings": {}, "config": config_as_dict(config)}
     plan = identify_scorers(pinned.model_copy(update=changes), storage)
     save_plan(plan)
     return plan

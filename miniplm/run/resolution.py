@@ -21,9 +21,10 @@ def resolve(config: RunConfig, *, emulated: bool = False, checks: bool = True) -
     if plan is not None and (plan.key == key or key in _plans):
         # How sequences are selected decides nothing of what was looked at.
         plan = plan.model_copy(update={"selection": config.selection, "config": config_as_dict(config)})
-        if checks:
-            storage.check_writable()
-            _plans[key] = plan
+        if not checks:
+            return plan.model_copy(update={"key": ""})  # what is learned of it is not kept either
+        storage.check_writable()
+        _plans[key] = plan
         return plan
     from miniplm.run.planning import make_plan
 

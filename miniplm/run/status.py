@@ -10,7 +10,7 @@ from miniplm.config.run import RunConfig
 from miniplm.corpus.identity import plan_corpus
 from miniplm.corpus.reader import find_corpus, load_corpus
 from miniplm.corpus.taken_files import list_files_without_documents
-from miniplm.errors import DerivedError, RunError, ScoreJoinError
+from miniplm.errors import ConfigError, DerivedError, MiniplmError, RunError, ScoreJoinError
 from miniplm.records.manifests import CorpusManifest, ModelEntry, Record, SelectionManifest
 from miniplm.records.run import RunRecord, load_run, save_run
 from miniplm.run.plan import RunPlan
@@ -101,22 +101,37 @@ def find_complete_run(storage: Storage, plan: RunPlan) -> RunRecord | None:
 
 
 def provide_record(storage: Storage, config: RunConfig) -> RunRecord:
-    """The record of a run, saved; where its stages were run one by one there is none, and it is made of what they left.
+    """The record of a run, saved; where its stages were run one by one it is made of what they left, anew as they go on.
 
-    A record is read without a look at the models and files that the run was given, which may be gone.
+    One that is there is read though the models, files or corpus that it would be made of are gone.
     Raises `CorpusError` where there is none, and not even the corpus is there.
     """
     try:
-        return load_run(storage, config.name)
+        earlier = load_run(storage, config.name)
     except RunError:
-        plan = resolve(config, checks=False)
+        earlier = None
+    if earlier is not None and earlier.stages:
+        return earlier
+    try:
+        record = _make_record(storage, config, earlier)
+    except (ConfigError, MiniplmError):
+        if earlier is None:
+            raise
+        return earlier
+    if record != earlier:
+        save_run(storage, record)
+    return record
+
+
+def _make_record(storage: Storage, config: RunConfig, earlier: RunRecord | None) -> RunRecord:
+    plan = resolve(config, checks=False)
     corpus = require_corpus(storage, plan)
     reference = find_reference(storage, plan, corpus)
     selection = _find_selection(storage, plan, corpus, reference)
     students = {
         student.name: find_student(storage, plan, corpus, selection, student.name) for student in plan.students if selection
     }
-    record = RunRecord(
+    return RunRecord(
         run_name=plan.name,
         config=plan.config,
         corpus_id=corpus.corpus_id,
@@ -125,10 +140,8 @@ def provide_record(storage: Storage, config: RunConfig) -> RunRecord:
         selection_id=selection.selection_id if selection else None,
         students={name: student for name, student in students.items() if student is not None},
         versions=list_versions(),
-        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        started_at=earlier.started_at if earlier else datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    save_run(storage, record)
-    return record
 
 
 def require_corpus(storage: Storage, plan: RunPlan) -> CorpusManifest:

@@ -19,7 +19,8 @@ def know_reference(plan: RunPlan, corpus: CorpusManifest) -> PlannedTraining:
 
 def know_student(plan: RunPlan, corpus: CorpusManifest, selection: SelectionManifest, student_name: str) -> PlannedTraining:
     """The training of a student on this selection, and what is to be derived for it."""
-    key = f"student {student_name} of {corpus.corpus_id} {selection.selection_id}"
+    # The plan's own key says nothing of the selection, and its id nothing of the seed, which only some students draw by.
+    key = f"student {student_name} of {corpus.corpus_id} {selection.selection_id} seed {plan.selection.seed}"
     if key in plan.trainings:
         return plan.trainings[key]
     from miniplm.run.training_plans import describe_training  # imports torch

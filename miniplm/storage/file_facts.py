@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from miniplm import layout
-from miniplm.errors import DamagedFileError
+from miniplm.errors import DamagedFileError, StorageError
 from miniplm.storage.root import Storage, digest_content, digest_file, identify_file
 
 # A file written to this lately may be written to again within one tick of its time stamp.
@@ -26,8 +27,9 @@ def look_up(storage: Storage, looks: Mapping[str, Callable[[], str]], is_keepabl
     with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
         found = dict(zip(unknown, pool.map(lambda look: look(), unknown.values()), strict=True))
     if keepable := {key: fact for key, fact in found.items() if is_keepable(key)}:
-        # Read again: another process may have added its own meanwhile. Losing some costs only time.
-        storage.write_json(layout.source_digests(), {**_read_kept(storage), **keepable})
+        # Read again: another process may have added its own meanwhile. Losing some costs only time, as for who may only look at the root.
+        with suppress(StorageError):
+            storage.write_json(layout.source_digests(), {**_read_kept(storage), **keepable})
     return {key: kept[key] if key in kept else found[key] for key in looks}
 
 

@@ -2,7 +2,7 @@
 
 A file is written under a temporary name and appears under its final name complete: by an atomic rename where
 the file system has one (`file`), by one upload of a finished local file elsewhere (`s3`, `gs`, `memory`), where
-an object becomes visible only when its upload has ended. How S3 is spoken to is in `object_stores`.
+an object becomes visible only when its upload has ended. How S3 is spoken to is in `s3`.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class Storage:
         """The parsed file; `DamagedFileError` where it is not JSON."""
         try:
             return json.loads(self.read_bytes(relative))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DamagedFileError(f"{self.url(relative)} is not valid JSON ({error}); delete it and run again") from error
 
     def digest(self, relative: str) -> str:
@@ -285,12 +285,16 @@ class Storage:
 
     @contextmanager
     def _remote_errors(self, action: str, relative: str) -> Iterator[None]:
-        """Each remote file system has errors of its own; S3's come as `StorageError` from `object_stores` already."""
+        """Each remote file system has errors of its own; S3's come as `StorageError` from `s3_errors` already."""
         try:
             yield
         except (StorageError, FileNotFoundError):
             raise
         except Exception as error:
+            if self.is_local and isinstance(error, PermissionError):
+                raise StorageError(
+                    f"cannot {action} {self.url(relative)}: {error.strerror}. Give this user the right to"
+                ) from error
             if self.is_local:
                 raise
             kind = StorageUnavailableError if is_passing(error) else StorageError

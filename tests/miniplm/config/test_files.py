@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from fsspec.implementations.local import LocalFileSystem
 
 from miniplm.config.files import apply_override, check_config, load_config
@@ -48,3 +49,11 @@ def test_a_list_with_one_faulty_item_is_not_called_empty():
     assert "at least 1 item" not in str(raised.value)
     with pytest.raises(ConfigError, match=r"corpus\.sources: .*at least 1 item"):
         check_config({"corpus": {"sources": []}}, "run.yaml")
+
+
+def test_an_override_changes_its_field_alone_where_yaml_gives_one_section_to_many() -> None:
+    content = yaml.safe_load("a: &t {steps: 6, deep: {x: 1}}\nb: *t\nc: [*t, *t]\nd: {<<: *t}\n")
+    apply_override(content, "c.0.steps=7")
+    apply_override(content, "d.deep.x=2")
+    other = {"steps": 6, "deep": {"x": 1}}
+    assert content == {"a": other, "b": other, "c": [other | {"steps": 7}, other], "d": other | {"deep": {"x": 2}}}

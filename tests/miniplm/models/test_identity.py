@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, MixtralConfig, Pre
 from miniplm.errors import ModelError
 from miniplm.models.identity import identify_model
 from miniplm.models.loading import load_model
+from miniplm.models.opening import model_files
+from miniplm.storage.root import Storage
 from tests.miniplm.made_models import make_gpt2, make_llama, make_qwen2, save_model
 from tests.miniplm.made_zoo import REFUSED, ZOO, make_family
 
@@ -63,6 +65,17 @@ def test_other_weights_beside_stale_shards_give_another_id(tmp_path: Path) -> No
     save_file({"x": torch.zeros(9)}, folder / "consolidated.safetensors")
     edit_weights(folder, lambda tensors: tensors["model.norm.weight"].div_(2))
     assert identify_model(folder, "llama", "float32") == first
+
+
+def test_a_given_model_is_not_opened_under_the_name_of_other_weights(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path / "data"))
+    folder = save_model(make_llama(seed=1), tmp_path / "llama")
+    entry = identify_model(folder, str(folder), "bfloat16", storage=storage).model_copy(update={"dtype": "float32"})
+    with model_files(storage, entry) as found:
+        assert found == folder
+    edit_weights(folder, lambda tensors: tensors["model.norm.weight"].mul_(2))
+    with pytest.raises(ModelError, match=f"are not those of {entry.model_id}"), model_files(storage, entry):
+        pass
 
 
 def test_code_of_a_model_is_part_of_its_id_where_it_runs(tmp_path: Path) -> None:

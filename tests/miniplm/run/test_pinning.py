@@ -11,7 +11,7 @@ import torch
 
 from miniplm import layout
 from miniplm.config.run import RunConfig
-from miniplm.errors import ConfigError, ModelError
+from miniplm.errors import ConfigError, DamagedFileError, ModelError
 from miniplm.models import devices
 from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.run import RunRecord, save_run
@@ -247,13 +247,15 @@ def test_a_run_keeps_its_dtypes_on_a_machine_with_another_cpu(
     begun = begin(storage, monkeypatch, "cpu", first)
     assert begun == ["bfloat16" if first else "float32"] * 2 + ["float32"] * 3
     assert begin(storage, monkeypatch, "cpu", second) == begun
-    # Commands that only look, and another run at this root.
-    config = make_config(storage=storage.root, fan_out="local")
+    config = make_config(storage=storage.root, fan_out="local")  # for commands that only look, and another run at this root
     assert list_dtypes(pin_to_machine(storage, config, keep=False)) == begun
     other = config.model_copy(update={"name": "other"})
     pin_to_machine(storage, other, keep=False)
     assert not storage.exists(layout.machine_description("other"))
     assert list_dtypes(pin_to_machine(storage, other)) == ["bfloat16" if second else "float32"] * 2 + ["float32"] * 3
+    storage.write_bytes(layout.machine_description("fleet"), b"{}")
+    with pytest.raises(DamagedFileError, match=r"machine\.json is no WorkerDescription"):
+        begin(storage, monkeypatch, "cpu", second)
 
 
 def test_a_run_begun_on_a_gpu_goes_on_in_bfloat16_on_a_cpu_and_a_given_dtype_wins(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from miniplm import layout
 from miniplm.config import files as config_files
 from miniplm.config.files import load_config
 from miniplm.errors import ModelError, TokenizerError
-from miniplm.records.manifests import CorpusManifest
+from miniplm.records.manifests import CorpusManifest, SelectionManifest
 from miniplm.records.run import RunRecord, save_run
 from miniplm.run import checks as inputs
 from miniplm.run import pinning, plan_key, planning, resolution, stages
@@ -24,9 +25,11 @@ from miniplm.run.plan import RunPlan, find_plan
 from miniplm.run.resolution import resolve
 from miniplm.run.scoring_models import open_scorer
 from miniplm.run.status import check_run, provide_record
+from miniplm.run.training_plans import describe_training
+from miniplm.run.trainings import know_student
 from miniplm.scoring.shards import score_shard
 from miniplm.storage import root as storage
-from miniplm.storage.root import Storage
+from miniplm.storage.root import Storage, digest_content
 from tests.tiny_runs import make_tiny_run
 
 
@@ -87,8 +90,54 @@ def test_a_look_keeps_nothing_and_a_kept_plan_of_another_version_is_none(config:
     assert find_plan(root, "tiny") is None
     resolve(load_config(str(config)))
     content = root.read_json(layout.run_plan("tiny"))
-    root.write_json(layout.run_plan("tiny"), {name: value for name, value in content.items() if name != "corpus"})
+    changed = {name: value for name, value in content.items() if name not in ("corpus", "digest")}
+    root.write_json(layout.run_plan("tiny"), changed | {"digest": digest_content(changed)})
     assert find_plan(root, "tiny") is None
+
+
+def test_a_kept_plan_that_is_not_as_it_was_written_is_none(config: Path) -> None:
+    plan = resolve(load_config(str(config)))
+    root, path = Storage(plan.storage), layout.run_plan("tiny")
+    content, written = root.read_json(path), root.read_bytes(path)
+    for other in (b"", b"null", b"[]", b"[" * 100_000, written[:100], json.dumps(content | {"students": []}).encode()):
+        root.write_bytes(path, other)
+        assert find_plan(root, "tiny") is None
+    root.write_bytes(path, written)
+    assert find_plan(root, "tiny") == plan
+
+
+def test_a_known_training_is_that_of_its_own_draw(config: Path) -> None:
+    plans = {seed: resolve(load_config(str(config), [f"selection.seed={seed}"])) for seed in (0, 1)}
+    corpus, _ = stages.prepare(plans[0])
+    selection = SelectionManifest(
+        selection_id="mean-0.5-of-nothing",
+        corpus_id=corpus.corpus_id,
+        teacher_id="",
+        reference_id="",
+        ratio=0.5,
+        score="mean",
+        num_candidates=2,
+        num_selected=1,
+        num_selected_tokens=64,
+        num_negative=0,
+        threshold=0.0,
+        domains={},
+        shards=(),
+    )
+    # A record that was made of what stages left is made anew as they go on.
+    root = Storage(plans[0].storage)
+    record = provide_record(root, load_config(str(config)))
+    assert (record.corpus_id, record.reference) == (corpus.corpus_id, None)
+    save_run(root, record.model_copy(update={"corpus_id": None}))
+    assert provide_record(root, load_config(str(config))) == record
+    drawn, other = (know_student(plans[seed], corpus, selection, "pretrain") for seed in (0, 1))
+    assert drawn.training_id == describe_training(plans[0], corpus, selection, "pretrain").training_id != other.training_id
+    assert plans[0].trainings is plans[1].trainings
+    # Of a run that is only looked at nothing is kept, what is learned of it included.
+    kept = find_plan(Storage(plans[0].storage), "tiny")
+    looked_at = resolve(load_config(str(config), ["selection.seed=2"]), checks=False)
+    know_student(looked_at, corpus, selection, "pretrain")
+    assert find_plan(Storage(plans[0].storage), "tiny") == kept
 
 
 def test_dtypes_are_explicit_and_the_record_keeps_the_configuration_as_it_was_given(

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 from pydantic import ValidationError
 
 from miniplm.config.run import SourceConfig
@@ -50,3 +51,15 @@ def test_a_root_that_is_not_utf8_is_refused_in_plain_words(tmp_path: Path, monke
         Storage("data")
     with pytest.raises(ValidationError, match=r"holds a byte that is not UTF-8 at character \d+; .*write `\?` in its place"):
         SourceConfig(path=f"{folder}/*.jsonl", domain_name="d")
+
+
+def test_a_file_that_this_user_may_not_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    storage = Storage(str(tmp_path))
+    storage.write_json("a.json", {})
+    monkeypatch.setattr(LocalFileSystem, "_open", refuse)
+    for read in (storage.read_json, storage.digest, storage.open):
+        with pytest.raises(StorageError, match=r"cannot read .*a\.json: Permission denied"):
+            read("a.json")
