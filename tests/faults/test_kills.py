@@ -77,5 +77,7 @@ def test_killed_ten_times_gives_the_bytes_of_an_undisturbed_run(
         assert ours == theirs, kind
     manifests = [next(root.glob("selections/*/manifest.json")).read_bytes() for root in (undisturbed, data)]
     assert manifests[0] == manifests[1]
-    assert not [path for path in data.rglob(".tmp-*") if {"corpora", "selections"} & set(path.parts)]
+    # Which corpus is the last is a file that other runs write too: what a dead process left beside it is cleared away after a day.
+    left = [path for path in data.rglob(".tmp-*") if {"corpora", "selections"} & set(path.parts) and "growing" not in path.parts]
+    assert not left
     assert kills == NUM_KILLS
