@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -14,9 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("miniplm", "tasks", "flows")
-FILES = {
-    path: ast.parse(path.read_text(encoding="utf-8")) for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))
-}
+FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 MAX_LINES = 400
 # The rooms of the library: each imports only those before it. Modules beside them import none of them.
 ROOMS = (
@@ -48,7 +48,28 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = {module_name(path): tree for path, tree in FILES.items()}
+class Trees(Mapping[str, ast.Module]):
+    """Syntax trees by module, each parsed when it is first asked for: what only collects tests parses none."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self._paths = {module_name(path): path for path in files}
+
+    def __getitem__(self, module: str) -> ast.Module:
+        return parse(self._paths[module])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+
+@functools.cache
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+MODULES = Trees(FILES)
 
 
 def list_imports(module: str, nodes: list[ast.AST]) -> set[str]:
@@ -124,7 +145,7 @@ def find_cycle(graph: dict[str, set[str]]) -> list[str]:
     return []
 
 
-def owning_module(name: str, modules: dict[str, ast.Module]) -> str:
+def owning_module(name: str, modules: Mapping[str, ast.Module]) -> str:
     """The module of ours that an imported name is, or is in; '' for a name that is not ours."""
     return name if name in modules else parent if (parent := name.rpartition(".")[0]) in modules else ""
 
@@ -140,14 +161,10 @@ def test_files_of_a_package_that_are_not_python_go_into_the_wheel() -> None:
     assert others <= packed
 
 
-SCRIPTS = {
-    module_name(path): ast.parse(path.read_text(encoding="utf-8"))
-    for package in ("scripts", "benchmarks")
-    for path in sorted((ROOT / package).rglob("*.py"))
-}
+SCRIPTS = Trees(path for package in ("scripts", "benchmarks") for path in sorted((ROOT / package).rglob("*.py")))
 
 
-def list_edges(modules: dict[str, ast.Module]) -> dict[str, set[str]]:
+def list_edges(modules: Mapping[str, ast.Module]) -> dict[str, set[str]]:
     """Which modules each imports, also inside functions."""
     graph = {}
     for module, tree in modules.items():
@@ -158,7 +175,7 @@ def list_edges(modules: dict[str, ast.Module]) -> dict[str, set[str]]:
 
 
 def test_no_modules_import_each_other_in_a_circle_not_even_inside_functions() -> None:
-    assert find_cycle(list_edges(MODULES | SCRIPTS)) == []
+    assert find_cycle(list_edges({**MODULES, **SCRIPTS})) == []
 
 
 def room_of(module: str) -> int:
@@ -287,7 +304,7 @@ def names_files_in_sql(tree: ast.AST) -> list[int]:
 
 def test_one_module_names_files_in_sql_so_that_no_query_takes_folders_for_columns() -> None:
     benchmarks = {path.name: ast.parse(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "benchmarks").rglob("*.py"))}
-    found = {module for module, tree in (MODULES | benchmarks).items() if names_files_in_sql(tree)}
+    found = {module for module, tree in {**MODULES, **benchmarks}.items() if names_files_in_sql(tree)}
     assert found == {"miniplm.selection.scans"}
     page = (ROOT / "docs" / "storage.md").read_text(encoding="utf-8")
     assert len(re.findall(r"read_parquet\('[^']*', hive_partitioning = false\)", page)) == len(re.findall("read_parquet", page)) > 0

@@ -23,7 +23,6 @@ import pytest
 from botocore.utils import should_bypass_proxies
 
 from flows.cli import prefect_home, process
-from flows.cli.embedded_server import find_reason, is_healthy
 from flows.cli.options import names_server, print_json
 from flows.cli.prefect_api import check_proxy
 from flows.cli.prefect_home import check_prefect_home, check_proxies, find_obstacle
@@ -114,6 +113,8 @@ def test_every_client_reaches_this_machine_past_a_dead_proxy(monkeypatch: pytest
         monkeypatch.setenv(name, value)
     with pytest.raises(httpx.ConnectError):
         httpx.get(local_server)
+    from flows.cli.embedded_server import is_healthy  # imports Prefect's server
+
     assert is_healthy(local_server)  # asks directly, whatever the environment says
     bypass_proxy(os.environ)
     assert httpx.get(local_server).status_code == 200
@@ -246,6 +247,8 @@ def test_caches_move_where_the_home_folder_takes_no_files(tmp_path: Path, monkey
 
 
 def test_the_reason_that_a_server_gives() -> None:
+    from flows.cli.embedded_server import find_reason  # imports Prefect's server
+
     said = "Traceback (most recent call last):\n  File x\nsqlalchemy.exc.OperationalError: (sqlite3.OperationalError) database is locked\n[SQL: x]\n\nApplication startup failed. Exiting.\n"
     assert find_reason(said) == "sqlalchemy.exc.OperationalError: (sqlite3.OperationalError) database is locked"
     assert find_reason("something else\n") == "something else"
