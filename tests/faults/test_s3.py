@@ -265,7 +265,8 @@ def test_a_store_that_goes_on_failing_is_told_when_the_budget_is_spent(proxy, op
     storage.write_bytes("a", b"")
     monkeypatch.setattr(object_stores, "BUDGET_SECONDS", 0.25)
     proxy.share, proxy.kinds = 1.0, ("503",)
-    check_all(storage, StorageUnavailableError, r"answers 503.*after \d+ tries in 0 s; it throttles")
+    # On a busy machine one try may take longer than the budget.
+    check_all(storage, StorageUnavailableError, r"answers 503.*after (\d+ tries in|1 try of) \d+ s; it throttles")
 
 
 def test_duckdb_reads_through_faults_and_does_not_take_an_outage_for_damage(proxy, open_root, monkeypatch):
