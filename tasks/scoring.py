@@ -24,7 +24,7 @@ from miniplm.run.scoring_models import open_scorer
 from miniplm.scoring import shards
 from miniplm.scoring.engine import Scorer
 from miniplm.scoring.failures import clear_failure, record_failure
-from miniplm.selection import fidelity as calibration
+from miniplm.selection import fidelity
 from miniplm.storage.root import Storage
 from tasks.progress import report_progress, shard_callback
 from tasks.retries import TASK_OPTIONS
@@ -191,6 +191,6 @@ def calibrate_dtypes(
             return scorer
 
     try:
-        return calibration.calibrate(storage, corpus, teacher, reference, num_sequences, open_one, report_progress, within)
+        return fidelity.calibrate(storage, corpus, teacher, reference, num_sequences, open_one, report_progress, within)
     finally:
         release_model()
