@@ -65,6 +65,7 @@ def measure_tasks(
                 tell(0.0, name)
                 result = measure_task(model, load_task(name), evaluation.task_limit, tell)
                 result = result.model_copy(update={"key": keys[name], "harness_version": version})
+                # After each task: an evaluation that is killed in the ninth has eight.
                 storage.write_json(_result_path(training.training_id, name, keys[name]), result.as_json())
                 results[name] = result
                 tell(1.0, name)

@@ -52,7 +52,7 @@ def open_zero_shot_model(folder: Path, dtype: str, device: torch.device, trust_r
             batch_size=_CPU_BATCH if device.type == "cpu" else "auto",
             max_batch_size=_LARGEST_BATCH,
             add_bos_token=False,
-            softmax_dtype="float32",
+            softmax_dtype="float32",  # in bfloat16 two answers often have the same log-probability
         )
     # The harness draws bars of its own, which nothing but this argument turns off; `measure_task` tells the same.
     harness_model.loglikelihood = partial(harness_model.loglikelihood, disable_tqdm=True)
@@ -79,6 +79,7 @@ def measure_task(
         num_done = min(num_done + len(arguments[0]), total)
         on_progress(num_done / total, f"{name}: {num_done:,} of {total:,} requests")
 
+    # Some task files ask for examples of their own; the paper's figures are without.
     task.set_config(key="num_fewshot", value=0)
     hook = model.model.register_forward_hook(tell)
     try:

@@ -55,7 +55,7 @@ def place_ticks(ticks: Sequence[tuple[float, str]], low: float, high: float, sca
 def draw_distribution(
     edges: np.ndarray[Any, Any], counts: np.ndarray[Any, Any], threshold: float | None, colour: str, label: str
 ) -> Markup:
-    """One domain's histogram, scaled to its own height: what was kept in full colour, the rest faint, r < 0 shaded."""
+    """One domain's histogram, edges (num_bins + 1,) and counts (num_bins,), scaled to its own height: what was kept in full colour, the rest faint, r < 0 shaded."""
 
     def draw(axes: Any) -> None:
         peak = max(1, int(counts.max()))
