@@ -143,7 +143,7 @@ class ScalingError(MiniplmError):
 
 
 class TrainingProcessError(TrainingError):
-    """A process of a training died without a word of its own; what it had saved is kept, and another try goes on from there."""
+    """A process of a training died and gave no reason; what it had saved is kept, and another try goes on from there."""
 
     retry: ClassVar[Retry] = "here"
 

@@ -127,7 +127,7 @@ class _Preparation:
             )
         state = load_state(storage, plan.corpus_id, self._versions)
         if state is None and storage.is_local:
-            # Nothing that is there can be gone on from; leftovers of other versions would only lie about. Where there
+            # No preparation can go on from what is there; leftovers of other versions would only lie about. Where there
             # are no locks they may be the work of another process, and are written over with the same bytes instead.
             storage.delete(layout.corpus_folder(plan.corpus_id))
         self._offsets = count_offsets(plan.parent.sources, plan.parent.shards) if plan.parent else count_offsets()

@@ -114,7 +114,7 @@ def measure_task(
 def open_tasks(names: Sequence[str], task_folder: str | None = None) -> Iterator[Callable[[str], Any]]:
     """Gives the function that loads a task by its name, those of the task folder before the harness' own.
 
-    That function raises `EvaluationError` where a task's data cannot be had. Raises what `find_local_tasks` raises.
+    That function raises `EvaluationError` where a task's data cannot be fetched. Raises what `find_local_tasks` raises.
     """
     local = find_local_tasks(task_folder)
     with tempfile.TemporaryDirectory(prefix="miniplm-tasks-") as overlay:
@@ -136,7 +136,7 @@ def open_tasks(names: Sequence[str], task_folder: str | None = None) -> Iterator
                 advice = (
                     f"it is that of {local[name].path}: mend the file, or its data"
                     if name in local
-                    else "check that its data can be had from the hub; on a machine without one put the task with local data into "
+                    else "check that its data can be fetched from the hub; on a machine without one put the task with local data into "
                     "evaluation.task_folder (`make tasks` makes such a folder)"
                 )
                 raise EvaluationError(

@@ -166,7 +166,7 @@ def compute_saving(baseline: ScalingLaw, student_flops: float, student_loss: flo
 def data_saving(saving: float, flops_per_token: float, baseline_flops_per_token: float) -> float:
     """tokens_baseline / tokens_student at equal loss, of a compute saving and what a token costs each of the two in training.
 
-    The published 2.4 is of data-limited trainings, whose constants are not published: it cannot be had from those that are.
+    The published 2.4 is of data-limited trainings, whose constants are not published: it does not follow from those that are.
     """
     return saving * flops_per_token / baseline_flops_per_token
 

@@ -142,7 +142,7 @@ def locate_config(architecture: str) -> Path:
         )
     from huggingface_hub import hf_hub_download
 
-    problem = f"is no preset ({', '.join(PRESETS)}), no folder, and its config.json could not be had from the hub"
+    problem = f"is no preset ({', '.join(PRESETS)}), no folder, and its config.json could not be fetched from the hub"
     next_step = "give one of the presets, or check the id and the connection"
     with reading_users_file(f"architecture {architecture!r}", problem, next_step, ConfigError):
         return Path(hf_hub_download(architecture, "config.json"))

@@ -86,7 +86,7 @@ def _check_sizes(content: dict[str, Any], path: Path, raises: type[ModelError] |
             continue
         most = _MOST_LAYERS if field in _LAYER_FIELDS else _MOST_OF_A_SIZE
         if type(value) is not int or not 1 <= value <= most:
-            raise raises(f"{path}: {place}{field} is {value!r}; allowed are whole numbers from 1 to {most:,}. Mend it")
+            raise raises(f"{path}: {place}{field} is {value!r}, which is no whole number from 1 to {most:,}. Mend it")
     text = content.get("text_config")
     if isinstance(text, dict) and not place:
         _check_sizes(text, path, raises, "text_config.")

@@ -53,7 +53,7 @@ def locate_model(name: str, revision: str | None = None) -> Path:
         )
     from huggingface_hub import snapshot_download
 
-    problem = f"is neither a folder (looked from {Path.cwd()}) nor could it be had from the hub"
+    problem = f"is neither a folder (looked from {Path.cwd()}) nor could it be fetched from the hub"
     next_step = "give the folder of a model, or check the id and the connection"
     with reading_users_file(f"model {name!r}", problem, next_step, ModelError):
         return Path(snapshot_download(name, revision=revision, allow_patterns=_WANTED))

@@ -34,7 +34,7 @@ from miniplm.models.throughput import (
     measure_seconds,
 )
 from miniplm.scoring.batch_sizes import BatchSizeSearch
-from miniplm.scoring.batches import Attention, IntArray, cut_segments, plan_batches, resolve_tokens_per_batch
+from miniplm.scoring.batches import Attention, IntArray, cut_segments, make_batches, resolve_tokens_per_batch
 from miniplm.scoring.forward import Compile, ForwardPass
 from miniplm.scoring.model_inputs import Batch, build_batch
 
@@ -127,7 +127,7 @@ class Scorer:
             # From here on the device waits until the first batch is there.
             clock.stop()
             longest = self._keep_longest(int(segments.length.max(initial=1)))
-            batches = self._plan(segments.length, np.arange(len(segments), dtype=np.int64))
+            batches = self._make_batches(segments.length, np.arange(len(segments), dtype=np.int64))
 
             def tell(num_tokens: int) -> None:
                 on_tokens(num_tokens, achieved(work.num_told))
@@ -143,7 +143,7 @@ class Scorer:
             while batches:
                 if self._search is not None and (size := self._search.choose(num_left)) != self.tokens_per_batch:
                     self.tokens_per_batch = size
-                    batches = self._plan(segments.length, np.concatenate(batches))
+                    batches = self._make_batches(segments.length, np.concatenate(batches))
                 chosen = batches.popleft()
                 try:
                     batch = build_batch(
@@ -153,8 +153,8 @@ class Scorer:
                 # Of any class: by library and device, memory that runs out is a RuntimeError or an error of its own.
                 except Exception as error:
                     self._give_up_or_halve(error, segments.length[chosen])
-                    # Neither the batch that failed nor one that was planned after it is done.
-                    batches = self._plan(segments.length, np.concatenate([chosen, *batches]))
+                    # Neither the batch that failed nor one that was to come after it is done.
+                    batches = self._make_batches(segments.length, np.concatenate([chosen, *batches]))
                     # What is under way was launched before and is good; waited for, it gives its memory back.
                     work.collect(segments.sequence, at_most=0)
                     continue
@@ -168,10 +168,10 @@ class Scorer:
             on_tokens(num_tokens - work.num_told, throughput)
         return SequenceScores(work.nll_sum, work.num_scored, throughput)
 
-    def _plan(self, lengths: IntArray, left: IntArray) -> deque[IntArray]:
+    def _make_batches(self, lengths: IntArray, left: IntArray) -> deque[IntArray]:
         """Batches of the segments `left` (num_left,), of all lengths (S,)."""
-        plan = plan_batches(lengths[left], self.tokens_per_batch, self.forward.layout, self.forward.needs_equal_lengths)
-        return deque(left[batch] for batch in plan)
+        made = make_batches(lengths[left], self.tokens_per_batch, self.forward.layout, self.forward.needs_equal_lengths)
+        return deque(left[batch] for batch in made)
 
     def _keep_longest(self, num_inputs: int) -> int:
         """The most inputs of a segment, as a number that changes little: a compiled body is compiled for it."""
@@ -232,7 +232,7 @@ class Scorer:
 
 @dataclass(frozen=True)
 class _Launched:
-    """A batch on its way: its NLLs are there once `event` has happened; planned for `size` tokens, computed from `begin` to `end`."""
+    """A batch on its way: its NLLs are there once `event` has happened; made for `size` tokens, computed from `begin` to `end`."""
 
     nll_M: Tensor
     event: torch.cuda.Event | None

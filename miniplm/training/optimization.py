@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("miniplm")
 
+# Token ids of each, (num_tokens,).
 Sequences = Sequence[NDArray[np.unsignedinteger]]
 
 
