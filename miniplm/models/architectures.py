@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from miniplm.errors import ConfigError, ModelError, reading_users_file
+from miniplm.models.configuration import make_config
+from miniplm.models.files import read_json_object
+from miniplm.models.identity import stable_config
 from miniplm.models.presets import PRESETS
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
 
+# The head's product then uses whole tiles of tensor cores; it costs at most 63 rows that no token has.
 _VOCAB_MULTIPLE = 64
 # Each process of a training holds a whole model, 16 bytes a parameter with gradients and moments: far above what any machine has.
 _MOST_PARAMETERS = 100_000_000_000
@@ -39,8 +43,6 @@ def describe_architecture(architecture: str) -> dict[str, Any]:
     """
     if architecture in PRESETS:
         return PRESETS[architecture].describe()
-    from miniplm.models.identity import stable_config
-
     return stable_config(_read_content(architecture, locate_config(architecture)))
 
 
@@ -80,6 +82,8 @@ def build_model(
             f"architecture {architecture!r}: its config.json asks for attention to later tokens ({direction}), and a student learns to "
             "predict them; use a causal architecture"
         )
+    # The CPU's generator alone, which makes the weights: to save those of all GPUs would make a context on each of them, and
+    # `torch.manual_seed` would seed them for the whole process.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         with reading_users_file(
@@ -97,6 +101,7 @@ def build_model(
             f"architecture {architecture!r} keeps {head.weight_VH.shape[0]} rows in its embedding where {vocab_size} are wanted; "
             "use a plain causal language model"
         )
+    # On the meta device there is no value to compare; `check_architecture` is followed by a build with values.
     if head.weight_VH.device.type != "meta":
         check_causal(body.eval(), vocab_size, head.weight_VH.device, f"architecture {architecture!r}", ConfigError)
     forget_seen_lengths(model)
@@ -144,8 +149,6 @@ def locate_config(architecture: str) -> Path:
 
 
 def _read_content(architecture: str, path: Path) -> dict[str, Any]:
-    from miniplm.models.files import read_json_object
-
     try:
         content = read_json_object(path)
     except ModelError as error:
@@ -166,8 +169,6 @@ def _make_config(architecture: str, vocab_size: int, max_positions: int, trust_r
         if hasattr(config, "max_position_embeddings"):  # a state space model has no such limit
             config.max_position_embeddings = max(content.get("max_position_embeddings", _MIN_POSITIONS), max_positions)
     else:
-        from miniplm.models.configuration import make_config
-
         path = locate_config(architecture)
         config = make_config(_read_content(architecture, path), path, ConfigError, trust_remote_code)
         for key in _POSITION_KEYS:

@@ -34,6 +34,7 @@ class CompiledCall:
         self._name = name
         self._say = say
         self._compiled: Callable[..., Any] | None = torch.compile(function)
+        # Once: a call that needs more graphs than the limit by itself would else compile and forget for ever.
         self._may_forget = True
 
     @property
@@ -81,10 +82,13 @@ def compile_each_shape(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def fix_shape(tensor: Tensor) -> None:
-    """Has a tensor's shape compiled for as it is: a model whose batches have another size is then no reason to compile for any size."""
+    """Has a tensor's shape, (...) of any rank, compiled for as it is: a model whose batches have another size is then no reason to compile for any size."""
     torch._dynamo.mark_static(tensor)
 
 
 def vary_shape(tensor: Tensor) -> None:
-    """Has the first dimension of a tensor compiled for any size, at once."""
+    """Has the first dimension of a tensor (N, ...) compiled for any size, at once.
+
+    `maybe`: where the code itself fixes that size, it is compiled for that one; `mark_dynamic` would raise.
+    """
     torch._dynamo.maybe_mark_dynamic(tensor, 0)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from miniplm.errors import MiniplmError, ModelError, list_offenders, reading_users_file
 
 _WANTED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py"]
@@ -164,8 +166,6 @@ def has_tokenizer(folder: Path) -> bool:
 
 def check_safetensors(path: Path) -> None:
     """Raises `ModelError` unless the file can be read, is exactly as long as its header says, and the header makes sense."""
-    from safetensors import safe_open
-
     problem = "is truncated or no safetensors file"
     with reading_users_file(path, problem, _COPY_AGAIN, ModelError):
         num_bytes = path.stat().st_size
@@ -195,8 +195,6 @@ def refuse_pointer(path: Path, data: bytes, raises: type[MiniplmError] = ModelEr
 
 def read_stored_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
     """The tensors of a model's weight files by name; of a name that is there twice the last, as transformers takes it."""
-    from safetensors import safe_open
-
     tensors = {}
     for path in files:
         with reading_users_file(path, "cannot be read", _COPY_AGAIN, ModelError), safe_open(path, framework="pt") as stored:
@@ -207,9 +205,7 @@ def read_stored_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
 
 
 def read_values(tensor: StoredTensor) -> Any:
-    """A stored tensor's values, as torch has them. Raises `ModelError` where they cannot be read."""
-    from safetensors import safe_open
-
+    """A stored tensor's values as a torch tensor of its stored shape and dtype. Raises `ModelError` where they cannot be read."""
     with (
         reading_users_file(tensor.path, f"has a tensor {tensor.name} that cannot be read", _COPY_AGAIN, ModelError),
         safe_open(tensor.path, framework="pt") as stored,

@@ -76,6 +76,7 @@ def name_model(
 
     That is its weights, configuration, dtype, attention and `SCORING_VERSION`.
     """
+    # What follows is part of the content only where it is not the usual, so that models named before it existed keep their ids.
     content = [weights_digest, stable_config(config), dtype, SCORING_VERSION] + ([] if attention == "sequence" else [attention])
     if config.get("rescale_prenorm_residual"):
         content.append("weights as stored")  # as they were not always taken, see `keep_stored_weights`

@@ -2,6 +2,8 @@
 
 All of it is on torch's meta device, so that even a large model takes no memory and less than some seconds; what does not fit is
 found before a corpus is prepared or scored.
+
+Shapes: B sequences, T tokens.
 """
 
 from __future__ import annotations
@@ -62,6 +64,7 @@ class _StoredSlice:
         return self.tensor.dtype
 
     def __getitem__(self, index: Any) -> torch.Tensor:
+        """Without values and on no device; its shape is what is wanted, (...) as stored, and its dtype of no meaning."""
         self.was_read = True
         return torch.empty(self.tensor.shape, dtype=torch.bfloat16, device="meta")[index]
 
