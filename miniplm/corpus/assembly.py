@@ -53,7 +53,7 @@ class SplitAssembly:
         return document_id >= self.state.document_id
 
     def add_document(self, document: Document, token_ids: TokenIds) -> None:
-        """Packs the next document; may close shards."""
+        """Packs the next document, of token ids (num_tokens,); may close shards."""
         domain = document.domain
         packer = self._packers.get(domain)
         if packer is None:
@@ -113,6 +113,7 @@ class SplitAssembly:
             packers={name: StoredPacker.pack(state) for name, state in packers.items()},
             counts=counts_now,
         )
+        # After the state is set: who is called publishes the shard and then this state, from which the next one is made.
         self._close_shard(self, shard)
 
     def _add_counts(self, domain: str, added: DomainCounts) -> None:

@@ -45,7 +45,8 @@ from miniplm.tokenizers.tokenizer import CorpusTokenizer
 
 # Bytes of text that are encoded together.
 _BATCH_BYTES = 4 << 20
-# A shard's sequences are as many as its text needs: ids of one shard are far from those of the next.
+# A shard's sequences are as many as its text needs, which is not known before: so far apart, the ids of a shard need no other shard to be
+# made first, and int64 has room for 2**31 shards.
 _IDS_A_SHARD = 1 << 32
 _log = logging.getLogger("miniplm")
 
@@ -263,6 +264,7 @@ class _Neighbours:
         return b""
 
     def _cut_side(self, token_ids: NDArray[Any], step: int) -> NDArray[Any]:
+        """Of a sequence's token ids (num_tokens,) those on the side of this shard that no document's end parts from it, (num_left,)."""
         borders = np.flatnonzero(token_ids == self._eos_token_id)
         if not len(borders):
             return token_ids

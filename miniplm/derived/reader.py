@@ -36,7 +36,7 @@ def load_derived(storage: Storage, derived_id: str) -> DerivedManifest:
 
 
 def read_derived_shard(storage: Storage, shard: DerivedShard, columns: Sequence[str] | None = None) -> pa.Table:
-    """The sequences of a shard, all columns or those named; its digest is checked first.
+    """The sequences of a shard, all columns (`corpus.shards.make_schema`) or those named; its digest is checked first.
 
     Raises `DerivedError` where the file is missing or damaged.
     """

@@ -18,7 +18,7 @@ from miniplm.storage.root import Storage
 
 @dataclass(frozen=True)
 class TrainingShard:
-    """The sequences of one shard that are trained on: all, or the rows that `load_rows` gives, ascending.
+    """The sequences of one shard that are trained on: all, or the rows that `load_rows` gives, (num_sequences,) ascending.
 
     The shard is of a corpus, or of a set that was derived from one.
     """

@@ -238,7 +238,7 @@ def _attend_by_flash(query: Tensor, key: Tensor, value: Tensor, borders: Tensor,
 
 
 def _with_whole_heads(heads_NKD: Tensor) -> Tensor:
-    """As FlashAttention reads it: tokens and heads may lie anywhere, as columns of a fused product do, the numbers of a head side by side."""
+    """The same (N, K, D) as FlashAttention reads it: tokens and heads may lie anywhere, as columns of a fused product do, the numbers of a head side by side."""
     return heads_NKD if heads_NKD.stride(-1) == 1 else heads_NKD.contiguous()
 
 

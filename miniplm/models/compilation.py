@@ -1,4 +1,7 @@
-"""torch.compile with a way back: what does not compile runs as it is, more slowly, and says so once."""
+"""torch.compile with a way back: what does not compile runs as it is, more slowly, and says so once.
+
+Shapes: N rows, of any shape.
+"""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode, UnsupportedFakeTensorException
 
 from miniplm.errors import ConfigError, ModelError, list_offenders, reading_users_file
 from miniplm.models.configuration import read_config
@@ -157,8 +158,6 @@ def check_forward(model: PreTrainedModel, path: Path, raises: type[ModelError] |
     A family whose shapes depend on values cannot be tried without them, and passes. The model is left in bfloat16, for the
     kernels of experts take nothing else.
     """
-    from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode, UnsupportedFakeTensorException
-
     token_ids_BT = torch.zeros((1, 4), dtype=torch.long, device="meta")
     with (
         reading_users_file(path, "makes a model that cannot compute", "mend the sizes in it", raises),

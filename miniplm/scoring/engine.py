@@ -3,6 +3,8 @@
 Batches follow each other on the device without a pause: while one computes, the next is built and copied, and the
 results of those before come back. What is scored is what `miniplm.models.nll.mask_scored_targets` says: every target whose
 input is not EOS.
+
+Shapes: N sequences, T tokens of a sequence, S segments, M tokens that a batch computes.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ TokenCallback = Callable[[int, Throughput], None]
 # Batches given to a GPU before the results of the first are waited for: a quarter of a second of a small model, in which
 # whoever is told of the progress may be slow.
 _BATCHES_AHEAD = 6
+# A compiled body has a graph for each longest length, at some seconds each: so rounded, a corpus has a handful of them.
 _LENGTH_STEP = 256
 
 
@@ -113,7 +116,7 @@ class Scorer:
         eos_token_id: int,
         on_tokens: TokenCallback = lambda num_tokens, throughput: None,
     ) -> SequenceScores:
-        """Sum of NLL over the scored targets of each sequence, a token id array each.
+        """Sum of NLL over the scored targets of each sequence, (T,) token ids each.
 
         In float32 the result is within 1e-4 nats a token of a float64 computation, whatever the batch. A batch that
         runs out of memory is halved, and so are those after it. Raises `ModelError` for a token id beyond the vocabulary or a sequence longer than the model's
@@ -121,7 +124,7 @@ class Scorer:
         """
         _check_sequences(self.model, sequences)
         segments = cut_segments(sequences, eos_token_id, self.attention)
-        # What a token sees on average is half of its own segment.
+        # Weighted by tokens: what a token sees on average is half of its own segment, and most tokens lie in long ones.
         mean_length = float((segments.length**2).sum() / segments.length.sum()) if len(segments) else 0.0
         flops_per_token = count_flops_per_token(self.model.body, self.model.head, mean_length)
         device = self.model.device
@@ -155,10 +158,12 @@ class Scorer:
                         sequences, segments, chosen, eos_token_id, self.forward.layout, longest, self._filled_tokens()
                     )
                     launched = self._launch(batch, clock)
+                # Of any class: by library and device, memory that runs out is a RuntimeError or an error of its own.
                 except Exception as error:
                     self._give_up_or_halve(error, segments.length[chosen])
                     # Neither the batch that failed nor one that was planned after it is done.
                     batches = self._plan(segments.length, np.concatenate([chosen, *batches]))
+                    # What is under way was launched before and is good; waited for, it gives its memory back.
                     work.collect(segments.sequence, at_most=0)
                     continue
                 num_left -= batch.num_tokens
@@ -173,6 +178,7 @@ class Scorer:
         return SequenceScores(sums.nll, sums.num_scored, num_parts, parts.nll, parts.num_scored, throughput)
 
     def _plan(self, lengths: IntArray, left: IntArray) -> deque[IntArray]:
+        """Batches of the segments `left` (num_left,), of all lengths (S,)."""
         plan = plan_batches(lengths[left], self.tokens_per_batch, self.forward.layout, self.forward.needs_equal_lengths)
         return deque(left[batch] for batch in plan)
 
@@ -186,7 +192,7 @@ class Scorer:
         return self.tokens_per_batch if self.forward.has_static_shapes else None
 
     def _count_computed(self, lengths: IntArray) -> int:
-        """Tokens that the device computes for a batch, padding and filling included."""
+        """Tokens that the device computes for a batch of segments of these lengths (S,), padding and filling included."""
         num_tokens = int(len(lengths) * lengths.max() if self.forward.layout == "rows" else lengths.sum())
         return max(num_tokens, self._filled_tokens() or 0)
 
@@ -199,6 +205,7 @@ class Scorer:
         end = clock.stop()
         if device.type != "cuda":
             return _Launched(nll_M.cpu(), None, self.tokens_per_batch, begin, end)
+        # Pinned, or the copy would wait for the device, and the next batch for the copy.
         on_host_M = torch.empty(nll_M.shape, dtype=nll_M.dtype, pin_memory=True)
         on_host_M.copy_(nll_M, non_blocking=True)
         event = torch.cuda.Event()
@@ -206,6 +213,7 @@ class Scorer:
         return _Launched(on_host_M, event, self.tokens_per_batch, begin, end)
 
     def _give_up_or_halve(self, error: Exception, lengths: IntArray) -> None:
+        """Raises what is no lack of memory, or a batch of one segment; else the next batches are smaller. Lengths (S,) of the batch."""
         if not is_out_of_memory(error):
             raise error
         if self._search is not None:
@@ -250,6 +258,8 @@ class _Sums:
         self.num_scored = np.zeros(num_sums, dtype=np.int32)
 
     def add(self, owners: IntArray, nll: np.ndarray[Any, np.dtype[np.float64]], num_scored: IntArray) -> None:
+        """Adds `nll` (K,) and `num_scored` (K,) to the sums `owners` (K,)."""
+        # `add.at`, as two segments of a batch may be of one sequence: `+=` would count only the last.
         np.add.at(self.nll, owners, nll)
         np.add.at(self.num_scored, owners, num_scored.astype(np.int32))
 
@@ -271,7 +281,7 @@ class _Work:
         self._in_flight.append((batch, launched))
 
     def collect(self, owners: IntArray, at_most: int) -> None:
-        """Adds the results of the oldest batches to their sequences until `at_most` are on their way."""
+        """Adds the results of the oldest batches to the sequences that own their segments, (S,), until `at_most` are on their way."""
         while len(self._in_flight) > at_most:
             batch, launched = self._in_flight.popleft()
             if launched.event is not None:
@@ -288,6 +298,7 @@ class _Work:
 
 
 def _check_sequences(model: LoadedModel, sequences: Sequence[np.ndarray[Any, Any]]) -> None:
+    """Raises `ModelError` for token ids (T,) that the model does not have; on a GPU they would end the process's use of it."""
     for row, sequence in enumerate(sequences):
         if len(sequence) and int(sequence.max()) >= model.vocab_size:
             raise ModelError(

@@ -1,6 +1,6 @@
 """From segments to the tensors of one forward pass, and from the NLL of tokens back to sums of segments.
 
-Shapes: R rows, T tokens a row, M = R * T tokens computed, S segments of the batch.
+Shapes: R rows, T tokens a row, M = R * T tokens computed, N of them in one row of segments, filling included; S segments of the batch.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class Batch:
     def sum_by_segment(self, nll_M: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, np.dtype[np.float64]], IntArray]:
         """Float64 sums (S,) of the NLL of the scored targets, and their number (S,)."""
         ends = self.offsets + self.lengths
+        # In float64 from here on: a sum of 1,024 float32 NLLs would differ in its last digits with the order of its terms.
         # reduceat takes every second part: what lies between two segments belongs to none.
         sums, counts = self._sum_between(np.stack([self.offsets, ends], axis=1).ravel(), nll_M)
         return sums[::2], counts[::2]
@@ -97,7 +98,7 @@ def build_batch(
     longest: int,
     num_computed: int | None = None,
 ) -> Batch:
-    """The batch of the chosen segments. `flat` is filled up to `num_computed` tokens where that is given, so that its shape repeats.
+    """The batch of the chosen segments (S,), of sequences of token ids (T,). `flat` is filled up to `num_computed` tokens where that is given, so that its shape repeats.
 
     `longest` is the most inputs that any segment has; what fills up is cut into segments of at most that.
     """
@@ -109,7 +110,7 @@ def build_batch(
     if layout == "rows":
         shape = (len(chosen), int(lengths.max()))
         token_ids, targets, scored = (
-            np.full(shape, max(eos_token_id, 0)),
+            np.full(shape, max(eos_token_id, 0)),  # any id will do for padding, which no token before it sees; -1 means no EOS
             np.zeros(shape, dtype=np.int64),
             np.zeros(shape, dtype=np.bool_),
         )

@@ -101,14 +101,16 @@ def score_shard(
         versions=list_versions(),
     )
     storage.write_json(layout.score_shard_manifest(shard.corpus_id, entry.model_id, shard.shard_index), manifest.as_json())
+    # After the manifest: killed before it, the shard is not scored, and what was set aside still says why.
     if storage.exists(aside):
         storage.delete(aside)
     return manifest
 
 
 def _publish_scores(storage: Storage, relative: str, scored: pa.Table) -> tuple[str, int]:
-    """Digest and size of the file that was published."""
+    """Digest and size of the file that was published; `scored` has the columns of `SCORE_SCHEMA`."""
     with storage.publish(relative) as path:
+        # Not compressed: some 20 bytes a sequence, most of which are float64 sums, in which nothing repeats.
         pq.write_table(scored, path, compression="none", use_dictionary=False)
         return digest_file(path), path.stat().st_size
 
@@ -124,6 +126,7 @@ def check_score_shard(storage: Storage, shard: ShardEntry, model_id: str) -> Sha
         key = (storage.identify(manifest_path), storage.identify(relative), shard)
     except FileNotFoundError:
         return _check_score_shard(storage, shard, relative, manifest_path)
+    # The identities were asked for before the files are read: one that is replaced meanwhile has another the next time.
     state = _scored.get(key) or _check_score_shard(storage, shard, relative, manifest_path)
     if state.state == "done" and key[0] and key[1]:
         _scored[key] = state

@@ -210,7 +210,7 @@ def _join_chunks(
 
 
 def _check_inputs(hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, scale_N: Tensor | None, scale_V: Tensor | None) -> None:
-    """Raises `ValueError` for what the kernels would read wrongly without a word."""
+    """Raises `ValueError` for what the kernels would read wrongly and not complain of."""
     (N, H), V = hidden_NH.shape, weight_VH.shape[0]
     expected = [
         ("hidden states", hidden_NH, (N, H), hidden_NH.dtype),

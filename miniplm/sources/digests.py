@@ -42,6 +42,7 @@ def _identify(file: SourceFile) -> str:
 def _digest_file(file: SourceFile) -> str:
     with open_raw(file) as raw:
         digest = digest_stream(raw)
+    # Else the digest of a file that was written to meanwhile, half old and half new, would name the corpus.
     file.check_unchanged()
     return digest
 

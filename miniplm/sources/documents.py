@@ -64,8 +64,8 @@ class Rejection:
         }
 
 
-Record = Document | Rejection
-Records = Iterator[Record]
+SourceRecord = Document | Rejection
+SourceRecords = Iterator[SourceRecord]
 
 
 class _Missing:
@@ -84,7 +84,7 @@ def make_excerpt(content: str | bytes) -> str:
 
 def check_record(
     document_id: int, origin: Origin, text: Any, domain: Any, text_field: str, domain_field: str, excerpt: str
-) -> Record:
+) -> SourceRecord:
     """The document that a text and a domain make, or the rejection with the first fault found.
 
     Bytes count as text or domain where they are UTF-8 (Parquet columns without a string annotation).

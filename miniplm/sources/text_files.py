@@ -6,14 +6,14 @@ import codecs
 
 from miniplm.config.run import SourceConfig
 from miniplm.sources.blocks import BytesCallback, read_blocks
-from miniplm.sources.documents import Origin, Records, Rejection, check_record, make_excerpt
+from miniplm.sources.documents import Origin, Rejection, SourceRecords, check_record, make_excerpt
 from miniplm.sources.files import SourceFile
 from miniplm.sources.signatures import HEAD_BYTES, recognise_format
 
 
 def read_text_file(
     file: SourceFile, source: SourceConfig, first_document_id: int, num_skipped: int, on_bytes: BytesCallback
-) -> Records:
+) -> SourceRecords:
     """The one record of a file; a byte order mark is dropped.
 
     An image or a document of a word processor among text files is one rejection, named by its kind. Raises

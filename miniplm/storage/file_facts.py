@@ -12,7 +12,7 @@ from miniplm import layout
 from miniplm.errors import DamagedFileError, StorageError
 from miniplm.storage.root import Storage, digest_content, digest_file, identify_file
 
-# A file written to this lately may be written to again within one tick of its time stamp.
+# A file written to this lately may be written to again within one tick of its time stamp; FAT's is the coarsest, with 2 s.
 SETTLED_SECONDS = 2.0
 _MOST_THREADS = 8
 

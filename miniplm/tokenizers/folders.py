@@ -219,7 +219,7 @@ def _list_others(tokenizer: Any) -> dict[str, Any]:
 
 
 def _open_ends(backend: Any) -> Any:
-    """Nothing is cut off, nothing filled up."""
+    """Nothing is cut off, nothing filled up: a tokenizer.json may say both, for the lengths that its model was trained with."""
     backend.no_truncation()
     backend.no_padding()
     return backend
@@ -240,7 +240,7 @@ def _digest_files(folder: Path) -> str:
         path for pattern in ("*.json", "*.jinja", "*.py", "*.model", "*.txt") for path in folder.glob(pattern) if path.is_file()
     )
     for path in paths:
-        if not path.name.endswith(".index.json"):
+        if not path.name.endswith(".index.json"):  # of weights, which say nothing of tokens and may be megabytes
             sha.update(f"{path.name}:{path.stat().st_size}\n".encode())
             sha.update(path.read_bytes())
     return sha.hexdigest()

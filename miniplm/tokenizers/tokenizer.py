@@ -69,7 +69,7 @@ class CorpusTokenizer:
         )
 
     def encode_documents(self, texts: Sequence[str]) -> list[TokenIds]:
-        """Token ids of each text, neither EOS nor BOS added, nothing truncated; a very long text is encoded in pieces."""
+        """Token ids (num_tokens,) uint32 of each text, neither EOS nor BOS added, nothing truncated; a very long text goes in pieces."""
         results: list[list[TokenIds]] = [[] for _ in texts]
         for call in _group_calls(self._cut_pieces(texts)):
             for (index, _), token_ids in zip(call, self._encode_call([piece for _, piece in call]), strict=True):
@@ -85,7 +85,7 @@ class CorpusTokenizer:
             return False
 
     def decode(self, token_ids: Sequence[int] | NDArray[Any]) -> str:
-        """The text of token ids, special tokens included, nothing cleaned up; U+FFFD stands for what is no whole character."""
+        """The text of token ids (num_tokens,), special tokens included, nothing cleaned up; U+FFFD stands for what is no whole character."""
         ids = [int(token_id) for token_id in token_ids]
         if self.texts is not None:
             return self.texts.join(ids).decode("utf-8", "replace")
@@ -151,15 +151,18 @@ class CorpusTokenizer:
                 yield from ((index, piece) for piece in cut_text(text, lambda part: self._encode_call([part])[0].tolist()))
 
     def _encode_call(self, texts: list[str]) -> list[TokenIds]:
+        """Token ids (num_tokens,) of each text, in one call of the library. Raises `TokenizerError` where it cannot."""
         next_step = "its files are damaged, or its vocabulary has no token for what it does not know; use another copy or tokenizer"
         with reading_users_file(f"tokenizer {self.entry.name!r}", "cannot encode a text", next_step, TokenizerError):
             return self._encode(texts)
 
-    def _encode(self, texts: list[str]) -> list[TokenIds]:
+    def _encode(self, texts: list[str]) -> list[TokenIds]:  # (num_tokens,) each
         if self.backend is None:
             batch = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, truncation=False, padding=False)
             return [np.asarray(ids, dtype=np.uint32) for ids in batch["input_ids"]]
+        # Set each time: it is no part of tokenizer.json, and copies of the backend come without it.
         self.backend.encode_special_tokens = True
+        # Fast: without the places of tokens in the text, which nobody asks for.
         encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.uint32) for encoding in encodings]
 

@@ -34,7 +34,8 @@ from miniplm.training.tokenizer_files import make_tokenizer_files
 from miniplm.training.tracking import Tracker
 from miniplm.versions import list_versions
 
-# Steps in a row without a finite gradient after which training gives up.
+# Steps in a row without a finite gradient after which training gives up. One may be a bad batch; after three the weights are at fault, as
+# they stay what they were.
 _MAX_SKIPPED_IN_ROW = 3
 
 
@@ -58,6 +59,7 @@ def train_model(
         if not group.is_first:
             return _join_training(storage, plan, group, device)
         with exclusive(storage, layout.training_folder(plan.training_id), f"training {plan.training_id}"):
+            # Asked only now that nobody else trains it.
             manifest = find_training(storage, plan.training_id)
             if manifest is None:
                 storage.delete_temporary_files(layout.training_folder(plan.training_id))

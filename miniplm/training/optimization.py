@@ -117,7 +117,7 @@ class Optimization:
             betas=(config.beta1, config.beta2),
             eps=config.epsilon,
             weight_decay=config.weight_decay,
-            fused=True,
+            fused=True,  # one pass over weights and moments instead of one for each operation; on a CPU too
         )
 
     def prepare(self, sequences: Sequences) -> GlobalBatch:
@@ -192,6 +192,7 @@ class Optimization:
         return self._compute_gradient(self.prepare(sequences))
 
     def _compute_gradient(self, batch: GlobalBatch) -> StepResult:
+        # To none: the first micro-batch then writes the gradient instead of adding to zeros.
         self.optimizer.zero_grad(set_to_none=True)
         micro_batches = batch.micro_batches if batch.num_scored else ()
         if self._group.is_alone:
@@ -202,6 +203,7 @@ class Optimization:
         for index, part in enumerate(micro_batches):
             is_last = index == len(micro_batches) - 1
             totals.append(self._parallel.add_gradient(part.to(self.device), batch.num_scored, is_last))
+        # Float64: the order of micro-batches, which is another with another number of processes, then shows in the last bits only.
         total = torch.stack(totals).cpu().double().sum().item() if totals else 0.0
         total = self._group.add(total, self.device)
         loss = total / batch.num_scored if batch.num_scored else math.nan

@@ -1,4 +1,7 @@
-"""The teacher of a student in training: checked to share the student's tokens, and loaded beside it."""
+"""The teacher of a student in training: checked to share the student's tokens, and loaded beside it.
+
+Shapes: B sequences, S inputs of each, G width of the teacher.
+"""
 
 from __future__ import annotations
 

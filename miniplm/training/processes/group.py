@@ -56,7 +56,7 @@ class Workers:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
+                start_new_session=True,  # a group of its own: ended by one signal, and Ctrl-C in the terminal is ours to pass on
             )
         except BaseException:
             self._listener.close()
