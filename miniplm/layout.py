@@ -73,6 +73,11 @@ def score_shard_manifest(corpus_id: str, model_id: str, shard_index: int) -> str
     return f"{scores_folder(corpus_id, model_id)}/{shard_name(shard_index)}.json"
 
 
+def document_scores(corpus_id: str, model_id: str, shard_index: int) -> str:
+    """The scores of the documents in each sequence of a shard."""
+    return f"{scores_folder(corpus_id, model_id)}/{shard_name(shard_index)}.documents.parquet"
+
+
 def non_finite_scores(corpus_id: str, model_id: str, shard_index: int) -> str:
     """The scores of a shard that failed for NaN or infinite NLLs, set aside to be looked at; no score file, never selected from."""
     return f"{scores_folder(corpus_id, model_id)}/non-finite/{shard_name(shard_index)}.parquet"

@@ -159,6 +159,19 @@ class CorpusManifest(Record):
         )
 
 
+class DocumentScoresEntry(Record):
+    """The file with the scores of a shard's documents, beside those of its sequences; a row is a document's part in one sequence.
+
+    `num_unattributed` sequences hold an EOS that ends no document, as a text has it: which part is which document's is not known,
+    and their one row has no document.
+    """
+
+    digest: str
+    num_bytes: int
+    num_rows: int
+    num_unattributed: int = 0
+
+
 class ScoreShardManifest(Record):
     """A shard's scores under one model; the shard is scored when this and the file's digest agree.
 
@@ -167,6 +180,7 @@ class ScoreShardManifest(Record):
     in the same dtype (bfloat16 for fp8) measured on the same device, `device_wait_share` the part of `seconds` in
     which the device had nothing to do; `engine` says how the model was run; `worker` which process did it, and
     `start_seconds` how long that process took from its start until the model was ready, once for all its shards.
+    `documents` is None in manifests of earlier versions.
     """
 
     corpus_id: str
@@ -186,6 +200,7 @@ class ScoreShardManifest(Record):
     matmul_peak_share: float | None = None
     device_wait_share: float | None = None
     engine: dict[str, str | int | bool] = {}
+    documents: DocumentScoresEntry | None = None
     worker: str = ""
     start_seconds: float | None = None
     versions: dict[str, str]

@@ -1,4 +1,7 @@
-"""What a run will cost, before it runs: tokens from counts or a sample, rates from a short probe of this machine's device."""
+"""What a run will cost, before it runs: tokens from counts or a sample, rates from a short probe of this machine's device.
+
+Shapes: B sequences, T tokens of each, S = T - 1 of them that are inputs, H width of the hidden state.
+"""
 
 from __future__ import annotations
 

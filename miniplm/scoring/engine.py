@@ -4,7 +4,7 @@ Batches follow each other on the device without a pause: while one computes, the
 results of those before come back. What is scored is what `miniplm.models.nll.mask_scored_targets` says: every target whose
 input is not EOS.
 
-Shapes: N sequences, T tokens of a sequence, S segments, M tokens that a batch computes.
+Shapes: N sequences, P parts of them, T tokens of a sequence, S segments, M tokens that a batch computes; K sums to be added.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from miniplm.models.throughput import (
     measure_seconds,
 )
 from miniplm.scoring.batch_sizes import BatchSizeSearch
-from miniplm.scoring.batches import Attention, IntArray, cut_segments, make_batches, resolve_tokens_per_batch
+from miniplm.scoring.batches import Attention, IntArray, count_parts, cut_segments, make_batches, resolve_tokens_per_batch
 from miniplm.scoring.forward import Compile, ForwardPass
 from miniplm.scoring.model_inputs import Batch, build_batch
 
@@ -50,10 +50,17 @@ _LENGTH_STEP = 256
 
 @dataclass(frozen=True)
 class SequenceScores:
-    """Scores in the order of the sequences given: `nll_sum` (N,) float64 in nats, `num_scored_tokens` (N,) int32."""
+    """Scores in the order of the sequences given: `nll_sum` (N,) float64 in nats, `num_scored_tokens` (N,) int32.
+
+    `num_parts` (N,) says into how many parts each sequence is cut by its EOS, one for each document in it; `part_nll_sum` and
+    `part_num_scored_tokens` (P,) are the scores of all parts, one sequence after the other.
+    """
 
     nll_sum: np.ndarray[Any, np.dtype[np.float64]]
     num_scored_tokens: np.ndarray[Any, np.dtype[np.int32]]
+    num_parts: IntArray
+    part_nll_sum: np.ndarray[Any, np.dtype[np.float64]]
+    part_num_scored_tokens: np.ndarray[Any, np.dtype[np.int32]]
     throughput: Throughput
 
 
@@ -138,7 +145,8 @@ class Scorer:
                 wait_seconds = None if self.model.is_spread else clock.wait_seconds
                 return Throughput(num_tokens, time.perf_counter() - started, wait_seconds, flops_per_token, self._matmul_peak)
 
-            work = _Work(np.zeros(len(sequences)), np.zeros(len(sequences), dtype=np.int32), tell, self._search)
+            num_parts = count_parts(sequences, eos_token_id)
+            work = _Work(_Sums(len(sequences)), _Sums(int(num_parts.sum())), tell, self._search)
             num_left = int(segments.length.sum())
             while batches:
                 if self._search is not None and (size := self._search.choose(num_left)) != self.tokens_per_batch:
@@ -166,7 +174,8 @@ class Scorer:
             throughput = achieved(num_tokens)
         if work.num_told < num_tokens:
             on_tokens(num_tokens - work.num_told, throughput)
-        return SequenceScores(work.nll_sum, work.num_scored, throughput)
+        sums, parts = work.by_sequence, work.by_part
+        return SequenceScores(sums.nll, sums.num_scored, num_parts, parts.nll, parts.num_scored, throughput)
 
     def _make_batches(self, lengths: IntArray, left: IntArray) -> deque[IntArray]:
         """Batches of the segments `left` (num_left,), of all lengths (S,)."""
@@ -241,12 +250,26 @@ class _Launched:
     end: ClockMark
 
 
+class _Sums:
+    """`nll` (num_sums,) float64 and `num_scored` (num_sums,) int32 of sequences, or of parts of them."""
+
+    def __init__(self, num_sums: int) -> None:
+        self.nll = np.zeros(num_sums)
+        self.num_scored = np.zeros(num_sums, dtype=np.int32)
+
+    def add(self, owners: IntArray, nll: np.ndarray[Any, np.dtype[np.float64]], num_scored: IntArray) -> None:
+        """Adds `nll` (K,) and `num_scored` (K,) to the sums `owners` (K,)."""
+        # `add.at`, as two segments of a batch may be of one sequence: `+=` would count only the last.
+        np.add.at(self.nll, owners, nll)
+        np.add.at(self.num_scored, owners, num_scored.astype(np.int32))
+
+
 @dataclass
 class _Work:
     """What is summed up so far, and the batches whose results are still on their way."""
 
-    nll_sum: np.ndarray[Any, np.dtype[np.float64]]
-    num_scored: np.ndarray[Any, np.dtype[np.int32]]
+    by_sequence: _Sums
+    by_part: _Sums
     on_tokens: Callable[[int], None]
     search: BatchSizeSearch | None = None
     num_told: int = 0
@@ -265,10 +288,9 @@ class _Work:
                 launched.event.synchronize()
             if self.search is not None:
                 self.search.add(launched.size, batch.num_tokens, measure_seconds(launched.begin, launched.end))
-            sums, counts = batch.sum_by_segment(launched.nll_M.numpy())
-            # `add.at`, as two segments of a batch may be of one sequence: `+=` would count only the last.
-            np.add.at(self.nll_sum, owners[batch.segments], sums)
-            np.add.at(self.num_scored, owners[batch.segments], counts.astype(np.int32))
+            nll_M = launched.nll_M.numpy()
+            self.by_sequence.add(owners[batch.segments], *batch.sum_by_segment(nll_M))
+            self.by_part.add(*batch.sum_by_part(nll_M))
             # A segment stands for its inputs and the target after them.
             num_tokens = batch.num_tokens + len(batch.segments)
             self.num_told += num_tokens
