@@ -32,7 +32,8 @@ from miniplm.corpus.reader import load_corpus, read_shard
 from miniplm.errors import ConfigError, MiniplmError
 from miniplm.models.devices import resolve_device
 from miniplm.models.identity import identify_model
-from miniplm.records.manifests import Calibration, CorpusManifest, ModelEntry
+from miniplm.records.calibrations import Calibration
+from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.run import load_run
 from miniplm.run.references import require_reference
 from miniplm.run.resolution import resolve

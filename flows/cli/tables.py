@@ -14,7 +14,8 @@ from rich.text import Text
 from miniplm import layout
 from miniplm.corpus.taken_files import list_files_read_again, list_files_without_documents
 from miniplm.errors import list_offenders
-from miniplm.records.manifests import Calibration, CorpusManifest, DomainSelection, SelectionManifest
+from miniplm.records.calibrations import Calibration
+from miniplm.records.manifests import CorpusManifest, DomainSelection, SelectionManifest
 from miniplm.storage.root import Storage
 
 if TYPE_CHECKING:

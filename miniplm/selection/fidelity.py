@@ -19,7 +19,8 @@ from miniplm.models.devices import describe_device
 from miniplm.models.fp8 import FP8_DTYPES
 from miniplm.models.throughput import Throughput
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
-from miniplm.records.manifests import Calibration, CalibrationScores, CorpusManifest, ModelEntry
+from miniplm.records.calibrations import Calibration, CalibrationScores
+from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.stored import find_record
 from miniplm.scoring.engine import Scorer
 from miniplm.selection.ranking import count_selected
