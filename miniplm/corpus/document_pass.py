@@ -100,6 +100,7 @@ class DocumentPass:
 
     def take_batches(self) -> Iterator[None]:
         """Takes in all documents; yields after each batch, so that whoever has seen enough can stop."""
+        # Taken in the order of the files, whatever was tokenised first: how texts are batched must not show in the corpus.
         for batch in self._tokenise(self._read_batches()):
             token_ids = dict(zip(batch.needed, batch.token_ids.result(), strict=True))
             for item in batch.items:

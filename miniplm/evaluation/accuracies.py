@@ -51,6 +51,7 @@ def measure_tasks(
     missing = [name for name in keys if name not in results]
     if missing:
         version = require_harness()
+        # Here and not at the top: it loads torch, and results that are all kept need none of it.
         from miniplm.evaluation.harness import measure_task, open_tasks, open_zero_shot_model
 
         with tempfile.TemporaryDirectory(prefix="miniplm-student-") as scratch:

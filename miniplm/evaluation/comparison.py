@@ -95,6 +95,7 @@ def _compare(
 
 def _subtract_pairs(losses: SequenceLosses, baseline_losses: SequenceLosses, baseline: DomainLoss) -> LossDifference:
     difference = subtract_losses(losses, baseline_losses)
+    # The same text in the same tokens: between its nats a token and bits a byte lies one constant.
     bits_per_nat = baseline.bits_per_byte / baseline.nats_per_token if baseline.nats_per_token else 0.0
     error = difference.standard_error
     return LossDifference(

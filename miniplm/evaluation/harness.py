@@ -81,6 +81,7 @@ def measure_task(
 
     # Some task files ask for examples of their own; the paper's figures are without.
     task.set_config(key="num_fewshot", value=0)
+    # The harness has no callback; each forward pass of its model is a batch of requests.
     hook = model.model.register_forward_hook(tell)
     try:
         with _quiet_logs(), use_device(device), device_errors(device, f"task {name}"):

@@ -71,6 +71,7 @@ def ratio_standard_error(sums: NDArray[Any], counts: NDArray[Any], clusters: NDA
     total = float(np.sum(counts, dtype=np.float64))
     if len(names) < 2 or total == 0:
         return None
+    # Summed by cluster first: sequences of one document are alike, and taken as independent they would make the error too small.
     residuals = np.bincount(index, weights=sums - np.sum(sums) / total * counts)
     return float(np.sqrt(len(names) / (len(names) - 1) * np.sum(residuals**2)) / total)
 

@@ -58,6 +58,7 @@ def make_config(
 
 def check_not_quantised(content: dict[str, Any], folder: Path) -> None:
     """Raises `ModelError` for a model whose weights are quantised, by the method's name."""
+    # One level down too: models that see keep the settings of their text part in `text_config`.
     for part in (content, *(value for value in content.values() if isinstance(value, dict))):
         for field in ("quantization_config", "compression_config", "quantization"):
             if settings := part.get(field):

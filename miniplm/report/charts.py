@@ -153,6 +153,7 @@ def _render(draw: Callable[[Any], None], size: tuple[float, float], label: str) 
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
+    # Without a salt matplotlib writes other ids each time, and the page would have other bytes.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "miniplm", "path.simplify": False}):
         figure = Figure(figsize=size, facecolor="none")
         axes = figure.add_axes((0, 0, 1, 1), facecolor="none")

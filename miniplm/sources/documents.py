@@ -31,6 +31,7 @@ class Origin(NamedTuple):
     number: int
 
 
+# With slots, as a corpus has millions of them: they are made faster, and are smaller.
 @dataclass(frozen=True, slots=True)
 class Document:
     """A usable record. `text` is valid UTF-8 once encoded, which takes `num_bytes`."""

@@ -21,6 +21,7 @@ def read_text_file(
     """
     if num_skipped:
         return
+    # Whole, as it is one document: the memory of a text source is its largest file.
     content = b"".join(read_blocks(file, on_bytes)).removeprefix(codecs.BOM_UTF8)
     origin = Origin(file.path, "file", 1)
     found = recognise_format(content[:HEAD_BYTES])

@@ -91,6 +91,7 @@ class TokenTexts:
         for position, token_id in enumerate(token_ids):
             content = self._table[token_id]
             if token_id in self._doubtful:
+                # Three bytes on each side: a character of UTF-8 has four at most.
                 following = b"".join([self._table[other] for other in token_ids[position + 1 : position + 4]])
                 content = content if _completes_character(bytes(joined[-3:]), content, following) else self._doubtful[token_id]
             joined += content

@@ -117,6 +117,7 @@ class CorpusTokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(str(folder))
         if self.backend is not None:
+            # Over the file that transformers wrote, which is what its class makes of it.
             self.backend.save(str(folder / "tokenizer.json"))
             path = folder / "tokenizer_config.json"
             settings = json.loads(path.read_text(encoding="utf-8")) | {"tokenizer_class": _PLAIN_CLASS}
@@ -207,7 +208,7 @@ def load_tokenizer(
     entry = TokenizerEntry(
         name=name,
         digest=vocabulary_digest(source.tokenizer),
-        vocab_size=max(vocabulary.values()) + 1,
+        vocab_size=max(vocabulary.values()) + 1,  # not their number: ids may have gaps
         eos_token=eos_token,
         eos_token_id=vocabulary[eos_token],
     )

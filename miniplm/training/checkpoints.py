@@ -128,6 +128,7 @@ def restore_checkpoint(
     """Puts a checkpoint's weights and moments into a model of the same recipe and its optimizer; gives the metrics so far."""
     with tempfile.TemporaryDirectory(prefix="miniplm-") as temporary:
         folder = storage.download(layout.checkpoint_folder(manifest.training_id, manifest.step), Path(temporary) / "checkpoint")
+        # A second model in memory for a moment: so the names and ties of weights are transformers' matter, as in saving.
         saved = type(model).from_pretrained(str(folder), dtype=torch.float32, use_safetensors=True, local_files_only=True)
         moments = load_file(folder / OPTIMIZER)
         with torch.no_grad():
