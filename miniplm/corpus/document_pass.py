@@ -19,7 +19,7 @@ from miniplm.layout import SPLITS
 from miniplm.progress import Progress, ProgressCallback
 from miniplm.records.manifests import SourceEntry, Split
 from miniplm.sources.documents import Document, Rejection, SourceRecord, make_excerpt
-from miniplm.sources.reading import read_records
+from miniplm.sources.reading import read_source_records
 from miniplm.tokenizers.tokenizer import CorpusTokenizer, TokenIds
 
 # Texts tokenised together: enough for many cores, little enough to hold several times over.
@@ -168,7 +168,7 @@ class DocumentPass:
             num_bytes_before = self._num_bytes_read
             num_skipped = max(0, self._resumed_at - document_id)
             num_records = num_skipped
-            for record in read_records(planned.file, planned.source, document_id, num_skipped, self._count_bytes):
+            for record in read_source_records(planned.file, planned.source, document_id, num_skipped, self._count_bytes):
                 num_records += 1
                 yield record
             self._num_bytes_read = num_bytes_before + planned.file.num_bytes

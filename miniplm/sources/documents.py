@@ -83,7 +83,7 @@ def make_excerpt(content: str | bytes) -> str:
     return content[:_EXCERPT_CHARACTERS].encode("utf-8", "replace").decode("utf-8")
 
 
-def check_record(
+def check_source_record(
     document_id: int, origin: Origin, text: Any, domain: Any, text_field: str, domain_field: str, excerpt: str
 ) -> SourceRecord:
     """The document that a text and a domain make, or the rejection with the first fault found.
