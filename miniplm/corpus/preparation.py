@@ -104,7 +104,7 @@ def _mend_tokenizer(storage: Storage, config: CorpusConfig, plan: CorpusPlan) ->
 
 
 def _note_left_out(storage: Storage, plan: CorpusPlan, manifest: CorpusManifest) -> CorpusManifest:
-    """The manifest of a corpus that was there already, with what its sources leave out by now."""
+    """The manifest of a corpus that was there already, with what its sources leave out now."""
     if manifest.left_out == plan.left_out:
         return manifest
     manifest = manifest.model_copy(update={"left_out": plan.left_out})

@@ -41,7 +41,7 @@ class StudentComparison(Record):
 
 
 def compare_students(storage: Storage, record: RunRecord) -> dict[str, StudentComparison]:
-    """Each evaluated student of a run against its baseline (`find_baselines`), with the average over its zero-shot tasks: what is told of it anywhere."""
+    """Each evaluated student of a run against its baseline (`find_baselines`), with the average over its zero-shot tasks. All outputs show these."""
     evaluations = {name: student.evaluation for name, student in record.students.items() if student.evaluation is not None}
     losses = {
         name: find_losses(storage, record.students[name].training_id, evaluation.losses_digest)

@@ -1,4 +1,4 @@
-"""The held-out losses of a run's students by training FLOPs, the laws fitted to them, and what they save against the baseline."""
+"""The held-out losses of a run's students by training FLOPs, the laws fitted to them, and what students save against the baseline."""
 
 from __future__ import annotations
 

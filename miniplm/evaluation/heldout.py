@@ -45,7 +45,7 @@ class HeldoutText:
 
 
 def find_heldout(storage: Storage, corpus: CorpusManifest, converted: DerivedManifest | None = None) -> HeldoutText:
-    """The held-out split as it was prepared, or as it was `converted` for another tokenizer: the bytes are the documents' all the same.
+    """The held-out split as it was prepared, or as it was `converted` for another tokenizer; bytes are those of the documents in both.
 
     Raises `CorpusError` where it is empty.
     """

@@ -90,7 +90,7 @@ def build_model(
             f"architecture {architecture!r}", "cannot be built as a causal language model", "mend its config.json", ConfigError
         ):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
-    # Done with the weights: where it is still asked for, whoever loads the model divides them once more.
+    # The fresh weights are divided already; a config that still asked for it would have them divided again when they are loaded.
     keep_stored_weights(model.config)
     try:
         body, head = split_head(model)

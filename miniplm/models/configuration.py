@@ -21,7 +21,7 @@ _SIZE_FIELDS = (
     *("vocab_size", "hidden_size", "n_embd", "d_model", "intermediate_size", "head_dim"),
     *("num_attention_heads", "n_head", "n_heads", "num_heads", "num_key_value_heads"),
 )
-# Far above any model, far below what would take hours to be refused.
+# Far above any model, and far below what would be built for hours before it is refused.
 _MOST_LAYERS = 10_000
 _MOST_OF_A_SIZE = 2**31 - 1
 # Encoders that transformers opens as causal language models and does not list among the masked ones.

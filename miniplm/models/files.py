@@ -194,7 +194,7 @@ def refuse_pointer(path: Path, data: bytes, raises: type[MiniplmError] = ModelEr
 
 
 def read_stored_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
-    """The tensors of a model's weight files by name; of a name that is there twice the last, as transformers takes it."""
+    """The tensors of a model's weight files by name; where a name is there twice, the last one counts, as in transformers."""
     tensors = {}
     for path in files:
         with reading_users_file(path, "cannot be read", _COPY_AGAIN, ModelError), safe_open(path, framework="pt") as stored:

@@ -57,7 +57,7 @@ def _check_text(file: SourceFile, head: bytes) -> None:
 
 
 def _check_lines(file: SourceFile, head: str) -> None:
-    """Refuses an array of objects, and objects that no newline parts: a whole file of documents would be one rejection, or few."""
+    """Refuses an array of objects, and objects that no newline separates: a whole file of documents would be one rejection, or few."""
     line, _, rest = head.partition("\n")
     try:
         value, end = _DECODER.raw_decode(line)

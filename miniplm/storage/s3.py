@@ -107,7 +107,7 @@ class PatientS3FileSystem(S3FileSystem):  # type: ignore[misc]
 
     async def _try_once(self, method: str, *akwarglist: Any, **kwargs: Any) -> Any:
         answer = await super()._call_s3(method, *akwarglist, **kwargs)
-        # Here, inside the loop of tries: read later by whoever asked, a body that breaks off would be nobody's to try again.
+        # Here, inside the loop of tries: nobody could try again a body that breaks off later, while its reader reads it.
         if method == "get_object":
             body = answer["Body"]
             try:

@@ -1,7 +1,7 @@
 """Checkpoints at the storage root: a transformers directory, the optimizer's moments, the metrics so far; no pickle.
 
-A checkpoint is there when its `manifest.json`, published last, agrees with every file. Any other is as good as none,
-but for one of another training, which is never overwritten.
+A checkpoint is there when its `manifest.json`, published last, agrees with every file. Any other counts as none,
+but one of another training is never overwritten.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ class _Training:
         self.metrics: list[CheckpointMetrics] = []
         self.num_skipped_steps = 0
         self.num_skipped_in_row = 0
-        # Looked for once, so that all processes go on at the same step.
+        # Looked for by one of them, so that all processes go on at the same step.
         self.checkpoint = group.share(find_last_checkpoint(storage, plan.training_id, recipe.as_json()) if group.is_first else None)
         if self.checkpoint is not None:
             with self.optimization.restoring() as (whole_model, optimizer):

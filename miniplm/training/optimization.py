@@ -133,7 +133,7 @@ class Optimization:
         # Two tokens wide at least: an empty micro-batch needs an input, as its process takes part in the pass.
         micro_batches = [collate(part, self._eos_token_id, shape or (1, 2)) for part in own]
         if self.device.type == "cuda":
-            # By default a thread's memory is pinned by way of the first GPU, whoever uses that.
+            # By default a thread pins memory through the first GPU, which another process may be using.
             with use_device(self.device):
                 micro_batches = [batch.pin() for batch in micro_batches]
         num_tokens = sum(len(sequence) for sequence in sequences)
