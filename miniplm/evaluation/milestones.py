@@ -87,6 +87,7 @@ def evaluate_checkpoints(
             on_progress(replace(progress, done=done, total=total, detail=f"{detail}  {progress.detail}".strip()))
 
         with tempfile.TemporaryDirectory(prefix="miniplm-checkpoint-") as scratch:
+            # Only the files of the model: a checkpoint's moments are twice its weights, and a remote root would send them.
             scorer = open_scorer(storage.download(checkpoint.folder, Path(scratch) / "model", checkpoint.files))
             measured, losses = evaluate_heldout(text, scorer, checkpoint.weights_digest, tell)
             del scorer  # its memory is the next one's

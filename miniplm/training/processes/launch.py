@@ -60,6 +60,7 @@ def launch_training(
         job.write_text(make_job(storage, plan, num_processes).model_dump_json(), encoding="utf-8")
         with TrainingProcesses(_make_command(job, num_processes), str(Path(folder, "socket"))) as processes:
             ends = _watch(processes, num_processes, on_progress)
+    # What counts is what is stored, not how the processes ended: one may die after the last thing was written.
     manifest = find_training(storage, plan.training_id)
     if manifest is None:
         raise _explain(plan, processes, num_processes, ends)
