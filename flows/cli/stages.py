@@ -70,6 +70,10 @@ def score(
         typer.Option("--shard", min=0, help="Only this shard; may be repeated. Default: all that are missing or broken."),
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Also score shards again whose scores are there and verify.")] = False,
+    documents: Annotated[
+        bool,
+        typer.Option("--documents", help="Also score shards again of which only the scores of documents are missing or damaged."),
+    ] = False,
     calibrate: Annotated[
         int | None,
         typer.Option(
@@ -95,6 +99,8 @@ def score(
         entry = plan.require_teacher() if model == "teacher" else _require_reference(plan, corpus)
         _check_gate(plan, corpus, model, entry)
         stage = score_corpus(plan, corpus.corpus_id, entry, model, shard, again)
+        if documents and (without := _list_without_documents(plan, corpus, entry, shard)):
+            stage = score_corpus(plan, corpus.corpus_id, entry, model, without, again=True)
     _say(
         console,
         asked.as_json,
@@ -102,6 +108,16 @@ def score(
         f"{stage.num_units:,} tokens of {corpus.corpus_id} are scored by {entry.model_id}"
         + (" (nothing was missing)" if stage.reused else ""),
     )
+
+
+def _list_without_documents(plan: RunPlan, corpus: CorpusManifest, entry: ModelEntry, shards: list[int] | None) -> list[int]:
+    from miniplm.scoring.documents import list_without_documents
+    from miniplm.scoring.shards import check_score_shards
+    from miniplm.storage.root import Storage
+
+    storage = Storage(plan.storage)
+    without = list_without_documents(storage, corpus, check_score_shards(storage, corpus, entry.model_id))
+    return [index for index in without if not shards or index in shards]
 
 
 def _check_gate(plan: RunPlan, corpus: CorpusManifest, model: Role, entry: ModelEntry) -> None:
