@@ -74,8 +74,8 @@ def score_shard_manifest(corpus_id: str, model_id: str, shard_index: int) -> str
 
 
 def document_scores(corpus_id: str, model_id: str, shard_index: int) -> str:
-    """The scores of the documents in each sequence of a shard."""
-    return f"{scores_folder(corpus_id, model_id)}/{shard_name(shard_index)}.documents.parquet"
+    """The scores of the documents in each sequence of a shard; in a folder of their own, as a query over the scores reads `*.parquet`."""
+    return f"{scores_folder(corpus_id, model_id)}/documents/{shard_name(shard_index)}.documents.parquet"
 
 
 def non_finite_scores(corpus_id: str, model_id: str, shard_index: int) -> str:

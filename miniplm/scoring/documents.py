@@ -30,7 +30,7 @@ DOCUMENT_SCHEMA = pa.schema(
 def publish_document_scores(
     storage: Storage, shard: ShardEntry, model_id: str, table: pa.Table, scores: SequenceScores
 ) -> DocumentScoresEntry:
-    """Publishes `shard-N.documents.parquet`: a row for each document of each sequence of `table`, in their order.
+    """Publishes `documents/shard-N.documents.parquet`: a row for each document of each sequence of `table`, in their order.
 
     `table` has `sequence_id` and `document_ids`. Where a sequence of several documents has an EOS that ends none of them, it
     has one row whose `document_id` is NULL.

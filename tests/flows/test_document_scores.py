@@ -56,9 +56,9 @@ def test_scores_of_an_earlier_version_get_their_documents_by_one_command(finishe
     storage = Storage(str(tmp_path / "data"))
     record = load_run(storage, "tiny")
     folder = Path(storage.path(layout.scores_folder(record.corpus_id, record.teacher.model_id)))
-    before = {file.name: file.read_bytes() for file in folder.glob("shard-*.parquet")}
+    before = {file.name: file.read_bytes() for file in folder.rglob("shard-*.parquet")}
     for number in (0, 1):
-        (folder / f"shard-0000{number}.documents.parquet").unlink()
+        (folder / f"documents/shard-0000{number}.documents.parquet").unlink()
     manifest = json.loads((folder / "shard-00000.json").read_text())
     (folder / "shard-00000.json").write_text(json.dumps(manifest | {"documents": None}))
     with pytest.raises(
@@ -68,7 +68,7 @@ def test_scores_of_an_earlier_version_get_their_documents_by_one_command(finishe
     finished = ("tiny", "--storage", str(tmp_path / "data"))
     result = run_miniplm("score", *finished, "--model", "teacher", "--documents", prefect=embedded_prefect)
     assert result.returncode == 0, result.stderr
-    assert {file.name: file.read_bytes() for file in folder.glob("shard-*.parquet")} == before
+    assert {file.name: file.read_bytes() for file in folder.rglob("shard-*.parquet")} == before
     print_documents(inspect_documents(storage, record, limit=3))
     told = capsys.readouterr().out
     assert "record" in told
