@@ -19,7 +19,7 @@ from miniplm.layout import SPLITS
 from miniplm.progress import Progress, ProgressCallback
 from miniplm.records.manifests import SourceEntry, Split
 from miniplm.sources.documents import Document, Rejection, SourceRecord, make_excerpt
-from miniplm.sources.reading import read_records
+from miniplm.sources.reading import read_source_records
 from miniplm.tokenizers.tokenizer import CorpusTokenizer, TokenIds
 
 # Texts tokenised together: enough for many cores, little enough to hold several times over.
@@ -100,6 +100,7 @@ class DocumentPass:
 
     def take_batches(self) -> Iterator[None]:
         """Takes in all documents; yields after each batch, so that whoever has seen enough can stop."""
+        # Taken in the order of the files, whatever was tokenised first: how texts are batched must not show in the corpus.
         for batch in self._tokenise(self._read_batches()):
             token_ids = dict(zip(batch.needed, batch.token_ids.result(), strict=True))
             for item in batch.items:
@@ -167,7 +168,7 @@ class DocumentPass:
             num_bytes_before = self._num_bytes_read
             num_skipped = max(0, self._resumed_at - document_id)
             num_records = num_skipped
-            for record in read_records(planned.file, planned.source, document_id, num_skipped, self._count_bytes):
+            for record in read_source_records(planned.file, planned.source, document_id, num_skipped, self._count_bytes):
                 num_records += 1
                 yield record
             self._num_bytes_read = num_bytes_before + planned.file.num_bytes

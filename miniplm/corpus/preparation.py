@@ -104,7 +104,7 @@ def _mend_tokenizer(storage: Storage, config: CorpusConfig, plan: CorpusPlan) ->
 
 
 def _note_left_out(storage: Storage, plan: CorpusPlan, manifest: CorpusManifest) -> CorpusManifest:
-    """The manifest of a corpus that was there already, with what its sources leave out by now."""
+    """The manifest of a corpus that was there already, with what its sources leave out now."""
     if manifest.left_out == plan.left_out:
         return manifest
     manifest = manifest.model_copy(update={"left_out": plan.left_out})
@@ -127,7 +127,7 @@ class _Preparation:
             )
         state = load_state(storage, plan.corpus_id, self._versions)
         if state is None and storage.is_local:
-            # Nothing that is there can be gone on from; leftovers of other versions would only lie about. Where there
+            # No preparation can go on from what is there; leftovers of other versions would only lie about. Where there
             # are no locks they may be the work of another process, and are written over with the same bytes instead.
             storage.delete(layout.corpus_folder(plan.corpus_id))
         self._offsets = count_offsets(plan.parent.sources, plan.parent.shards) if plan.parent else count_offsets()

@@ -103,10 +103,10 @@ class ConversionJob(DerivedJob):
 
     def open_maker(self, storage: Storage, sources: Sequence[DerivedSource], device: str) -> ShardMaker:
         source_tokenizer = load_corpus_tokenizer(storage, self.corpus.corpus_id, self.trust_remote_code)
-        if losses := source_tokenizer.list_losses():
+        if changes := source_tokenizer.list_text_changes():
             _log.warning(
                 f"{self.name}: the text that tokenizer {source_tokenizer.entry.name!r} gives back is not byte for byte the documents' "
-                f"({'; '.join(losses)}): it is what the teacher saw of them"
+                f"({'; '.join(changes)}): it is what the teacher saw of them"
             )
         return _Converter(storage, self, [source.parts[0] for source in sources], TokenBytes(source_tokenizer))
 

@@ -134,6 +134,7 @@ class _Generator(ShardMaker):
         entry = job.teacher.model_copy(update={"dtype": job.recipe.dtype})
         with use_device(device), device_errors(device, f"loading model {entry.model_id}"):
             self._model, self._device = open_causal_model(storage, entry, device)
+        # After loading: transformers reads generation_config.json of the folder, and would follow it beside the recipe.
         self._reset_generation()
         self._device_turn = threading.Lock()
         wanted = job.generation.sequences_per_batch

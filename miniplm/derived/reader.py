@@ -42,6 +42,7 @@ def read_derived_shard(storage: Storage, shard: DerivedShard, columns: Sequence[
     """
     relative = layout.derived_shard(shard.derived_id, shard.shard_index)
     try:
+        # One read for digest and content, so that what was verified is what is used.
         content = storage.read_bytes(relative)
     except FileNotFoundError:
         raise DerivedError(f"{shard.title} is missing: there is no {storage.url(relative)}. {_REPAIR}") from None

@@ -1,4 +1,4 @@
-"""Sequences to be trained on, be they a corpus' own or derived from them: which rows of which shard, and how they are read."""
+"""Sequences that are trained on, a corpus's own or derived ones: which rows of which shard, and how they are read."""
 
 from __future__ import annotations
 

@@ -202,6 +202,7 @@ def make_set(
     sources = require_sources(storage, job)
     states = check_shards(storage, job.derived_id, sources)
     manifests = {state.shard_index: state.manifest for state in states if state.manifest is not None}
+    # A set that is whole needs neither teacher nor tokenizer, which may be gone by now.
     if len(manifests) < len(sources):
         # There is no lock: another process may be making shards of this set now, but takes no hour to write one.
         storage.delete_temporary_files(layout.derived_folder(job.derived_id), older_than_seconds=3600.0)

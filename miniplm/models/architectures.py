@@ -90,7 +90,7 @@ def build_model(
             f"architecture {architecture!r}", "cannot be built as a causal language model", "mend its config.json", ConfigError
         ):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
-    # Done with the weights: where it is still asked for, whoever loads the model divides them once more.
+    # The fresh weights are divided already; a config that still asked for it would have them divided again when they are loaded.
     keep_stored_weights(model.config)
     try:
         body, head = split_head(model)
@@ -142,7 +142,7 @@ def locate_config(architecture: str) -> Path:
         )
     from huggingface_hub import hf_hub_download
 
-    problem = f"is no preset ({', '.join(PRESETS)}), no folder, and its config.json could not be had from the hub"
+    problem = f"is no preset ({', '.join(PRESETS)}), no folder, and its config.json could not be fetched from the hub"
     next_step = "give one of the presets, or check the id and the connection"
     with reading_users_file(f"architecture {architecture!r}", problem, next_step, ConfigError):
         return Path(hf_hub_download(architecture, "config.json"))

@@ -31,9 +31,9 @@ ROWS = "miniplm-rows"
 PROOF = "miniplm-segments-proof"
 ROWS_PROOF = "miniplm-rows-proof"
 
-# As far as a window is looked for; a longer one is none.
+# A window is looked for up to this length; a longer one counts as none.
 _REACH = 1 << 17
-# What models hand to any attention, and what changes nothing of it here.
+# Arguments that models pass to any attention and that change nothing here.
 _HARMLESS = {
     "position_ids", "use_cache", "cache_position", "past_key_values", "cu_seq_lens_k", "max_length_k", "return_dict",
     "output_attentions", "output_hidden_states", "output_router_logits", "deterministic", "layer_idx", "logits_to_keep",

@@ -18,7 +18,7 @@ from miniplm.models.devices import is_device_lost, is_out_of_memory
 _log = logging.getLogger("miniplm")
 
 # Graphs of one function before dynamo gives up on it. All models of a family are one function to it, and its own limit of 8
-# is met by a teacher, a reference and a few shapes; from then on it runs everything uncompiled, without a word.
+# is met by a teacher, a reference and a few shapes; from then on it runs everything uncompiled and says nothing.
 _MOST_GRAPHS = 64
 
 

@@ -53,7 +53,7 @@ def locate_model(name: str, revision: str | None = None) -> Path:
         )
     from huggingface_hub import snapshot_download
 
-    problem = f"is neither a folder (looked from {Path.cwd()}) nor could it be had from the hub"
+    problem = f"is neither a folder (looked from {Path.cwd()}) nor could it be fetched from the hub"
     next_step = "give the folder of a model, or check the id and the connection"
     with reading_users_file(f"model {name!r}", problem, next_step, ModelError):
         return Path(snapshot_download(name, revision=revision, allow_patterns=_WANTED))
@@ -194,7 +194,7 @@ def refuse_pointer(path: Path, data: bytes, raises: type[MiniplmError] = ModelEr
 
 
 def read_stored_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
-    """The tensors of a model's weight files by name; of a name that is there twice the last, as transformers takes it."""
+    """The tensors of a model's weight files by name; where a name is there twice, the last one counts, as in transformers."""
     tensors = {}
     for path in files:
         with reading_users_file(path, "cannot be read", _COPY_AGAIN, ModelError), safe_open(path, framework="pt") as stored:

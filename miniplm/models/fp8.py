@@ -109,7 +109,7 @@ def convert_to_fp8(module: nn.Module) -> int:
     """The number of linear layers inside `module` that were replaced in place by `Fp8Linear`.
 
     Left as they are: a model's output embedding, layers with a width that is no multiple of 16, subclasses of
-    linear layers, for they may compute something else, and experts kept as one 3-D parameter.
+    linear layers, as they may compute something else, and experts kept as one 3-D parameter.
     """
     get_head: Any = getattr(module, "get_output_embeddings", None)
     head = get_head() if get_head else None

@@ -86,7 +86,7 @@ def read_skeleton(folder: Path, trust_remote_code: bool = False) -> Skeleton:
             state_dict=slices,
             dtype=torch.float32,
             device_map={"": "meta"},
-            ignore_mismatched_sizes=True,
+            ignore_mismatched_sizes=True,  # they are told below, in our words
             output_loading_info=True,
         )
     unread = sorted(name for name, piece in slices.items() if not piece.was_read)

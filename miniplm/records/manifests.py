@@ -12,6 +12,7 @@ Split = Literal["candidate", "reference", "heldout"]
 class Record(BaseModel):
     """An immutable record, stored as JSON in manifests and passed between tasks."""
 
+    # A field that is not known is refused: what a later version wrote must not be read in part and written back without it.
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def as_json(self) -> dict[str, Any]:

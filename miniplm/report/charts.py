@@ -55,7 +55,7 @@ def place_ticks(ticks: Sequence[tuple[float, str]], low: float, high: float, sca
 def draw_distribution(
     edges: np.ndarray[Any, Any], counts: np.ndarray[Any, Any], threshold: float | None, colour: str, label: str
 ) -> Markup:
-    """One domain's histogram, scaled to its own height: what was kept in full colour, the rest faint, r < 0 shaded."""
+    """One domain's histogram, edges (num_bins + 1,) and counts (num_bins,), scaled to its own height: what was kept in full colour, the rest faint, r < 0 shaded."""
 
     def draw(axes: Any) -> None:
         peak = max(1, int(counts.max()))
@@ -153,6 +153,7 @@ def _render(draw: Callable[[Any], None], size: tuple[float, float], label: str) 
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
+    # Without a salt matplotlib writes other ids each time, and the page would have other bytes.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "miniplm", "path.simplify": False}):
         figure = Figure(figsize=size, facecolor="none")
         axes = figure.add_axes((0, 0, 1, 1), facecolor="none")

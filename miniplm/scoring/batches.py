@@ -3,7 +3,7 @@
 A segment is a run of inputs that attend only to each other: a sequence whole, or, with `attention: document`, the
 part of one document in it. The last token of a sequence is a target only, so a sequence of n tokens has n - 1 inputs.
 
-Shapes: S segments, T tokens of a sequence.
+Shapes: N sequences, T tokens of each, S segments.
 """
 
 from __future__ import annotations
@@ -80,17 +80,17 @@ def count_parts(sequences: Sequence[np.ndarray[Any, Any]], eos_token_id: int) ->
     return np.array([np.count_nonzero(sequence[:-1] == eos_token_id) + 1 for sequence in sequences], dtype=np.int64)
 
 
-def plan_batches(lengths: IntArray, tokens_per_batch: int, layout: Layout, equal_lengths: bool = False) -> list[IntArray]:
+def make_batches(lengths: IntArray, tokens_per_batch: int, layout: Layout, equal_lengths: bool = False) -> list[IntArray]:
     """Indices of segments by batch, of their lengths (S,): each in exactly one batch of at most `tokens_per_batch` computed tokens; one alone may exceed it.
 
     `flat` puts segments one after the other, so only tokens of segments are computed. `rows` puts each into a row as
     long as the batch's longest; with `equal_lengths` only segments of one length share a batch. Longest first: if
-    memory is short, that shows at once. The plan depends on the lengths only.
+    memory is short, that shows at once. Which they are depends on the lengths only.
     """
-    return _plan_flat(lengths, tokens_per_batch) if layout == "flat" else _plan_rows(lengths, tokens_per_batch, equal_lengths)
+    return _fill_flat(lengths, tokens_per_batch) if layout == "flat" else _fill_rows(lengths, tokens_per_batch, equal_lengths)
 
 
-def _plan_flat(lengths: IntArray, tokens_per_batch: int) -> list[IntArray]:
+def _fill_flat(lengths: IntArray, tokens_per_batch: int) -> list[IntArray]:
     """Fills a batch with the longest segments that still fit, again and again; lengths (S,).
 
     Segments of one length are taken as a group: a search costs as much as there are lengths, at most `sequence_length`, not segments.
@@ -116,7 +116,7 @@ def _plan_flat(lengths: IntArray, tokens_per_batch: int) -> list[IntArray]:
     return batches
 
 
-def _plan_rows(lengths: IntArray, tokens_per_batch: int, equal_lengths: bool) -> list[IntArray]:
+def _fill_rows(lengths: IntArray, tokens_per_batch: int, equal_lengths: bool) -> list[IntArray]:
     """Rows by falling length, so that neighbours pad each other least; lengths (S,)."""
     order = np.lexsort((np.arange(len(lengths)), -lengths))
     batches: list[list[int]] = []

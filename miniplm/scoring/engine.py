@@ -4,7 +4,7 @@ Batches follow each other on the device without a pause: while one computes, the
 results of those before come back. What is scored is what `miniplm.models.nll.mask_scored_targets` says: every target whose
 input is not EOS.
 
-Shapes: N sequences, T tokens of a sequence, S segments, M tokens that a batch computes.
+Shapes: N sequences, P parts of them, T tokens of a sequence, S segments, M tokens that a batch computes; K sums to be added.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from miniplm.models.throughput import (
     measure_seconds,
 )
 from miniplm.scoring.batch_sizes import BatchSizeSearch
-from miniplm.scoring.batches import Attention, IntArray, count_parts, cut_segments, plan_batches, resolve_tokens_per_batch
+from miniplm.scoring.batches import Attention, IntArray, count_parts, cut_segments, make_batches, resolve_tokens_per_batch
 from miniplm.scoring.forward import Compile, ForwardPass
 from miniplm.scoring.model_inputs import Batch, build_batch
 
@@ -134,7 +134,7 @@ class Scorer:
             # From here on the device waits until the first batch is there.
             clock.stop()
             longest = self._keep_longest(int(segments.length.max(initial=1)))
-            batches = self._plan(segments.length, np.arange(len(segments), dtype=np.int64))
+            batches = self._make_batches(segments.length, np.arange(len(segments), dtype=np.int64))
 
             def tell(num_tokens: int) -> None:
                 on_tokens(num_tokens, achieved(work.num_told))
@@ -151,7 +151,7 @@ class Scorer:
             while batches:
                 if self._search is not None and (size := self._search.choose(num_left)) != self.tokens_per_batch:
                     self.tokens_per_batch = size
-                    batches = self._plan(segments.length, np.concatenate(batches))
+                    batches = self._make_batches(segments.length, np.concatenate(batches))
                 chosen = batches.popleft()
                 try:
                     batch = build_batch(
@@ -161,8 +161,8 @@ class Scorer:
                 # Of any class: by library and device, memory that runs out is a RuntimeError or an error of its own.
                 except Exception as error:
                     self._give_up_or_halve(error, segments.length[chosen])
-                    # Neither the batch that failed nor one that was planned after it is done.
-                    batches = self._plan(segments.length, np.concatenate([chosen, *batches]))
+                    # Neither the batch that failed nor one that was to come after it is done.
+                    batches = self._make_batches(segments.length, np.concatenate([chosen, *batches]))
                     # What is under way was launched before and is good; waited for, it gives its memory back.
                     work.collect(segments.sequence, at_most=0)
                     continue
@@ -177,10 +177,10 @@ class Scorer:
         sums, parts = work.by_sequence, work.by_part
         return SequenceScores(sums.nll, sums.num_scored, num_parts, parts.nll, parts.num_scored, throughput)
 
-    def _plan(self, lengths: IntArray, left: IntArray) -> deque[IntArray]:
+    def _make_batches(self, lengths: IntArray, left: IntArray) -> deque[IntArray]:
         """Batches of the segments `left` (num_left,), of all lengths (S,)."""
-        plan = plan_batches(lengths[left], self.tokens_per_batch, self.forward.layout, self.forward.needs_equal_lengths)
-        return deque(left[batch] for batch in plan)
+        made = make_batches(lengths[left], self.tokens_per_batch, self.forward.layout, self.forward.needs_equal_lengths)
+        return deque(left[batch] for batch in made)
 
     def _keep_longest(self, num_inputs: int) -> int:
         """The most inputs of a segment, as a number that changes little: a compiled body is compiled for it."""
@@ -241,7 +241,7 @@ class Scorer:
 
 @dataclass(frozen=True)
 class _Launched:
-    """A batch on its way: its NLLs are there once `event` has happened; planned for `size` tokens, computed from `begin` to `end`."""
+    """A batch on its way: its NLLs are there once `event` has happened; made for `size` tokens, computed from `begin` to `end`."""
 
     nll_M: Tensor
     event: torch.cuda.Event | None
@@ -251,7 +251,7 @@ class _Launched:
 
 
 class _Sums:
-    """`nll` (n,) float64 and `num_scored` (n,) int32 of n sequences, or of n parts of them."""
+    """`nll` (num_sums,) float64 and `num_scored` (num_sums,) int32 of sequences, or of parts of them."""
 
     def __init__(self, num_sums: int) -> None:
         self.nll = np.zeros(num_sums)

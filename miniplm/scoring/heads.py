@@ -1,4 +1,4 @@
-"""The ways to make NLL of hidden states without storing logits, and which of them a device uses.
+"""The ways to compute NLLs from hidden states without storing logits, and which of them a device uses.
 
     tiles      any device and head: logits a tile of tokens x vocabulary at a time
     compiled   CUDA: the same, each tile's log-sum-exp fused by torch.compile

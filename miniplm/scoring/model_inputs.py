@@ -1,6 +1,7 @@
 """From segments to the tensors of one forward pass, and from the NLL of tokens back to sums of segments.
 
-Shapes: R rows, T tokens a row, M = R * T tokens computed, N of them in one row of segments, filling included; S segments of the batch.
+Shapes: R rows, T tokens a row, M = R * T tokens computed, N of them in one row of segments, filling included; S segments of the
+batch, P borders between its documents and segments.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Batch:
     def _sum_between(
         self, borders: IntArray, nll_M: np.ndarray[Any, Any]
     ) -> tuple[np.ndarray[Any, np.dtype[np.float64]], IntArray]:
-        """Sums and numbers of the scored targets from each border to the next; from the last to the end."""
+        """Sums (num_borders,) and numbers of the scored targets from each border (num_borders,) to the next; from the last to the end."""
         nll = np.append(np.where(self.scored_M, nll_M, 0.0).astype(np.float64), 0.0)
         scored = np.append(self.scored_M, False).astype(np.int64)
         return np.add.reduceat(nll, borders), np.add.reduceat(scored, borders)

@@ -223,10 +223,12 @@ def _check_inputs(hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, scale
         if tensor.shape != shape or tensor.dtype != dtype or tensor.device != hidden_NH.device or not tensor.is_contiguous():
             raise ValueError(
                 f"{name} are {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}, strides {tensor.stride()}; "
-                f"wanted is {shape} {dtype} on {hidden_NH.device}, contiguous"
+                f"expected {shape} {dtype} on {hidden_NH.device}, contiguous"
             )
     if hidden_NH.dtype not in CONFIGS or (scale_N is None) != (scale_V is None):
-        raise ValueError(f"hidden states are {hidden_NH.dtype}, allowed is one of {list(CONFIGS)}; scales come in pairs")
+        raise ValueError(
+            f"hidden states are {hidden_NH.dtype}, which is none of {list(CONFIGS)}, or one of the scales is missing: scales come in pairs"
+        )
 
 
 def nll_by_triton(

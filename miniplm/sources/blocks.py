@@ -43,6 +43,7 @@ def read_blocks(file: SourceFile, on_bytes: BytesCallback) -> Iterator[bytes]:
         blocks = decompress(raw, compression)
         begin = b""
         while block := _read_block(file, raw, blocks, compression):
+            # Only the beginning tells whether it is compressed twice, and it may come in several small blocks.
             if len(begin) < HEAD_BYTES:
                 begin += block[: HEAD_BYTES - len(begin)]
                 _refuse_nested(file, begin, compression)

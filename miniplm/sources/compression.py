@@ -1,4 +1,4 @@
-"""Compressed files: known by their first bytes, whatever they are called, and read to the end of their last stream."""
+"""Compressed files: their first bytes tell how, not their names, and they are read to the end of their last stream."""
 
 from __future__ import annotations
 

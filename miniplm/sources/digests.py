@@ -1,4 +1,4 @@
-"""What the bytes of source files are, each file read once for it: digests and compressions are kept by the file's identity."""
+"""Digests and compressions of source files: each file is read once, and what it told is kept by its identity."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from typing import Any
 from miniplm.config.run import SourceConfig
 from miniplm.errors import DamagedSourceError
 from miniplm.sources.blocks import BytesCallback, peek_blocks, read_blocks
-from miniplm.sources.documents import MISSING, Origin, Rejection, SourceRecord, SourceRecords, check_record, make_excerpt
+from miniplm.sources.documents import MISSING, Origin, Rejection, SourceRecord, SourceRecords, check_source_record, make_excerpt
 from miniplm.sources.files import SourceFile
 from miniplm.sources.signatures import recognise_format
 
@@ -57,7 +57,7 @@ def _check_text(file: SourceFile, head: bytes) -> None:
 
 
 def _check_lines(file: SourceFile, head: str) -> None:
-    """Refuses an array of objects, and objects that no newline parts: a whole file of documents would be one rejection, or few."""
+    """Refuses an array of objects, and objects that no newline separates: a whole file of documents would be one rejection, or few."""
     line, _, rest = head.partition("\n")
     try:
         value, end = _DECODER.raw_decode(line)
@@ -90,7 +90,9 @@ def _read_line(document_id: int, origin: Origin, line: bytes, source: SourceConf
         return Rejection(document_id, origin, "not_an_object", message, make_excerpt(text))
     domain = source.domain_name if source.domain is None else find_field(content, source.domain)
     excerpt = make_excerpt(text)
-    return check_record(document_id, origin, find_field(content, source.text), domain, source.text, source.domain or "", excerpt)
+    return check_source_record(
+        document_id, origin, find_field(content, source.text), domain, source.text, source.domain or "", excerpt
+    )
 
 
 def find_field(content: dict[str, Any], path: str) -> Any:

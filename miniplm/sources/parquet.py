@@ -12,7 +12,7 @@ from miniplm.config.run import SourceConfig
 from miniplm.errors import DamagedSourceError, list_offenders
 from miniplm.sources.blocks import BytesCallback, StoredFile, decoding
 from miniplm.sources.compression import recognise_compression
-from miniplm.sources.documents import MISSING, Origin, SourceRecords, check_record, make_excerpt
+from miniplm.sources.documents import MISSING, Origin, SourceRecords, check_source_record, make_excerpt
 from miniplm.sources.files import SourceFile, open_raw
 from miniplm.sources.signatures import HEAD_BYTES, is_plain_text, recognise_format
 
@@ -62,7 +62,9 @@ def read_parquet(
                     if row >= num_skipped:
                         excerpt = make_excerpt(text) if isinstance(text, str | bytes) else ""
                         origin = Origin(file.path, "row", row)
-                        yield check_record(first_document_id + row, origin, text, domain, source.text, source.domain or "", excerpt)
+                        yield check_source_record(
+                            first_document_id + row, origin, text, domain, source.text, source.domain or "", excerpt
+                        )
                     row += 1
                 on_bytes(int(group_bytes * len(texts) / num_rows))
 

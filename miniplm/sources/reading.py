@@ -13,7 +13,7 @@ from miniplm.sources.text_files import read_text_file
 READERS = {"jsonl": read_jsonl, "parquet": read_parquet, "text": read_text_file}
 
 
-def read_records(
+def read_source_records(
     file: SourceFile, source: SourceConfig, first_document_id: int, num_skipped: int, on_bytes: BytesCallback
 ) -> SourceRecords:
     """The records of a file after the first `num_skipped`; the first of all is document `first_document_id`.

@@ -1,4 +1,4 @@
-"""What was found out of a file by reading it, kept at the storage root by the file's identity, so that none is read twice for it."""
+"""What reading a file has told, kept at the storage root by the file's identity, so that no file is read twice for it."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _log = logging.getLogger("miniplm")
 
 @dataclass(frozen=True)
 class _Holder:
-    """Who wrote the lock file last: its holder, or the one before where the holder has not written yet."""
+    """Who wrote the lock file last: its holder, or the holder before where this one has not written yet."""
 
     pid: int
     host: str

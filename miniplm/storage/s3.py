@@ -107,7 +107,7 @@ class PatientS3FileSystem(S3FileSystem):  # type: ignore[misc]
 
     async def _try_once(self, method: str, *akwarglist: Any, **kwargs: Any) -> Any:
         answer = await super()._call_s3(method, *akwarglist, **kwargs)
-        # Here, inside the loop of tries: read later by whoever asked, a body that breaks off would be nobody's to try again.
+        # Here, inside the loop of tries: nobody could try again a body that breaks off later, while its reader reads it.
         if method == "get_object":
             body = answer["Body"]
             try:
@@ -169,6 +169,7 @@ class PatientS3FileSystem(S3FileSystem):  # type: ignore[misc]
         """One request for a small file, parts at the same time for a large one; nothing is visible before all is there."""
         bucket, key, _ = self.split_path(rpath)
         size = os.path.getsize(lpath)
+        # An upload in parts costs two requests more than it has parts, which pays only for more than two.
         if size <= 2 * PART_BYTES:
             with open(lpath, "rb") as file:
                 await self._call_s3("put_object", Bucket=bucket, Key=key, Body=file.read())

@@ -57,7 +57,7 @@ def locate_tokenizer(name: str) -> Path:
         raise TokenizerError(f"there is no tokenizer folder {name!r} (looked from {Path.cwd()}); give a folder or a hub id")
     from huggingface_hub import snapshot_download
 
-    problem = f"is neither a folder (looked from {Path.cwd()}) nor could it be had from the hub"
+    problem = f"is neither a folder (looked from {Path.cwd()}) nor could it be fetched from the hub"
     next_step = "give the folder of a tokenizer, or check the id and the connection"
     with reading_users_file(f"tokenizer {name!r}", problem, next_step, TokenizerError):
         return Path(snapshot_download(name, allow_patterns=_WANTED))

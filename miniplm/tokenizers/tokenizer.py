@@ -17,7 +17,7 @@ from miniplm.records.manifests import Record, TokenizerEntry
 from miniplm.storage.root import digest_content
 from miniplm.tokenizers.folders import TokenizerFolder, describe_rules, list_named_extras, locate_tokenizer, read_tokenizer
 from miniplm.tokenizers.text_pieces import PIECE_CHARACTERS, cut_text
-from miniplm.tokenizers.token_texts import TokenTexts, list_losses
+from miniplm.tokenizers.token_texts import TokenTexts, list_text_changes
 
 TokenIds = NDArray[np.uint32]
 
@@ -96,9 +96,9 @@ class CorpusTokenizer:
         """The bytes of each token, None for a tokenizer in Python."""
         return None if self.backend is None else TokenTexts(self.backend, self.eos_token_id)
 
-    def list_losses(self) -> list[str]:
+    def list_text_changes(self) -> list[str]:
         """What keeps the text of token ids from being the text that was encoded, in words (`miniplm.tokenizers.token_texts`)."""
-        return ["it is a Python class, whose decoder may change text"] if self.backend is None else list_losses(self.backend)
+        return ["it is a Python class, whose decoder may change text"] if self.backend is None else list_text_changes(self.backend)
 
     def decode_vocabulary(self) -> list[str]:
         """The text of every id alone, in id order, `entry.vocab_size` of them; empty for an id that is not in use."""
@@ -117,6 +117,7 @@ class CorpusTokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(str(folder))
         if self.backend is not None:
+            # Over the file that transformers wrote, which is what its class makes of it.
             self.backend.save(str(folder / "tokenizer.json"))
             path = folder / "tokenizer_config.json"
             settings = json.loads(path.read_text(encoding="utf-8")) | {"tokenizer_class": _PLAIN_CLASS}
@@ -207,7 +208,7 @@ def load_tokenizer(
     entry = TokenizerEntry(
         name=name,
         digest=vocabulary_digest(source.tokenizer),
-        vocab_size=max(vocabulary.values()) + 1,
+        vocab_size=max(vocabulary.values()) + 1,  # not their number: ids may have gaps
         eos_token=eos_token,
         eos_token_id=vocabulary[eos_token],
     )
@@ -246,7 +247,7 @@ def _add_separator(backend: Any, eos_token: str, folder: Path, is_known: bool) -
         if backend.token_to_id(token) != token_id:
             raise TokenizerError(
                 f"the settings of tokenizer {folder} give token {token!r} the id {token_id}, which does not follow those of tokenizer.json "
-                f"({backend.token_to_id(token)} does); save it again with both of one mind"
+                f"({backend.token_to_id(token)} does); save it again, so that both agree"
             )
         if token == eos_token:
             break

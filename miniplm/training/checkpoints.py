@@ -1,7 +1,7 @@
 """Checkpoints at the storage root: a transformers directory, the optimizer's moments, the metrics so far; no pickle.
 
-A checkpoint is there when its `manifest.json`, published last, agrees with every file. Any other is as good as none,
-but for one of another training, which is nobody's to overwrite.
+A checkpoint is there when its `manifest.json`, published last, agrees with every file. Any other counts as none,
+but one of another training is never overwritten.
 """
 
 from __future__ import annotations
@@ -128,6 +128,7 @@ def restore_checkpoint(
     """Puts a checkpoint's weights and moments into a model of the same recipe and its optimizer; gives the metrics so far."""
     with tempfile.TemporaryDirectory(prefix="miniplm-") as temporary:
         folder = storage.download(layout.checkpoint_folder(manifest.training_id, manifest.step), Path(temporary) / "checkpoint")
+        # A second model in memory for a moment: so the names and ties of weights are transformers' matter, as in saving.
         saved = type(model).from_pretrained(str(folder), dtype=torch.float32, use_safetensors=True, local_files_only=True)
         moments = load_file(folder / OPTIMIZER)
         with torch.no_grad():

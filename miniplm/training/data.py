@@ -255,6 +255,7 @@ def read_training_shard(storage: Storage, shard: TrainingShard) -> tuple[NDArray
                 f"where {shard.num_sequences} are expected, of {len(column)}; the selection was made of another corpus, select again"
             )
         column = column.take(pa.array(rows))
+    # `flatten` and not `values`, which gives what lies outside a slice too.
     return column.flatten().to_numpy(), column.value_lengths().to_numpy().astype(np.int64)
 
 

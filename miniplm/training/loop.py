@@ -106,6 +106,7 @@ class _Training:
         self.num_sequences = count_training_sequences(config, self.order.num_sequences)
         self.num_steps = count_steps(config, self.order.num_sequences)
         check_batch_size(config, self.order.num_sequences)
+        # From the seed in each process, and not sent from the first: the same arguments give the same weights.
         model = build_model(plan.architecture, recipe.vocab_size, recipe.max_positions, config.seed, plan.trust_remote_code)
         model.config.eos_token_id = model.generation_config.eos_token_id = recipe.eos_token_id
         # Not in the model's own configuration: there it would keep the embedding of EOS from learning.
@@ -126,7 +127,7 @@ class _Training:
         self.metrics: list[CheckpointMetrics] = []
         self.num_skipped_steps = 0
         self.num_skipped_in_row = 0
-        # Looked for once, so that all processes go on at the same step.
+        # Looked for by one of them, so that all processes go on at the same step.
         self.checkpoint = group.share(find_last_checkpoint(storage, plan.training_id, recipe.as_json()) if group.is_first else None)
         if self.checkpoint is not None:
             with self.optimization.restoring() as (whole_model, optimizer):

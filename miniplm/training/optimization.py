@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("miniplm")
 
+# Token ids of each, (num_tokens,).
 Sequences = Sequence[NDArray[np.unsignedinteger]]
 
 
@@ -105,6 +106,7 @@ class Optimization:
         self.micro_batch_size = config.resolve_micro_batch_size()
         if max_tokens is not None:
             chosen = choose_on_device(config, model, max_tokens - 1, dtype, self.device, group.world_size)
+            # One size for all: they deal out the same batch by it, and the GPUs may have different amounts of memory free.
             self.micro_batch_size = group.least(chosen, self.device)
         self._parallel = ParallelModule(module, group, self.device)
         if compiles and group.is_sharded:
@@ -128,9 +130,10 @@ class Optimization:
         own = [sequences[start : start + size] for start in starts[group.rank :: group.world_size]]
         # One that has fewer than the first process is given an empty one: all take part in each round.
         own += [[np.array([self._eos_token_id], np.uint32)]] * (-(-len(starts) // group.world_size) - len(own))
+        # Two tokens wide at least: an empty micro-batch needs an input, as its process takes part in the pass.
         micro_batches = [collate(part, self._eos_token_id, shape or (1, 2)) for part in own]
         if self.device.type == "cuda":
-            # By default a thread's memory is pinned by way of the first GPU, whoever uses that.
+            # By default a thread pins memory through the first GPU, which another process may be using.
             with use_device(self.device):
                 micro_batches = [batch.pin() for batch in micro_batches]
         num_tokens = sum(len(sequence) for sequence in sequences)

@@ -54,6 +54,7 @@ def list_drawn_shards(storage: Storage, inputs: MethodInputs, method: str) -> li
 
 def draw_sequences(num_tokens: NDArray[np.int32], wanted_tokens: int, seed: int) -> NDArray[np.int64]:
     """Indices (num_drawn,) of the first sequences, of `num_tokens` (num_sequences,), of a seeded permutation whose tokens together reach `wanted_tokens`, in drawn order."""
+    # The generator by its name, as a training's id stands for this draw, and NumPy's default may change.
     order: NDArray[np.int64] = np.random.Generator(np.random.PCG64(seed)).permutation(len(num_tokens))
     reached = np.cumsum(num_tokens[order], dtype=np.int64)
     return order[: int(np.searchsorted(reached, wanted_tokens)) + 1]

@@ -136,13 +136,13 @@ def test_without_triton_it_says_so_when_used(monkeypatch):
     ("changes", "message"),
     [
         ({"weight_VH": torch.zeros(5, 16)}, r"head are \(5, 16\)"),
-        ({"weight_VH": torch.zeros(5, 8, dtype=torch.float16)}, "head are .* torch.float16 .* wanted is .* torch.float32"),
+        ({"weight_VH": torch.zeros(5, 8, dtype=torch.float16)}, "head are .* torch.float16 .* expected .* torch.float32"),
         ({"weight_VH": torch.zeros(8, 5).T}, r"strides \(1, 5\)"),
         ({"targets_N": torch.zeros(2, dtype=torch.int32)}, "targets are .* torch.int32"),
         ({"targets_N": torch.zeros(3, dtype=torch.int64)}, r"targets are \(3,\)"),
         ({"hidden_scale_N": torch.ones(2)}, "scales come in pairs"),
         ({"hidden_scale_N": torch.ones(2), "weight_scale_V": torch.ones(4)}, r"scales of the head are \(4,\)"),
-        ({"hidden_NH": torch.zeros(2, 8).double(), "weight_VH": torch.zeros(5, 8).double()}, "torch.float64, allowed is one of"),
+        ({"hidden_NH": torch.zeros(2, 8).double(), "weight_VH": torch.zeros(5, 8).double()}, "torch.float64, which is none of"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(monkeypatch, changes, message):

@@ -250,7 +250,7 @@ def test_a_killed_process_is_told_with_its_signal_its_last_words_and_what_to_do(
 
 @pytest.mark.parametrize("code", ["os._exit(3)", "say(kind='finished'); sys.exit(3)"])
 def test_a_process_that_leaves_without_a_training_is_an_error(stand_in: Callable[..., Any], code: str) -> None:
-    with pytest.raises(TrainingProcessError, match=r"its process \(pid \d+\) ended with exit code 3 without a word"):
+    with pytest.raises(TrainingProcessError, match=r"its process \(pid \d+\) ended with exit code 3 and said nothing"):
         stand_in(code)
 
 
@@ -313,7 +313,7 @@ def test_the_log_of_the_training_is_that_of_the_library(stand_in: Callable[..., 
 
 
 def test_in_line_nothing_is_started(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "Workers", None)
+    monkeypatch.setattr(launch, "TrainingProcesses", None)
     plan = make_plan(make_training_corpus(storage), steps=2)
     assert launch_training(storage, plan, launcher="inline").num_steps == 2
     with pytest.raises(
