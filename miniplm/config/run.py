@@ -268,7 +268,9 @@ class RunConfig(Section):
     """A whole run: corpus, scorers, selection, students."""
 
     name: Name = Field(description="name of the run; its record and report are kept under it")
-    storage: Url = Field("./data", description="fsspec URL of the storage root: a folder, s3://, gs:// or memory://")
+    storage: Url = Field(
+        "./data", description="fsspec URL of the storage root: a folder or s3://; another file system of fsspec may work"
+    )
     corpus: CorpusConfig
     teacher: ModelConfig
     reference: ReferenceConfig
