@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from miniplm.config.fields import LARGEST_SEED, MOST_SHARD_TOKENS, Name, Section, Url
+from miniplm.config.fields import LARGEST_SEED, MOST_SHARD_TOKENS, Location, Name, Section, Url
 from miniplm.config.methods import Method as Method
 from miniplm.config.training import (
     ARCHITECTURE,
+    LOCATION,
     VOCAB_SIZE,
     DistillationConfig,
     Dtype,
@@ -98,7 +99,7 @@ class CorpusConfig(Section):
     """The corpus and how it is cut into sequences."""
 
     sources: tuple[SourceConfig, ...] = Field(min_length=1, description="where the documents come from, in this order")
-    tokenizer: str = Field(min_length=1, description="hub id or folder of the tokenizer; teacher and reference must share it")
+    tokenizer: Location = Field(description=f"{LOCATION} of the tokenizer; teacher and reference must share it")
     eos_token: str | None = Field(None, description="the token that separates documents; null: the tokenizer's own EOS token")
     sequence_length: int = Field(1024, ge=2, description="targets a sequence; a sequence holds at most one token more")
     sequences_per_shard: int = Field(65536, ge=1, description="sequences a shard file; a shard is the unit of scoring and of retry")
@@ -131,7 +132,7 @@ _SCORING_DTYPE = (
 class ModelConfig(Section):
     """A causal language model that scores."""
 
-    model: str = Field(min_length=1, description="hub id or folder of a transformers model with safetensors weights")
+    model: Location = Field(description=f"{LOCATION} of a transformers model with safetensors weights")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     dtype: ScoringDtype = Field("auto", description=f"precision of weights and activations; {_SCORING_DTYPE}")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model; only for sources you trust")
@@ -140,10 +141,10 @@ class ModelConfig(Section):
 class ReferenceConfig(Section):
     """The small scorer: trained here on the reference split (`architecture` and `training`), or given (`model`)."""
 
-    model: str | None = Field(None, description="hub id or folder of a finished reference model")
+    model: Location | None = Field(None, description=f"{LOCATION} of a finished reference model")
     revision: str | None = Field(None, description="branch, tag or commit on the hub, with `model`")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model; only for sources you trust")
-    architecture: str | None = Field(None, description=f"what to train: a {ARCHITECTURE}")
+    architecture: Location | None = Field(None, description=f"what to train: a {ARCHITECTURE}")
     vocab_size: int | None = Field(None, ge=2, description=VOCAB_SIZE)
     training: TrainingConfig | None = Field(None, description="how to train it, with `architecture`")
     dtype: ScoringDtype = Field("auto", description=f"precision it scores in; {_SCORING_DTYPE}")

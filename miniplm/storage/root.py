@@ -119,6 +119,13 @@ class Storage:
         names = {posixpath.basename(path) for path in paths}
         return sorted(name for name in names if name and not name.startswith(_TEMPORARY_PREFIX))
 
+    def find_files(self, relative: str, most_depth: int) -> dict[str, dict[str, Any]]:
+        """The files below a folder, as deep as `most_depth`, by their path in it, each with what its store tells of it (`size`, ...)."""
+        top = self.path(relative)
+        with self._remote_errors("list", relative):
+            found = self.filesystem.find(top, maxdepth=most_depth, detail=True)
+        return {str(path)[len(top) :].lstrip("/"): info for path, info in found.items() if str(path).startswith(f"{top}/")}
+
     def open(self, relative: str) -> IO[bytes]:
         with self._remote_errors("read", relative):
             return cast(IO[bytes], self.filesystem.open(self.path(relative), "rb"))
