@@ -39,6 +39,16 @@ def corpus_preparation(corpus_id: str) -> str:
     return f"{corpus_folder(corpus_id)}/preparation.json"
 
 
+def truth_manifest(corpus_id: str, truth_id: str) -> str:
+    """Which labels the documents of a corpus bear under one field; no part of the pipeline reads it."""
+    return f"truth/{corpus_id}/{truth_id}.json"
+
+
+def truth_file(corpus_id: str, truth_id: str) -> str:
+    """How many tokens of each label a candidate sequence holds."""
+    return f"truth/{corpus_id}/{truth_id}.parquet"
+
+
 def quarantine_folder(corpus_id: str) -> str:
     return f"{corpus_folder(corpus_id)}/quarantine"
 

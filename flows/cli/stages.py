@@ -175,13 +175,23 @@ def select(
             from miniplm.run import stages
 
             manifest, _ = try_again(partial(stages.select, plan, corpus, reference, on_progress))
-    if asked.as_json:
-        print_json(manifest.as_json())
-        return
-    from flows.cli.tables import print_selection
     from miniplm.storage.root import Storage
 
-    print_selection(console, Storage(plan.storage), manifest)
+    root, truth = Storage(plan.storage), None
+    if plan.corpus.truth is not None:
+        from miniplm.run.truth import judge_selection
+
+        truth = judge_selection(root, plan.corpus, corpus, manifest)
+    if asked.as_json:
+        print_json(manifest.as_json() | ({} if truth is None else {"truth": truth.as_json()}))
+        return
+    from flows.cli.tables import print_selection
+
+    print_selection(console, root, manifest)
+    if truth is not None:
+        from flows.cli.truth import print_truth
+
+        print_truth(console, truth)
 
 
 @on_a_run
@@ -260,11 +270,15 @@ def evaluate(
 def report(asked: Asked) -> None:
     """Write the report of a run again, as far as the run has come."""
     plan = _begin(asked)
+    from miniplm.records.run import save_run
     from miniplm.run.status import provide_record
+    from miniplm.run.truth import with_truth
     from miniplm.storage.root import Storage
 
-    root = Storage(plan.storage)
-    provide_record(root, asked.resolve_config())
+    root, config = Storage(plan.storage), asked.resolve_config()
+    record = provide_record(root, config)
+    if (relabelled := with_truth(record, config)) != record:
+        save_run(root, relabelled)
     with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
         if on_progress is None:
             from flows.stages import write_report

@@ -110,6 +110,15 @@ class CorpusConfig(Section):
         description="true: source files that are new since the last preparation with the same settings are added to that corpus as an "
         "extension, nothing old is prepared or scored again; false: the corpus is made of exactly the files found",
     )
+    truth: str | None = Field(
+        None,
+        min_length=1,
+        description="dotted path of a field that says what a document is, e.g. `meta.kind`, where that is known: reports then say what was kept of each "
+        "kind, with precision and recall. Nothing that scores or selects reads it, and it is in no id; it may be named later",
+    )
+    clean: tuple[str, ...] = Field(
+        ("clean",), min_length=1, description="with `truth`: the labels of text that is worth keeping; what bears another is dirt"
+    )
     trust_remote_code: bool = Field(False, description="run Python code that comes with the tokenizer; only for sources you trust")
 
     @model_validator(mode="after")
