@@ -11,6 +11,8 @@ from miniplm.config.fields import Section, Url
 ExportFormat = Literal["jsonl", "parquet", "hf", "nanochat", "megatron", "mds", "litdata", "ds", "npy"]
 FORMATS: tuple[str, ...] = get_args(ExportFormat)
 TEXT_FORMATS = ("jsonl", "parquet", "hf", "nanochat")
+# What stands for the selection's id in a target.
+SELECTION = "{selection}"
 # A file of 64 MB, which those that stream a dataset ask for; other formats have larger ones.
 _STREAMED_SHARD_TOKENS = 1 << 24
 _SHARD_TOKENS = 100_000_000
@@ -25,7 +27,10 @@ class ExportConfig(Section):
         description="text: jsonl, parquet, hf (a folder for datasets.load_dataset), nanochat; token ids: megatron (.bin and .idx), "
         "mds (mosaicml-streaming), litdata (litgpt), ds (datatrove, nanotron), npy (OLMo); docs/export.md says what each holds"
     )
-    to: Url = Field(description="fsspec URL of an empty or new folder: a path, s3://bucket/prefix, gs://...")
+    to: Url = Field(
+        description="fsspec URL of an empty or new folder: a path, s3://bucket/prefix, gs://...; `{selection}` in it stands for the id of "
+        "the selection, so that another selection goes to another folder"
+    )
     shard_tokens: int | None = Field(
         None,
         ge=1,
@@ -46,6 +51,10 @@ class ExportConfig(Section):
         min_length=1,
         description="a token of the vocabulary that is put before each document; null: none, as the formats' users do",
     )
+
+    def resolve(self, selection_id: str) -> ExportConfig:
+        """The same with the folder that a selection goes to."""
+        return self.model_copy(update={"to": self.to.replace(SELECTION, selection_id)})
 
     @property
     def holds_text(self) -> bool:

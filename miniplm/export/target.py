@@ -18,10 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from miniplm.errors import BusyError, ConfigError, DamagedFileError, StorageError
+from miniplm.errors import BusyError, ConfigError, DamagedFileError, StorageError, list_offenders
 from miniplm.export.parts import ExportPlan
 from miniplm.export.records import MANIFEST, ExportedPart, ExportManifest
-from miniplm.records.stored import find_record
+from miniplm.records.stored import check_all, find_record
 from miniplm.storage.locks import exclusive
 from miniplm.storage.root import Storage
 
@@ -47,17 +47,31 @@ class ExportTarget:
         return self.storage.root
 
     def find_manifest(self, export_id: str) -> ExportManifest | None:
-        """The manifest of this very export, where it is finished and its files are there with their sizes."""
+        """The manifest of this very export, where it is finished. Raises `DamagedFileError` where a file is gone or has another size."""
         manifest = find_record(self.storage, MANIFEST, ExportManifest)
         if manifest is None or manifest.export_id != export_id:
             return None
+        sizes = dict(check_all(self.storage, self._measure, [file.name for file in manifest.files]))
         for file in manifest.files:
-            if not self.storage.exists(file.name) or self.storage.size_bytes(file.name) != file.num_bytes:
-                raise ConfigError(
-                    f"the export at {self.url} is damaged: {file.name} is gone or not the {file.num_bytes:,} bytes of its manifest. "
+            if sizes[file.name] != file.num_bytes:
+                raise DamagedFileError(
+                    f"the export at {self.url} is damaged: {file.name} is "
+                    f"{'gone' if sizes[file.name] is None else f'{sizes[file.name]:,} bytes long'}, its manifest says {file.num_bytes:,} bytes. "
                     "Delete the folder and export again"
                 )
         return manifest
+
+    def _measure(self, name: str) -> tuple[str, int | None]:
+        try:
+            return name, self.storage.size_bytes(name)
+        except FileNotFoundError:
+            return name, None
+
+    def check_usable(self) -> None:
+        """Raises `ConfigError` where the target holds files that are no export's: so much is known before there is a selection."""
+        names = self.storage.list_names("")
+        if names and MANIFEST not in names and STAGING not in names:
+            raise self._refuse(names)
 
     def check_free(self, export_id: str, resume: bool) -> None:
         """Raises `ConfigError` unless the target is empty or, with `resume`, has this very export unfinished."""
@@ -66,10 +80,7 @@ class ExportTarget:
         if not names or (names == [STAGING] and plan is None):
             return
         if plan is None or MANIFEST in names:
-            shown = ", ".join(names[:5]) + (f", ... ({len(names)} in all)" if len(names) > 5 else "")
-            raise ConfigError(
-                f"the export's target {self.url} is not empty: it holds {shown}. Nothing there is overwritten; give a new folder, or delete it"
-            )
+            raise self._refuse(names)
         if plan.export_id != export_id:
             raise ConfigError(
                 f"the export's target {self.url} holds an unfinished export of another selection or with other settings "
@@ -79,6 +90,12 @@ class ExportTarget:
             raise ConfigError(
                 f"the export's target {self.url} holds this export, unfinished. Give --resume to go on with it: finished files are kept"
             )
+
+    def _refuse(self, names: Sequence[str]) -> ConfigError:
+        shown = list_offenders(names, most=5)
+        return ConfigError(
+            f"the export's target {self.url} is not empty: it holds {shown}. Nothing there is overwritten; give a new folder, or delete it"
+        )
 
     def find_plan(self) -> ExportPlan | None:
         """How the export that is being made here is cut; None where none is."""
