@@ -30,6 +30,7 @@ ROOMS = (
     "scoring",
     "selection",
     "derived",
+    "export",
     "training",
     "evaluation",
     "run",

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from miniplm.config.exports import ExportConfig
 from miniplm.config.fields import LARGEST_SEED, MOST_SHARD_TOKENS, Location, Name, Section, Url
 from miniplm.config.methods import Method as Method
 from miniplm.config.training import (
@@ -28,6 +29,7 @@ __all__ = [
     "Dtype",
     "EvaluationConfig",
     "ExecutionConfig",
+    "ExportConfig",
     "GenerationConfig",
     "Method",
     "ModelConfig",
@@ -288,6 +290,12 @@ class RunConfig(Section):
     selection: SelectionConfig = SelectionConfig()
     students: tuple[StudentConfig, ...] = Field((), description="the models to train; may be empty to stop after selection")
     evaluation: EvaluationConfig = EvaluationConfig()
+    # Left out while it is empty, so that runs without exports have the record that they had.
+    exports: tuple[ExportConfig, ...] = Field(
+        (),
+        exclude_if=lambda exports: not exports,
+        description="files made of the selection for other people's trainers, after it is made (docs/export.md)",
+    )
     execution: ExecutionConfig = ExecutionConfig()
 
     @property
@@ -306,6 +314,10 @@ class RunConfig(Section):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"students: the name {repeated[0]!r} is given twice; each student needs its own")
+        targets = [export.to.rstrip("/") for export in self.exports]
+        twice = sorted({target for target in targets if targets.count(target) > 1})
+        if twice:
+            raise ValueError(f"exports: two go to {twice[0]}; each needs a folder of its own")
         if self.reference.architecture is not None and self.corpus.splits.reference == 0:
             raise ValueError(
                 "corpus.splits.reference is 0, but the reference model is to be trained on that split; give it a share, or give reference.model"
