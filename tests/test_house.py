@@ -30,6 +30,7 @@ ROOMS = (
     "scoring",
     "selection",
     "derived",
+    "export",
     "training",
     "evaluation",
     "run",
@@ -37,7 +38,7 @@ ROOMS = (
 )
 MAX_FLAT = 8
 # Used where they are there: PyTorch for CUDA brings triton, the user the others.
-OPTIONAL = {"triton", "quack", "wandb", "liger_kernel", "vllm", "sglang", "pytest_timeout"}
+OPTIONAL = {"triton", "wandb", "liger_kernel", "vllm", "pytest_timeout"}
 # The main of a process: torchrun tells it by the environment which of several it is.
 READS_ENVIRONMENT = "miniplm.training.processes.main"
 VAGUE_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}

@@ -9,7 +9,7 @@ import traceback
 import typer
 from rich.console import Console
 
-from flows.cli import facts, fleet, runs, scaling, stages
+from flows.cli import exports, facts, fleet, runs, scaling, stages
 from flows.cli.process import set_up_process
 from flows.cli.verbosity import is_verbose
 from miniplm import __version__
@@ -36,6 +36,7 @@ app.command("prepare", rich_help_panel=STAGES)(stages.prepare)
 app.command("train-reference", rich_help_panel=STAGES)(stages.train_reference)
 app.command("score", rich_help_panel=STAGES)(stages.score)
 app.command("select", rich_help_panel=STAGES)(stages.select)
+app.command("export", rich_help_panel=STAGES)(exports.export)
 app.command("train", rich_help_panel=STAGES)(stages.train)
 app.command("evaluate", rich_help_panel=STAGES)(stages.evaluate)
 app.command("report", rich_help_panel=STAGES)(stages.report)

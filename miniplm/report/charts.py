@@ -104,6 +104,29 @@ def draw_loss_curves(curves: dict[str, LossCurve], bounds: tuple[float, float, f
     return _render(draw, (8, 4), label)
 
 
+def draw_shares(
+    lines: dict[str, list[tuple[float, float]]], level: float | None, mark: float, bounds: tuple[float, float], label: str
+) -> Markup:
+    """Shares from 0 to 1 along an axis with the given ends, one line each; faint marks at a `level` of the share and at a place of the axis."""
+    left, right = bounds
+
+    def draw(axes: Any) -> None:
+        for value, _ in choose_ticks(left, right, 10):
+            axes.axvline(value, color=_PLACEHOLDERS["--grid"], linewidth=0.8, zorder=-1)
+        for value in (0.0, 0.25, 0.5, 0.75, 1.0):
+            axes.axhline(value, color=_PLACEHOLDERS["--grid"], linewidth=0.8, zorder=-1)
+        axes.axvline(mark, color=_PLACEHOLDERS["--threshold"], linewidth=1.2, linestyle=(0, (4, 3)))
+        if level is not None:
+            axes.axhline(level, color=_PLACEHOLDERS["--muted"], linewidth=1.2, linestyle=(0, (1, 3)))
+        for index, points in enumerate(lines.values()):
+            style = ("-", (0, (5, 2)))[index % 2]
+            axes.plot(*zip(*points, strict=True), color=_PLACEHOLDERS[f"--s{index % 6}"], linewidth=2.2, linestyle=style)
+        axes.set_xlim(left, right)
+        axes.set_ylim(0, 1.03)
+
+    return _render(draw, (8, 4), label)
+
+
 def choose_power_ticks(low: float, high: float) -> list[tuple[float, Markup]]:
     """Powers of ten within [low, high] with their labels as HTML, every few where there are many; threefold ones where there are few."""
     first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))

@@ -17,6 +17,7 @@ from miniplm.evaluation.curves import StudentCurve, gather_curves
 from miniplm.records.manifests import CheckpointMetrics, CorpusManifest, SelectionManifest
 from miniplm.records.metrics import read_student_metrics
 from miniplm.records.run import RunRecord
+from miniplm.records.truth import TruthSummary
 from miniplm.run.inspection import (
     InspectedDomain,
     InspectedSequence,
@@ -26,6 +27,7 @@ from miniplm.run.inspection import (
     open_scores,
     rank_sequences,
 )
+from miniplm.run.truth import find_truth
 from miniplm.selection.ranking import load_selection
 from miniplm.storage.root import Storage
 
@@ -70,6 +72,7 @@ class ReportContent:
     curves: dict[str, LossCurve]
     scaling: dict[str, StudentCurve]
     comparisons: dict[str, StudentComparison]
+    truth: TruthSummary | None = None
 
 
 def gather_content(storage: Storage, record: RunRecord) -> ReportContent:
@@ -97,6 +100,7 @@ def gather_content(storage: Storage, record: RunRecord) -> ReportContent:
         least_wanted=least_wanted,
         curves={name: _make_curve(rows) for name, rows in metrics.items()},
         scaling=gather_curves(storage, record, metrics),
+        truth=find_truth(storage, record),
         comparisons=compare_students(storage, record),
     )
 

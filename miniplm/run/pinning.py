@@ -179,6 +179,9 @@ def make_absolute(config: RunConfig) -> RunConfig:
             ),
             "students": students,
             "evaluation": change(evaluation, task_folder=task_folder),
+            "exports": tuple(
+                change(export, to=_absolute(export.to), tokenizer=_absolute_folder(export.tokenizer)) for export in config.exports
+            ),
         }
     )
 

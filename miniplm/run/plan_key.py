@@ -43,6 +43,9 @@ def _list_folders(config: RunConfig) -> Iterator[Path]:
     for student in config.students:
         if student.tokenizer is not None:
             yield locate_tokenizer(student.tokenizer)
+    for export in config.exports:
+        if export.tokenizer is not None:
+            yield locate_tokenizer(export.tokenizer)
     architectures = [config.reference.architecture, *(student.architecture for student in config.students)]
     for architecture in architectures:
         if architecture is not None and architecture not in PRESETS:

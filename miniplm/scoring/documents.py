@@ -6,6 +6,7 @@ and `nll_sum` add up to the sequence's row in the score file.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +15,8 @@ import pyarrow.parquet as pq
 
 from miniplm import layout
 from miniplm.errors import ScoreError
-from miniplm.records.manifests import DocumentScoresEntry, ScoreShardManifest, ShardEntry
+from miniplm.records.manifests import CorpusManifest, DocumentScoresEntry, ScoreShardManifest, ShardEntry
+from miniplm.records.stored import ShardState
 from miniplm.storage.root import Storage, digest_file, digest_stream
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ DOCUMENT_SCHEMA = pa.schema(
 def publish_document_scores(
     storage: Storage, shard: ShardEntry, model_id: str, table: pa.Table, scores: SequenceScores
 ) -> DocumentScoresEntry:
-    """Publishes `shard-N.documents.parquet`: a row for each document of each sequence of `table`, in their order.
+    """Publishes `documents/shard-N.documents.parquet`: a row for each document of each sequence of `table`, in their order.
 
     `table` has `sequence_id` and `document_ids`. Where a sequence of several documents has an EOS that ends none of them, it
     has one row whose `document_id` is NULL.
@@ -89,6 +91,20 @@ def read_document_scores(storage: Storage, shard: ShardEntry, manifest: ScoreSha
         state = "missing" if manifest.documents is None or not storage.exists(path) else "damaged"
         raise ScoreError(
             f"{layout.shard_name(shard.shard_index)}: the scores of its documents under model {manifest.model_id} are {state} "
-            f"({storage.url(path)}); `miniplm score RUN --documents` makes what is missing"
+            f"({storage.url(path)}); `miniplm score CONFIG --documents` makes what is missing"
         )
     return table
+
+
+def list_without_documents(storage: Storage, corpus: CorpusManifest, states: Sequence[ShardState[ScoreShardManifest]]) -> list[int]:
+    """The shards of those that are scored whose scores of documents are missing or damaged."""
+    shards = {shard.shard_index: shard for shard in corpus.split_shards("candidate")}
+    scored = [(shards[state.shard_index], state.manifest) for state in states if state.manifest is not None]
+    return [
+        shard.shard_index
+        for shard, manifest in scored
+        if manifest.documents is None
+        or not storage.holds(
+            layout.document_scores(shard.corpus_id, manifest.model_id, shard.shard_index), manifest.documents.digest
+        )
+    ]

@@ -4,7 +4,6 @@
     compiled   CUDA: the same, each tile's log-sum-exp fused by torch.compile
     compiled-small  CUDA: the same with tiles of half the vocabulary, whose logits stay in the L2 cache
     triton     CUDA, plain head: a Triton kernel that reduces a tile in registers
-    quack      CUDA, plain head: QuACK's CuTe kernel with a log-sum-exp epilogue, where quack-kernels is installed
 
 With the head in fp8 they are those of `miniplm.scoring.fp8_head`. On a GPU each is tried on the model's own head: one that fails or
 differs from `tiles` is left out, the fastest is taken.
@@ -92,7 +91,7 @@ def choose_head_kernel(head: Head, compile_allowed: bool, only: str | None = Non
             "compiled": partial(make_compiled, tile=_GPU_TILE),
             "compiled-small": partial(make_compiled, tile=_SMALL_GPU_TILE),
         }
-        tiles, makers = make_tiles(head), {**(compiled if compile_allowed else {}), "triton": _make_triton, "quack": _make_quack}
+        tiles, makers = make_tiles(head), {**(compiled if compile_allowed else {}), "triton": _make_triton}
     if only == tiles.name or (only is None and head.weight_VH.device.type != "cuda"):
         return tiles
     hidden_NH, targets_N = _make_probe(head)
@@ -160,19 +159,6 @@ def _make_triton(head: Head) -> HeadKernel | None:
     if not head.is_plain or not triton_nll.is_available(head.weight_VH.device):
         return None
     return HeadKernel("triton", lambda hidden_NH, targets_N: triton_nll.nll_by_triton(hidden_NH, head.weight_VH, targets_N))
-
-
-def _make_quack(head: Head) -> HeadKernel | None:
-    if not head.is_plain or head.weight_VH.dtype == torch.float32:
-        return None
-    from quack.epilogue.library import lse_target_epi
-
-    def nll(hidden_NH: Tensor, targets_N: Tensor) -> Tensor:  # (N,)
-        result = lse_target_epi(hidden_NH.contiguous(), head.weight_VH.mT, store_d=False, target=targets_N, tuned=False)
-        difference: Tensor = result["lse"] - result["target_logit"]
-        return difference
-
-    return HeadKernel("quack", nll)
 
 
 def _make_probe(head: Head) -> tuple[Tensor, Tensor]:

@@ -43,6 +43,36 @@ def read_jsonl(
         document_id += 1
 
 
+def read_json_values(file: SourceFile, field: str) -> Iterator[Any]:
+    """What a field holds in each record, `MISSING` where there is none; as many as `read_jsonl` gives."""
+    for content in _read_contents(file):
+        yield find_field(content, field) if isinstance(content, dict) else MISSING
+
+
+def list_json_fields(file: SourceFile) -> list[str]:
+    """The fields of the first object of a file, those inside objects with dots."""
+
+    def list_inside(prefix: str, content: dict[str, Any]) -> list[str]:
+        names: list[str] = []
+        for key, value in content.items():
+            names += list_inside(f"{prefix}{key}.", value) if isinstance(value, dict) else [f"{prefix}{key}"]
+        return names
+
+    return next((list_inside("", content) for content in _read_contents(file) if isinstance(content, dict)), [])
+
+
+def _read_contents(file: SourceFile) -> Iterator[Any]:
+    for number, line in enumerate(_split_lines(read_blocks(file, lambda num_bytes: None)), start=1):
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if not line or line.isspace():
+            continue
+        try:
+            yield _DECODER.decode(line.decode("utf-8"))
+        except (ValueError, RecursionError):  # a rejected record, which has no field
+            yield None
+
+
 def _check_text(file: SourceFile, head: bytes) -> None:
     found = recognise_format(head)
     if found is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import repeat
 from typing import Any, cast
 
 import pyarrow as pa
@@ -67,6 +69,38 @@ def read_parquet(
                         )
                     row += 1
                 on_bytes(int(group_bytes * len(texts) / num_rows))
+
+
+def read_column_values(file: SourceFile, field: str) -> Iterator[Any]:
+    """What a column, or a field inside struct columns, holds in each row; `MISSING` where the file has no such column."""
+    with open_raw(file) as opened:
+        raw = StoredFile(opened, lambda num_bytes: None)
+        with decoding(file, raw, _PROBLEM):
+            parquet = pq.ParquetFile(cast(Any, raw), pre_buffer=False, buffer_size=_BATCH_BYTES, page_checksum_verification=True)
+        if _find_type(parquet.schema_arrow, field) is None:
+            yield from repeat(MISSING, parquet.metadata.num_rows)
+            return
+        batches = parquet.iter_batches(batch_size=_BATCH_ROWS, columns=[field])
+        while True:
+            with decoding(file, raw, _PROBLEM):
+                batch = next(batches, None)
+                if batch is None:
+                    break
+                rows = batch.to_pylist()
+            parts = [field] if batch.schema.get_field_index(field) >= 0 else field.split(".")
+            for row in rows:
+                value: Any = row
+                for part in parts:
+                    value = None if value is None else value[part]
+                yield value
+
+
+def list_columns(file: SourceFile) -> list[str]:
+    """The columns of a file with their types, fields inside structs with dots."""
+    with open_raw(file) as opened:
+        raw = StoredFile(opened, lambda num_bytes: None)
+        with decoding(file, raw, _PROBLEM):
+            return _list_columns(pq.ParquetFile(cast(Any, raw), pre_buffer=False).schema_arrow)
 
 
 def _check_kind(file: SourceFile, head: bytes) -> None:
