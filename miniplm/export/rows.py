@@ -115,6 +115,7 @@ class RowMaker:
         return text
 
     def _encode(self, sequences: PartSequences, own: CorpusTokenizer | None) -> Iterator[tuple[Document, NDArray[Any]]]:
+        """Documents with their token ids (num_tokens,), of another tokenizer where one is given."""
         if own is None:
             yield from ((document, document.token_ids) for document in self._restore(sequences))
             return
@@ -147,6 +148,7 @@ class RowMaker:
 
 
 def _encode_batch(batch: Sequence[tuple[Document, str]], own: CorpusTokenizer) -> Iterator[tuple[Document, NDArray[Any]]]:
+    """Documents with the token ids (num_tokens,) of their texts. Raises `TokenizerError` where the tokenizer cannot hold a text."""
     unknown_id = None if own.texts is None else own.texts.unknown_id
     for (document, text), token_ids in zip(batch, own.encode_documents([text for _, text in batch]), strict=True):
         num_unknown = 0 if unknown_id in (None, own.eos_token_id) else int(np.count_nonzero(token_ids == unknown_id))

@@ -40,7 +40,7 @@ class KeptShard:
     def __len__(self) -> int:
         return len(self.domains)
 
-    def row_tokens(self, row: int) -> NDArray[Any]:
+    def row_tokens(self, row: int) -> NDArray[Any]:  # (num_tokens,)
         return self.token_ids[self.bounds[row] : self.bounds[row + 1]]
 
     def row_ends(self, row: int) -> list[int]:

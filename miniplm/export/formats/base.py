@@ -60,7 +60,7 @@ class Format(ABC):
 
     @abstractmethod
     def read(self, paths: Sequence[Path], facts: FileFacts) -> Iterator[str | NDArray[Any]]:
-        """The rows of a part out of its files: texts, or token ids."""
+        """The rows of a part out of its files: texts, or token ids (num_tokens,)."""
 
     def finish(self, parts: Sequence[ExportedPart], facts: FileFacts, manifest: ExportManifest) -> dict[str, bytes]:
         """Files of the whole, which are published after all others."""

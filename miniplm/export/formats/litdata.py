@@ -37,7 +37,7 @@ class LitDataFormat(Format):
     def open(self, paths: Sequence[Path], facts: FileFacts) -> PartWriter:
         return _ChunkWriter(paths[0], facts.dtype)
 
-    def read(self, paths: Sequence[Path], facts: FileFacts) -> Iterator[NDArray[Any]]:
+    def read(self, paths: Sequence[Path], facts: FileFacts) -> Iterator[NDArray[Any]]:  # (num_tokens,) each
         content = np.memmap(paths[0], dtype=np.uint8, mode="r")
         num_rows = int(content[:4].view("<u4")[0])
         bounds = content[4 : 8 + 4 * num_rows].view("<u4").tolist()

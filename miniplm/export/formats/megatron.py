@@ -33,7 +33,7 @@ class MegatronFormat(Format):
     def open(self, paths: Sequence[Path], facts: FileFacts) -> PartWriter:
         return _MegatronWriter(paths, facts)
 
-    def read(self, paths: Sequence[Path], facts: FileFacts) -> Iterator[NDArray[Any]]:
+    def read(self, paths: Sequence[Path], facts: FileFacts) -> Iterator[NDArray[Any]]:  # (num_tokens,) each
         content = paths[1].read_bytes()
         magic, version, code, num_sequences, _ = _HEADER.unpack_from(content)
         if (magic, version, code) != (_MAGIC, 1, _CODES[facts.dtype]):
