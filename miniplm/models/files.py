@@ -74,7 +74,7 @@ def fetch(url: str, kind: str, wanted: Sequence[str], raises: type[MiniplmError]
     """
     from huggingface_hub import constants
 
-    with reading_users_file(f"{kind} {url!r}", "could not be had", "check the URL", raises):
+    with reading_users_file(f"{kind} {url!r}", "could not be fetched", "check the URL", raises):
         return fetch_folder(url, wanted, Path(constants.HF_HOME) / "miniplm")
 
 
