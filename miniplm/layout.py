@@ -218,6 +218,15 @@ def run_report(run_name: str) -> str:
     return f"{run_folder(run_name)}/report.html"
 
 
+def sweep_record(sweep_name: str) -> str:
+    """The runs of a sweep; they lie beside it, each under its own name."""
+    return f"{run_folder(sweep_name)}/sweep.json"
+
+
+def sweep_page(sweep_name: str) -> str:
+    return f"{run_folder(sweep_name)}/sweep.html"
+
+
 def worker_description(run_name: str) -> str:
     """What kind of device the workers of a run have; only runs on a work pool that leave a dtype to the device have one."""
     return f"{run_folder(run_name)}/worker.json"
