@@ -146,7 +146,7 @@ def test_a_revision_of_a_model_of_the_hub_is_the_one_that_is_opened(tmp_path: Pa
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert locate_model("owner/name") == cache / "snapshots" / ("a" * 40)
     assert locate_model("owner/name", "v2") == cache / "snapshots" / ("b" * 40)
-    with pytest.raises(ModelError, match="nor could it be had from the hub"):
+    with pytest.raises(ModelError, match="nor could it be fetched from the hub"):
         locate_model("owner/name", "v3")
 
 
