@@ -173,8 +173,6 @@ def run_ours(
     inputs: TrainingInputs,
     length: Length,
     micro_batch_size: int | None,
-    method: str = "pretrain",
-    teacher: Any = None,
     dtype: Literal["auto", "bfloat16"] = "auto",
 ) -> SideRun:
     """MiniPLM as a run trains: from shards on disk to a published checkpoint, which is not in the timed steps.
@@ -191,7 +189,7 @@ def run_ours(
         checkpoint_every_steps=length.num_steps,
         dtype=dtype,
     )
-    plan = inputs.plan(config, method, teacher)
+    plan = inputs.plan(config)
     moments: list[float] = []
     inputs.storage.delete(layout.training_folder(plan.training_id))
     manifest = train_model(inputs.storage, plan, lambda progress: moments.append(time.perf_counter()))
