@@ -177,7 +177,7 @@ class PartTally:
             return 0
         ids = np.ascontiguousarray(content, dtype="<u4")
         self._sha.update(len(ids).to_bytes(8, "little"))
-        self._sha.update(ids)
+        self._sha.update(ids.data)
         self.num_tokens += len(ids)
         self.num_eos += int(np.count_nonzero(ids == self._eos_token_id))
         return len(ids)
