@@ -39,6 +39,16 @@ def corpus_preparation(corpus_id: str) -> str:
     return f"{corpus_folder(corpus_id)}/preparation.json"
 
 
+def truth_manifest(corpus_id: str, truth_id: str) -> str:
+    """Which labels the documents of a corpus bear under one field; no part of the pipeline reads it."""
+    return f"truth/{corpus_id}/{truth_id}.json"
+
+
+def truth_file(corpus_id: str, truth_id: str) -> str:
+    """How many tokens of each label a candidate sequence holds."""
+    return f"truth/{corpus_id}/{truth_id}.parquet"
+
+
 def quarantine_folder(corpus_id: str) -> str:
     return f"{corpus_folder(corpus_id)}/quarantine"
 
@@ -71,6 +81,11 @@ def score_shard(corpus_id: str, model_id: str, shard_index: int) -> str:
 
 def score_shard_manifest(corpus_id: str, model_id: str, shard_index: int) -> str:
     return f"{scores_folder(corpus_id, model_id)}/{shard_name(shard_index)}.json"
+
+
+def document_scores(corpus_id: str, model_id: str, shard_index: int) -> str:
+    """The scores of the documents in each sequence of a shard; in a folder of their own, as a query over the scores reads `*.parquet`."""
+    return f"{scores_folder(corpus_id, model_id)}/documents/{shard_name(shard_index)}.documents.parquet"
 
 
 def non_finite_scores(corpus_id: str, model_id: str, shard_index: int) -> str:

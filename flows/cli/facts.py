@@ -44,10 +44,16 @@ def inspect(
     bottom: Annotated[bool, typer.Option("--bottom", help="The least wanted sequences first; default: the most wanted.")] = False,
     domain: Annotated[str | None, typer.Option(help="Only this domain.")] = None,
     by_domain: Annotated[bool, typer.Option("--by-domain", help="A summary of each domain instead of sequences.")] = False,
-    limit: Annotated[int, typer.Option(min=1, help="How many sequences.")] = 10,
+    by_kind: Annotated[
+        bool, typer.Option("--by-kind", help="A summary of each kind of document, as the field corpus.truth says.")
+    ] = False,
+    by_document: Annotated[
+        bool, typer.Option("--documents", help="Whole documents by their own score, with source file and record.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=1, help="How many sequences or documents.")] = 10,
 ) -> None:
-    """Look at what a run kept and dropped: the most or least wanted sequences, decoded; one by id; or each domain."""
-    from flows.cli.tables import print_domains, print_sequences
+    """Look at what a run kept and dropped: the most or least wanted sequences, decoded, or documents; one by id; or each domain or kind."""
+    from flows.cli.tables import print_documents, print_domains, print_sequences
     from miniplm.run import inspection
     from miniplm.run.status import provide_record
     from miniplm.storage.root import Storage
@@ -55,12 +61,29 @@ def inspect(
     config = asked.resolve_config()
     root = Storage(config.storage)
     record = provide_record(root, config)
+    if by_kind:
+        from flows.cli.truth import print_truth
+        from miniplm.run.truth import inspect_truth, with_truth
+
+        summary = inspect_truth(root, with_truth(record, config))
+        if asked.as_json:
+            print_json(summary.as_json())
+        else:
+            print_truth(Console(highlight=False, markup=False), summary)
+        return
     if by_domain:
         rows = inspection.inspect_domains(root, record)
         if asked.as_json:
             print_json([row.as_json() for row in rows])
             return
         print_domains(rows)
+        return
+    if by_document:
+        documents = inspection.inspect_documents(root, record, "bottom" if bottom else "top", domain, limit)
+        if asked.as_json:
+            print_json(documents.as_json())
+            return
+        print_documents(documents)
         return
     if sequence_id is not None:
         sequences = [inspection.inspect_sequence(root, record, sequence_id)]

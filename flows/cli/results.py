@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from flows.cli.tables import make_table, print_selection, print_taken
+from flows.cli.truth import print_truth
 from miniplm import layout
 from miniplm.evaluation.comparison import LossDifference, StudentComparison, compare_in_nats, compare_students
 from miniplm.records.manifests import DomainLoss, Evaluation, TaskResult
@@ -21,6 +22,7 @@ _ALL = "all"
 def print_run(storage: Storage, record: RunRecord) -> None:
     """The end of a run: what was kept, how the students do, where the report is."""
     from miniplm.corpus.reader import load_corpus
+    from miniplm.run.truth import find_truth
     from miniplm.selection.ranking import load_selection
 
     console = Console(highlight=False, markup=False)
@@ -39,6 +41,8 @@ def print_run(storage: Storage, record: RunRecord) -> None:
         print_taken(console, storage, load_corpus(storage, record.corpus_id))
     if record.selection_id is not None:
         print_selection(console, storage, load_selection(storage, record.selection_id))
+    if (truth := find_truth(storage, record)) is not None:
+        print_truth(console, truth)
     print_results(console, storage, record)
     console.print(f"report: {storage.url(layout.run_report(record.run_name))}", soft_wrap=True)
 

@@ -62,10 +62,13 @@ def _run(config: RunConfig, as_json: bool, verbose: bool) -> None:
             from flows.run_miniplm import run_miniplm
 
             record = run_miniplm(config)
-    if as_json:
-        print_json(record.as_json())
-    else:
+    if not as_json:
         print_run(storage, record)
+        return
+    from miniplm.run.truth import find_truth
+
+    truth = find_truth(storage, record)
+    print_json(record.as_json() | ({} if truth is None else {"truth": truth.as_json()}))
 
 
 @on_a_run

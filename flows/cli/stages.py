@@ -70,6 +70,10 @@ def score(
         typer.Option("--shard", min=0, help="Only this shard; may be repeated. Default: all that are missing or broken."),
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Also score shards again whose scores are there and verify.")] = False,
+    documents: Annotated[
+        bool,
+        typer.Option("--documents", help="Also score shards again of which only the scores of documents are missing or damaged."),
+    ] = False,
     calibrate: Annotated[
         int | None,
         typer.Option(
@@ -95,6 +99,8 @@ def score(
         entry = plan.require_teacher() if model == "teacher" else _require_reference(plan, corpus)
         _check_gate(plan, corpus, model, entry)
         stage = score_corpus(plan, corpus.corpus_id, entry, model, shard, again)
+        if documents and (without := _list_without_documents(plan, corpus, entry, shard)):
+            stage = score_corpus(plan, corpus.corpus_id, entry, model, without, again=True)
     _say(
         console,
         asked.as_json,
@@ -102,6 +108,16 @@ def score(
         f"{stage.num_units:,} tokens of {corpus.corpus_id} are scored by {entry.model_id}"
         + (" (nothing was missing)" if stage.reused else ""),
     )
+
+
+def _list_without_documents(plan: RunPlan, corpus: CorpusManifest, entry: ModelEntry, shards: list[int] | None) -> list[int]:
+    from miniplm.scoring.documents import list_without_documents
+    from miniplm.scoring.shards import check_score_shards
+    from miniplm.storage.root import Storage
+
+    storage = Storage(plan.storage)
+    without = list_without_documents(storage, corpus, check_score_shards(storage, corpus, entry.model_id))
+    return [index for index in without if not shards or index in shards]
 
 
 def _check_gate(plan: RunPlan, corpus: CorpusManifest, model: Role, entry: ModelEntry) -> None:
@@ -159,13 +175,23 @@ def select(
             from miniplm.run import stages
 
             manifest, _ = try_again(partial(stages.select, plan, corpus, reference, on_progress))
-    if asked.as_json:
-        print_json(manifest.as_json())
-        return
-    from flows.cli.tables import print_selection
     from miniplm.storage.root import Storage
 
-    print_selection(console, Storage(plan.storage), manifest)
+    root, truth = Storage(plan.storage), None
+    if plan.corpus.truth is not None:
+        from miniplm.run.truth import judge_selection
+
+        truth = judge_selection(root, plan.corpus, corpus, manifest)
+    if asked.as_json:
+        print_json(manifest.as_json() | ({} if truth is None else {"truth": truth.as_json()}))
+        return
+    from flows.cli.tables import print_selection
+
+    print_selection(console, root, manifest)
+    if truth is not None:
+        from flows.cli.truth import print_truth
+
+        print_truth(console, truth)
 
 
 @on_a_run
@@ -244,11 +270,15 @@ def evaluate(
 def report(asked: Asked) -> None:
     """Write the report of a run again, as far as the run has come."""
     plan = begin(asked)
+    from miniplm.records.run import save_run
     from miniplm.run.status import provide_record
+    from miniplm.run.truth import with_truth
     from miniplm.storage.root import Storage
 
-    root = Storage(plan.storage)
-    provide_record(root, asked.resolve_config())
+    root, config = Storage(plan.storage), asked.resolve_config()
+    record = provide_record(root, config)
+    if (relabelled := with_truth(record, config)) != record:
+        save_run(root, relabelled)
     with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
         if on_progress is None:
             from flows.stages import write_report

@@ -5,6 +5,7 @@ The id of an extension is made of its parent's and of what its new files hold.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -110,6 +111,20 @@ def plan_corpus(storage: Storage, config: CorpusConfig, known: TokenizerIdentity
         return CorpusPlan(newest.corpus_id, files, config, settings_digest, files, left_out, newest)
     content = {"parent": newest.corpus_id, "files": [[file.digest, file.reading] for file in new]}
     return CorpusPlan(f"c-{digest_content(content)}", new, config, settings_digest, files, left_out, newest)
+
+
+def find_planned_files(storage: Storage, config: CorpusConfig) -> list[PlannedFile]:
+    """The files that the sources name now, with the digests of their bytes. Raises `SourceError`."""
+    return _read_files(storage, [(source, file) for source in config.sources for file in find_source(source, storage).files])
+
+
+def index_by_content(found: Iterable[PlannedFile]) -> dict[tuple[str, str], PlannedFile]:
+    """Files by the digests of their bytes and of how they are read; also by the bytes alone, as older manifests have it."""
+    by_content: dict[tuple[str, str], PlannedFile] = {}
+    for planned in found:
+        by_content.setdefault((planned.digest, planned.reading), planned)
+        by_content.setdefault((planned.digest, ""), planned)
+    return by_content
 
 
 def _read_files(storage: Storage, files: list[tuple[SourceConfig, SourceFile]]) -> list[PlannedFile]:

@@ -15,7 +15,7 @@ from miniplm.config.run import CorpusConfig
 from miniplm.corpus.assembly import SplitAssembly
 from miniplm.corpus.document_pass import DocumentPass
 from miniplm.corpus.growth import count_offsets
-from miniplm.corpus.identity import PlannedFile
+from miniplm.corpus.identity import PlannedFile, index_by_content
 from miniplm.corpus.shards import OpenShard
 from miniplm.corpus.state import find_missing_shards
 from miniplm.errors import CorpusError, list_offenders
@@ -54,10 +54,7 @@ def _find_files(
     storage: Storage, sources: Iterable[SourceEntry], found: Iterable[PlannedFile], lost: Sequence[ShardEntry]
 ) -> list[PlannedFile]:
     """The files of some entries, in their order, whatever they are called by now."""
-    by_content: dict[tuple[str, str], PlannedFile] = {}
-    for planned in found:
-        by_content.setdefault((planned.digest, planned.reading), planned)
-        by_content.setdefault((planned.digest, ""), planned)  # as older manifests have it
+    by_content = index_by_content(found)
     files, gone = [], []
     for source in sources:
         planned_or_none = by_content.get((source.digest, source.reading))

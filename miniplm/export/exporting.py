@@ -144,10 +144,10 @@ def _list_notes(job: ExportJob, counts: Counter[str]) -> Iterator[str]:
             yield "each document is followed by EOS; no BOS"
         else:
             yield f"each document is followed by EOS, and begins with {job.config.bos_token} ({job.bos_token_id})"
-    if decodes and (losses := job.source.list_losses()):
-        yield f"text is what the tokenizer {job.corpus.tokenizer.name} gives back, which is not byte for byte the sources': {'; '.join(losses)}"
-    if job.own is not None and (losses := job.own.list_losses()):
-        yield f"tokenizer {job.own.entry.name} does not hold text byte for byte: {'; '.join(losses)}"
+    if decodes and (changes := job.source.list_text_changes()):
+        yield f"text is what the tokenizer {job.corpus.tokenizer.name} gives back, which is not byte for byte the sources': {'; '.join(changes)}"
+    if job.own is not None and (changes := job.own.list_text_changes()):
+        yield f"tokenizer {job.own.entry.name} does not hold text byte for byte: {'; '.join(changes)}"
     if counts["ends_without_text"]:
         yield f"{counts['ends_without_text']:,} documents are left out of which only the end, EOS, was kept, and no text"
     if decodes and counts["replaced_bytes"]:

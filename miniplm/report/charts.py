@@ -55,7 +55,7 @@ def place_ticks(ticks: Sequence[tuple[float, str]], low: float, high: float, sca
 def draw_distribution(
     edges: np.ndarray[Any, Any], counts: np.ndarray[Any, Any], threshold: float | None, colour: str, label: str
 ) -> Markup:
-    """One domain's histogram, scaled to its own height: what was kept in full colour, the rest faint, r < 0 shaded."""
+    """One domain's histogram, edges (num_bins + 1,) and counts (num_bins,), scaled to its own height: what was kept in full colour, the rest faint, r < 0 shaded."""
 
     def draw(axes: Any) -> None:
         peak = max(1, int(counts.max()))
@@ -100,6 +100,29 @@ def draw_loss_curves(curves: dict[str, LossCurve], bounds: tuple[float, float, f
             axes.plot(curve.step, curve.smooth_loss, color=colour, linewidth=2.2, linestyle=dash)
         axes.set_xlim(left, right)
         axes.set_ylim(bottom, top)
+
+    return _render(draw, (8, 4), label)
+
+
+def draw_shares(
+    lines: dict[str, list[tuple[float, float]]], level: float | None, mark: float, bounds: tuple[float, float], label: str
+) -> Markup:
+    """Shares from 0 to 1 along an axis with the given ends, one line each; faint marks at a `level` of the share and at a place of the axis."""
+    left, right = bounds
+
+    def draw(axes: Any) -> None:
+        for value, _ in choose_ticks(left, right, 10):
+            axes.axvline(value, color=_PLACEHOLDERS["--grid"], linewidth=0.8, zorder=-1)
+        for value in (0.0, 0.25, 0.5, 0.75, 1.0):
+            axes.axhline(value, color=_PLACEHOLDERS["--grid"], linewidth=0.8, zorder=-1)
+        axes.axvline(mark, color=_PLACEHOLDERS["--threshold"], linewidth=1.2, linestyle=(0, (4, 3)))
+        if level is not None:
+            axes.axhline(level, color=_PLACEHOLDERS["--muted"], linewidth=1.2, linestyle=(0, (1, 3)))
+        for index, points in enumerate(lines.values()):
+            style = ("-", (0, (5, 2)))[index % 2]
+            axes.plot(*zip(*points, strict=True), color=_PLACEHOLDERS[f"--s{index % 6}"], linewidth=2.2, linestyle=style)
+        axes.set_xlim(left, right)
+        axes.set_ylim(0, 1.03)
 
     return _render(draw, (8, 4), label)
 
@@ -153,6 +176,7 @@ def _render(draw: Callable[[Any], None], size: tuple[float, float], label: str) 
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
+    # Without a salt matplotlib writes other ids each time, and the page would have other bytes.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "miniplm", "path.simplify": False}):
         figure = Figure(figsize=size, facecolor="none")
         axes = figure.add_axes((0, 0, 1, 1), facecolor="none")

@@ -17,6 +17,7 @@ from miniplm.evaluation.curves import StudentCurve, gather_curves
 from miniplm.records.manifests import CheckpointMetrics, CorpusManifest, SelectionManifest
 from miniplm.records.metrics import read_student_metrics
 from miniplm.records.run import RunRecord
+from miniplm.records.truth import TruthSummary
 from miniplm.run.inspection import (
     InspectedDomain,
     InspectedSequence,
@@ -26,6 +27,7 @@ from miniplm.run.inspection import (
     open_scores,
     rank_sequences,
 )
+from miniplm.run.truth import find_truth
 from miniplm.selection.ranking import load_selection
 from miniplm.storage.root import Storage
 
@@ -41,8 +43,8 @@ class ScoreHistogram:
     `num_below` and `num_above`; only a few far outliers are.
     """
 
-    edges: np.ndarray[Any, Any]
-    counts: dict[str, np.ndarray[Any, Any]]
+    edges: np.ndarray[Any, Any]  # (num_bins + 1,)
+    counts: dict[str, np.ndarray[Any, Any]]  # (num_bins,) each
     num_below: int
     num_above: int
 
@@ -70,6 +72,7 @@ class ReportContent:
     curves: dict[str, LossCurve]
     scaling: dict[str, StudentCurve]
     comparisons: dict[str, StudentComparison]
+    truth: TruthSummary | None = None
 
 
 def gather_content(storage: Storage, record: RunRecord) -> ReportContent:
@@ -97,6 +100,7 @@ def gather_content(storage: Storage, record: RunRecord) -> ReportContent:
         least_wanted=least_wanted,
         curves={name: _make_curve(rows) for name, rows in metrics.items()},
         scaling=gather_curves(storage, record, metrics),
+        truth=find_truth(storage, record),
         comparisons=compare_students(storage, record),
     )
 
@@ -156,11 +160,12 @@ def _make_curve(metrics: Mapping[int, CheckpointMetrics]) -> LossCurve:
 
 
 def make_loss_curve(step: np.ndarray[Any, Any], loss: np.ndarray[Any, Any]) -> LossCurve:
-    """A curve of at most 800 points; `smooth_loss` at step s is the mean over the steps from 0.85 s to 1.15 s.
+    """A curve of at most 800 points of all (num_steps,); `smooth_loss` at step s is the mean over the steps from 0.85 s to 1.15 s.
 
     Such a window grows with the step, so it follows the steep start and still calms the long end.
     """
     if len(step) > _MAX_CURVE_POINTS:
+        # More points than the chart has pixels would only make the page larger: some 20 bytes each, for each student.
         stretches = np.array_split(np.arange(len(step)), _MAX_CURVE_POINTS)
         step = np.array([step[stretch].mean() for stretch in stretches])
         loss = np.array([loss[stretch].mean() for stretch in stretches])

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from miniplm import layout
 from miniplm.records.run import load_run
-from miniplm.report import scaling, scores, setup, students, tasks
+from miniplm.report import scaling, scores, setup, students, tasks, truth
 from miniplm.report.content import ReportContent, gather_content
 from miniplm.report.markup import format_count, format_nats, render
 from miniplm.storage.root import Storage
@@ -29,6 +29,7 @@ def render_page(content: ReportContent) -> Markup:
     """The whole page as HTML."""
     record, selection = content.record, content.selection
     sections = [
+        *([("truth", "What was kept of each kind", truth.render_truth(content.truth))] if content.truth else []),
         ("pipeline", "Pipeline", render("pipeline.html", stages=record.stages)),
         ("scores", "Difference scores", scores.render_distribution(content)),
         ("domains", "What was kept of each domain", scores.render_domains(content)),

@@ -31,6 +31,12 @@ def prepare(plan: RunPlan, on_progress: ProgressCallback = ignore_progress) -> t
     planned = plan_corpus(storage, plan.corpus, plan.tokenizer)
     reused = find_corpus(storage, planned.corpus_id) is not None
     manifest = prepare_corpus(storage, plan.corpus, on_progress, planned)
+    if plan.corpus.truth is not None:
+        from miniplm.corpus.truth import provide_truth
+
+        provide_truth(
+            storage, plan.corpus, manifest, planned.found
+        )  # now, while the sources are there; a wrong field costs no scores
     check_splits(plan, manifest)
     # Of a corpus that extends another only what was made for it.
     num_tokens = sum(shard.num_tokens for shard in manifest.shards if shard.corpus_id == manifest.corpus_id)

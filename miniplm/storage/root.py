@@ -34,6 +34,7 @@ _TEMPORARY_PREFIX = ".tmp-"
 _BLOCK_BYTES = 1 << 20
 # What is read of an object at a time: large beside the time that a request takes to be answered.
 STREAM_BYTES = 16 << 20
+# Such pieces at a time, of one file: 128 MiB of memory.
 _MOST_DOWNLOADS = 8
 _SECONDS_OF_A_DAY = 86400.0
 _S3_PROTOCOLS = ("s3://", "s3a://")
@@ -118,6 +119,13 @@ class Storage:
         names = {posixpath.basename(path) for path in paths}
         return sorted(name for name in names if name and not name.startswith(_TEMPORARY_PREFIX))
 
+    def find_files(self, relative: str, most_depth: int) -> dict[str, dict[str, Any]]:
+        """The files below a folder, as deep as `most_depth`, by their path in it, each with what its store tells of it (`size`, ...)."""
+        top = self.path(relative)
+        with self._remote_errors("list", relative):
+            found = self.filesystem.find(top, maxdepth=most_depth, detail=True)
+        return {str(path)[len(top) :].lstrip("/"): info for path, info in found.items() if str(path).startswith(f"{top}/")}
+
     def open(self, relative: str) -> IO[bytes]:
         with self._remote_errors("read", relative):
             return cast(IO[bytes], self.filesystem.open(self.path(relative), "rb"))
@@ -141,6 +149,7 @@ class Storage:
     def holds(self, relative: str, digest: str) -> bool:
         """Whether there is a file with this digest. Its bytes are read once a process, as long as it is seen to be the same file."""
         try:
+            # Before the bytes are read: a file that is replaced meanwhile has another identity the next time.
             identity = self.identify(relative)
             if identity and (identity, digest) in _verified:
                 return True
@@ -183,6 +192,8 @@ class Storage:
             with self._storage_errors(relative):
                 yield temporary
                 if self.is_local:
+                    # Before the rename, which may reach the disk first: after a power cut the name would stand for an empty file.
+                    # The folder is not synced: a rename that is lost leaves nothing, which is made again.
                     with open(temporary, "rb+") as file:
                         os.fsync(file.fileno())
                     os.replace(temporary, final)
