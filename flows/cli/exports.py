@@ -68,7 +68,7 @@ def export(
         "eos_token": eos_token,
         "bos_token": bos_token,
     }
-    exports = _resolve(plan.exports, format, to, {name: value for name, value in given.items() if value is not None})
+    exports = resolve_exports(plan.exports, format, to, {name: value for name, value in given.items() if value is not None})
     # As a stage of a run, which goes on after a kill without being asked.
     resume = resume or format is None
     manifests: list[ExportManifest] = []
@@ -91,9 +91,10 @@ def export(
         print_json(facts[0] if format is not None else facts)
 
 
-def _resolve(
+def resolve_exports(
     planned: tuple[ExportConfig, ...], format: str | None, to: str | None, given: dict[str, object]
 ) -> tuple[ExportConfig, ...]:
+    """What a command is asked to export: the one of its options, or else those of the configuration. Raises `ConfigError`."""
     from miniplm.config.exports import FORMATS, ExportConfig
     from miniplm.config.files import check_section
 
@@ -120,7 +121,8 @@ def print_export(console: Console, manifest: ExportManifest, to: str) -> None:
     """What was written, as it was read back."""
     from flows.cli.tables import make_table
 
-    table = make_table(f"Exported {manifest.num_rows:,} {manifest.rows} as {manifest.format}", "domain", "rows", "tokens")
+    console.print(f"Exported {manifest.num_rows:,} {manifest.rows} as {manifest.format}", style="bold", soft_wrap=True)
+    table = make_table("", "domain", "rows", "tokens")
     for name, domain in manifest.domains.items():
         table.add_row(name, f"{domain.num_rows:,}", f"{domain.num_tokens:,}")
     console.print(table)

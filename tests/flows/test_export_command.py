@@ -1,0 +1,105 @@
+"""Exports of a finished run: by the command line, as a stage of the configuration, and as a flow whose files are tasks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows.cli.exports import resolve_exports
+from miniplm.config.exports import FORMATS, ExportConfig
+from miniplm.config.files import check_config, load_config
+from miniplm.config.run import config_as_dict
+from miniplm.errors import ConfigError
+from miniplm.run import stages
+from miniplm.run.references import require_reference
+from miniplm.run.resolution import resolve
+from miniplm.run.status import check_run, require_corpus, require_selection
+from miniplm.storage.root import Storage
+from tests.command_line import run_miniplm
+from tests.tiny_runs import FinishedRun
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, finished_run: FinishedRun) -> Path:
+    """The configuration of a copy of the finished run, with an export and without students."""
+    folder = tmp_path_factory.mktemp("exports")
+    shutil.copytree(finished_run.data, folder / "data")
+    content = yaml.safe_load(finished_run.config.read_text()) | {
+        "storage": str(folder / "data"),
+        "students": [],
+        "exports": [{"format": "jsonl", "to": str(folder / "out" / "{selection}"), "shard_tokens": 4000}],
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def read_folder(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_is_complete_when_its_exports_are(config: Path, on_prefect_server: None, tmp_path: Path) -> None:
+    from flows.export_selection import export_selection
+
+    plan = resolve(load_config(str(config)))
+    storage = Storage(plan.storage)
+    assert {stage.name: stage.state for stage in check_run(storage, plan).stages}["export jsonl"] == "missing"
+    result = run_miniplm("export", str(config), "--json", prefect={})
+    assert result.returncode == 0, result.stderr
+    (manifest,) = json.loads(result.stdout)
+    corpus = require_corpus(storage, plan)
+    selection = require_selection(storage, plan, corpus, require_reference(storage, plan, corpus))
+    assert manifest["num_source_tokens"] == selection.num_selected_tokens
+    status = check_run(storage, plan)
+    assert status.complete
+    assert {stage.name: stage.num_done for stage in status.stages}["export jsonl"] == manifest["num_files"] > 2
+    # The same by a flow, whose files are tasks.
+    export = plan.exports[0].model_copy(update={"to": str(tmp_path / "by-flow")})
+    _, stage = export_selection(plan, corpus.corpus_id, selection.selection_id, export)
+    assert (stage.name, stage.reused, stage.num_units) == ("export jsonl", False, selection.num_selected_tokens)
+    folder = config.parent / "out" / selection.selection_id
+    assert read_folder(tmp_path / "by-flow") == read_folder(folder)
+    assert stages.export(plan, corpus, selection, plan.exports[0])[1].reused
+    (folder / "part-00001.jsonl").unlink()
+    broken = {stage.name: stage for stage in check_run(storage, plan).stages}["export jsonl"]
+    assert (broken.state, "part-00001.jsonl is gone" in broken.detail) == ("broken", True)
+
+
+def test_the_command_says_what_was_written_and_refuses_in_one_line(config: Path, tmp_path: Path) -> None:
+    to = str(tmp_path / "out")
+    result = run_miniplm("export", "tiny", "--storage", str(config.parent / "data"), "--format", "megatron", "--to", to, prefect={})
+    assert result.returncode == 0, result.stderr
+    for words in ("as megatron", "all files were read back", "token ids are uint16", "first: ", f"export: {to}"):
+        assert words in result.stdout
+    result = run_miniplm("export", str(config), "--format", "megatron", "--to", to, "--shard-tokens", "500", prefect={})
+    assert result.returncode == 2
+    assert result.stderr.startswith("ConfigError: the export's target")
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_what_is_asked_for_is_checked_before_the_run_is_looked_at() -> None:
+    for asked, reason in (
+        ((("csv", "out", {}), "no export format 'csv'; the formats are " + ", ".join(FORMATS))),
+        ((("ds", None, {}), "give --format and --to together")),
+        (((None, None, {}), "has no `exports:`")),
+        (((None, None, {"bos_token": "x"}), "--bos-token is for one export")),
+        ((("ds", "out", {"shard_tokens": 0}), "shard_tokens: Input should be greater than or equal to 1")),
+        ((("jsonl", "out", {"tokenizer": "x"}), "tokenizer is for formats of token ids")),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            resolve_exports((), *asked)
+    assert resolve_exports((), "ds", "out", {}) == (ExportConfig(format="ds", to="out"),)
+
+
+def test_runs_without_exports_keep_the_record_that_they_had(finished_run: FinishedRun) -> None:
+    content: dict[str, Any] = config_as_dict(load_config(str(finished_run.config)))
+    assert "exports" not in content
+    assert "exports" not in json.loads((finished_run.data / "runs" / "tiny" / "plan.json").read_text())
+    twice = content | {"exports": [{"format": "ds", "to": "out"}, {"format": "npy", "to": "out/"}]}
+    with pytest.raises(ConfigError, match="two go to out; each needs a folder of its own"):
+        check_config(twice, "run")
