@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from miniplm import layout
 from miniplm.records.run import load_run
+from miniplm.records.texts import MeasuredText
 from miniplm.report import scaling, scores, setup, students, tasks, truth
 from miniplm.report.content import ReportContent, gather_content
 from miniplm.report.markup import format_count, format_nats, render
@@ -68,6 +69,7 @@ def render_headline(content: ReportContent) -> Markup:
     comparison = content.comparisons[pair.name].overall
     in_nats = comparison is None or comparison.nats_per_token is not None
     own = pair.evaluation.overall
+    told["text"] = "held-out text" if MeasuredText.of(pair.evaluation).elsewhere is None else "held-out text from elsewhere"
     told["unit"], told["loss"] = ("nats a token", own.nats_per_token) if in_nats else ("bits a byte", own.bits_per_byte)
     baseline = pair.baseline
     if baseline is not None and baseline.evaluation is not None and comparison is not None:
