@@ -7,6 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from miniplm import layout
+from miniplm.evaluation.advice import advise
 from miniplm.records.run import load_run
 from miniplm.records.texts import MeasuredText
 from miniplm.report import scaling, scores, setup, students, tasks, truth
@@ -28,7 +29,7 @@ def write_report(storage: Storage, run_name: str) -> str:
 
 def render_page(content: ReportContent) -> Markup:
     """The whole page as HTML."""
-    record, selection = content.record, content.selection
+    record, selection, pair = content.record, content.selection, students.choose_pair(content.record)
     sections = [
         *([("truth", "What was kept of each kind", truth.render_truth(content.truth))] if content.truth else []),
         ("pipeline", "Pipeline", render("pipeline.html", stages=record.stages)),
@@ -46,7 +47,8 @@ def render_page(content: ReportContent) -> Markup:
         "page.html",
         record=record,
         headline=render_headline(content),
-        pair=students.choose_pair(record),
+        pair=pair,
+        advice=[] if pair is None else advise(record, selection, content.comparisons.get(pair.name), content.truth),
         selection=selection,
         score_unit=None if selection is None else scores.score_unit(selection),
         sections=sections,
