@@ -22,6 +22,7 @@ from miniplm.errors import MiniplmError, ScoreError
 from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.run import RunRecord, StageRecord
 from miniplm.run.fidelity_gate import check_fidelity, find_sufficient
+from miniplm.run.heldout_texts import name_text
 from miniplm.run.log import RunLog
 from miniplm.run.plan import RunPlan
 from miniplm.selection.fidelity import needs_calibration
@@ -65,6 +66,7 @@ def run_miniplm(
         log = RunLog(storage, plan)
         corpus, stage = prepare_corpus(plan)
         log.add_stage(stage, corpus_id=corpus.corpus_id)
+        plan = name_text(storage, plan)
         if plan.is_on_work_pool:
             plan = pin_to_workers(plan)
             log.set_plan(plan)
@@ -85,7 +87,7 @@ def run_miniplm(
             record, stage = train_student(plan, corpus.corpus_id, selection.selection_id, student.name)
             log.add_stage(stage)
             log.add_student(student.name, record)
-            if plan.evaluation.heldout:
+            if plan.evaluation.measures_losses:
                 record, stage = evaluate_student(plan, corpus.corpus_id, student.name, record)
                 log.add_stage(stage)
                 log.add_student(student.name, record)

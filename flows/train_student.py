@@ -60,14 +60,14 @@ def _train_on_pool(plan: RunPlan, corpus_id: str, selection_id: str, student_nam
     storage = Storage(plan.storage)
     corpus, selection = load_corpus(storage, corpus_id), load_selection(storage, selection_id)
     found = find_student(storage, plan, corpus, selection, student_name)
-    if found is not None and (not plan.evaluation.heldout or is_evaluated(storage, plan, corpus, student_name, found)):
+    if found is not None and (not plan.evaluation.measures_losses or is_evaluated(storage, plan, corpus, student_name, found)):
         return
     parameters = {
         "plan": plan.for_worker().as_json(),
         "corpus_id": corpus_id,
         "selection_id": selection_id,
         "student_name": student_name,
-        "evaluate": plan.evaluation.heldout,
+        "evaluate": plan.evaluation.measures_losses,
         "version": __version__,
     }
     tag = f"training:{know_student(plan, corpus, selection, student_name).training_id}"
