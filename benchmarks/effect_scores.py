@@ -25,8 +25,9 @@ from miniplm.records.manifests import CorpusManifest
 from miniplm.run.references import require_reference
 from miniplm.run.resolution import resolve
 from miniplm.run.status import require_corpus
+from miniplm.selection.connection import connect
 from miniplm.selection.fidelity import correlate_ranks
-from miniplm.selection.join import candidate_scores, check_scores, connect
+from miniplm.selection.join import candidate_scores
 from miniplm.selection.ranking import count_selected
 from miniplm.storage.root import Storage
 
@@ -36,7 +37,6 @@ Values = NDArray[np.float64]
 
 def read_scores(storage: Storage, corpus: CorpusManifest, teacher_id: str, reference_id: str) -> pa.Table:
     """The joined scores of all candidates in the order of their ids; raises `ScoreJoinError` where some are missing or damaged."""
-    check_scores(storage, corpus, teacher_id, reference_id)
     with connect(storage) as connection:
         candidate_scores(connection, storage, corpus, teacher_id, reference_id)
         columns = "sequence_id, domain, num_tokens, teacher_nll, reference_nll, reference_nll - teacher_nll AS difference"

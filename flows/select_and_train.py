@@ -17,7 +17,7 @@ from miniplm.config.run import Name, RunConfig, StudentConfig, config_as_dict
 from miniplm.corpus.reader import load_corpus
 from miniplm.errors import CorpusError, ModelError
 from miniplm.records.run import RunRecord, load_run
-from miniplm.selection.join import check_scores
+from miniplm.selection.join_faults import check_scores
 from miniplm.storage.root import Storage
 from tasks.workers import use_credentials
 
