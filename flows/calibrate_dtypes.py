@@ -9,6 +9,7 @@ from pydantic import Field
 
 from flows.work_pool.single import run_on_pool
 from miniplm import __version__
+from miniplm.corpus.reader import load_corpus
 from miniplm.errors import PoolWorkError
 from miniplm.records.calibrations import Calibration
 from miniplm.records.manifests import ModelEntry
@@ -38,10 +39,10 @@ def calibrate_dtypes(
         version: version of miniplm that gives the work; a worker of another one refuses
     """
     workers.prepare_worker(version)
+    storage, within = Storage(plan.storage), plan.selection.within
     if not plan.is_on_work_pool:
-        return scoring.calibrate_dtypes(
-            plan.storage, corpus_id, teacher, reference, plan.scoring, num_sequences, plan.selection.within
-        )
+        corpus = load_corpus(storage, corpus_id)
+        return scoring.calibrate_dtypes(storage, corpus, teacher, reference, plan.scoring, num_sequences, within)
     parameters = {
         "plan": plan.for_worker().as_json(),
         "corpus_id": corpus_id,
@@ -50,10 +51,9 @@ def calibrate_dtypes(
         "num_sequences": num_sequences,
         "version": __version__,
     }
-    within = plan.selection.within
     tag = f"calibration:{corpus_id}:{teacher.model_id}:{reference.model_id}:{within}:{num_sequences}"
     run_on_pool("calibrate-dtypes", f"calibrate {teacher.dtype} and {reference.dtype} on {corpus_id}", parameters, plan, tag)
-    calibration = find_calibration(Storage(plan.storage), corpus_id, teacher.model_id, reference.model_id, within)
+    calibration = find_calibration(storage, corpus_id, teacher.model_id, reference.model_id, within)
     if calibration is None:
         raise PoolWorkError(f"a worker compared the dtypes on corpus {corpus_id}, but {plan.storage} does not show the result here")
     return calibration

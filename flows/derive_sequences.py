@@ -9,8 +9,8 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from miniplm import layout
 from miniplm.corpus.reader import load_corpus
 from miniplm.derived.sets import DerivedJob, check_shards, finish_set, require_sources
-from miniplm.run.pending import list_pending_jobs
 from miniplm.run.plan import RunPlan
+from miniplm.run.students import list_pending_jobs
 from miniplm.selection.ranking import load_selection
 from miniplm.storage.root import Storage
 from tasks.derived import derive_shard, load_maker, open_job

@@ -29,8 +29,8 @@ from miniplm.run.plan import RunPlan
 from miniplm.selection.fidelity import needs_calibration
 from miniplm.storage.locks import exclusive
 from miniplm.storage.root import Storage
-from tasks.plans import resolve_plan
 from tasks.retries import TASK_OPTIONS
+from tasks.stages import resolve_plan
 from tasks.workers import rename_run, use_credentials
 
 _SECONDS_OF_A_DAY = 86400.0
@@ -69,7 +69,7 @@ def run_miniplm(
         log.add_stage(stage, corpus_id=corpus.corpus_id)
         plan = name_text(storage, plan)
         if plan.is_on_work_pool:
-            plan = pin_to_workers(plan)
+            plan = pin_to_workers(storage, plan)
             log.set_plan(plan)
         teacher = plan.require_teacher()
         if needs_calibration(teacher.dtype, plan.reference.dtype):
@@ -78,7 +78,7 @@ def run_miniplm(
             if find_sufficient(storage, corpus, teacher, reference, plan) is None:
                 calibrate_dtypes(plan, corpus.corpus_id, teacher, reference, plan.scoring.calibration_sequences)
             check_fidelity(storage, corpus, teacher, reference, plan)
-        reference = _score(plan, corpus, log)
+        reference = _score(storage, plan, corpus, log)
         selection, stage = select_sequences(plan, corpus.corpus_id, reference)
         log.add_stage(stage, selection_id=selection.selection_id)
         for export in plan.exports:
@@ -97,7 +97,7 @@ def run_miniplm(
         return log.record
 
 
-def _score(plan: RunPlan, corpus: CorpusManifest, log: RunLog) -> ModelEntry:
+def _score(storage: Storage, plan: RunPlan, corpus: CorpusManifest, log: RunLog) -> ModelEntry:
     """Both models score the corpus: on a work pool at the same time, here one after the other. Returns the reference."""
     by_teacher, teacher = None, plan.require_teacher()
     fleet.start_waiting()
@@ -107,7 +107,7 @@ def _score(plan: RunPlan, corpus: CorpusManifest, log: RunLog) -> ModelEntry:
         log.add_stage(score_corpus(plan, corpus.corpus_id, teacher, "teacher"), teacher=teacher)
     try:
         reference, stage = train_reference(plan, corpus.corpus_id)
-        check_fidelity(Storage(plan.storage), corpus, teacher, reference, plan)
+        check_fidelity(storage, corpus, teacher, reference, plan)
         by_reference = score_corpus(plan, corpus.corpus_id, reference, "reference")
         if by_teacher is not None:
             log.add_stage(by_teacher.result(), teacher=teacher)

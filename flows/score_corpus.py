@@ -47,7 +47,7 @@ def score_corpus(
     for state in broken:
         get_run_logger().warning("%s of %s is scored again: %s", layout.shard_name(state.shard_index), role, state.reason)
     if todo and plan.is_on_work_pool:
-        manifests = score_on_pool(plan, corpus, entry, role, states)
+        manifests = score_on_pool(storage, plan, corpus, entry, role, states)
     elif todo:
         done_tokens = sum(manifest.num_tokens for manifest in manifests)
         remark = f"{len(broken)} broken shards are scored again" if broken else ""

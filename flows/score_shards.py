@@ -82,11 +82,11 @@ def score_shards(
     stage = f"score {role}"
     try:
         if todo:
-            load_model(storage, model, scoring, corpus.sequence_length, role)
+            load_model(root, model, scoring, corpus.sequence_length, role)
             with stage_progress(stage, total, "tokens", done, remark, artifact=f"batch {role} {corpus_id}"):
                 for start in range(0, len(todo), _SHARDS_AT_ONCE):
                     futures = {
-                        index: score_shard.submit(storage, corpus_id, model, index, scoring, stage)
+                        index: score_shard.submit(root, corpus_id, model, index, scoring, stage)
                         for index in todo[start : start + _SHARDS_AT_ONCE]
                     }
                     wait(list(futures.values()))

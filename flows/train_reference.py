@@ -13,7 +13,7 @@ from miniplm.run.plan import RunPlan
 from miniplm.run.references import find_reference
 from miniplm.run.trainings import know_reference
 from miniplm.storage.root import Storage
-from tasks import models, workers
+from tasks import stages, workers
 
 
 @flow(name="train-reference", flow_run_name="train reference of {corpus_id}")
@@ -30,11 +30,10 @@ def train_reference(
         version: version of miniplm that gives the work; a worker of another one refuses
     """
     workers.prepare_worker(version)
-    if plan.is_on_work_pool:
-        storage = Storage(plan.storage)
-        corpus = load_corpus(storage, corpus_id)
-        if find_reference(storage, plan, corpus) is None:
-            parameters = {"plan": plan.for_worker().as_json(), "corpus_id": corpus_id, "version": __version__}
-            tag = f"training:{know_reference(plan, corpus).training_id}"
-            run_on_pool("train-reference", f"train reference of {corpus_id}", parameters, plan, tag)
-    return models.provide_reference(plan, corpus_id)
+    storage = Storage(plan.storage)
+    corpus = load_corpus(storage, corpus_id)
+    if plan.is_on_work_pool and find_reference(storage, plan, corpus) is None:
+        parameters = {"plan": plan.for_worker().as_json(), "corpus_id": corpus_id, "version": __version__}
+        tag = f"training:{know_reference(plan, corpus).training_id}"
+        run_on_pool("train-reference", f"train reference of {corpus_id}", parameters, plan, tag)
+    return stages.provide_reference(storage, plan, corpus)

@@ -9,13 +9,14 @@ from flows.work_pool.single import run_on_pool
 from flows.work_pool.subflows import cancel_subflows, crash_subflows, tagged_subflows
 from miniplm import __version__
 from miniplm.corpus.reader import load_corpus
+from miniplm.records.manifests import CorpusManifest, SelectionManifest
 from miniplm.records.run import StageRecord, StudentRecord
 from miniplm.run.plan import RunPlan
 from miniplm.run.student_records import find_student, is_evaluated, list_needed_sets
 from miniplm.run.trainings import know_student
 from miniplm.selection.ranking import load_selection
 from miniplm.storage.root import Storage
-from tasks import students, workers
+from tasks import stages, workers
 
 
 @flow(
@@ -43,36 +44,30 @@ def train_student(
         version: version of miniplm that gives the work; a worker of another one refuses
     """
     workers.prepare_worker(version)
+    storage = Storage(plan.storage)
+    corpus, selection = load_corpus(storage, corpus_id), load_selection(storage, selection_id)
     if plan.is_on_work_pool:
-        _train_on_pool(plan, corpus_id, selection_id, student_name)
-    else:
-        _derive_first(plan, corpus_id, selection_id, student_name)
-    record, stage = students.train_student(plan, corpus_id, selection_id, student_name)
+        _train_on_pool(storage, plan, corpus, selection, student_name)
+    elif list_needed_sets(storage, plan, corpus, selection, student_name):
+        with tagged_subflows(plan.name):
+            derive_sequences(plan, corpus_id, selection_id, student_name)
+    record, stage = stages.train_student(storage, plan, corpus, selection, student_name)
     if evaluate:
-        record, _ = students.evaluate_student(plan, corpus_id, student_name, record)
+        record, _ = stages.evaluate_student(storage, plan, corpus, student_name, record)
     return record, stage
 
 
-def _derive_first(plan: RunPlan, corpus_id: str, selection_id: str, student_name: str) -> None:
-    """Makes the sequences that the student is trained and measured on, where they are not those of the corpus."""
-    storage = Storage(plan.storage)
-    corpus, selection = load_corpus(storage, corpus_id), load_selection(storage, selection_id)
-    if list_needed_sets(storage, plan, corpus, selection, student_name):
-        with tagged_subflows(plan.name):
-            derive_sequences(plan, corpus_id, selection_id, student_name)
-
-
-def _train_on_pool(plan: RunPlan, corpus_id: str, selection_id: str, student_name: str) -> None:
+def _train_on_pool(
+    storage: Storage, plan: RunPlan, corpus: CorpusManifest, selection: SelectionManifest, student_name: str
+) -> None:
     """Has a worker train the student, and measure it where the run wants that, unless both are done."""
-    storage = Storage(plan.storage)
-    corpus, selection = load_corpus(storage, corpus_id), load_selection(storage, selection_id)
     found = find_student(storage, plan, corpus, selection, student_name)
     if found is not None and (not plan.evaluation.measures_losses or is_evaluated(storage, plan, corpus, student_name, found)):
         return
     parameters = {
         "plan": plan.for_worker().as_json(),
-        "corpus_id": corpus_id,
-        "selection_id": selection_id,
+        "corpus_id": corpus.corpus_id,
+        "selection_id": selection.selection_id,
         "student_name": student_name,
         "evaluate": plan.evaluation.measures_losses,
         "version": __version__,

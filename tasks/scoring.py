@@ -109,12 +109,12 @@ def stop_scoring() -> None:
 
 
 @task(name="load-model", task_run_name="load {entry.model_id}", **TASK_OPTIONS)
-def load_model(storage_url: str, entry: ModelEntry, scoring: ScoringConfig, sequence_length: int, role: str) -> None:
+def load_model(storage: Storage, entry: ModelEntry, scoring: ScoringConfig, sequence_length: int, role: str) -> None:
     """Loads, checks and compiles the model once, before any shard: what is wrong with it is said once, not by every shard."""
     started = time.perf_counter()
     _stopping.clear()
     report_progress(Progress(f"load {role}", 0, 1, "model"))
-    scorer = _load_once(Storage(storage_url), entry, scoring, sequence_length).scorer
+    scorer = _load_once(storage, entry, scoring, sequence_length).scorer
     how = scorer.describe()
     parts = [
         entry.dtype,
@@ -128,10 +128,9 @@ def load_model(storage_url: str, entry: ModelEntry, scoring: ScoringConfig, sequ
 
 @task(name="score-shard", task_run_name="score {corpus_id} {entry.model_id} shard-{shard_index:05d}", **TASK_OPTIONS)
 def score_shard(
-    storage_url: str, corpus_id: str, entry: ModelEntry, shard_index: int, scoring: ScoringConfig, stage: str
+    storage: Storage, corpus_id: str, entry: ModelEntry, shard_index: int, scoring: ScoringConfig, stage: str
 ) -> ScoreShardManifest:
     """Scores one candidate shard, or returns its manifest where it is scored already; what fails is recorded with the scores."""
-    storage = Storage(storage_url)
     corpus, candidates = _find_corpus(storage, corpus_id)
     shard = candidates.get(shard_index)
     if shard is None:
@@ -167,10 +166,12 @@ def _record(storage: Storage, shard: ShardEntry, entry: ModelEntry, error: Excep
         error.add_note(f"(and that could not be recorded: {unrecorded})")
 
 
-@task(name="calibrate-dtypes", task_run_name="calibrate {teacher.dtype} and {reference.dtype} on {corpus_id}", **TASK_OPTIONS)
+@task(
+    name="calibrate-dtypes", task_run_name="calibrate {teacher.dtype} and {reference.dtype} on {corpus.corpus_id}", **TASK_OPTIONS
+)
 def calibrate_dtypes(
-    storage_url: str,
-    corpus_id: str,
+    storage: Storage,
+    corpus: CorpusManifest,
     teacher: ModelEntry,
     reference: ModelEntry,
     scoring: ScoringConfig,
@@ -178,8 +179,6 @@ def calibrate_dtypes(
     within: Literal["corpus", "domain"],
 ) -> Calibration:
     """Scores some candidates by both models in their dtypes and in float32, and keeps what came of it with the scores."""
-    storage = Storage(storage_url)
-    corpus = load_corpus(storage, corpus_id)
 
     def open_one(entry: ModelEntry) -> Scorer:
         release_model()

@@ -60,7 +60,7 @@ def export(
     `miniplm export RUN --format megatron --to s3://bucket/tokens` writes the corpus's own token ids for Megatron-LM.
     Without --format and --to it makes the `exports:` of the configuration. docs/export.md says what each format holds, and who reads it.
     """
-    plan = begin(asked)
+    storage, plan = begin(asked)
     given = {
         "shard_tokens": shard_tokens,
         "compression": compression,
@@ -73,7 +73,7 @@ def export(
     resume = resume or format is None
     manifests: list[ExportManifest] = []
     with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
-        corpus, selection = require_selection(plan)
+        corpus, selection = require_selection(storage, plan)
         for one in exports:
             if on_progress is None:
                 from flows.export_selection import export_selection
@@ -82,7 +82,7 @@ def export(
             else:
                 from miniplm.run import stages
 
-                manifest, _ = try_again(partial(stages.export, plan, corpus, selection, one, resume, on_progress))
+                manifest, _ = try_again(partial(stages.export, storage, plan, corpus, selection, one, resume, on_progress))
             manifests.append(manifest)
             if not asked.as_json:
                 print_export(console, manifest, one.resolve(selection.selection_id).to)

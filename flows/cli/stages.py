@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from miniplm.records.manifests import CorpusManifest, ModelEntry, SelectionManifest
     from miniplm.records.run import StudentRecord
     from miniplm.run.plan import RunPlan
+    from miniplm.storage.root import Storage
 
 Role = Literal["teacher", "reference"]
 Students = Annotated[list[str] | None, typer.Option(help="Only this student; may be repeated. Default: all of the configuration.")]
@@ -24,7 +25,7 @@ Students = Annotated[list[str] | None, typer.Option(help="Only this student; may
 @on_a_run
 def prepare(asked: Asked) -> None:
     """Cut the documents of the sources into sequences in shards; rejected records go to quarantine with their reason."""
-    plan = begin(asked)
+    storage, plan = begin(asked)
     with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
         if on_progress is None:
             from flows.stages import prepare_corpus
@@ -33,22 +34,21 @@ def prepare(asked: Asked) -> None:
         else:
             from miniplm.run import stages
 
-            manifest, _ = try_again(partial(stages.prepare, plan, on_progress))
+            manifest, _ = try_again(partial(stages.prepare, storage, plan, on_progress))
     if asked.as_json:
         print_json(manifest.as_json())
         return
     from flows.cli.tables import print_corpus
-    from miniplm.storage.root import Storage
 
-    print_corpus(console, Storage(plan.storage), manifest)
+    print_corpus(console, storage, manifest)
 
 
 @on_a_run
 def train_reference(asked: Asked) -> None:
     """Train the reference model on the reference split (nothing to do where the configuration gives a model)."""
-    plan = begin(asked)
+    storage, plan = begin(asked)
     with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
-        corpus = _require_corpus(plan)
+        corpus = _require_corpus(storage, plan)
         if on_progress is None:
             from flows.train_reference import train_reference as flow
 
@@ -57,7 +57,7 @@ def train_reference(asked: Asked) -> None:
             from miniplm.run import stages
 
             named = stages.name_progress("train reference", on_progress)
-            entry, _ = try_again(partial(stages.provide_reference, plan, corpus, named))
+            entry, _ = try_again(partial(stages.provide_reference, storage, plan, corpus, named))
     _say(console, asked.as_json, entry.as_json(), f"reference model {entry.model_id} ({entry.num_parameters:,} parameters)")
 
 
@@ -87,19 +87,19 @@ def score(
     """Score the candidate shards by one model; shards with verified scores are not scored again."""
     if (model is None) == (calibrate is None):
         raise ConfigError("give either --model teacher or --model reference (score its shards), or --calibrate N (compare dtypes)")
-    plan = begin(asked, emulated=model is None)
+    storage, plan = begin(asked, emulated=model is None)
     if model is None:
         assert calibrate is not None
-        _calibrate(plan, calibrate, asked.as_json, asked.verbose)
+        _calibrate(storage, plan, calibrate, asked.as_json, asked.verbose)
         return
     with watched_flow(asked.verbose, asked.as_json) as console:
         from flows.score_corpus import score_corpus
 
-        corpus = _require_corpus(plan)
-        entry = plan.require_teacher() if model == "teacher" else _require_reference(plan, corpus)
-        _check_gate(plan, corpus, model, entry)
+        corpus = _require_corpus(storage, plan)
+        entry = plan.require_teacher() if model == "teacher" else _require_reference(storage, plan, corpus)
+        _check_gate(storage, plan, corpus, model, entry)
         stage = score_corpus(plan, corpus.corpus_id, entry, model, shard, again)
-        if documents and (without := _list_without_documents(plan, corpus, entry, shard)):
+        if documents and (without := _list_without_documents(storage, plan, corpus, entry, shard)):
             stage = score_corpus(plan, corpus.corpus_id, entry, model, without, again=True)
     _say(
         console,
@@ -110,24 +110,22 @@ def score(
     )
 
 
-def _list_without_documents(plan: RunPlan, corpus: CorpusManifest, entry: ModelEntry, shards: list[int] | None) -> list[int]:
+def _list_without_documents(
+    storage: Storage, plan: RunPlan, corpus: CorpusManifest, entry: ModelEntry, shards: list[int] | None
+) -> list[int]:
     from miniplm.scoring.documents import list_without_documents
     from miniplm.scoring.shards import check_score_shards
-    from miniplm.storage.root import Storage
 
-    storage = Storage(plan.storage)
     without = list_without_documents(storage, corpus, check_score_shards(storage, corpus, entry.model_id))
     return [index for index in without if not shards or index in shards]
 
 
-def _check_gate(plan: RunPlan, corpus: CorpusManifest, model: Role, entry: ModelEntry) -> None:
+def _check_gate(storage: Storage, plan: RunPlan, corpus: CorpusManifest, model: Role, entry: ModelEntry) -> None:
     """Raises `FidelityError` where a calibration refuses the dtypes, or fp8 has none. Without the other model there is nothing to compare."""
     from miniplm.run.fidelity_gate import check_fidelity
     from miniplm.run.references import find_reference
     from miniplm.selection.fidelity import needs_calibration
-    from miniplm.storage.root import Storage
 
-    storage = Storage(plan.storage)
     reference = entry if model == "reference" else find_reference(storage, plan, corpus)
     if reference is not None:
         check_fidelity(storage, corpus, plan.require_teacher(), reference, plan)
@@ -138,20 +136,19 @@ def _check_gate(plan: RunPlan, corpus: CorpusManifest, model: Role, entry: Model
         )
 
 
-def _calibrate(plan: RunPlan, num_sequences: int, as_json: bool, verbose: bool) -> None:
+def _calibrate(storage: Storage, plan: RunPlan, num_sequences: int, as_json: bool, verbose: bool) -> None:
     with watched_flow(verbose, as_json) as console:
         from flows.calibrate_dtypes import calibrate_dtypes
         from flows.cli.tables import describe_fidelity, print_fidelity
         from miniplm.run.fidelity_gate import judge_fidelity
-        from miniplm.storage.root import Storage
 
-        corpus = _require_corpus(plan)
-        reference = _require_reference(plan, corpus)
+        corpus = _require_corpus(storage, plan)
+        reference = _require_reference(storage, plan, corpus)
         calibration = calibrate_dtypes(plan, corpus.corpus_id, plan.require_teacher(), reference, num_sequences)
     if as_json:
         print_json(describe_fidelity(calibration, plan))
     else:
-        print_fidelity(console, Storage(plan.storage), calibration, plan)
+        print_fidelity(console, storage, calibration, plan)
     judge_fidelity(calibration, plan)
 
 
@@ -163,10 +160,10 @@ def select(
     ] = None,
 ) -> None:
     """Keep the sequences with the largest difference score, from the scores that are there; another ratio costs no new scores."""
-    plan = begin(asked, *([] if ratio is None else [f"selection.ratio={ratio!r}"]))
+    storage, plan = begin(asked, *([] if ratio is None else [f"selection.ratio={ratio!r}"]))
     with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
-        corpus = _require_corpus(plan)
-        reference = _require_reference(plan, corpus)
+        corpus = _require_corpus(storage, plan)
+        reference = _require_reference(storage, plan, corpus)
         if on_progress is None:
             from flows.stages import select_sequences
 
@@ -174,20 +171,19 @@ def select(
         else:
             from miniplm.run import stages
 
-            manifest, _ = try_again(partial(stages.select, plan, corpus, reference, on_progress))
-    from miniplm.storage.root import Storage
+            manifest, _ = try_again(partial(stages.select, storage, plan, corpus, reference, on_progress))
 
-    root, truth = Storage(plan.storage), None
+    truth = None
     if plan.corpus.truth is not None:
         from miniplm.run.truth import judge_selection
 
-        truth = judge_selection(root, plan.corpus, corpus, manifest)
+        truth = judge_selection(storage, plan.corpus, corpus, manifest)
     if asked.as_json:
         print_json(manifest.as_json() | ({} if truth is None else {"truth": truth.as_json()}))
         return
     from flows.cli.tables import print_selection
 
-    print_selection(console, root, manifest)
+    print_selection(console, storage, manifest)
     if truth is not None:
         from flows.cli.truth import print_truth
 
@@ -200,16 +196,16 @@ def train(
     student: Students = None,
 ) -> None:
     """Train the students on the selection (or on the baseline's data), from their last checkpoints."""
-    plan = begin(asked)
+    storage, plan = begin(asked)
     names = _student_names(plan, student)
     with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
-        corpus, selection = require_selection(plan)
+        corpus, selection = require_selection(storage, plan)
         if on_progress is None:
             from flows.train_student import train_student
 
             records = {name: train_student(plan, corpus.corpus_id, selection.selection_id, name)[0] for name in names}
         else:
-            records = {name: _train(plan, corpus, selection, name, on_progress) for name in names}
+            records = {name: _train(storage, plan, corpus, selection, name, on_progress) for name in names}
     lines = [
         f"{name}: {record.describe_steps()}, {record.num_tokens:,} tokens, final loss {record.final_loss:.3f} nats a token: {record.folder}"
         for name, record in records.items()
@@ -218,13 +214,13 @@ def train(
 
 
 def _train(
-    plan: RunPlan, corpus: CorpusManifest, selection: SelectionManifest, name: str, on_progress: ProgressCallback
+    storage: Storage, plan: RunPlan, corpus: CorpusManifest, selection: SelectionManifest, name: str, on_progress: ProgressCallback
 ) -> StudentRecord:
     from miniplm.run import stages
 
-    try_again(partial(stages.derive, plan, corpus, selection, name, on_progress))
+    try_again(partial(stages.derive, storage, plan, corpus, selection, name, on_progress))
     named = stages.name_progress(f"train {name}", on_progress)
-    record, _ = try_again(partial(stages.train, plan, corpus, selection, name, named))
+    record, _ = try_again(partial(stages.train, storage, plan, corpus, selection, name, named))
     return record
 
 
@@ -234,17 +230,15 @@ def evaluate(
     student: Students = None,
 ) -> None:
     """Measure trained students and their milestones on the held-out split, and by zero-shot tasks; compare them with the baseline."""
-    plan = begin(asked)
+    storage, plan = begin(asked)
     names = _student_names(plan, student)
     with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
         from miniplm.run.student_records import find_student, require_student
-        from miniplm.storage.root import Storage
 
-        root = Storage(plan.storage)
-        corpus, selection = require_selection(plan)
+        corpus, selection = require_selection(storage, plan)
         records = {}
         for name in names:
-            trained = require_student(root, plan, corpus, selection, name)
+            trained = require_student(storage, plan, corpus, selection, name)
             if on_progress is None:
                 from flows.stages import evaluate_student
 
@@ -252,33 +246,32 @@ def evaluate(
             else:
                 from miniplm.run import stages
 
-                records[name], _ = try_again(partial(stages.evaluate, plan, corpus, name, trained, on_progress))
+                records[name], _ = try_again(partial(stages.evaluate, storage, plan, corpus, name, trained, on_progress))
     from flows.cli.results import describe_results, print_results
     from miniplm.records.run import RunRecord
 
     # A baseline that was measured before is compared with, though it was not asked for now.
-    found = {name: records.get(name) or find_student(root, plan, corpus, selection, name) for name in _student_names(plan, None)}
+    found = {name: records.get(name) or find_student(storage, plan, corpus, selection, name) for name in _student_names(plan, None)}
     everyone = {name: student for name, student in found.items() if student is not None}
     run = RunRecord(run_name=plan.name, config=plan.config, students=everyone, started_at="")
     if asked.as_json:
-        print_json(describe_results(root, run, names))
+        print_json(describe_results(storage, run, names))
     else:
-        print_results(console, root, run)
+        print_results(console, storage, run)
 
 
 @on_a_run
 def report(asked: Asked) -> None:
     """Write the report of a run again, as far as the run has come."""
-    plan = begin(asked)
+    storage, plan = begin(asked)
     from miniplm.records.run import save_run
     from miniplm.run.status import provide_record
     from miniplm.run.truth import with_truth
-    from miniplm.storage.root import Storage
 
-    root, config = Storage(plan.storage), asked.resolve_config()
-    record = provide_record(root, config)
+    config = asked.resolve_config()
+    record = provide_record(storage, config)
     if (relabelled := with_truth(record, config)) != record:
-        save_run(root, relabelled)
+        save_run(storage, relabelled)
     with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
         if on_progress is None:
             from flows.stages import write_report
@@ -287,38 +280,37 @@ def report(asked: Asked) -> None:
         else:
             from miniplm.report import write_report as write_page
 
-            url = try_again(partial(write_page, root, plan.name))
+            url = try_again(partial(write_page, storage, plan.name))
     _say(console, asked.as_json, {"report": url}, f"report: {url}")
 
 
-def begin(asked: Asked, *overrides: str, emulated: bool = False) -> RunPlan:
-    """The plan of the run, with its inputs checked as `run` does."""
+def begin(asked: Asked, *overrides: str, emulated: bool = False) -> tuple[Storage, RunPlan]:
+    """The storage root and the plan of the run, with its inputs checked as `run` does."""
     from miniplm.run.resolution import resolve
+    from miniplm.storage.root import Storage
 
-    return resolve(asked.resolve_config(*overrides), emulated=emulated)
+    plan = resolve(asked.resolve_config(*overrides), emulated=emulated)
+    return Storage(plan.storage), plan
 
 
-def _require_corpus(plan: RunPlan) -> CorpusManifest:
+def _require_corpus(storage: Storage, plan: RunPlan) -> CorpusManifest:
     from miniplm.run.status import require_corpus
-    from miniplm.storage.root import Storage
 
-    return require_corpus(Storage(plan.storage), plan)
+    return require_corpus(storage, plan)
 
 
-def _require_reference(plan: RunPlan, corpus: CorpusManifest) -> ModelEntry:
+def _require_reference(storage: Storage, plan: RunPlan, corpus: CorpusManifest) -> ModelEntry:
     from miniplm.run.references import require_reference
-    from miniplm.storage.root import Storage
 
-    return require_reference(Storage(plan.storage), plan, corpus)
+    return require_reference(storage, plan, corpus)
 
 
-def require_selection(plan: RunPlan) -> tuple[CorpusManifest, SelectionManifest]:
+def require_selection(storage: Storage, plan: RunPlan) -> tuple[CorpusManifest, SelectionManifest]:
     """The corpus of a run and the selection made of it. Raises what says which command makes what is not there."""
     from miniplm.run import status
-    from miniplm.storage.root import Storage
 
-    corpus = _require_corpus(plan)
-    return corpus, status.require_selection(Storage(plan.storage), plan, corpus, _require_reference(plan, corpus))
+    corpus = _require_corpus(storage, plan)
+    return corpus, status.require_selection(storage, plan, corpus, _require_reference(storage, plan, corpus))
 
 
 def _student_names(plan: RunPlan, wanted: list[str] | None) -> list[str]:

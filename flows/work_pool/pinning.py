@@ -34,11 +34,10 @@ def make_portable(config: RunConfig) -> RunConfig:
     return make_absolute(config)
 
 
-def pin_to_workers(plan: RunPlan) -> RunPlan:
+def pin_to_workers(storage: Storage, plan: RunPlan) -> RunPlan:
     """The plan with its dtypes as the workers resolve them; one is asked where only they know, once a run."""
     if not needs_worker(plan):
         return plan
-    storage = Storage(plan.storage)
     worker = find_worker(storage, plan.name)
     if worker is None:
         parameters = {"storage": plan.storage, "run": plan.name, "version": __version__}
@@ -53,4 +52,4 @@ def pin_to_workers(plan: RunPlan) -> RunPlan:
         raise VersionError(
             f"worker {worker.worker} has miniplm {worker.version}, this run is of {__version__}; install one version everywhere"
         )
-    return pin_plan(plan, worker)
+    return pin_plan(storage, plan, worker)

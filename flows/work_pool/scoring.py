@@ -51,7 +51,7 @@ Key = tuple[str, int]
 
 
 def score_on_pool(
-    plan: RunPlan, corpus: CorpusManifest, entry: ModelEntry, role: str, states: Sequence[ShardScoreState]
+    storage: Storage, plan: RunPlan, corpus: CorpusManifest, entry: ModelEntry, role: str, states: Sequence[ShardScoreState]
 ) -> list[ScoreShardManifest]:
     """Has the shards among `states` that are not done scored by the workers; returns the manifests of all.
 
@@ -59,17 +59,22 @@ def score_on_pool(
     worker that died has not finished goes to others. Raises `ScoreError` naming the shards that failed for good, each
     with its reason, and the repair, once nothing is left to wait for.
     """
-    return _PoolScoring(plan, corpus, entry, role, states).run()
+    return _PoolScoring(storage, plan, corpus, entry, role, states).run()
 
 
 class _PoolScoring:
     """One model over one corpus; all state but counts of failures is read anew from the server and the storage."""
 
     def __init__(
-        self, plan: RunPlan, corpus: CorpusManifest, entry: ModelEntry, role: str, states: Sequence[ShardScoreState]
+        self,
+        storage: Storage,
+        plan: RunPlan,
+        corpus: CorpusManifest,
+        entry: ModelEntry,
+        role: str,
+        states: Sequence[ShardScoreState],
     ) -> None:
-        self._plan, self._corpus, self._entry, self._role = plan, corpus, entry, role
-        self._storage = Storage(plan.storage)
+        self._storage, self._plan, self._corpus, self._entry, self._role = storage, plan, corpus, entry, role
         self._shards = {shard.shard_index: shard for shard in corpus.split_shards("candidate")}
         self._wanted = [state.shard_index for state in states]
         self._done = {state.shard_index: state.manifest for state in states if state.manifest is not None}

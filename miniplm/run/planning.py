@@ -36,11 +36,11 @@ def identify_scorers(plan: RunPlan, storage: Storage, emulated: bool = False) ->
     return plan.model_copy(update=entries)
 
 
-def pin_plan(plan: RunPlan, worker: WorkerDescription) -> RunPlan:
+def pin_plan(storage: Storage, plan: RunPlan, worker: WorkerDescription) -> RunPlan:
     """The plan with its dtypes as the workers resolve them, of whom one described itself; no other field is looked at again."""
     pinned = pin_to(plan, worker)
     sections = {name: getattr(pinned, name) for name in RunConfig.model_fields}
-    config, storage = RunConfig.model_construct(**sections), Storage(plan.storage)
+    config = RunConfig.model_construct(**sections)
     key, may_be_kept = make_key(config)
     # What was named with other dtypes has other ids.
     changes = {"key": key if may_be_kept else "", "trainings": {}, "config": config_as_dict(config)}

@@ -23,11 +23,11 @@ from miniplm.selection.ranking import find_selection, resolve_selection_id, sele
 from miniplm.storage.root import Storage
 
 
-def prepare(plan: RunPlan, on_progress: ProgressCallback = ignore_progress) -> tuple[CorpusManifest, StageRecord]:
+def prepare(storage: Storage, plan: RunPlan, on_progress: ProgressCallback = ignore_progress) -> tuple[CorpusManifest, StageRecord]:
     """Cuts the sources into sequences in shards, with some in each split that the run needs."""
     from miniplm.corpus.preparation import prepare_corpus
 
-    started, storage = time.monotonic(), Storage(plan.storage)
+    started = time.monotonic()
     planned = plan_corpus(storage, plan.corpus, plan.tokenizer)
     reused = find_corpus(storage, planned.corpus_id) is not None
     manifest = prepare_corpus(storage, plan.corpus, on_progress, planned)
@@ -70,10 +70,9 @@ def check_splits(plan: RunPlan, corpus: CorpusManifest) -> None:
 
 
 def provide_reference(
-    plan: RunPlan, corpus: CorpusManifest, on_progress: ProgressCallback = ignore_progress
+    storage: Storage, plan: RunPlan, corpus: CorpusManifest, on_progress: ProgressCallback = ignore_progress
 ) -> tuple[ModelEntry, StageRecord]:
     """Trains the reference model where it is to be trained here and is not there yet."""
-    storage = Storage(plan.storage)
     entry = find_reference(storage, plan, corpus)
     if entry is not None and not entry.stored:
         return entry, _record("reference", 0.0, True, 0, "tokens")
@@ -85,10 +84,10 @@ def provide_reference(
 
 
 def select(
-    plan: RunPlan, corpus: CorpusManifest, reference: ModelEntry, on_progress: ProgressCallback = ignore_progress
+    storage: Storage, plan: RunPlan, corpus: CorpusManifest, reference: ModelEntry, on_progress: ProgressCallback = ignore_progress
 ) -> tuple[SelectionManifest, StageRecord]:
     """Joins the scores of both models and keeps the sequences with the largest difference score."""
-    started, storage, teacher = time.monotonic(), Storage(plan.storage), plan.require_teacher()
+    started, teacher = time.monotonic(), plan.require_teacher()
     selection_id = resolve_selection_id(storage, corpus, teacher.model_id, reference.model_id, plan.selection)
     manifest = find_selection(storage, selection_id)
     reused = manifest is not None
@@ -98,6 +97,7 @@ def select(
 
 
 def export(
+    storage: Storage,
     plan: RunPlan,
     corpus: CorpusManifest,
     selection: SelectionManifest,
@@ -110,7 +110,7 @@ def export(
     from miniplm.run.exports import plan_export
 
     started = time.monotonic()
-    job = plan_export(Storage(plan.storage), plan, corpus, selection, config)
+    job = plan_export(storage, plan, corpus, selection, config)
     manifest, reused = export_selection(job, resume, on_progress)
     return manifest, record_export(job.name, time.monotonic() - started, reused, manifest)
 
@@ -121,6 +121,7 @@ def record_export(name: str, seconds: float, reused: bool, manifest: ExportManif
 
 
 def derive(
+    storage: Storage,
     plan: RunPlan,
     corpus: CorpusManifest,
     selection: SelectionManifest,
@@ -129,14 +130,14 @@ def derive(
 ) -> None:
     """Makes the sequences that a student is trained and measured on, where they are not those of the corpus."""
     from miniplm.derived.sets import make_set
-    from miniplm.run.pending import list_pending_jobs
+    from miniplm.run.students import list_pending_jobs
 
-    storage = Storage(plan.storage)
     for job in list_pending_jobs(storage, plan, corpus, selection, student_name):
         make_set(storage, job, plan.scoring.device, on_progress)
 
 
 def train(
+    storage: Storage,
     plan: RunPlan,
     corpus: CorpusManifest,
     selection: SelectionManifest,
@@ -147,13 +148,13 @@ def train(
     from miniplm.run.students import train_student
     from miniplm.training.records import find_training
 
-    storage = Storage(plan.storage)
     reused = find_training(storage, know_student(plan, corpus, selection, student_name).training_id) is not None
     record, training = train_student(storage, plan, corpus, selection, student_name, on_progress)
     return record, _record(f"train {student_name}", training.seconds, reused, training.num_tokens, "tokens")
 
 
 def evaluate(
+    storage: Storage,
     plan: RunPlan,
     corpus: CorpusManifest,
     student_name: str,
@@ -164,7 +165,6 @@ def evaluate(
     from miniplm.run.student_records import is_evaluated
     from miniplm.run.students import evaluate_student
 
-    storage = Storage(plan.storage)
     reused = is_evaluated(storage, plan, corpus, student_name, student)
     on_loss, on_tasks = (
         name_progress(f"evaluate {student_name}", on_progress),

@@ -289,7 +289,7 @@ def _later_stages(
     stages += [_export_stage(storage, plan, corpus, selection, export) for export in plan.exports]
     for student in plan.students:
         if corpus and selection and list_needed_sets(storage, plan, corpus, selection, student.name):
-            from miniplm.run.pending import list_pending_jobs
+            from miniplm.run.students import list_pending_jobs
 
             pending = list_pending_jobs(storage, plan, corpus, selection, student.name)
             stages += [_derived_stage(storage, job, student.name) for job in pending]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from miniplm import layout
 from miniplm.config.run import StudentConfig
-from miniplm.derived.sets import make_set
+from miniplm.derived.sets import DerivedJob, make_set
 from miniplm.errors import TrainingError
 from miniplm.evaluation.accuracies import measure_tasks
 from miniplm.evaluation.heldout import find_heldout
@@ -19,18 +19,33 @@ from miniplm.records.manifests import CorpusManifest, SelectionManifest, Trainin
 from miniplm.records.run import StudentRecord
 from miniplm.run.heldout_texts import list_texts, load_text
 from miniplm.run.plan import RunPlan
-from miniplm.run.student_records import find_kept_evaluations, make_record, milestone_every_steps
-from miniplm.run.training_plans import plan_student, plan_text_conversion
+from miniplm.run.student_records import find_kept_evaluations, list_needed_sets, make_record, milestone_every_steps
+from miniplm.run.training_plans import list_text_conversions, plan_student, plan_text_conversion
 from miniplm.scoring.engine import Scorer
 from miniplm.storage.root import Storage
 from miniplm.training.exports import export_model
 from miniplm.training.model_card import write_model_card
+from miniplm.training.needs import list_derived_jobs
 from miniplm.training.processes.launch import launch_training
 from miniplm.training.records import find_training
 from miniplm.training.tracking import publish_heldout_events
 
 # Beside a student's transformers files in its folder.
 EVALUATION = "evaluation.json"
+
+
+def list_pending_jobs(
+    storage: Storage, plan: RunPlan, corpus: CorpusManifest, selection: SelectionManifest, student_name: str
+) -> list[DerivedJob]:
+    """The sets that a student needs, in the order in which they are to be made; of a student that is trained, or measured, none any more.
+
+    A set among them may be made already; `check_shards` tells.
+    """
+    needed = list_needed_sets(storage, plan, corpus, selection, student_name)
+    if not needed:
+        return []
+    jobs = list_derived_jobs(plan_student(plan, corpus, selection, student_name))
+    return [job for job in [*jobs, *list_text_conversions(plan, corpus, student_name)] if job.derived_id in needed]
 
 
 def train_student(

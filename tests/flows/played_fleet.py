@@ -140,4 +140,4 @@ def run_scoring(
         }
     )
     states = check_score_shards(played.storage, played.corpus, "m") if states is None else states
-    return scoring.score_on_pool(RunPlan.of(config), played.corpus, ENTRY, "teacher", states)
+    return scoring.score_on_pool(Storage(config.storage), RunPlan.of(config), played.corpus, ENTRY, "teacher", states)

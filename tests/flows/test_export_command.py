@@ -64,7 +64,7 @@ def test_a_run_is_complete_when_its_exports_are(config: Path, on_prefect_server:
     assert (stage.name, stage.reused, stage.num_units) == ("export jsonl", False, selection.num_selected_tokens)
     folder = config.parent / "out" / selection.selection_id
     assert read_folder(tmp_path / "by-flow") == read_folder(folder)
-    assert stages.export(plan, corpus, selection, plan.exports[0])[1].reused
+    assert stages.export(storage, plan, corpus, selection, plan.exports[0])[1].reused
     (folder / "part-00001.jsonl").unlink()
     broken = {stage.name: stage for stage in check_run(storage, plan).stages}["export jsonl"]
     assert (broken.state, "part-00001.jsonl is gone" in broken.detail) == ("broken", True)

@@ -28,8 +28,8 @@ from miniplm.records.manifests import CorpusManifest, ModelEntry, SelectionManif
 from miniplm.records.run import StudentRecord
 from miniplm.run import scoring_models as scorers
 from miniplm.run import students
-from miniplm.run.pending import list_pending_jobs
 from miniplm.run.resolution import resolve
+from miniplm.run.students import list_pending_jobs
 from miniplm.scoring.shards import score_shard
 from miniplm.selection.ranking import select_sequences
 from miniplm.storage.root import Storage

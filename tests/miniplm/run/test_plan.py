@@ -108,7 +108,7 @@ def test_a_kept_plan_that_is_not_as_it_was_written_is_none(config: Path) -> None
 
 def test_a_known_training_is_that_of_its_own_draw(config: Path) -> None:
     plans = {seed: resolve(load_config(str(config), [f"selection.seed={seed}"])) for seed in (0, 1)}
-    corpus, _ = stages.prepare(plans[0])
+    corpus, _ = stages.prepare(Storage(plans[0].storage), plans[0])
     selection = SelectionManifest(
         selection_id="mean-0.5-of-nothing",
         corpus_id=corpus.corpus_id,
@@ -180,16 +180,16 @@ def test_in_a_whole_run_every_file_is_read_once(
 
     plan = resolve(load_config(str(config)))
     root = Storage(plan.storage)
-    corpus, _ = stages.prepare(plan)
-    reference, _ = stages.provide_reference(plan, corpus)
+    corpus, _ = stages.prepare(root, plan)
+    reference, _ = stages.provide_reference(root, plan, corpus)
     for entry in (plan.require_teacher(), reference):
         scorer = open_scorer(root, entry, plan.scoring, corpus.sequence_length)
         for shard in corpus.split_shards("candidate"):
             score_shard(root, corpus, shard, entry, scorer)
-    selection, _ = stages.select(plan, corpus, reference)
+    selection, _ = stages.select(root, plan, corpus, reference)
     for student in plan.students:
-        record, _ = stages.train(plan, corpus, selection, student.name)
-        stages.evaluate(plan, corpus, student.name, record)
+        record, _ = stages.train(root, plan, corpus, selection, student.name)
+        stages.evaluate(root, plan, corpus, student.name, record)
     check_run(root, resolve(load_config(str(config))))
 
     weights = config.parent / "teacher" / "model.safetensors"
