@@ -53,10 +53,10 @@ def print_truth(console: Console, truth: TruthSummary) -> None:
         soft_wrap=True,
     )
     curve = make_table("What another ratio would do", "ratio", "precision", "recall")
-    for row in truth.ratios:
-        if row.ratio in _SHOWN_RATIOS:
+    for at in truth.ratios:
+        if at.ratio in _SHOWN_RATIOS:
             curve.add_row(
-                f"{row.ratio:g}", _share(row.precision), _share(row.recall), style="bold" if row.ratio == truth.ratio else None
+                f"{at.ratio:g}", _share(at.precision), _share(at.recall), style="bold" if at.ratio == truth.ratio else None
             )
     console.print(curve)
 

@@ -159,7 +159,7 @@ def save_worker(storage: Storage, run_name: str, worker: WorkerDescription) -> N
 def make_absolute(config: RunConfig) -> RunConfig:
     """The configuration with its folders as absolute paths, as other processes have another working folder."""
 
-    def change(section: Any, **fields: str | None) -> Any:
+    def change(section: Any, **fields: Any) -> Any:
         return section.model_copy(update=fields)
 
     corpus, teacher, reference, evaluation = config.corpus, config.teacher, config.reference, config.evaluation

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from miniplm.errors import ConfigError, ScoreError, TokenizerError, list_offenders
 from miniplm.models.configuration import read_config
@@ -89,7 +91,7 @@ def _check_texts(texts: Iterable[str]) -> list[str]:
 
 
 def _cut(tokenizer: CorpusTokenizer, texts: list[str], window: int) -> tuple[list[TokenIds], list[int], list[int]]:
-    """Windows of token ids, at least two ids each; where the windows of each text begin, and the last ends; tokens a text, EOS included."""
+    """Windows of token ids (num_ids,), at least two ids each; where the windows of each text begin, and the last ends; tokens a text, EOS included."""
     windows: list[TokenIds] = []
     bounds, num_tokens = [0], []
     eos = np.array([tokenizer.eos_token_id], dtype=np.uint32)
@@ -104,9 +106,8 @@ def _cut(tokenizer: CorpusTokenizer, texts: list[str], window: int) -> tuple[lis
     return windows, bounds, num_tokens
 
 
-def _sum_by_text(
-    values: np.ndarray[tuple[int], np.dtype[np.float64]], bounds: list[int]
-) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _sum_by_text(values: NDArray[Any], bounds: list[int]) -> NDArray[np.float64]:
+    """Of values (num_windows,) the sums of each text (num_texts,), whose windows lie between two `bounds`."""
     totals = np.concatenate([np.zeros(1), np.cumsum(values, dtype=np.float64)])
     at = totals[np.array(bounds, dtype=np.int64)]
     return np.diff(at)
