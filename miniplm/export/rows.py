@@ -1,4 +1,7 @@
-"""The rows of an export: documents as text or token ids, or the kept sequences as they are, or packed anew for another tokenizer."""
+"""The rows of an export: documents as text or token ids, or the kept sequences as they are, or packed anew for another tokenizer.
+
+Shapes: T tokens of a document.
+"""
 
 from __future__ import annotations
 
@@ -114,7 +117,7 @@ class RowMaker:
         self.counts["text_bytes"] += len(content)
         return text
 
-    def _encode(self, sequences: PartSequences, own: CorpusTokenizer | None) -> Iterator[tuple[Document, NDArray[Any]]]:
+    def _encode(self, sequences: PartSequences, own: CorpusTokenizer | None) -> Iterator[tuple[Document, NDArray[Any]]]:  # (T,)
         if own is None:
             yield from ((document, document.token_ids) for document in self._restore(sequences))
             return
@@ -146,7 +149,7 @@ class RowMaker:
         }
 
 
-def _encode_batch(batch: Sequence[tuple[Document, str]], own: CorpusTokenizer) -> Iterator[tuple[Document, NDArray[Any]]]:
+def _encode_batch(batch: Sequence[tuple[Document, str]], own: CorpusTokenizer) -> Iterator[tuple[Document, NDArray[Any]]]:  # (T,)
     unknown_id = None if own.texts is None else own.texts.unknown_id
     for (document, text), token_ids in zip(batch, own.encode_documents([text for _, text in batch]), strict=True):
         num_unknown = 0 if unknown_id in (None, own.eos_token_id) else int(np.count_nonzero(token_ids == unknown_id))

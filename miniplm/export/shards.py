@@ -1,4 +1,7 @@
-"""What a candidate shard holds, with what was kept of it: the sequences that an export is made of."""
+"""What a candidate shard holds, with what was kept of it: the sequences that an export is made of.
+
+Shapes: T tokens of a sequence.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ class KeptShard:
     def __len__(self) -> int:
         return len(self.domains)
 
-    def row_tokens(self, row: int) -> NDArray[Any]:
+    def row_tokens(self, row: int) -> NDArray[Any]:  # (T,)
         return self.token_ids[self.bounds[row] : self.bounds[row + 1]]
 
     def row_ends(self, row: int) -> list[int]:

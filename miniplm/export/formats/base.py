@@ -1,4 +1,7 @@
-"""What a format is: how a part's files are named, written and read back, and which files the whole needs besides."""
+"""What a format is: how a part's files are named, written and read back, and which files the whole needs besides.
+
+Shapes: T tokens of a row.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +63,7 @@ class Format(ABC):
 
     @abstractmethod
     def read(self, paths: Sequence[Path], facts: FileFacts) -> Iterator[str | NDArray[Any]]:
-        """The rows of a part out of its files: texts, or token ids."""
+        """The rows of a part out of its files: texts, or token ids (T,)."""
 
     def finish(self, parts: Sequence[ExportedPart], facts: FileFacts, manifest: ExportManifest) -> dict[str, bytes]:
         """Files of the whole, which are published after all others."""
