@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup assets tasks demo test lint format clean clean-all test-packages pytest gpu-check gpu-wheels
+.PHONY: help setup assets tasks demo test lint format clean clean-all test-packages pytest test-containers gpu-check gpu-wheels
 
 BIN := .venv/bin
 # Processes that tests start would else compile the whole package again, each of them.
@@ -34,6 +34,9 @@ test: assets test-packages  ## lint, type check and all tests, with the real mod
 
 pytest:
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-containers: setup  ## the images and the Compose file on a real Docker engine (about 12 minutes, 6 when images are there; docs/fleet.md)
+	@scripts/test_containers.sh
 
 gpu-check:  ## tests and benchmarks on a machine with a GPU, in six stages of at most 8 minutes (docs/gpu.md)
 	@scripts/gpu_check.sh

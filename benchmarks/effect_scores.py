@@ -25,8 +25,9 @@ from miniplm.records.manifests import CorpusManifest
 from miniplm.run.references import require_reference
 from miniplm.run.resolution import resolve
 from miniplm.run.status import require_corpus
+from miniplm.selection.connection import connect
 from miniplm.selection.fidelity import correlate_ranks
-from miniplm.selection.join import candidate_scores, check_scores, connect
+from miniplm.selection.join import candidate_scores
 from miniplm.selection.ranking import count_selected
 from miniplm.storage.root import Storage
 
@@ -36,7 +37,6 @@ Values = NDArray[np.float64]
 
 def read_scores(storage: Storage, corpus: CorpusManifest, teacher_id: str, reference_id: str) -> pa.Table:
     """The joined scores of all candidates in the order of their ids; raises `ScoreJoinError` where some are missing or damaged."""
-    check_scores(storage, corpus, teacher_id, reference_id)
     with connect(storage) as connection:
         candidate_scores(connection, storage, corpus, teacher_id, reference_id)
         columns = "sequence_id, domain, num_tokens, teacher_nll, reference_nll, reference_nll - teacher_nll AS difference"
@@ -44,21 +44,21 @@ def read_scores(storage: Storage, corpus: CorpusManifest, teacher_id: str, refer
 
 
 def keep_best(values: Values, ratio: float) -> NDArray[np.bool_]:
-    """Marks the floor(ratio N) largest; ties go to the earlier."""
+    """Marks the floor(ratio N) largest of values (num_sequences,); ties go to the earlier."""
     kept = np.zeros(len(values), dtype=bool)
     kept[np.argsort(-values, kind="stable")[: count_selected(len(values), ratio)]] = True
     return kept
 
 
 def means_of_domains(values: Values, domain: NDArray[Any]) -> Values:
-    """For each sequence the mean of its domain."""
+    """For each sequence the mean of its domain, (num_sequences,)."""
     _, codes = np.unique(domain, return_inverse=True)
     means: Values = (np.bincount(codes, values) / np.bincount(codes))[codes]
     return means
 
 
 def share_between_domains(values: Values, domain: NDArray[Any]) -> float:
-    """Share of the variance that the means of the domains explain (eta squared): 1 for a score that only tells domains apart."""
+    """Share of the variance of values (num_sequences,) that the means of the domains explain (eta squared): 1 where domains explain all."""
     return float(means_of_domains(values, domain).var() / values.var()) if values.var() else 0.0
 
 

@@ -3,6 +3,8 @@
 FOLDER holds what `benchmarks.scoring_engines` wrote: `request.json` and `sequences.npz`. SIDE.json and SIDE.npy, the sum of NLL of each
 sequence over all its targets, lie there at the end. An engine may live in another environment than MiniPLM: nothing of MiniPLM is imported
 but where it is the side itself.
+
+Shapes: T targets of a sequence, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+# Token ids (num_tokens,) of each sequence -> the sum of NLL of each.
 Score = Callable[[list[NDArray[Any]]], Sequence[float]]
 # What opens an engine: how it scores, and what of its settings the record tells.
 Open = Callable[[dict[str, Any]], tuple[Score, dict[str, Any]]]
@@ -39,7 +42,7 @@ def _open_ours(request: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
     scorer = Scorer(model)
     scorer.warm_up(request["longest"] - 1)
 
-    def score(sequences: list[NDArray[Any]]) -> Sequence[float]:
+    def score(sequences: list[NDArray[Any]]) -> Sequence[float]:  # (num_tokens,) each
         # An EOS that does not occur: the other engines score the token after EOS too.
         sums: list[float] = scorer.score(sequences, eos_token_id=-1).nll_sum.tolist()
         return sums
@@ -48,7 +51,7 @@ def _open_ours(request: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
 
 
 def _open_reference(request: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
-    """transformers in float64, a sequence at a time: what the others are held against."""
+    """transformers in float64, a sequence at a time: what the others are compared with."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -56,7 +59,7 @@ def _open_reference(request: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
     model = model.eval().to(request["device"])
 
     @torch.inference_mode()
-    def score(sequences: list[NDArray[Any]]) -> Sequence[float]:
+    def score(sequences: list[NDArray[Any]]) -> Sequence[float]:  # (num_tokens,) each
         sums = []
         for sequence in sequences:
             token_ids = torch.from_numpy(sequence).to(request["device"])
@@ -75,7 +78,7 @@ def _open_vllm(request: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
     flat = {"flat_logprobs": True} if hasattr(params, "flat_logprobs") else {}
     sampling = params(prompt_logprobs=0, max_tokens=1, temperature=0.0, detokenize=False, **flat)
 
-    def score(sequences: list[NDArray[Any]]) -> Sequence[float]:
+    def score(sequences: list[NDArray[Any]]) -> Sequence[float]:  # (num_tokens,) each
         prompts = [{"prompt_token_ids": sequence.tolist()} for sequence in sequences]
         outputs = llm.generate(prompts, sampling, use_tqdm=False)
         return [-sum(_read_vllm(output.prompt_logprobs, row)) for output, row in zip(outputs, sequences, strict=True)]
@@ -99,7 +102,7 @@ def _load_vllm(request: dict[str, Any]) -> tuple[Any, Any]:
 
 
 def _read_vllm(prompt_logprobs: Any, sequence: NDArray[Any]) -> list[float]:
-    """The log-probability of each token but the first, from either of vLLM's forms."""
+    """The log-probability of each token (num_tokens,) but the first, from either of vLLM's forms."""
     targets = sequence[1:].tolist()
     if hasattr(prompt_logprobs, "start_indices"):
         places = prompt_logprobs.start_indices[1:]
@@ -123,7 +126,7 @@ def _open_lm_eval(request: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
         logits_cache=False,  # else a sequence that occurs twice is computed once
     )
 
-    def score(sequences: list[NDArray[Any]]) -> Sequence[float]:
+    def score(sequences: list[NDArray[Any]]) -> Sequence[float]:  # (num_tokens,) each
         rows = [sequence.tolist() for sequence in sequences]
         results = model._loglikelihood_tokens([(("", ""), row[:1], row[1:]) for row in rows], disable_tqdm=True)
         return [-log_likelihood for log_likelihood, _ in results]
@@ -141,6 +144,7 @@ SIDES: dict[str, tuple[str, Open]] = {
 
 
 def _check_counts(counts: Sequence[int], sequences: list[NDArray[Any]]) -> None:
+    """Raises `ValueError` where an engine gives another number of targets than a sequence (num_tokens,) has."""
     wanted = [len(sequence) - 1 for sequence in sequences]
     if list(counts) != wanted:
         raise ValueError(f"the engine scored {list(counts)[:10]} targets of sequences that have {wanted[:10]}")
@@ -157,7 +161,7 @@ def version_of(package: str) -> str | None:
 
 
 def measure_side(name: str, request: dict[str, Any], sequences: list[NDArray[Any]]) -> tuple[dict[str, Any], NDArray[np.float64]]:
-    """A fresh start, then `repeats` times all sequences: the seconds of each, and the sum of NLL of each sequence.
+    """A fresh start, then `repeats` times all sequences: the seconds of each, and the sum of NLL of each sequence, (num_sequences,).
 
     Raises `NotRunError` where the engine is not installed or cannot do it.
     """

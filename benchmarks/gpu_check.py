@@ -16,18 +16,19 @@ import contextlib
 import gc
 import importlib
 import json
+import multiprocessing
 import os
 import runpy
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from benchmarks.limited_process import run_limited
 from benchmarks.records import append_rows, format_rows
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -137,21 +138,11 @@ def run_step(step: Step, folder: Path, is_warm: bool = False) -> dict[str, Any]:
 
     `is_warm`: in a fork of this process, which `warm_up` has made ready, instead of a new interpreter.
     """
-    started = time.monotonic()
-    pid = _start(step, folder / f"{step.name}.log", is_warm)
-    exit_code = None
-    try:
-        while exit_code is None and time.monotonic() - started < step.limit_seconds:
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            exit_code = os.waitstatus_to_exitcode(status) if ended else None
-            if exit_code is None:
-                time.sleep(0.1)
-    finally:
-        # Ends what a step left running too, so that the next one has the device for itself.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)
-        if exit_code is None:
-            os.waitpid(pid, 0)
+    started, log = time.monotonic(), folder / f"{step.name}.log"
+    if is_warm:
+        exit_code = _run_fork(step, log)
+    else:
+        exit_code = run_limited([sys.executable, "-m", *step.arguments], log, step.limit_seconds, os.environ)
     return {"step": step.name, "exit_code": exit_code, "seconds": round(time.monotonic() - started, 1)}
 
 
@@ -165,36 +156,30 @@ def warm_up() -> None:
     gc.freeze()
 
 
-def _start(step: Step, log: Path, is_warm: bool) -> int:
-    """Starts a step as the leader of a session of its own, which writes all it says into a file; gives its pid."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
+def _run_fork(step: Step, log: Path) -> int | None:
+    fork = multiprocessing.get_context("fork").Process(target=_run_module, args=(step, log))
+    fork.start()
+    assert fork.pid is not None
     try:
-        os.setsid()
-        os.chdir(_ROOT)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), 1)
-        os.dup2(1, 2)
-        if not is_warm:
-            os.execv(sys.executable, [sys.executable, "-m", *step.arguments])
-        sys.stdout, sys.stderr = (open(number, "w", buffering=1, encoding="utf-8", closefd=False) for number in (1, 2))  # noqa: SIM115
-        sys.argv[1:] = step.arguments[1:]
-        runpy.run_module(step.arguments[0], run_name="__main__", alter_sys=True)
-        code = 0
-    except SystemExit as left:
-        code = left.code if isinstance(left.code, int) else int(left.code is not None)
-        if isinstance(left.code, str):
-            print(left.code, file=sys.stderr)
-    except BaseException:
-        traceback.print_exc()
+        fork.join(step.limit_seconds)
+        return fork.exitcode
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        # Ends what a step left running too.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(fork.pid, signal.SIGKILL)
+        fork.join()
+
+
+def _run_module(step: Step, log: Path) -> None:
+    """Does what `python -m` would, as the leader of a session of its own, which writes all it says into a file."""
+    os.setsid()
+    os.chdir(_ROOT)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), 1)
+    os.dup2(1, 2)
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, encoding="utf-8", closefd=False) for number in (1, 2))  # noqa: SIM115
+    sys.argv[1:] = step.arguments[1:]
+    runpy.run_module(step.arguments[0], run_name="__main__", alter_sys=True)
 
 
 def _say_end(step: Step, record: dict[str, Any], folder: Path) -> None:

@@ -5,6 +5,8 @@
 
 A plain loop, as that code has: a batch is built, computed and copied back before the next is begun. float16 on a
 GPU, as published; on a CPU float32, since float16 there is emulated and would flatter whatever it is compared with.
+
+Shapes: B sequences, T inputs of the longest, M = B * T, V vocabulary.
 """
 
 from __future__ import annotations

@@ -233,7 +233,7 @@ def _make_rows(
 
 
 def _read_means(inputs: Inputs, side: Side) -> NDArray[np.float64]:
-    """Mean NLL a scored token of each sequence, from the score files of a side."""
+    """Mean NLL a scored token of each sequence, (num_sequences,), from the score files of a side."""
     parts = []
     for shard in inputs.shards:
         with inputs.storage.open(layout.score_shard(shard.corpus_id, side.model_id, shard.shard_index)) as file:

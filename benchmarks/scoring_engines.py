@@ -261,7 +261,10 @@ def make_row(
     ours: dict[str, Any] | None,
     folder: Path,
 ) -> dict[str, Any]:
-    """The row of a side: rate of the best run once it is warm, its ratio to ours, and how far NLLs are from the sums in float64."""
+    """The row of a side: rate of the best run once it is warm, its ratio to ours, and how far NLLs are from the sums in float64.
+
+    `lengths` and `exact` are (num_sequences,).
+    """
     row = {"side": name, "dtype": request["dtype"], **told}
     if "reason" in told:
         return row

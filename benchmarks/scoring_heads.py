@@ -1,4 +1,7 @@
-"""The head alone: how fast each kernel makes NLL of hidden states, and how fast the bare product would be."""
+"""The head alone: how fast each kernel makes NLL of hidden states, and how fast the bare product would be.
+
+Shapes: N tokens, H width of the hidden state, V vocabulary.
+"""
 
 from __future__ import annotations
 

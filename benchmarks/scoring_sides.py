@@ -1,4 +1,7 @@
-"""MiniPLM's own side of the comparison with the published one."""
+"""MiniPLM's own side of the comparison with the published one.
+
+Shapes: M tokens that a batch computes.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +71,7 @@ class _TimedForward:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._forward, name)
 
-    def __call__(self, inputs: ModelInputs) -> Tensor:
+    def __call__(self, inputs: ModelInputs) -> Tensor:  # (M,)
         self._clock.begin()
         nll_M = self._forward(inputs)
         self._clock.end()

@@ -1,7 +1,6 @@
 """How fast MiniPLM trains, against the published practice and the transformers Trainer, in one run on one device.
 
     python -m benchmarks.training --size qwen-200m            the published student of 200M, as published: 1,024 targets
-    python -m benchmarks.training --size qwen-500m --kd       and the peak memory of vanilla KD with a 1.8B teacher
     python -m benchmarks.training --size tiny                 a trial that a CPU does in a minute
 
 Every side trains the same fresh model on the same sequences; benchmarks/README.md says what the columns mean.
@@ -20,7 +19,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.records import append_rows, describe_place, format_rows, make_parser, run_benchmark
-from benchmarks.training_inputs import RANDOM_MODELS, SIZES, TrainingInputs, make_training_inputs, write_teacher
+from benchmarks.training_inputs import SIZES, TrainingInputs, make_training_inputs
 from benchmarks.training_sides import Length, SideRun, run_ours, run_published, run_trainer
 from miniplm.errors import ConfigError, describe_reason
 from miniplm.models.architectures import build_model, count_parameters
@@ -56,10 +55,6 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--length", type=int, help="targets a sequence; default 1024, as published, for tiny 256")
     parser.add_argument(
         "--repeats", type=int, default=1, help="runs of each side, in turn; the best counts, all are recorded (default 1)"
-    )
-    parser.add_argument("--kd", action="store_true", help="also vanilla KD at micro-batch 8, for its peak memory")
-    parser.add_argument(
-        "--teacher", choices=RANDOM_MODELS, default="qwen1.5-1.8b", help="its teacher, random weights (default qwen1.5-1.8b)"
     )
     return parser
 
@@ -116,9 +111,6 @@ def _run(arguments: argparse.Namespace, scratch: Path) -> None:
     if unknown := set(wanted) - {"ours", *sides}:
         raise ConfigError(f"--sides: there is no side {sorted(unknown)[0]!r}; the sides are {', '.join(sides)}")
     work = {name: side for name, side in sides.items() if name in wanted}
-    if arguments.kd:
-        teacher = write_teacher(scratch / arguments.teacher, arguments.teacher, device)
-        work["vanilla-kd"] = partial(run_ours, inputs, length, min(8, length.batch_size), "vanilla-kd", teacher)
     # The published side's float16 is measured against bfloat16, which is as fast.
     dtypes = ["bfloat16"] if on_gpu else ["float32", *(["bfloat16"] if "ours-bfloat16" in work else [])]
     peaks = {dtype: max(measure_matmul_peak.__wrapped__(device, getattr(torch, dtype)) for _ in range(3)) for dtype in dtypes}
@@ -193,8 +185,7 @@ def _make_row(
         "num_tokens": best.num_tokens,
         "tokens_per_second": rate,
         "matmul_peak": peak,
-        # With a teacher the student's own products are a part of the work.
-        "matmul_peak_share": None if flops is None or name == "vanilla-kd" else rate * flops / peak,
+        "matmul_peak_share": None if flops is None else rate * flops / peak,
         "gpu_memory_gib": max((memory for _, memory in results if memory is not None), default=None),
         "start_up_seconds": best.start_up_seconds,
         "last_loss": best.last_loss,

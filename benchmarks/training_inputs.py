@@ -8,17 +8,14 @@ from pathlib import Path
 import torch
 
 from benchmarks.scoring_inputs import (
-    RANDOM_MODELS,
     VOCAB_SIZE,
     make_random_sequences,
     make_word_tokenizer,
     write_corpus,
-    write_random_model,
 )
 from miniplm import layout
 from miniplm.config.run import TrainingConfig
 from miniplm.corpus.reader import read_shard, read_token_ids
-from miniplm.models.identity import identify_model
 from miniplm.records.manifests import CorpusManifest, SelectionManifest
 from miniplm.storage.root import Storage
 from miniplm.tokenizers.tokenizer import load_tokenizer
@@ -53,8 +50,8 @@ class TrainingInputs:
             row.tolist() for shard in self.corpus.shards for row in read_token_ids(read_shard(self.storage, shard, ["token_ids"]))
         ]
 
-    def plan(self, config: TrainingConfig, method: str = "pretrain", teacher: Path | None = None) -> TrainingPlan:
-        """MiniPLM's training on all of the corpus; `vanilla-kd` with a teacher's folder."""
+    def plan(self, config: TrainingConfig) -> TrainingPlan:
+        """MiniPLM's training on all of the corpus."""
         selection = SelectionManifest(
             selection_id="benchmark", corpus_id=self.corpus.corpus_id, teacher_id="none", reference_id="none", ratio=1.0, score="mean",
             num_candidates=self.num_sequences, num_selected=self.num_sequences, num_selected_tokens=self.num_tokens,
@@ -62,14 +59,11 @@ class TrainingInputs:
         )  # fmt: skip
         return plan_training(
             self.corpus,
-            method,
+            "pretrain",
             self.architecture,
             config,
             vocab_size=self.vocab_size,
             selection=selection,
-            teacher=None
-            if teacher is None
-            else identify_model(teacher, str(teacher), "float32" if self.device.type == "cpu" else "bfloat16"),
             device=str(self.device),
         )
 
@@ -84,10 +78,3 @@ def make_training_inputs(folder: Path, size: str, num_sequences: int, length: in
     corpus = write_corpus(storage, make_random_sequences(num_sequences, length, vocab_size), _NUM_SHARDS, entry, length)
     storage.write_json(layout.corpus_manifest(corpus.corpus_id), corpus.as_json())
     return TrainingInputs(storage, corpus, architecture, vocab_size, device)
-
-
-def write_teacher(folder: Path, name: str, device: torch.device) -> Path:
-    """A teacher with random weights: one of `RANDOM_MODELS`."""
-    assert name in RANDOM_MODELS
-    write_random_model(name, folder, device)
-    return folder

@@ -1,6 +1,8 @@
 """The sides of the training benchmark: the published practice, the transformers Trainer, and MiniPLM.
 
 Each trains a fresh model of the same architecture on the same sequences, so many warm-up steps and so many timed ones.
+
+Shapes: B sequences, S inputs of each, V vocabulary.
 """
 
 from __future__ import annotations
@@ -147,6 +149,7 @@ def run_trainer(inputs: TrainingInputs, length: Length, micro_batch_size: int) -
     )
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Token ids, labels and attention mask, (B, S) each."""
         token_ids, labels, attention = _pad([row["sequence"] for row in rows], inputs)
         # The model itself moves labels by one; ours are moved already.
         labels = torch.nn.functional.pad(labels, (1, 0), value=_IGNORED)[:, :-1]
@@ -170,8 +173,6 @@ def run_ours(
     inputs: TrainingInputs,
     length: Length,
     micro_batch_size: int | None,
-    method: str = "pretrain",
-    teacher: Any = None,
     dtype: Literal["auto", "bfloat16"] = "auto",
 ) -> SideRun:
     """MiniPLM as a run trains: from shards on disk to a published checkpoint, which is not in the timed steps.
@@ -188,7 +189,7 @@ def run_ours(
         checkpoint_every_steps=length.num_steps,
         dtype=dtype,
     )
-    plan = inputs.plan(config, method, teacher)
+    plan = inputs.plan(config)
     moments: list[float] = []
     inputs.storage.delete(layout.training_folder(plan.training_id))
     manifest = train_model(inputs.storage, plan, lambda progress: moments.append(time.perf_counter()))

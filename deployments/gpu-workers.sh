@@ -123,13 +123,26 @@ note_runs() {
         done
     done
 }
+set_crashed() {
+    timeout 20 prefect api POST "/flow_runs/$1/set_state" --data '{"state": {"type": "CRASHED", "message": "Its worker was stopped."}}' >/dev/null 2>&1
+}
+# Those in the process of the run, which ended with it (flows/work_pool/subflows.py).
+list_subflows() {
+    local live='["SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING"]'
+    timeout 20 prefect api POST /flow_runs/filter 2>/dev/null --data \
+        "{\"flow_runs\": {\"tags\": {\"all_\": [\"process:$1\"]}, \"deployment_id\": {\"is_null_\": true}, \"state\": {\"type\": {\"any_\": $live}}}}" \
+        | python3 -c 'import json, sys; print(*(run["id"] for run in json.loads(sys.stdin.read() or "[]")))' 2>/dev/null || true
+}
+tell_run() {
+    local subflow
+    # A run that has ended in the meantime stays as it is: the server refuses.
+    set_crashed "$1" || echo "gpu-workers: the server could not be told that run $1 is stopped; it will find it silent" >&2
+    for subflow in $(list_subflows "$1"); do set_crashed "$subflow" & done
+    wait
+}
 tell_runs() {
-    local run state='{"state": {"type": "CRASHED", "message": "Its worker was stopped."}}'
-    for run in "${runs[@]}"; do
-        # A run that has ended in the meantime stays as it is: the server refuses.
-        timeout 20 prefect api POST "/flow_runs/$run/set_state" --data "$state" >/dev/null 2>&1 \
-            || echo "gpu-workers: the server could not be told that run $run is stopped; it will find it silent" >&2 &
-    done
+    local run
+    for run in "${runs[@]}"; do tell_run "$run" & done
     wait
 }
 stop() {

@@ -12,6 +12,7 @@ from flows.run_parameter import RunName, StorageUrl, load_run_config
 from flows.score_corpus import score_corpus
 from flows.work_pool.cancellation import cancel_children
 from flows.work_pool.pinning import make_portable
+from flows.work_pool.subflows import crash_subflows, tagged_subflows
 from miniplm.corpus.reader import load_corpus
 from miniplm.errors import ConfigError, MiniplmError, ModelError, RunError, ScoreError
 from miniplm.records.manifests import ModelEntry
@@ -26,7 +27,7 @@ AllFailed = Annotated[Literal["all failed"], Field(title="All failed")]
 TheseShards = Annotated[Sequence[Annotated[int, Field(ge=0)]], Field(title="These shards")]
 
 
-@flow(name="rescore-shards", flow_run_name="rescore {run} {model}", on_cancellation=[cancel_children])
+@flow(name="rescore-shards", flow_run_name="rescore {run} {model}", on_cancellation=[cancel_children], on_crashed=[crash_subflows])
 def rescore_shards(
     storage: StorageUrl,
     run: RunName,
@@ -67,7 +68,8 @@ def rescore_shards(
                 raise ModelError(f"run {run} has no reference model yet; start the run again, which trains it and goes on")
             continue
         try:
-            stages.append(score_corpus(plan, record.corpus_id, entry, role, wanted, again))
+            with tagged_subflows(run):
+                stages.append(score_corpus(plan, record.corpus_id, entry, role, wanted, again))
         except MiniplmError as error:  # the other model's shards are repaired all the same; then this is told
             failures.append(error)
     if len(failures) == 1:

@@ -17,11 +17,13 @@ from flows.train_student import train_student
 from flows.work_pool import fleet
 from flows.work_pool.cancellation import cancel_children
 from flows.work_pool.pinning import check_storage_is_kept, make_portable, pin_to_workers
+from flows.work_pool.subflows import crash_subflows, tagged_subflows
 from miniplm import layout
 from miniplm.errors import MiniplmError, ScoreError
 from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.run import RunRecord, StageRecord
 from miniplm.run.fidelity_gate import check_fidelity, find_sufficient
+from miniplm.run.heldout_texts import name_text
 from miniplm.run.log import RunLog
 from miniplm.run.plan import RunPlan
 from miniplm.selection.fidelity import needs_calibration
@@ -41,7 +43,7 @@ def _name_run() -> str:
     return f"run {config['name'] if isinstance(config, dict) else config.name}"
 
 
-@flow(name="run-miniplm", flow_run_name=_name_run, on_cancellation=[cancel_children])
+@flow(name="run-miniplm", flow_run_name=_name_run, on_cancellation=[cancel_children], on_crashed=[crash_subflows])
 def run_miniplm(
     config: ConfigUrl | InlineConfig,
     overrides: Sequence[str] = (),
@@ -60,11 +62,12 @@ def run_miniplm(
     storage = Storage(plan.storage)
     # A worker may report a death late, when the next attempt is at work already; a server that hears of it starts one more beside it.
     attempt_of = flow_run.get_root_flow_run_id()
-    with exclusive(storage, layout.run_folder(plan.name), f"run {plan.name}", attempt_of):
+    with exclusive(storage, layout.run_folder(plan.name), f"run {plan.name}", attempt_of), tagged_subflows(plan.name):
         storage.delete_temporary_files("", older_than_seconds=_SECONDS_OF_A_DAY)
         log = RunLog(storage, plan)
         corpus, stage = prepare_corpus(plan)
         log.add_stage(stage, corpus_id=corpus.corpus_id)
+        plan = name_text(storage, plan)
         if plan.is_on_work_pool:
             plan = pin_to_workers(plan)
             log.set_plan(plan)
@@ -85,7 +88,7 @@ def run_miniplm(
             record, stage = train_student(plan, corpus.corpus_id, selection.selection_id, student.name)
             log.add_stage(stage)
             log.add_student(student.name, record)
-            if plan.evaluation.heldout:
+            if plan.evaluation.measures_losses:
                 record, stage = evaluate_student(plan, corpus.corpus_id, student.name, record)
                 log.add_stage(stage)
                 log.add_student(student.name, record)

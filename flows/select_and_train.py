@@ -11,17 +11,23 @@ from pydantic import Field
 from flows.run_miniplm import run_miniplm
 from flows.run_parameter import RunName, StorageUrl, load_run_config
 from flows.work_pool.cancellation import cancel_children
+from flows.work_pool.subflows import crash_subflows, tagged_subflows
 from miniplm.config.files import check_config
 from miniplm.config.run import Name, RunConfig, StudentConfig, config_as_dict
 from miniplm.corpus.reader import load_corpus
 from miniplm.errors import CorpusError, ModelError
 from miniplm.records.run import RunRecord, load_run
-from miniplm.selection.join import check_scores
+from miniplm.selection.join_faults import check_scores
 from miniplm.storage.root import Storage
 from tasks.workers import use_credentials
 
 
-@flow(name="select-and-train", flow_run_name="select and train {name} from {run}", on_cancellation=[cancel_children])
+@flow(
+    name="select-and-train",
+    flow_run_name="select and train {name} from {run}",
+    on_cancellation=[cancel_children],
+    on_crashed=[crash_subflows],
+)
 def select_and_train(
     storage: StorageUrl,
     run: RunName,
@@ -43,7 +49,8 @@ def select_and_train(
     use_credentials()
     config = _change(load_run_config(storage, run), name, ratio, score, students)
     _require_scores(Storage(storage), run)
-    return run_miniplm(config)
+    with tagged_subflows(name):
+        return run_miniplm(config)
 
 
 def _change(

@@ -6,6 +6,7 @@ from prefect import flow
 
 from flows.derive_sequences import derive_sequences
 from flows.work_pool.single import run_on_pool
+from flows.work_pool.subflows import cancel_subflows, crash_subflows, tagged_subflows
 from miniplm import __version__
 from miniplm.corpus.reader import load_corpus
 from miniplm.records.run import StageRecord, StudentRecord
@@ -17,7 +18,12 @@ from miniplm.storage.root import Storage
 from tasks import students, workers
 
 
-@flow(name="train-student", flow_run_name="train {student_name} of {plan.name}")
+@flow(
+    name="train-student",
+    flow_run_name="train {student_name} of {plan.name}",
+    on_cancellation=[cancel_subflows],
+    on_crashed=[crash_subflows],
+)
 def train_student(
     plan: RunPlan,
     corpus_id: str,
@@ -52,7 +58,8 @@ def _derive_first(plan: RunPlan, corpus_id: str, selection_id: str, student_name
     storage = Storage(plan.storage)
     corpus, selection = load_corpus(storage, corpus_id), load_selection(storage, selection_id)
     if list_needed_sets(storage, plan, corpus, selection, student_name):
-        derive_sequences(plan, corpus_id, selection_id, student_name)
+        with tagged_subflows(plan.name):
+            derive_sequences(plan, corpus_id, selection_id, student_name)
 
 
 def _train_on_pool(plan: RunPlan, corpus_id: str, selection_id: str, student_name: str) -> None:
@@ -60,14 +67,14 @@ def _train_on_pool(plan: RunPlan, corpus_id: str, selection_id: str, student_nam
     storage = Storage(plan.storage)
     corpus, selection = load_corpus(storage, corpus_id), load_selection(storage, selection_id)
     found = find_student(storage, plan, corpus, selection, student_name)
-    if found is not None and (not plan.evaluation.heldout or is_evaluated(storage, plan, corpus, student_name, found)):
+    if found is not None and (not plan.evaluation.measures_losses or is_evaluated(storage, plan, corpus, student_name, found)):
         return
     parameters = {
         "plan": plan.for_worker().as_json(),
         "corpus_id": corpus_id,
         "selection_id": selection_id,
         "student_name": student_name,
-        "evaluate": plan.evaluation.heldout,
+        "evaluate": plan.evaluation.measures_losses,
         "version": __version__,
     }
     tag = f"training:{know_student(plan, corpus, selection, student_name).training_id}"

@@ -213,6 +213,7 @@ def judge_retry(error: BaseException) -> Retry:
     """Where another try of the work that ended with this error, unchanged, may end otherwise."""
     if isinstance(error, (ConfigError, MiniplmError, RunFailedError, StoppedError)):
         return error.retry
+    # As lasting as the most lasting of them: another try would meet that one again.
     if isinstance(error, BaseExceptionGroup):
         return min(map(judge_retry, error.exceptions), key=_ORDER.index)
     judged = judge_foreign_error(error)

@@ -49,6 +49,11 @@ def truth_file(corpus_id: str, truth_id: str) -> str:
     return f"truth/{corpus_id}/{truth_id}.parquet"
 
 
+def corpus_overlap(text_id: str, corpus_id: str) -> str:
+    """Which documents of held-out text from elsewhere are in a corpus too."""
+    return f"{corpus_folder(text_id)}/overlap/{corpus_id}.json"
+
+
 def quarantine_folder(corpus_id: str) -> str:
     return f"{corpus_folder(corpus_id)}/quarantine"
 
@@ -147,22 +152,27 @@ def checkpoint_folder(training_id: str, step: int) -> str:
     return f"{checkpoints_folder(training_id)}/step-{step:08d}"
 
 
-def training_evaluation(training_id: str) -> str:
-    return f"{training_folder(training_id)}/evaluation.json"
+def measured_folder(training_id: str, elsewhere: str | None = None) -> str:
+    """Where the held-out losses of a training lie: those on its corpus's own split beside it, on text from elsewhere below that text's id."""
+    return training_folder(training_id) if elsewhere is None else f"{training_folder(training_id)}/heldout/{elsewhere}"
 
 
-def checkpoint_evaluations_folder(training_id: str) -> str:
-    return f"{training_folder(training_id)}/evaluations"
+def training_evaluation(training_id: str, elsewhere: str | None = None) -> str:
+    return f"{measured_folder(training_id, elsewhere)}/evaluation.json"
 
 
-def checkpoint_evaluation(training_id: str, step: int) -> str:
+def checkpoint_evaluations_folder(training_id: str, elsewhere: str | None = None) -> str:
+    return f"{measured_folder(training_id, elsewhere)}/evaluations"
+
+
+def checkpoint_evaluation(training_id: str, step: int, elsewhere: str | None = None) -> str:
     """The held-out loss of a checkpoint; it stays when the checkpoint goes."""
-    return f"{checkpoint_evaluations_folder(training_id)}/step-{step:08d}.json"
+    return f"{checkpoint_evaluations_folder(training_id, elsewhere)}/step-{step:08d}.json"
 
 
-def heldout_losses(training_id: str) -> str:
+def heldout_losses(training_id: str, elsewhere: str | None = None) -> str:
     """The held-out loss of each sequence under the final model, of which its evaluation is made."""
-    return f"{training_folder(training_id)}/heldout-losses.parquet"
+    return f"{measured_folder(training_id, elsewhere)}/heldout-losses.parquet"
 
 
 def task_result(training_id: str, task_name: str, key: str) -> str:
@@ -216,6 +226,15 @@ def run_plan(run_name: str) -> str:
 
 def run_report(run_name: str) -> str:
     return f"{run_folder(run_name)}/report.html"
+
+
+def sweep_record(sweep_name: str) -> str:
+    """The runs of a sweep; they lie beside it, each under its own name."""
+    return f"{run_folder(sweep_name)}/sweep.json"
+
+
+def sweep_page(sweep_name: str) -> str:
+    return f"{run_folder(sweep_name)}/sweep.html"
 
 
 def worker_description(run_name: str) -> str:

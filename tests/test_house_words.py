@@ -7,7 +7,7 @@ import functools
 import re
 from collections.abc import Iterator
 
-from tests.test_house import MODULES, list_imports, owning_module
+from tests.test_house import MODULES, SCRIPTS, list_imports, owning_module
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -86,12 +86,12 @@ def list_unexplained(tree: ast.Module) -> set[str]:
 
 
 def test_every_tensor_and_array_has_its_shape_in_its_name_or_in_words() -> None:
-    found = {module: list_shapeless(tree, MODULES.read(module)) for module, tree in MODULES.items()}
+    found = {module: list_shapeless(tree, trees.read(module)) for trees in (MODULES, SCRIPTS) for module, tree in trees.items()}
     assert {module: functions for module, functions in found.items() if functions} == {}
 
 
 def test_every_file_says_what_the_letters_of_its_shapes_are() -> None:
-    assert {module: letters for module, tree in MODULES.items() if (letters := list_unexplained(tree))} == {}
+    assert {module: letters for module, tree in {**MODULES, **SCRIPTS}.items() if (letters := list_unexplained(tree))} == {}
 
 
 def test_a_shape_that_is_not_said_is_seen() -> None:

@@ -9,7 +9,7 @@ import traceback
 import typer
 from rich.console import Console
 
-from flows.cli import exports, facts, fleet, runs, scaling, stages
+from flows.cli import exports, facts, fleet, runs, scaling, stages, sweeps
 from flows.cli.process import set_up_process
 from flows.cli.verbosity import is_verbose
 from miniplm import __version__
@@ -30,6 +30,7 @@ app = typer.Typer(
 RUNNING, STAGES, FACTS = "Run", "One stage at a time", "Look"
 app.command("run", rich_help_panel=RUNNING)(runs.run)
 app.command("demo", rich_help_panel=RUNNING)(runs.demo)
+app.command("sweep", rich_help_panel=RUNNING)(sweeps.sweep)
 app.command("plan", rich_help_panel=RUNNING)(runs.plan)
 app.command("rescore", rich_help_panel=RUNNING)(fleet.rescore)
 app.command("prepare", rich_help_panel=STAGES)(stages.prepare)

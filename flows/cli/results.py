@@ -11,6 +11,8 @@ from rich.text import Text
 from flows.cli.tables import make_table, print_selection, print_taken
 from flows.cli.truth import print_truth
 from miniplm import layout
+from miniplm.evaluation.advice import advise
+from miniplm.evaluation.baselines import SELECTION_METHODS
 from miniplm.evaluation.comparison import LossDifference, StudentComparison, compare_in_nats, compare_students
 from miniplm.records.manifests import DomainLoss, Evaluation, TaskResult
 from miniplm.records.run import RunRecord
@@ -55,17 +57,48 @@ def describe_results(storage: Storage, record: RunRecord, names: Sequence[str]) 
 
 def print_results(console: Console, storage: Storage, record: RunRecord) -> None:
     """Tables over the evaluated students of a run; nothing where there is none. A value is followed by ± its standard error."""
-    measured = {name: student.evaluation for name, student in record.students.items() if student.evaluation is not None}
-    if not measured:
-        return
+    measured = _print_text(console, storage, record)
+    if any(student.on_split is not None for student in record.students.values()):
+        _print_text(console, storage, record.on_own_split())
     comparisons = compare_students(storage, record)
-    _print_losses(console, measured)
-    _print_differences(console, {name: comparisons[name] for name in measured if comparisons[name].baseline is not None})
     _print_accuracies(console, {name: value for name, value in measured.items() if value.tasks}, comparisons)
+    _print_advice(console, storage, record, comparisons)
 
 
-def _print_losses(console: Console, measured: Mapping[str, Evaluation]) -> None:
-    table = make_table("Held-out loss, nats a token", "domain", *measured)
+def _print_advice(console: Console, storage: Storage, record: RunRecord, comparisons: Mapping[str, StudentComparison]) -> None:
+    """What to try, where the first student of the selection is no better than one of random text."""
+    name = next(
+        (name for name in comparisons if record.students[name].method in SELECTION_METHODS and comparisons[name].baseline), None
+    )
+    if name is None or record.selection_id is None:
+        return
+    from miniplm.run.truth import find_truth
+    from miniplm.selection.ranking import find_selection
+
+    selection = find_selection(storage, record.selection_id)
+    advice = advise(record, selection, comparisons[name], find_truth(storage, record))
+    if advice:
+        console.print(
+            f"{name} is no better than {comparisons[name].baseline}, which read random text. What to try:",
+            style="bold",
+            soft_wrap=True,
+        )
+        for sentence in advice:
+            console.print(f"- {sentence}", soft_wrap=True)
+
+
+def _print_text(console: Console, storage: Storage, record: RunRecord) -> dict[str, Evaluation]:
+    """The losses on one held-out text, and their differences; returns the evaluations."""
+    measured = {name: student.evaluation for name, student in record.students.items() if student.evaluation is not None}
+    if measured:
+        comparisons = compare_students(storage, record)
+        _print_losses(console, measured, record.name_text())
+        _print_differences(console, {name: comparisons[name] for name in measured if comparisons[name].baseline is not None})
+    return measured
+
+
+def _print_losses(console: Console, measured: Mapping[str, Evaluation], text: str) -> None:
+    table = make_table(f"Held-out loss, nats a token\non {text}", "domain", *measured)
     for domain in _list_domains(measured.values()):
         table.add_row(domain, *[_loss_cell(evaluation.domains.get(domain)) for evaluation in measured.values()])
     table.add_section()
@@ -87,9 +120,9 @@ def _print_differences(console: Console, comparisons: Mapping[str, StudentCompar
     title = f"Loss less that of {baselines.pop()}, {unit}" if len(baselines) == 1 else f"Loss less that of the baseline, {unit}"
     table = make_table(title, "domain", *headings)
     for domain in _list_domains(comparisons.values()):
-        table.add_row(domain, *[_difference_cell(comparison.domains.get(domain), in_nats) for comparison in comparisons.values()])
+        table.add_row(domain, *[difference_cell(comparison.domains.get(domain), in_nats) for comparison in comparisons.values()])
     table.add_section()
-    table.add_row(_ALL, *[_difference_cell(comparison.overall, in_nats) for comparison in comparisons.values()], style="bold")
+    table.add_row(_ALL, *[difference_cell(comparison.overall, in_nats) for comparison in comparisons.values()], style="bold")
     console.print(table)
     unpaired = [name for name, value in comparisons.items() if value.overall is not None and not value.overall.paired]
     note = (
@@ -137,7 +170,8 @@ def _loss_cell(loss: DomainLoss | None) -> str:
     return "" if loss is None else with_error(loss.nats_per_token, loss.nats_standard_error)
 
 
-def _difference_cell(difference: LossDifference | None, in_nats: bool) -> str:
+def difference_cell(difference: LossDifference | None, in_nats: bool) -> str:
+    """`-0.214 ± 0.012`; empty where there is none."""
     if difference is None:
         return ""
     if in_nats and difference.nats_per_token is not None:

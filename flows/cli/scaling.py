@@ -44,12 +44,18 @@ def scaling(asked: Asked) -> None:
     evaluation = config.evaluation.model_dump(mode="json")
     curves = gather_curves(root, record.model_copy(update={"config": {**record.config, "evaluation": evaluation}}))
     if asked.as_json:
-        print_json({"run": record.run_name, "students": {name: describe_curve(curve) for name, curve in curves.items()}})
+        print_json(
+            {
+                "run": record.run_name,
+                "heldout_text": record.name_text(),
+                "students": {name: describe_curve(curve) for name, curve in curves.items()},
+            }
+        )
     else:
-        print_curves(record.run_name, curves)
+        print_curves(record.run_name, curves, record.name_text())
 
 
-def print_curves(run_name: str, curves: dict[str, StudentCurve]) -> None:
+def print_curves(run_name: str, curves: dict[str, StudentCurve], text: str = "") -> None:
     """Constants, losses and savings of each student that has a fit, and what is to be said against them."""
     from flows.cli.tables import make_table
 
@@ -87,6 +93,8 @@ def print_curves(run_name: str, curves: dict[str, StudentCurve]) -> None:
                 *(f"{at.loss:.3f} {_bracket(at.interval, '.3f')} ({at.times_beyond:,.3g}x)" for at in curve.extrapolations),
             )
         console.print(table)
+        if text:
+            console.print(f"losses on {text}", style="dim", soft_wrap=True)
         console.print(losses)
     saving = {name: curve.saving for name, curve in curves.items() if curve.saving is not None}
     if saving:

@@ -52,10 +52,12 @@ def print_truth(console: Console, truth: TruthSummary) -> None:
         style="bold",
         soft_wrap=True,
     )
-    shown = [row for row in truth.ratios if row.ratio in _SHOWN_RATIOS]
-    curve = make_table("What another ratio would do", "ratio", *[f"{row.ratio:g}" for row in shown])
-    curve.add_row("precision", *[_share(row.precision) for row in shown])
-    curve.add_row("recall", *[_share(row.recall) for row in shown])
+    curve = make_table("What another ratio would do", "ratio", "precision", "recall")
+    for row in truth.ratios:
+        if row.ratio in _SHOWN_RATIOS:
+            curve.add_row(
+                f"{row.ratio:g}", _share(row.precision), _share(row.recall), style="bold" if row.ratio == truth.ratio else None
+            )
     console.print(curve)
 
 

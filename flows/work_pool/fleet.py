@@ -15,11 +15,12 @@ from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterName,
     FlowRunFilter,
+    FlowRunFilterDeploymentId,
     FlowRunFilterState,
     FlowRunFilterStateType,
     FlowRunFilterTags,
 )
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.deployments import run_deployment
 from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventOrder, EventResourceFilter
@@ -119,15 +120,25 @@ def find_live(deployment: str, tags: Sequence[str]) -> list[FlowRun]:
     return found
 
 
-def _pages(deployment: str, tags: Sequence[str]) -> Iterator[list[FlowRun]]:
+def find_subflows(tags: Sequence[str]) -> list[FlowRun]:
+    """The flow runs with all these tags that are of no deployment, so in the process of another one, and not at their end."""
+    found: list[FlowRun] = []
+    for page in _pages(None, tags):
+        found += page
+    return found
+
+
+def _pages(deployment: str | None, tags: Sequence[str]) -> Iterator[list[FlowRun]]:
     offset = 0
     while True:
         # Bound now, as the call may be made again.
         def read(client: SyncPrefectClient, offset: int = offset) -> list[FlowRun]:
             return client.read_flow_runs(
-                deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[deployment])),
+                deployment_filter=None if deployment is None else DeploymentFilter(name=DeploymentFilterName(any_=[deployment])),
                 flow_run_filter=FlowRunFilter(
-                    tags=FlowRunFilterTags(all_=list(tags)), state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_LIVE))
+                    tags=FlowRunFilterTags(all_=list(tags)),
+                    state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_LIVE)),
+                    deployment_id=FlowRunFilterDeploymentId(is_null_=True) if deployment is None else None,
                 ),
                 limit=_PAGE,
                 offset=offset,
@@ -174,7 +185,12 @@ def submit(deployment: str, name: str, parameters: dict[str, Any], tags: Sequenc
 
 def crash(run: FlowRun, message: str) -> None:
     """Marks a flow run as crashed, whatever it was: its process is not there to do it."""
-    with_patience(lambda client: client.set_flow_run_state(run.id, Crashed(message=message), force=True))
+    end(run, Crashed(message=message))
+
+
+def end(run: FlowRun, state: State[Any]) -> None:
+    """Brings a flow run to its end, whatever it was."""
+    with_patience(lambda client: client.set_flow_run_state(run.id, state, force=True))
 
 
 def cancel(run: FlowRun) -> None:

@@ -109,6 +109,7 @@ def apply_override(content: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path.strip():
         raise ConfigError(f"--set {override}: write FIELD=VALUE, e.g. --set selection.ratio=0.3")
+    # As YAML, so that a value has the type that it would have in the file: 0.3, null, [a, b].
     with reading_users_file(f"--set {override}:", "the value is not valid YAML", "mend it", ConfigError):
         value = yaml.load(text, Loader=_UniqueKeyLoader)
     target: Any = content

@@ -223,7 +223,19 @@ class SelectionConfig(Section):
 class EvaluationConfig(Section):
     """What the students are measured on."""
 
-    heldout: bool = Field(True, description="loss on the held-out split, overall and by domain")
+    heldout: bool = Field(
+        True,
+        description="loss on the held-out split, overall and by domain; where `sources` are given, of the final model only, beside theirs",
+    )
+    sources: tuple[SourceConfig, ...] = Field(
+        (),
+        description="held-out text from elsewhere, in the form of corpus.sources, with domains of its own: losses, curves, fits and comparisons are then "
+        "of it. It is packed once, by the corpus's tokenizer",
+    )
+    allow_overlap: bool = Field(
+        False,
+        description="measure also where documents of `sources` are in the corpus too; they are counted in any case, by digests of their texts",
+    )
     milestones: bool = Field(
         True, description="also of the checkpoints that training.milestone_every_steps keeps; curves are fitted to them"
     )
@@ -240,6 +252,11 @@ class EvaluationConfig(Section):
     extrapolate_tokens: tuple[float, ...] = Field(
         (1e12, 1e13), description="tokens of training for which the fitted curve tells the held-out loss"
     )
+
+    @property
+    def measures_losses(self) -> bool:
+        """Whether students are measured on held-out text, of the corpus or from elsewhere."""
+        return self.heldout or bool(self.sources)
 
 
 class ExecutionConfig(Section):
@@ -326,7 +343,7 @@ class RunConfig(Section):
             raise ValueError(
                 "corpus.splits.heldout is 0, but evaluation.heldout is on; give the split a share, or turn the evaluation off"
             )
-        if self.evaluation.tasks and not self.evaluation.heldout:
+        if self.evaluation.tasks and not self.evaluation.measures_losses:
             raise ValueError(
                 "evaluation.tasks are measured with the held-out loss: turn evaluation.heldout on, or leave the tasks out"
             )

@@ -74,6 +74,7 @@ def find_newest_corpus(storage: Storage, settings_digest: str) -> CorpusManifest
 def remember_newest_corpus(storage: Storage, settings_digest: str, manifest: CorpusManifest) -> None:
     """Notes which corpus was prepared last, unless that one or an extension of it is noted already."""
     path = layout.newest_corpus(settings_digest)
+    # A run that began with fewer files may end after one that began with more: what it made must not take the place of the extension.
     noted = find_record(storage, path, NewestCorpus)
     if noted is None or manifest.corpus_id not in noted.corpora:
         storage.write_json(path, NewestCorpus(corpora=manifest.lineage).as_json())

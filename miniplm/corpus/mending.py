@@ -139,6 +139,7 @@ class _Mending:
                     "which were used). Restore the shards from a copy, or run `miniplm prepare CONFIG` with those versions, or set "
                     "corpus.extend=false once, which makes the corpus anew and has all of it scored again"
                 )
+            # Copied into place only now: bytes that differ are never published under a digest that is not theirs.
             if self._lost.pop(key, None) is not None:
                 with self._storage.publish(layout.corpus_shard(self._corpus_id, *key)) as target:
                     shutil.copyfile(path, target)

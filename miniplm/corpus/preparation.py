@@ -216,7 +216,7 @@ class _Preparation:
             )
             paths = [source.path for source in self._documents.sources]
             raise DamagedSourceError(
-                f"no usable document in {list_offenders(paths, most=3)}: {found}{example}. Name other files in corpus.sources, or mend these"
+                f"no usable document in {list_offenders(paths, most=3)}: {found}{example}. Name other files as sources, or mend these"
             )
         if not num_documents["candidate"]:
             raise CorpusError(

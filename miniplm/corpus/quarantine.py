@@ -63,6 +63,7 @@ class Quarantine:
         if not self._waiting:
             return
         rows = "".join(json.dumps(rejection.as_json(), ensure_ascii=False) + "\n" for rejection in self._waiting)
+        # Numbered, not named by content: after a kill the same rejections are written again under the same name.
         self._storage.write_bytes(layout.quarantine_file(self._corpus_id, self.num_files), rows.encode("utf-8"))
         self.num_files += 1
         self._waiting = []

@@ -171,7 +171,7 @@ class _Labelling:
 
 
 def split_tokens(token_ids: NDArray[np.integer], eos_token_id: int, num_documents: int) -> list[int]:
-    """How many tokens of a sequence each of its documents has, their EOS included, in order.
+    """How many tokens of a sequence (num_tokens,) each of its documents has, their EOS included, in order.
 
     An EOS alone, the end of a document whose text lies in the sequence before, is counted with the document behind it. Where a text
     itself holds the separator, so that the ends cannot be told apart, all documents count alike.

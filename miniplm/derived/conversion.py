@@ -115,6 +115,7 @@ class ConversionJob(DerivedJob):
             load_derived_tokenizer(storage, self.derived_id, self.trust_remote_code)
             return
         except DerivedError:
+            # Whole: a file of a damaged copy that the new one does not have would be read with it.
             storage.delete(layout.derived_tokenizer(self.derived_id))
         with tempfile.TemporaryDirectory(prefix="miniplm-") as folder:
             self.own.save(Path(folder))
@@ -190,6 +191,7 @@ class _Packing:
             self._counts["borders_kept" if fragment.is_end else "borders_added"] += 1
             self._counts["text_bytes"] += len(fragment.content)
             self._counts["replaced_bytes"] += num_replaced
+        # Encoded in one call, for the tokenizer's threads, and packed in the order in which the fragments were cut.
         for fragment, token_ids in zip(fragments, self._tokenizer.encode_documents(texts), strict=True):
             added = DomainCounts(num_documents=1, num_bytes=len(fragment.content))
             self._texts[fragment.domain] = add_counts(self._texts.get(fragment.domain, DomainCounts()), added)

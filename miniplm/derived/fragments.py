@@ -145,6 +145,7 @@ class FragmentCutter:
         opened = self._open.pop(domain, None)
         if opened is None:
             return
+        # Joined whole and not sequence by sequence: at a cut inside a character only both halves together are text.
         content = self._token_bytes.join(np.concatenate(opened.token_ids), self._is_document_start(domain, opened))
         if opened.is_first:
             content = content[self._take_before(domain, self._token_bytes.join(opened.token_ids[0])) :]

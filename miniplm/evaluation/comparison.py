@@ -12,6 +12,7 @@ from miniplm.evaluation.baselines import find_baselines, find_tokenizer
 from miniplm.evaluation.losses import SequenceLosses, find_losses, subtract_losses
 from miniplm.records.manifests import DomainLoss, Evaluation, Record
 from miniplm.records.run import RunRecord
+from miniplm.records.texts import MeasuredText
 from miniplm.storage.root import Storage
 
 
@@ -44,7 +45,9 @@ def compare_students(storage: Storage, record: RunRecord) -> dict[str, StudentCo
     """Each evaluated student of a run against its baseline (`find_baselines`), with the average over its zero-shot tasks. All outputs show these."""
     evaluations = {name: student.evaluation for name, student in record.students.items() if student.evaluation is not None}
     losses = {
-        name: find_losses(storage, record.students[name].training_id, evaluation.losses_digest)
+        name: find_losses(
+            storage, record.students[name].training_id, evaluation.losses_digest, MeasuredText.of(evaluation).elsewhere
+        )
         for name, evaluation in evaluations.items()
     }
     baselines = find_baselines(record)

@@ -24,6 +24,7 @@ from miniplm.evaluation.scaling import (
 from miniplm.records.manifests import CheckpointMetrics, Evaluation
 from miniplm.records.metrics import read_student_metrics
 from miniplm.records.run import RunRecord, StudentRecord
+from miniplm.records.texts import MeasuredText
 from miniplm.storage.root import Storage
 from miniplm.training.flops import training_flops_per_token
 
@@ -174,8 +175,10 @@ def _make_curve(
 
 
 def _find_evaluations(storage: Storage, record: RunRecord, student: StudentRecord) -> dict[int, Evaluation]:
-    """Evaluations of a student's checkpoints by step, the final one among them; on the run's corpus, and not damaged."""
-    found = find_checkpoint_evaluations(storage, record.corpus_id or "", student.training_id)
+    """Evaluations of a student's checkpoints by step, the final one among them; on the text that it was measured on, and not damaged."""
+    own = MeasuredText(corpus_id=record.corpus_id or "")
+    text = own if student.evaluation is None else MeasuredText.of(student.evaluation)
+    found = find_checkpoint_evaluations(storage, text, student.training_id)
     return found if student.evaluation is None else {**found, student.num_steps: student.evaluation}
 
 

@@ -1,4 +1,4 @@
-"""Measures a model on the held-out split: loss overall and by domain, with the same arithmetic that scores."""
+"""Measures a model on held-out text: loss overall and by domain, with the same arithmetic that scores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from miniplm.errors import CorpusError, ScoreError
 from miniplm.evaluation.losses import SequenceLosses
 from miniplm.models.throughput import Throughput
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
-from miniplm.records.manifests import CorpusManifest, DomainCounts, DomainLoss, Evaluation, ShardEntry
+from miniplm.records.manifests import CorpusManifest, DomainCounts, DomainLoss, Evaluation, ShardEntry, Split
+from miniplm.records.texts import MeasuredText
 from miniplm.scoring.engine import Scorer
 from miniplm.storage.root import Storage
 
@@ -34,7 +35,7 @@ class HeldoutText:
     gives columns of the sequences, shard by shard, of a corpus' columns.
     """
 
-    corpus_id: str
+    text: MeasuredText
     eos_token_id: int
     domains: Mapping[str, DomainCounts]
     read_tables: Callable[[Sequence[str]], Iterator[pa.Table]]
@@ -44,15 +45,17 @@ class HeldoutText:
         return sum(counts.num_tokens for counts in self.domains.values())
 
 
-def find_heldout(storage: Storage, corpus: CorpusManifest, converted: DerivedManifest | None = None) -> HeldoutText:
+def find_heldout(
+    storage: Storage, corpus: CorpusManifest, converted: DerivedManifest | None = None, split: Split = "heldout"
+) -> HeldoutText:
     """The held-out split as it was prepared, or as it was `converted` for another tokenizer; bytes are those of the documents in both.
 
-    Raises `CorpusError` where it is empty.
+    Split `candidate`: all of a corpus that was made of text from elsewhere. Raises `CorpusError` where it is empty.
     """
-    if not corpus.split_shards("heldout"):
+    if not corpus.split_shards(split):
         raise CorpusError(f"corpus {corpus.corpus_id} has no held-out sequences; give corpus.splits.heldout a larger share")
-    shards: Sequence[ShardEntry | DerivedShard] = corpus.split_shards("heldout")
-    eos_token_id, domains = corpus.tokenizer.eos_token_id, corpus.domains["heldout"]
+    shards: Sequence[ShardEntry | DerivedShard] = corpus.split_shards(split)
+    eos_token_id, domains = corpus.tokenizer.eos_token_id, corpus.domains[split]
     if converted is not None:
         shards, eos_token_id = converted.shards, converted.tokenizer.eos_token_id
         domains = {
@@ -64,7 +67,7 @@ def find_heldout(storage: Storage, corpus: CorpusManifest, converted: DerivedMan
         for shard in shards:
             yield read_sequences(storage, shard, columns)
 
-    return HeldoutText(corpus.corpus_id, eos_token_id, domains, read_tables)
+    return HeldoutText(MeasuredText(corpus_id=corpus.corpus_id, split=split), eos_token_id, domains, read_tables)
 
 
 def evaluate_heldout(
@@ -121,7 +124,8 @@ def evaluate_heldout(
 
     domains = sorted(set(losses.domain.tolist()))
     evaluation = Evaluation(
-        corpus_id=text.corpus_id,
+        corpus_id=text.text.corpus_id,
+        split=text.text.split,
         weights_digest=weights_digest,
         overall=measure(losses, sorted(text.domains)),
         domains={domain: measure(losses.of_domain(domain), [domain]) for domain in domains},

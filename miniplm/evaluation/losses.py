@@ -97,8 +97,8 @@ def subtract_losses(losses: SequenceLosses, baseline: SequenceLosses) -> PairedD
     )
 
 
-def write_losses(storage: Storage, training_id: str, losses: SequenceLosses) -> str:
-    """Publishes the losses of a finished training's model; returns the file's digest."""
+def write_losses(storage: Storage, training_id: str, losses: SequenceLosses, elsewhere: str | None = None) -> str:
+    """Publishes the losses of a finished training's model, on text from `elsewhere` below that text's id; returns the file's digest."""
     columns = [
         pa.array(losses.sequence_id, pa.int64()),
         pa.array(losses.domain.tolist(), pa.string()).dictionary_encode(),
@@ -106,14 +106,14 @@ def write_losses(storage: Storage, training_id: str, losses: SequenceLosses) -> 
         pa.array(losses.num_scored_tokens.astype(np.int32)),
         pa.array(losses.nll_sum, pa.float64()),
     ]
-    with storage.publish(layout.heldout_losses(training_id)) as path:
+    with storage.publish(layout.heldout_losses(training_id, elsewhere)) as path:
         pq.write_table(pa.Table.from_arrays(columns, schema=_SCHEMA), path, compression="zstd")
         return digest_file(path)
 
 
-def find_losses(storage: Storage, training_id: str, digest: str | None) -> SequenceLosses | None:
+def find_losses(storage: Storage, training_id: str, digest: str | None, elsewhere: str | None = None) -> SequenceLosses | None:
     """The losses that an evaluation with this digest was made of; None where there are none, or others."""
-    path = layout.heldout_losses(training_id)
+    path = layout.heldout_losses(training_id, elsewhere)
     if digest is None or not storage.exists(path):
         return None
     content = storage.read_bytes(path)

@@ -35,6 +35,7 @@ def check_tasks(evaluation: EvaluationConfig) -> None:
     unknown = [name for name in tasks if name not in local and name not in PAPER_TASKS]
     if unknown:
         _refuse_unknown(unknown, index_tasks(evaluation.task_folder), evaluation.task_folder)
+    # Said here, or a run would find out only after all its trainings.
     missing = [name for name in tasks if name in STORYCLOZE and name not in local]
     if missing:
         others = ", ".join(name for name in tasks if name not in STORYCLOZE)

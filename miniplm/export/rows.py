@@ -1,7 +1,4 @@
-"""The rows of an export: documents as text or token ids, or the kept sequences as they are, or packed anew for another tokenizer.
-
-Shapes: T tokens of a document.
-"""
+"""The rows of an export: documents as text or token ids, or the kept sequences as they are, or packed anew for another tokenizer."""
 
 from __future__ import annotations
 
@@ -117,7 +114,8 @@ class RowMaker:
         self.counts["text_bytes"] += len(content)
         return text
 
-    def _encode(self, sequences: PartSequences, own: CorpusTokenizer | None) -> Iterator[tuple[Document, NDArray[Any]]]:  # (T,)
+    def _encode(self, sequences: PartSequences, own: CorpusTokenizer | None) -> Iterator[tuple[Document, NDArray[Any]]]:
+        """Documents with their token ids (num_tokens,), of another tokenizer where one is given."""
         if own is None:
             yield from ((document, document.token_ids) for document in self._restore(sequences))
             return
@@ -149,7 +147,8 @@ class RowMaker:
         }
 
 
-def _encode_batch(batch: Sequence[tuple[Document, str]], own: CorpusTokenizer) -> Iterator[tuple[Document, NDArray[Any]]]:  # (T,)
+def _encode_batch(batch: Sequence[tuple[Document, str]], own: CorpusTokenizer) -> Iterator[tuple[Document, NDArray[Any]]]:
+    """Documents with the token ids (num_tokens,) of their texts. Raises `TokenizerError` where the tokenizer cannot hold a text."""
     unknown_id = None if own.texts is None else own.texts.unknown_id
     for (document, text), token_ids in zip(batch, own.encode_documents([text for _, text in batch]), strict=True):
         num_unknown = 0 if unknown_id in (None, own.eos_token_id) else int(np.count_nonzero(token_ids == unknown_id))

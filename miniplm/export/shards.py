@@ -1,7 +1,4 @@
-"""What a candidate shard holds, with what was kept of it: the sequences that an export is made of.
-
-Shapes: T tokens of a sequence.
-"""
+"""What a candidate shard holds, with what was kept of it: the sequences that an export is made of."""
 
 from __future__ import annotations
 
@@ -75,7 +72,7 @@ class KeptShard:
     def __len__(self) -> int:
         return len(self.domains)
 
-    def row_tokens(self, row: int) -> NDArray[Any]:  # (T,)
+    def row_tokens(self, row: int) -> NDArray[Any]:  # (num_tokens,)
         return self.token_ids[self.bounds[row] : self.bounds[row + 1]]
 
     def row_ends(self, row: int) -> list[int]:

@@ -183,6 +183,7 @@ def _make_config(architecture: str, vocab_size: int, max_positions: int, trust_r
     config.vocab_size = vocab_size
     # Ids of another tokenizer mean nothing here; a padding id would also keep that token's embedding from learning.
     config.bos_token_id = config.eos_token_id = config.pad_token_id = None
+    # Dropout draws from a device's generator, whose state no checkpoint has: a resumed training would draw otherwise.
     for key, value in config.to_dict().items():
         if ("dropout" in key or "pdrop" in key or "layerdrop" in key) and isinstance(value, (int, float)) and value:
             setattr(config, key, 0.0)

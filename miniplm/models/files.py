@@ -40,31 +40,39 @@ class StoredTensor:
 
 
 def locate_model(name: str, revision: str | None = None) -> Path:
-    """The local folder of a model: `name` itself where it is a folder, else a copy of what is at a URL, or the hub's files.
+    """The local folder of a model; raises `ModelError` as `locate_folder`."""
+    if revision is not None and is_url(name):
+        raise ModelError(f"model {name!r} is a URL, and `revision` is of the hub; leave that out, or give a hub id")
+    return locate_folder(name, "model", _WANTED, ModelError, revision)
 
-    Raises `ModelError` where there is no such folder and the hub does not give it either.
+
+def locate_folder(
+    name: str, kind: str, wanted: Sequence[str], raises: type[MiniplmError], revision: str | None = None, needs_owner: bool = True
+) -> Path:
+    """The local folder with the `wanted` files: `name` itself where it is a folder, else a copy of what is at a URL, or the hub's files.
+
+    `kind` is what messages call it; with `needs_owner` a hub id is owner/name. Raises `raises` where there is no such folder and the hub does not give it either.
     """
     if is_url(name):
-        if revision is not None:
-            raise ModelError(f"model {name!r} is a URL, and `revision` is of the hub; leave that out, or give a hub id")
-        return fetch(name, "model", _WANTED, ModelError)
-    with reading_users_file(f"model {name!r}", "cannot be looked for", "check the path and its permissions", ModelError):
+        return fetch(name, kind, wanted, raises)
+    with reading_users_file(f"{kind} {name!r}", "cannot be looked for", "check the path and its permissions", raises):
         folder = Path(name).expanduser()
         if folder.is_dir():
-            return require_readable(folder, "model", _WANTED, ModelError)
+            return require_readable(folder, kind, wanted, raises)
         if folder.exists():
-            raise ModelError(f"model {name!r} is a file; give the folder that holds its config.json and safetensors weights")
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise ModelError(
-            f"there is no model folder {name!r} (looked from {Path.cwd()}); give a folder, a URL such as s3://bucket/model, or a hub id "
+            raise raises(f"{kind} {name!r} is a file; give the folder that holds it and the files beside it")
+    parts = name.split("/")
+    if len(parts) not in ((2,) if needs_owner else (1, 2)) or not all(parts) or "\\" in name or name.startswith((".", "~")):
+        raise raises(
+            f"there is no {kind} folder {name!r} (looked from {Path.cwd()}); give a folder, a URL such as s3://bucket/{kind}, or a hub id "
             "such as owner/name"
         )
     from huggingface_hub import snapshot_download
 
     problem = f"is neither a folder (looked from {Path.cwd()}) nor could it be fetched from the hub"
-    next_step = "give the folder or the URL of a model, or check the id and the connection"
-    with reading_users_file(f"model {name!r}", problem, next_step, ModelError):
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_WANTED))
+    next_step = f"give the folder or the URL of a {kind}, or check the id and the connection"
+    with reading_users_file(f"{kind} {name!r}", problem, next_step, raises):
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(wanted)))
 
 
 def fetch(url: str, kind: str, wanted: Sequence[str], raises: type[MiniplmError] | type[ConfigError]) -> Path:
@@ -74,7 +82,7 @@ def fetch(url: str, kind: str, wanted: Sequence[str], raises: type[MiniplmError]
     """
     from huggingface_hub import constants
 
-    with reading_users_file(f"{kind} {url!r}", "could not be had", "check the URL", raises):
+    with reading_users_file(f"{kind} {url!r}", "could not be fetched", "check the URL", raises):
         return fetch_folder(url, wanted, Path(constants.HF_HOME) / "miniplm")
 
 

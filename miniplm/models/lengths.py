@@ -56,6 +56,7 @@ def forget_seen_lengths(model: nn.Module) -> None:
 
 
 def _forget(module: Any, _: Any) -> None:
+    """Takes back both things that a module keeps of the longest input: its length, and the frequencies that were made for it."""
     for name in [name for name in vars(module) if name.endswith("max_seq_len_cached")]:
         setattr(module, name, module.original_max_seq_len)
     for name, frequencies in list(module.named_buffers(recurse=False)):

@@ -371,7 +371,7 @@ class TaskResult(Record):
 
 
 class Evaluation(Record):
-    """A model measured on the held-out split of a corpus, and by zero-shot tasks where the run names some.
+    """A model measured on the held-out split of a corpus (`candidate`: on all of one, of text from elsewhere), and by tasks where the run names some.
 
     `losses_digest` is of the file with the loss of each sequence, kept beside the evaluation of a finished training.
     """
@@ -382,4 +382,5 @@ class Evaluation(Record):
     domains: dict[str, DomainLoss]
     seconds: float
     losses_digest: str | None = None
+    split: Split = "heldout"
     tasks: dict[str, TaskResult] = {}

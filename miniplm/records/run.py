@@ -10,12 +10,14 @@ from miniplm import layout
 from miniplm.errors import RunError, list_offenders
 from miniplm.records.manifests import Evaluation, ModelEntry, Record
 from miniplm.records.stored import describe_first_problem
+from miniplm.records.texts import MeasuredText
 from miniplm.storage.root import Storage
 
 
 class StudentRecord(Record):
     """A student of a run. `num_tokens` is what it was trained on, `final_loss` the last training loss in nats a token.
 
+    `evaluation` is on text from elsewhere where the run names some, and `on_split` then on the corpus's own held-out split.
     `num_unmatched_steps` are those it would have had without a teacher, where its `num_steps` were matched to their FLOPs.
     """
 
@@ -29,6 +31,7 @@ class StudentRecord(Record):
     final_loss: float
     folder: str
     evaluation: Evaluation | None = None
+    on_split: Evaluation | None = None
 
     def describe_steps(self) -> str:
         """`100,000 steps`, or `25,000 of 100,000 steps: FLOP-matched`, for people."""
@@ -66,6 +69,16 @@ class RunRecord(Record):
     versions: dict[str, str] = Field(default_factory=dict)
     started_at: str
     finished_at: str | None = None
+
+    def name_text(self) -> str:
+        """Which held-out text the students are measured on, for people."""
+        texts = {MeasuredText.of(student.evaluation).title for student in self.students.values() if student.evaluation is not None}
+        return " and ".join(sorted(texts))
+
+    def on_own_split(self) -> RunRecord:
+        """The run with what was measured on the corpus's own held-out split beside text from elsewhere; of other runs, without evaluations."""
+        students = {name: student.model_copy(update={"evaluation": student.on_split}) for name, student in self.students.items()}
+        return self.model_copy(update={"students": students})
 
     def find_student_settings(self, student_name: str) -> dict[str, Any]:
         """What the configuration says of a student; empty where it does not name it."""

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from miniplm.corpus.overlap import find_kept_overlap
 from miniplm.evaluation.comparison import StudentComparison, compare_students
 from miniplm.evaluation.curves import StudentCurve, gather_curves
 from miniplm.records.manifests import CheckpointMetrics, CorpusManifest, SelectionManifest
 from miniplm.records.metrics import read_student_metrics
 from miniplm.records.run import RunRecord
+from miniplm.records.texts import MeasuredText
 from miniplm.records.truth import TruthSummary
+from miniplm.run.heldout_texts import describe_overlap
 from miniplm.run.inspection import (
     InspectedDomain,
     InspectedSequence,
@@ -73,6 +76,8 @@ class ReportContent:
     scaling: dict[str, StudentCurve]
     comparisons: dict[str, StudentComparison]
     truth: TruthSummary | None = None
+    split_comparisons: dict[str, StudentComparison] = field(default_factory=dict)
+    overlap: str | None = None
 
 
 def gather_content(storage: Storage, record: RunRecord) -> ReportContent:
@@ -101,8 +106,21 @@ def gather_content(storage: Storage, record: RunRecord) -> ReportContent:
         curves={name: _make_curve(rows) for name, rows in metrics.items()},
         scaling=gather_curves(storage, record, metrics),
         truth=find_truth(storage, record),
+        split_comparisons=compare_students(storage, record.on_own_split()),
+        overlap=_describe_overlap(storage, record, corpus),
         comparisons=compare_students(storage, record),
     )
+
+
+def _describe_overlap(storage: Storage, record: RunRecord, corpus: CorpusManifest | None) -> str | None:
+    """What held-out text from elsewhere shares with the corpus, in words; None where there is no such text, or it shares nothing."""
+    texts = {
+        MeasuredText.of(student.evaluation).elsewhere for student in record.students.values() if student.evaluation is not None
+    }
+    told = [
+        describe_overlap(find_kept_overlap(storage, text, corpus)) for text in sorted(filter(None, texts)) if corpus is not None
+    ]
+    return "; ".join(filter(None, told)) or None
 
 
 def count_scores(connection: Any, selection: SelectionManifest) -> ScoreHistogram:

@@ -9,18 +9,26 @@ from markupsafe import Markup
 
 from miniplm.config.methods import BASELINE_METHOD
 from miniplm.evaluation.baselines import find_tokenizer
-from miniplm.evaluation.comparison import LossDifference, compare_in_nats
+from miniplm.evaluation.comparison import LossDifference, StudentComparison, compare_in_nats
 from miniplm.records.manifests import DomainLoss
+from miniplm.records.run import RunRecord
 from miniplm.report.content import ReportContent
 from miniplm.report.markup import MISSING, explain, fill, format_count, format_error, format_name, format_nats, mark_best, render
 
 
 def render_heldout(content: ReportContent) -> Markup:
-    record = content.record
+    """The table of the text that the run is about, and a second one where the corpus's own split was measured beside text from elsewhere."""
+    tables = _render_text(content.record, content.comparisons, content.overlap)
+    if any(student.on_split is not None for student in content.record.students.values()):
+        tables += _render_text(content.record.on_own_split(), content.split_comparisons, None)
+    return tables
+
+
+def _render_text(record: RunRecord, compared: Mapping[str, StudentComparison], overlap: str | None) -> Markup:
     evaluations = {name: student.evaluation for name, student in record.students.items() if student.evaluation is not None}
     if not evaluations:
         return Markup("<h3>Held-out loss</h3>\n<p>The students have not been evaluated on held-out text.</p>")
-    comparisons = {name: value for name, value in content.comparisons.items() if value.baseline is not None}
+    comparisons = {name: value for name, value in compared.items() if value.baseline is not None}
     baselines = {name: value.baseline for name, value in comparisons.items() if value.baseline is not None}
     in_nats = compare_in_nats(comparisons.values())
     by_token = len({str(find_tokenizer(record, name)) for name in record.students}) == 1
@@ -40,10 +48,12 @@ def render_heldout(content: ReportContent) -> Markup:
             for domain in sorted({domain for evaluation in evaluations.values() for domain in evaluation.domains})
         ),
     ]
-    overall = {name: value.overall for name, value in content.comparisons.items() if value.overall is not None}
+    overall = {name: value.overall for name, value in compared.items() if value.overall is not None}
     return render(
         "heldout.html",
         head=table.make_head(baselines),
+        title=record.name_text(),
+        overlap=overlap,
         rows=rows,
         baselines=sorted(set(baselines.values())),
         has_pretrained=any(student.method == BASELINE_METHOD for student in record.students.values()),
@@ -70,7 +80,7 @@ class _Rows:
         unit = "nats a token" if self.in_nats else "bits a byte"
         text = explain(
             "Held-out text",
-            "scored tokens of the held-out split; of the fewest and the most where students have tokenizers of their own",
+            "scored tokens of the held-out text; of the fewest and the most where students have tokenizers of their own",
         )
         head = ["Domain", _with_unit(text, "tokens")]
         for name in self.names:

@@ -7,7 +7,9 @@ from typing import Any
 from markupsafe import Markup
 
 from miniplm import layout
+from miniplm.evaluation.advice import advise
 from miniplm.records.run import load_run
+from miniplm.records.texts import MeasuredText
 from miniplm.report import scaling, scores, setup, students, tasks, truth
 from miniplm.report.content import ReportContent, gather_content
 from miniplm.report.markup import format_count, format_nats, render
@@ -27,7 +29,7 @@ def write_report(storage: Storage, run_name: str) -> str:
 
 def render_page(content: ReportContent) -> Markup:
     """The whole page as HTML."""
-    record, selection = content.record, content.selection
+    record, selection, pair = content.record, content.selection, students.choose_pair(content.record)
     sections = [
         *([("truth", "What was kept of each kind", truth.render_truth(content.truth))] if content.truth else []),
         ("pipeline", "Pipeline", render("pipeline.html", stages=record.stages)),
@@ -45,7 +47,8 @@ def render_page(content: ReportContent) -> Markup:
         "page.html",
         record=record,
         headline=render_headline(content),
-        pair=students.choose_pair(record),
+        pair=pair,
+        advice=[] if pair is None else advise(record, selection, content.comparisons.get(pair.name), content.truth),
         selection=selection,
         score_unit=None if selection is None else scores.score_unit(selection),
         sections=sections,
@@ -68,6 +71,7 @@ def render_headline(content: ReportContent) -> Markup:
     comparison = content.comparisons[pair.name].overall
     in_nats = comparison is None or comparison.nats_per_token is not None
     own = pair.evaluation.overall
+    told["text"] = "held-out text" if MeasuredText.of(pair.evaluation).elsewhere is None else "held-out text from elsewhere"
     told["unit"], told["loss"] = ("nats a token", own.nats_per_token) if in_nats else ("bits a byte", own.bits_per_byte)
     baseline = pair.baseline
     if baseline is not None and baseline.evaluation is not None and comparison is not None:

@@ -42,6 +42,7 @@ def render_scaling(content: ReportContent) -> Markup:
     return render(
         "scaling.html",
         curves=curves,
+        text=content.record.name_text() or "held-out text",
         plot=_plot(curves),
         savings=[
             (name, curve.points[-1].flops, curve.saving, _judge_saving(curve.saving))

@@ -44,7 +44,7 @@ def check_inputs(config: RunConfig, emulated: bool = False) -> CorpusTokenizer:
         )
     Storage(config.storage).check_writable()
     check_tasks(config.evaluation)
-    for source in config.corpus.sources:
+    for source in (*config.corpus.sources, *config.evaluation.sources):
         find_source_files(source)
     tokenizer = load_tokenizer(config.corpus.tokenizer, config.corpus.eos_token, config.corpus.trust_remote_code)
     check_exports(config)

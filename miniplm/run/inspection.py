@@ -16,8 +16,9 @@ from miniplm.errors import ConfigError, CorpusError, RunError, list_offenders
 from miniplm.records.manifests import CorpusManifest, DomainCounts, DomainSelection, Record, SelectionManifest, ShardEntry, Split
 from miniplm.records.run import RunRecord
 from miniplm.scoring.shards import check_score_shard
+from miniplm.selection.connection import connect
 from miniplm.selection.documents import document_scores
-from miniplm.selection.join import candidate_scores, check_scores, connect
+from miniplm.selection.join import candidate_scores
 from miniplm.selection.ranking import load_selection
 from miniplm.storage.root import Storage
 
@@ -195,7 +196,6 @@ def open_scores(storage: Storage, record: RunRecord, corpus: CorpusManifest) -> 
     """
     if record.teacher is None or record.reference is None:
         raise RunError(f"run {record.run_name!r} has no scores yet; `miniplm run` with its config computes them")
-    check_scores(storage, corpus, record.teacher.model_id, record.reference.model_id)
     with connect(storage) as connection:
         candidate_scores(connection, storage, corpus, record.teacher.model_id, record.reference.model_id, _score_kind(record))
         yield connection

@@ -6,7 +6,7 @@ from miniplm.derived.sets import DerivedJob
 from miniplm.records.manifests import CorpusManifest, SelectionManifest
 from miniplm.run.plan import RunPlan
 from miniplm.run.student_records import list_needed_sets
-from miniplm.run.training_plans import plan_heldout_conversion, plan_student
+from miniplm.run.training_plans import list_text_conversions, plan_student
 from miniplm.storage.root import Storage
 from miniplm.training.needs import list_derived_jobs
 
@@ -22,5 +22,4 @@ def list_pending_jobs(
     if not needed:
         return []
     jobs = list_derived_jobs(plan_student(plan, corpus, selection, student_name))
-    heldout = plan_heldout_conversion(plan, corpus, student_name)
-    return [job for job in [*jobs, *([] if heldout is None else [heldout])] if job.derived_id in needed]
+    return [job for job in [*jobs, *list_text_conversions(plan, corpus, student_name)] if job.derived_id in needed]

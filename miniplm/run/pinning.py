@@ -164,6 +164,7 @@ def make_absolute(config: RunConfig) -> RunConfig:
 
     corpus, teacher, reference, evaluation = config.corpus, config.teacher, config.reference, config.evaluation
     sources = tuple(change(source, path=_absolute(source.path)) for source in corpus.sources)
+    texts = tuple(change(source, path=_absolute(source.path)) for source in evaluation.sources)
     students = tuple(
         change(student, architecture=_absolute_folder(student.architecture), tokenizer=_absolute_folder(student.tokenizer))
         for student in config.students
@@ -178,7 +179,7 @@ def make_absolute(config: RunConfig) -> RunConfig:
                 reference, model=_absolute_folder(reference.model), architecture=_absolute_folder(reference.architecture)
             ),
             "students": students,
-            "evaluation": change(evaluation, task_folder=task_folder),
+            "evaluation": change(evaluation, task_folder=task_folder, sources=texts),
             "exports": tuple(
                 change(export, to=_absolute(export.to), tokenizer=_absolute_folder(export.tokenizer)) for export in config.exports
             ),

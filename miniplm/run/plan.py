@@ -35,20 +35,20 @@ from miniplm.tokenizers.tokenizer import TokenizerIdentity
 class PlannedTraining(Record):
     """A training whose data are known. `steps` are the optimizer steps, None where the number of sequences decides them.
 
-    `derived_ids` are the sets that are to be made before it, in their order; `heldout_id` the held-out text in the student's own tokens.
+    `derived_ids` are the sets that are to be made before it, in their order; `heldout_ids` the held-out texts in the student's own tokens.
     """
 
     training_id: str
     steps: int | None
     derived_ids: tuple[str, ...] = ()
-    heldout_id: str | None = None
+    heldout_ids: tuple[str, ...] = ()
 
 
 class RunPlan(Record):
     """A run as it will be. The sections are those of the configuration, every dtype explicit, on a work pool with absolute paths.
 
     `config` is the configuration as the run's record keeps it. `teacher_entry` is the teacher as it scores, `reference_entry` the
-    reference where it is given. Where a fleet's workers have not said yet what they have, `auto` stays, and means a CPU's dtype.
+    reference where it is given; `text_id` the held-out text from elsewhere, once a run goes on by it (it is not kept: its files may change). Where a fleet's workers have not said yet what they have, `auto` stays, and means a CPU's dtype.
     """
 
     key: str
@@ -68,6 +68,7 @@ class RunPlan(Record):
     exports: tuple[ExportConfig, ...] = Field((), exclude_if=lambda exports: not exports)
     execution: ExecutionConfig
     trainings: dict[str, PlannedTraining] = Field(default_factory=dict)
+    text_id: str | None = None
 
     @classmethod
     def of(cls, run: RunConfig, key: str = "", **known: Any) -> RunPlan:
@@ -132,5 +133,5 @@ def find_plan(storage: Storage, run_name: str) -> RunPlan | None:
 
 def save_plan(plan: RunPlan) -> None:
     """Keeps a plan beside the run's record, with a digest of itself. There is no secret in it, as there is none in a configuration."""
-    content = plan.as_json()
+    content = plan.model_copy(update={"text_id": None}).as_json()
     Storage(plan.storage).write_json(layout.run_plan(plan.name), content | {"digest": digest_content(content)})

@@ -20,7 +20,7 @@ def resolve(config: RunConfig, *, emulated: bool = False, checks: bool = True) -
     plan = _plans.get(key) or find_plan(storage, config.name)
     if plan is not None and (plan.key == key or key in _plans):
         # How sequences are selected decides nothing of what was looked at.
-        plan = plan.model_copy(update={"selection": config.selection, "config": config_as_dict(config)})
+        plan = plan.model_copy(update={"selection": config.selection, "config": config_as_dict(config), "text_id": None})
         if not checks:
             return plan.model_copy(update={"key": ""})  # what is learned of it is not kept either
         storage.check_writable()

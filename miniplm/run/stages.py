@@ -38,6 +38,10 @@ def prepare(plan: RunPlan, on_progress: ProgressCallback = ignore_progress) -> t
             storage, plan.corpus, manifest, planned.found
         )  # now, while the sources are there; a wrong field costs no scores
     check_splits(plan, manifest)
+    if plan.evaluation.sources and plan.students:
+        from miniplm.run.heldout_texts import prepare_text
+
+        prepare_text(storage, plan, manifest, on_progress)
     # Of a corpus that extends another only what was made for it.
     num_tokens = sum(shard.num_tokens for shard in manifest.shards if shard.corpus_id == manifest.corpus_id)
     return manifest, _record("prepare", time.monotonic() - started, reused, num_tokens, "tokens")

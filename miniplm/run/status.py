@@ -13,6 +13,7 @@ from miniplm.corpus.taken_files import list_files_without_documents
 from miniplm.errors import ConfigError, DamagedFileError, DerivedError, MiniplmError, RunError, ScoreJoinError
 from miniplm.records.manifests import CorpusManifest, ModelEntry, Record, SelectionManifest
 from miniplm.records.run import RunRecord, load_run, save_run
+from miniplm.run.heldout_texts import resolve_text_id
 from miniplm.run.plan import RunPlan
 from miniplm.run.references import find_reference
 from miniplm.run.resolution import resolve
@@ -70,6 +71,8 @@ def check_run(storage: Storage, plan: RunPlan) -> RunStatus:
     corpus = find_corpus(storage, planned.corpus_id) or planned.parent
     stages.append(_corpus_stage(storage, corpus, num_new_files=len(planned.files) if corpus and corpus is planned.parent else 0))
     teacher = plan.require_teacher()
+    if plan.evaluation.sources and plan.students:
+        stages.append(_corpus_stage(storage, find_corpus(storage, resolve_text_id(storage, plan)), 0, "prepare held-out text"))
     reference = find_reference(storage, plan, corpus) if corpus else None
     stages.append(_scores_stage(storage, corpus, teacher, "teacher"))
     stages.append(
@@ -167,9 +170,9 @@ def _find_selection(
         return None
 
 
-def _corpus_stage(storage: Storage, corpus: CorpusManifest | None, num_new_files: int) -> StageStatus:
+def _corpus_stage(storage: Storage, corpus: CorpusManifest | None, num_new_files: int, name: str = "prepare") -> StageStatus:
     if corpus is None:
-        return StageStatus(name="prepare", state="missing", num_done=0, num_total=0, unit="shards")
+        return StageStatus(name=name, state="missing", num_done=0, num_total=0, unit="shards")
     broken = []
     for shard in corpus.shards:
         relative = layout.corpus_shard(shard.corpus_id, shard.split, shard.shard_index)
@@ -178,7 +181,7 @@ def _corpus_stage(storage: Storage, corpus: CorpusManifest | None, num_new_files
             reason = f"{relative} {'is not what the manifest says' if is_there else 'is gone'}"
             broken.append(ShardStatus(shard_index=shard.shard_index, state="broken" if is_there else "missing", reason=reason))
     return StageStatus(
-        name="prepare",
+        name=name,
         state="broken" if broken else "partial" if num_new_files else "done",
         num_done=len(corpus.shards) - len(broken),
         num_total=len(corpus.shards),
@@ -301,7 +304,7 @@ def _later_stages(
                 detail=record.folder if record else "",
             )
         )
-        if plan.evaluation.heldout:
+        if plan.evaluation.measures_losses:
             evaluated = record is not None and corpus is not None and is_evaluated(storage, plan, corpus, student.name, record)
             stages.append(
                 StageStatus(

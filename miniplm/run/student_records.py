@@ -9,6 +9,8 @@ from miniplm.evaluation.milestones import find_evaluation, is_measured
 from miniplm.evaluation.tasks import resolve_tasks
 from miniplm.records.manifests import CorpusManifest, Evaluation, SelectionManifest, TrainingManifest
 from miniplm.records.run import StudentRecord
+from miniplm.records.texts import MeasuredText
+from miniplm.run.heldout_texts import list_texts
 from miniplm.run.plan import RunPlan
 from miniplm.run.trainings import know_student
 from miniplm.storage.root import Storage
@@ -24,7 +26,7 @@ def find_student(
     training = find_training(storage, know_student(plan, corpus, selection, student_name).training_id)
     if training is None or find_export(storage, layout.student_folder(plan.name, student_name)) != training:
         return None
-    return make_record(plan, student_name, training, find_kept_evaluation(storage, plan, corpus, training))
+    return make_record(plan, student_name, training, *find_kept_evaluations(storage, plan, corpus, training))
 
 
 def require_student(
@@ -47,37 +49,50 @@ def list_needed_sets(
     needed: tuple[str, ...] = ()
     if training.derived_ids and find_training(storage, training.training_id) is None:
         needed = training.derived_ids
-    if training.heldout_id is not None:
+    if training.heldout_ids:
         student = find_student(storage, plan, corpus, selection, student_name)
-        if student is None or student.evaluation is None:
-            needed += (training.heldout_id,)
+        if student is None or student.evaluation is None or (_has_two_texts(plan) and student.on_split is None):
+            needed += training.heldout_ids
     return needed
 
 
 def is_evaluated(storage: Storage, plan: RunPlan, corpus: CorpusManifest, student_name: str, student: StudentRecord) -> bool:
     """Whether all that the run wants to know of a student is measured, so that `evaluate_student` would compute nothing."""
     training = find_training(storage, student.training_id)
-    if training is None or student.evaluation is None:
+    if training is None or student.evaluation is None or (_has_two_texts(plan) and student.on_split is None):
         return False
     if set(resolve_tasks(plan.evaluation.tasks)) - set(student.evaluation.tasks):
         return False
-    return is_measured(storage, corpus.corpus_id, training, milestone_every_steps(plan, student_name))
+    texts = list_texts(storage, plan, corpus)
+    return all(is_measured(storage, text, training, milestone_every_steps(plan, student_name, text, texts)) for text in texts)
 
 
-def milestone_every_steps(plan: RunPlan, student_name: str) -> int | None:
-    """Optimizer steps between the checkpoints that are measured too; None where only the final model is."""
-    return plan.find_student(student_name).training.milestone_every_steps if plan.evaluation.milestones else None
-
-
-def find_kept_evaluation(storage: Storage, plan: RunPlan, corpus: CorpusManifest, training: TrainingManifest) -> Evaluation | None:
-    """The kept evaluation of these weights on this corpus, with those of the run's tasks that are done; else None."""
-    evaluation = find_evaluation(storage, corpus.corpus_id, training)
-    if evaluation is None:
+def milestone_every_steps(plan: RunPlan, student_name: str, text: MeasuredText, texts: list[MeasuredText]) -> int | None:
+    """Optimizer steps between the checkpoints that are measured on a text too; None where only the final model is: on all texts but the first."""
+    if not plan.evaluation.milestones or text != texts[0]:
         return None
-    return evaluation.model_copy(update={"tasks": find_task_results(storage, plan.evaluation, training)})
+    return plan.find_student(student_name).training.milestone_every_steps
 
 
-def make_record(plan: RunPlan, student_name: str, training: TrainingManifest, evaluation: Evaluation | None) -> StudentRecord:
+def find_kept_evaluations(
+    storage: Storage, plan: RunPlan, corpus: CorpusManifest, training: TrainingManifest
+) -> tuple[Evaluation | None, Evaluation | None]:
+    """The kept evaluations of these weights on the run's first text, with those of its tasks that are done, and on its second; None where there are none."""
+    texts = list_texts(storage, plan, corpus)
+    found = [find_evaluation(storage, text, training) for text in texts]
+    evaluation = found[0]
+    if evaluation is not None:
+        evaluation = evaluation.model_copy(update={"tasks": find_task_results(storage, plan.evaluation, training)})
+    return evaluation, found[1] if len(found) > 1 else None
+
+
+def _has_two_texts(plan: RunPlan) -> bool:
+    return plan.evaluation.heldout and bool(plan.evaluation.sources)
+
+
+def make_record(
+    plan: RunPlan, student_name: str, training: TrainingManifest, evaluation: Evaluation | None, on_split: Evaluation | None = None
+) -> StudentRecord:
     """The record of a student that was trained."""
     student = plan.find_student(student_name)
     num_unmatched_steps = None
@@ -97,4 +112,5 @@ def make_record(plan: RunPlan, student_name: str, training: TrainingManifest, ev
         final_loss=training.final_loss,
         folder=layout.student_folder(plan.name, student_name),
         evaluation=evaluation,
+        on_split=on_split,
     )

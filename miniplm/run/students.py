@@ -1,4 +1,4 @@
-"""The students of a run: trained on what their method chooses, measured on the held-out split, kept in the run's folder."""
+"""The students of a run: trained on what their method chooses, measured on held-out text, kept in the run's folder."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from miniplm.models.loading import load_model
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.records.manifests import CorpusManifest, SelectionManifest, TrainingManifest
 from miniplm.records.run import StudentRecord
+from miniplm.run.heldout_texts import list_texts, load_text
 from miniplm.run.plan import RunPlan
-from miniplm.run.student_records import find_kept_evaluation, make_record, milestone_every_steps
-from miniplm.run.training_plans import plan_heldout_conversion, plan_student
+from miniplm.run.student_records import find_kept_evaluations, make_record, milestone_every_steps
+from miniplm.run.training_plans import plan_student, plan_text_conversion
 from miniplm.scoring.engine import Scorer
 from miniplm.storage.root import Storage
 from miniplm.training.exports import export_model
@@ -44,12 +45,12 @@ def train_student(
     on_progress = _remark_matching(plan.find_student(student_name), on_progress)
     training = launch_training(storage, plan_student(plan, corpus, selection, student_name), on_progress, plan.execution.launcher)
     folder = layout.student_folder(plan.name, student_name)
-    evaluation = find_kept_evaluation(storage, plan, corpus, training)
+    evaluation, on_split = find_kept_evaluations(storage, plan, corpus, training)
     export_model(storage, training, folder)
     if evaluation is not None:
         storage.write_json(f"{folder}/{EVALUATION}", evaluation.as_json())
         write_model_card(storage, folder, training, evaluation)
-    return make_record(plan, student_name, training, evaluation), training
+    return make_record(plan, student_name, training, evaluation, on_split), training
 
 
 def evaluate_student(
@@ -61,7 +62,9 @@ def evaluate_student(
     on_progress: ProgressCallback = ignore_progress,
     on_task_progress: ProgressCallback = ignore_progress,
 ) -> StudentRecord:
-    """Measures a trained student and its milestones on the held-out split, and the student by the run's zero-shot tasks.
+    """Measures a trained student and its milestones on the run's held-out text, and the student by its zero-shot tasks.
+
+    Of two texts, from elsewhere and the corpus's own split, milestones are measured on the first alone.
 
     All results are kept with its training, and read where they are there. Raises `TrainingError` where the training is
     not there any more, and what `evaluate_checkpoints` and `measure_tasks` raise.
@@ -72,17 +75,23 @@ def evaluate_student(
             f"student {student_name}: its training {student.training_id} is not at {storage.root}; run `miniplm train CONFIG`"
         )
     folder = layout.student_folder(plan.name, student_name)
-    job = plan_heldout_conversion(plan, corpus, student_name)
-    converted = None if job is None else make_set(storage, job, plan.scoring.device, on_progress)
-    evaluation = evaluate_checkpoints(
-        storage,
-        find_heldout(storage, corpus, converted),
-        training,
-        folder,
-        milestone_every_steps(plan, student_name),
-        lambda model_folder: _open_scorer(model_folder, plan),
-        on_progress,
-    )
+    texts = list_texts(storage, plan, corpus)
+    evaluations = []
+    for text in texts:
+        whole = load_text(storage, text, corpus)
+        job = plan_text_conversion(plan, whole, text, student_name)
+        converted = None if job is None else make_set(storage, job, plan.scoring.device, on_progress)
+        evaluations.append(
+            evaluate_checkpoints(
+                storage,
+                find_heldout(storage, whole, converted, text.split),
+                training,
+                folder,
+                milestone_every_steps(plan, student_name, text, texts),
+                lambda model_folder: _open_scorer(model_folder, plan),
+                on_progress,
+            )
+        )
     tasks = measure_tasks(
         storage,
         plan.evaluation,
@@ -92,13 +101,11 @@ def evaluate_student(
         trust_remote_code=plan.corpus.trust_remote_code,
         on_progress=on_task_progress,
     )
-    evaluation = evaluation.model_copy(update={"tasks": tasks})
+    evaluation = evaluations[0].model_copy(update={"tasks": tasks})
     storage.write_json(f"{folder}/{EVALUATION}", evaluation.as_json())
     write_model_card(storage, folder, training, evaluation)
-    publish_heldout_events(
-        storage, training.training_id, find_checkpoint_evaluations(storage, corpus.corpus_id, training.training_id)
-    )
-    return student.model_copy(update={"evaluation": evaluation})
+    publish_heldout_events(storage, training.training_id, find_checkpoint_evaluations(storage, texts[0], training.training_id))
+    return student.model_copy(update={"evaluation": evaluation, "on_split": evaluations[1] if len(evaluations) > 1 else None})
 
 
 def _open_scorer(folder: Path, plan: RunPlan) -> Scorer:

@@ -9,7 +9,10 @@ from miniplm.config.run import CorpusConfig, StudentConfig, TrainingConfig
 from miniplm.derived.conversion import ConversionJob
 from miniplm.models.architectures import build_empty_model, count_parameters, resolve_vocab_size
 from miniplm.records.manifests import CorpusManifest, ModelEntry, SelectionManifest
+from miniplm.records.texts import MeasuredText
+from miniplm.run.heldout_texts import find_text, list_texts
 from miniplm.run.plan import PlannedTraining, RunPlan
+from miniplm.storage.root import Storage
 from miniplm.tokenizers.tokenizer import CorpusTokenizer, load_tokenizer
 from miniplm.training.flops import match_training
 from miniplm.training.methods import METHODS
@@ -37,12 +40,11 @@ def plan_reference(plan: RunPlan, corpus: CorpusManifest) -> TrainingPlan:
 def describe_training(plan: RunPlan, corpus: CorpusManifest, selection: SelectionManifest, student_name: str) -> PlannedTraining:
     """What is to be known of a student's training without reading its parts again."""
     training = plan_student(plan, corpus, selection, student_name)
-    heldout = plan_heldout_conversion(plan, corpus, student_name) if plan.evaluation.heldout else None
     return PlannedTraining(
         training_id=training.training_id,
         steps=training.config.steps,
         derived_ids=tuple(job.derived_id for job in list_derived_jobs(training)),
-        heldout_id=None if heldout is None else heldout.derived_id,
+        heldout_ids=tuple(job.derived_id for job in list_text_conversions(plan, corpus, student_name)),
     )
 
 
@@ -75,10 +77,21 @@ def load_own_tokenizer(student: StudentConfig, corpus: CorpusConfig) -> CorpusTo
     return load_tokenizer(student.tokenizer, student.eos_token, corpus.trust_remote_code, field)
 
 
-def plan_heldout_conversion(plan: RunPlan, corpus: CorpusManifest, student_name: str) -> ConversionJob | None:
-    """The held-out split in a student's own tokens; None where it has the corpus's."""
+def list_text_conversions(plan: RunPlan, corpus: CorpusManifest, student_name: str) -> list[ConversionJob]:
+    """The held-out texts that are prepared in a student's own tokens; none where it has the corpus's."""
+    storage = Storage(plan.storage)
+    texts = list_texts(storage, plan, corpus) if plan.evaluation.measures_losses else []
+    found = {text: find_text(storage, text, corpus) for text in texts}
+    jobs = [plan_text_conversion(plan, whole, text, student_name) for text, whole in found.items() if whole is not None]
+    return [job for job in jobs if job is not None]
+
+
+def plan_text_conversion(plan: RunPlan, whole: CorpusManifest, text: MeasuredText, student_name: str) -> ConversionJob | None:
+    """One held-out text, of the corpus `whole`, in a student's own tokens; None where it has the corpus's."""
     own = load_own_tokenizer(plan.find_student(student_name), plan.corpus)
-    return None if own is None or is_tokenizer_of(corpus, own) else plan_heldout(corpus, own, plan.corpus.trust_remote_code)
+    return (
+        None if own is None or is_tokenizer_of(whole, own) else plan_heldout(whole, own, plan.corpus.trust_remote_code, text.split)
+    )
 
 
 def _match_training(student: StudentConfig, corpus: CorpusManifest, teacher: ModelEntry | None) -> TrainingConfig:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from miniplm.records.manifests import CorpusManifest, SelectionManifest
+from miniplm.run.heldout_texts import find_text, list_texts
 from miniplm.run.plan import PlannedTraining, RunPlan
+from miniplm.storage.root import Storage
 
 
 def know_reference(plan: RunPlan, corpus: CorpusManifest) -> PlannedTraining:
@@ -21,6 +23,11 @@ def know_student(plan: RunPlan, corpus: CorpusManifest, selection: SelectionMani
     """The training of a student on this selection, and what is to be derived for it."""
     # The plan's own key says nothing of the selection, and its id nothing of the seed, which only some students draw by.
     key = f"student {student_name} of {corpus.corpus_id} {selection.selection_id} seed {plan.selection.seed}"
+    # Nor of held-out text from elsewhere, of which a student needs its own tokens once it is prepared.
+    storage = Storage(plan.storage)
+    for text in list_texts(storage, plan, corpus) if plan.evaluation.sources else ():
+        if find_text(storage, text, corpus) is not None:
+            key += f" {text.split} {text.corpus_id}"
     if key in plan.trainings:
         return plan.trainings[key]
     from miniplm.run.training_plans import describe_training  # imports torch

@@ -9,7 +9,8 @@ from miniplm.errors import ConfigError, RunError
 from miniplm.records.manifests import CorpusManifest, SelectionManifest
 from miniplm.records.run import RunRecord
 from miniplm.records.truth import TruthSummary
-from miniplm.selection.join import candidate_scores, connect
+from miniplm.selection.connection import connect
+from miniplm.selection.join import candidate_scores
 from miniplm.selection.ranking import load_selection
 from miniplm.selection.truth import summarise_truth
 from miniplm.storage.root import Storage

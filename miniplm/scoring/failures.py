@@ -40,6 +40,7 @@ def find_failures(storage: Storage, corpus: CorpusManifest, model_id: str) -> di
     failures = {}
     shards = corpus.split_shards("candidate")
     for corpus_id in {shard.corpus_id for shard in shards}:
+        # One listing for all shards: to ask for each would cost a request a shard at a remote root.
         known = set(storage.list_names(layout.score_failures_folder(corpus_id, model_id)))
         for shard in shards:
             path = layout.score_failure(corpus_id, model_id, shard.shard_index)

@@ -99,6 +99,7 @@ class ForwardPass:
         model, body = self.model, cast(Any, self.model.body)
         # Another scorer of the same model may have left its attention there.
         body.set_attn_implementation(model.own_attention)
+        # The first shows what happens at a distance, the second what that leaves behind, the last a text of one token.
         lengths = (model.probe_length, min(9, model.probe_length), 1)
         pieces = [make_probe(model.vocab_size, length, model.device) for length in lengths]
         alone = [body(input_ids=piece[None], use_cache=False).last_hidden_state[0] for piece in pieces]

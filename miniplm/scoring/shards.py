@@ -15,7 +15,7 @@ from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.records.manifests import CorpusManifest, ModelEntry, ScoreShardManifest, ShardEntry
 from miniplm.records.stored import ShardState, check_all, read_record
 from miniplm.scoring.documents import publish_document_scores
-from miniplm.storage.root import Storage, digest_file, digest_stream
+from miniplm.storage.root import Storage, digest_file
 from miniplm.versions import list_versions
 
 if TYPE_CHECKING:
@@ -138,6 +138,19 @@ _scored: dict[tuple[str, str, ShardEntry], ShardScoreState] = {}
 
 
 def _check_score_shard(storage: Storage, shard: ShardEntry, relative: str, manifest_path: str) -> ShardScoreState:
+    state = _read_state(storage, shard, manifest_path)
+    if state.manifest is None:
+        return state
+    try:
+        table = parse_scores(read_scores(storage, shard, state.manifest))
+    except DamagedFileError as error:
+        return ShardState(shard.shard_index, "broken", reason=str(error))
+    if fault := _find_fault(table, shard):
+        return ShardState(shard.shard_index, "broken", reason=fault)
+    return state
+
+
+def _read_state(storage: Storage, shard: ShardEntry, manifest_path: str) -> ShardScoreState:
     index = shard.shard_index
     try:
         manifest = read_record(storage, manifest_path, ScoreShardManifest)
@@ -147,20 +160,55 @@ def _check_score_shard(storage: Storage, shard: ShardEntry, relative: str, manif
         return ShardState(index, "broken", reason=f"its manifest is damaged ({first_line(error)})")
     if manifest.shard_digest != shard.digest:
         return ShardState(index, "broken", reason="its scores are of other sequences than the corpus holds")
-    try:
-        # Some 20 bytes a sequence: read once for all that is looked at.
-        content = storage.read_bytes(relative)
-    except FileNotFoundError:
-        return ShardState(index, "broken", reason="its score file is gone")
-    if len(content) != manifest.num_bytes:
-        return ShardState(
-            index, "broken", reason=f"its score file has {len(content):,} bytes, its manifest says {manifest.num_bytes:,}"
-        )
-    if digest_stream(pa.BufferReader(content)) != manifest.digest:
-        return ShardState(index, "broken", reason="its score file is not what its manifest says (digests differ)")
-    if fault := _find_fault(pq.read_table(pa.BufferReader(content)), shard):
-        return ShardState(index, "broken", reason=fault)
     return ShardState(index, "done", manifest)
+
+
+def find_score_manifests(storage: Storage, corpus: CorpusManifest, model_id: str) -> list[ScoreShardManifest] | None:
+    """What the manifests say of every candidate shard under one model, their files not being looked at; None where one is not good."""
+
+    def find(shard: ShardEntry) -> ScoreShardManifest | None:
+        path = layout.score_shard_manifest(shard.corpus_id, model_id, shard.shard_index)
+        try:
+            key = (storage.identify(path), shard) if storage.is_local else ("", shard)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        manifest = _manifests.get(key) or _read_state(storage, shard, path).manifest
+        if manifest is not None and key[0]:
+            _manifests[key] = manifest
+        return manifest
+
+    found = check_all(storage, find, corpus.split_shards("candidate"))
+    manifests = [manifest for manifest in found if manifest is not None]
+    return manifests if len(manifests) == len(found) else None
+
+
+# Manifests that this process has read, by the identity of their file.
+_manifests: dict[tuple[str, ShardEntry], ScoreShardManifest] = {}
+
+
+def read_scores(storage: Storage, shard: ShardEntry, manifest: ScoreShardManifest) -> bytes:
+    """The bytes of a score file (some 20 a sequence), being what its manifest says; `DamagedFileError` tells in what it is not."""
+    relative = layout.score_shard(shard.corpus_id, manifest.model_id, shard.shard_index)
+    try:
+        content, is_held = storage.read_checked(relative, manifest.digest)
+    except FileNotFoundError:
+        raise DamagedFileError("its score file is gone") from None
+    if len(content) != manifest.num_bytes:
+        raise DamagedFileError(f"its score file has {len(content):,} bytes, its manifest says {manifest.num_bytes:,}")
+    if not is_held:
+        raise DamagedFileError("its score file is not what its manifest says (digests differ)")
+    return content
+
+
+def parse_scores(content: bytes) -> pa.Table:
+    """The rows of a score file. Raises `DamagedFileError` where it has other columns than scores have, or is no Parquet file."""
+    try:
+        table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+    except pa.ArrowException as error:
+        raise DamagedFileError(f"its score file cannot be read ({first_line(error)})") from error
+    if table.schema != SCORE_SCHEMA:
+        raise DamagedFileError(f"its columns are {', '.join(table.schema.names)} of other names or types than scores have")
+    return table
 
 
 def check_score_shards(storage: Storage, corpus: CorpusManifest, model_id: str) -> list[ShardScoreState]:
@@ -170,11 +218,9 @@ def check_score_shards(storage: Storage, corpus: CorpusManifest, model_id: str) 
 
 def _find_fault(table: pa.Table, shard: ShardEntry) -> str:
     """What is wrong with the content of a score file whose digest is right; empty where nothing is."""
-    if table.schema != SCORE_SCHEMA:
-        return f"its columns are {', '.join(table.schema.names)} of other names or types than scores have"
-    sequence_ids = np.sort(table["sequence_id"].to_numpy())
+    sequence_ids = table["sequence_id"].to_numpy()
     wanted = np.arange(shard.first_sequence_id, shard.first_sequence_id + shard.num_sequences)
-    if not np.array_equal(sequence_ids, wanted):
+    if not np.array_equal(sequence_ids, wanted) and not np.array_equal(np.sort(sequence_ids), wanted):
         return f"its {len(sequence_ids)} rows ({len(np.unique(sequence_ids))} distinct sequence ids) are not one for each of the shard's {len(wanted)} sequences"
     num_broken = int((~np.isfinite(table["nll_sum"].to_numpy())).sum())
     return f"{num_broken} of its NLLs are NULL, NaN or infinite" if num_broken else ""

@@ -195,6 +195,7 @@ def _draw_sequences(
     num_candidates = sum(shard.num_sequences for shard in shards)
     if num_candidates < 2:
         raise CorpusError(f"corpus {corpus.corpus_id} has {num_candidates} candidate sequences; a calibration needs at least 2")
+    # Spread over the whole corpus, whose sources follow each other: the first shards may be of one domain alone.
     step = -(-len(shards) // _MOST_SHARDS)
     chosen = shards[::step]
     in_chosen = sum(shard.num_sequences for shard in chosen)

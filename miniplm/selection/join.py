@@ -1,68 +1,94 @@
-"""Joins the candidate sequences with the scores of both models in DuckDB, and refuses anything but a one-to-one match."""
+"""The candidate sequences with the scores of both models, one to one: shard by shard in Python, or as a table of DuckDB."""
 
 from __future__ import annotations
 
-import re
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import duckdb
 
 from miniplm import layout
-from miniplm.errors import CorpusError, ScoreJoinError, StorageError, StorageUnavailableError, first_line, list_offenders
-from miniplm.records.manifests import CorpusManifest, ShardEntry
-from miniplm.scoring.shards import check_score_shards
+from miniplm.errors import CorpusError, ScoreJoinError
+from miniplm.records.manifests import CorpusManifest, ScoreShardManifest, ShardEntry
+from miniplm.scoring.shards import find_score_manifests, read_scores
+from miniplm.selection.candidates import ReadScores, ShardScores, ShardSequences, join_scores, read_sequences
+from miniplm.selection.connection import count_threads
+from miniplm.selection.join_faults import FIND_DAMAGE, check_scores, raise_join_faults
 from miniplm.selection.scans import scan_parquet
 from miniplm.storage.root import Storage
 
-_ROLES = ("teacher", "reference")
-# Requests to a store at a time; DuckDB's own number is that of the cores.
-_REMOTE_THREADS = 16
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+ManifestPair = tuple[ScoreShardManifest, ScoreShardManifest]
 
 
-@contextmanager
-def connect(storage: Storage) -> Iterator[duckdb.DuckDBPyConnection]:
-    """An in-memory DuckDB that reads files at the storage root; what does not fit in memory spills to a temporary folder.
+def find_manifests(storage: Storage, corpus: CorpusManifest, teacher_id: str, reference_id: str) -> list[ManifestPair]:
+    """What the manifests say of the scores of every candidate shard, the teacher's first; the score files are not read.
 
-    Raises what a remote root raises, which DuckDB makes an error of its own.
+    Raises `ScoreJoinError` where one is missing or damaged, or speaks of other sequences: as `check_scores`, of all shards at once.
     """
-    with (
-        tempfile.TemporaryDirectory(prefix="miniplm-duckdb-") as spill,
-        duckdb.connect(config={"temp_directory": spill}) as connection,
-    ):
-        if not storage.is_local:
-            connection.register_filesystem(storage.open_snapshot())
-            # A thread waits for the store most of the time.
-            connection.execute(f"SET threads = {_REMOTE_THREADS}")
-        try:
-            yield connection
-        except duckdb.Error as error:
-            _raise_store_error(error)
-            raise
+    teacher, reference = (find_score_manifests(storage, corpus, model_id) for model_id in (teacher_id, reference_id))
+    if teacher is None or reference is None:
+        check_scores(storage, corpus, teacher_id, reference_id)
+        raise ScoreJoinError("scores of this corpus were written just now, by another process; run the same command again")
+    return list(zip(teacher, reference, strict=True))
 
 
-def check_scores(storage: Storage, corpus: CorpusManifest, teacher_id: str, reference_id: str) -> list[str]:
-    """The digests of all score files, the teacher's first, each in the order of the shards.
+def join_shards(
+    storage: Storage,
+    corpus: CorpusManifest,
+    manifests: list[ManifestPair],
+    visit: Callable[[ShardEntry, ShardSequences, ShardScores], Result],
+    read: ReadScores | None = None,
+) -> Iterator[tuple[Result, bool]]:
+    """What `visit` makes of each candidate shard, in their order, and whether all rows of it stand in the order of their ids.
 
-    Raises `ScoreJoinError` unless every candidate shard is scored by both models, its files being what their manifests say.
+    Shards are read, proven and visited in threads, each file once. Raises `ScoreJoinError` unless each candidate has exactly one
+    finite score from each model, and `CorpusError` where the candidates are not those of the corpus manifest.
     """
-    digests: list[str] = []
-    problems: list[str] = []
-    shards: dict[str, list[int]] = {}
-    for role, model_id in zip(_ROLES, (teacher_id, reference_id), strict=True):
-        for state in check_score_shards(storage, corpus, model_id):
-            if state.manifest is not None:
-                digests.append(state.manifest.digest)
-                continue
-            name = layout.shard_name(state.shard_index)
-            problems.append(
-                f"{name} has " + (f"no {role} scores" if state.state == "missing" else f"broken {role} scores: {state.reason}")
+    read = read or (lambda shard, manifest: read_scores(storage, shard, manifest))
+    shards = corpus.split_shards("candidate")
+
+    def join(item: tuple[ShardEntry, ManifestPair]) -> tuple[Result, bool, int]:
+        shard, (teacher, reference) = item
+        sequences = read_sequences(storage, shard)
+        scores, in_place = join_scores(shard, teacher, reference, read)
+        return visit(shard, sequences, scores), in_place and sequences.is_in_place, int(sequences.num_tokens.sum(dtype="int64"))
+
+    num_tokens = 0
+    try:
+        for result, in_place, shard_tokens in run_in_order(join, zip(shards, manifests, strict=True), count_threads(storage)):
+            num_tokens += shard_tokens
+            yield result, in_place
+        if num_tokens != sum(shard.num_tokens for shard in shards):
+            raise CorpusError(
+                f"the candidate shards hold {num_tokens} tokens, the corpus manifest says another number. {FIND_DAMAGE}"
             )
-            shards.setdefault(role, []).append(state.shard_index)
-    if problems:
-        raise ScoreJoinError(f"{list_offenders(problems)}. {_repair(shards)}")
-    return digests
+    except (ScoreJoinError, CorpusError) as error:
+        # It was met in one shard; people are told of all of them.
+        teacher_id, reference_id = (manifest.model_id for manifest in manifests[0])
+        raise_join_faults(storage, corpus, teacher_id, reference_id)
+        if isinstance(error, CorpusError):
+            raise CorpusError(f"{error}. {FIND_DAMAGE}") from error
+        raise
+
+
+def run_in_order(function: Callable[[Item], Result], items: Iterable[Item], num_threads: int) -> Iterator[Result]:
+    """What a function makes of each item, in their order, so many at a time; after an error none is begun."""
+    pending: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(num_threads) as pool:
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) >= 2 * num_threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
 
 
 def candidate_scores(
@@ -73,140 +99,36 @@ def candidate_scores(
     reference_id: str,
     score: str = "mean",
 ) -> None:
-    """Creates the table `candidate_scores`, one row a candidate sequence, NLLs in nats a scored token:
+    """Creates `candidate_scores`, one row a candidate sequence, NLLs in nats a scored token:
 
         sequence_id, domain, num_tokens, num_scored_tokens, teacher_nll, reference_nll, difference_score
 
         difference_score = reference_nll - teacher_nll                    score "mean" (MiniPLM, eq. for r(x))
         difference_score = reference_nll_sum - teacher_nll_sum            score "sum"
 
-    A sequence without a scored target has NLL 0. Raises `ScoreJoinError` unless each candidate has exactly one
-    finite score from each model; it names the shards and the command that repairs them.
+    A sequence without a scored target has NLL 0. At a local root it is a view, which a query streams through whatever the number
+    of rows; of remote files a table, which spills to the disk, so that they are read once. Raises as `join_shards`, and names the
+    shards and the command that repairs them.
     """
+    manifests = find_manifests(storage, corpus, teacher_id, reference_id)
+    in_place = sum(not whole for _, whole in join_shards(storage, corpus, manifests, lambda *_: None)) == 0
     shards = corpus.split_shards("candidate")
-    sources: dict[str, tuple[str, list[str]]] = {}
-    for role, model_id in zip(_ROLES, (teacher_id, reference_id), strict=True):
-        scores = [layout.score_shard(shard.corpus_id, model_id, shard.shard_index) for shard in shards]
-        sources[f"{role}_scores"] = ("*", scores)
-    candidates = [layout.corpus_shard(shard.corpus_id, shard.split, shard.shard_index) for shard in shards]
-    sources["candidates"] = ("sequence_id, domain::VARCHAR AS domain, num_tokens", candidates)
-    # A dozen queries follow. Local files are read again for each, remote ones once.
-    kind = "VIEW" if storage.is_local else "TABLE"
-    try:
-        for name, (columns, relatives) in sources.items():
-            files = scan_parquet(storage, relatives)
-            connection.execute(f"CREATE OR REPLACE TEMP {kind} {name} AS SELECT {columns} FROM {files}")
-        _check_candidates(connection, shards)
-        for role in _ROLES:
-            _check_role(connection, shards, role)
-        _check_same_targets(connection, shards)
-    except duckdb.Error as error:
-        _raise_store_error(error)
-        # The score files have their digests checked, so it is a corpus shard that cannot be read.
-        if isinstance(error, duckdb.IOException | duckdb.InvalidInputException):
-            fault = "cannot be read"
-        elif type(error) is duckdb.Error:
-            fault = "is damaged"
-        else:
-            raise
-        raise CorpusError(
-            f"a candidate shard of corpus {corpus.corpus_id} {fault} ({first_line(error)}). {_FIND_DAMAGE}"
-        ) from error
-    difference = (
-        "reference.nll_sum - teacher.nll_sum"
-        if score == "sum"
-        else "reference.nll_sum / greatest(reference.num_scored_tokens, 1) - teacher.nll_sum / greatest(teacher.num_scored_tokens, 1)"
+    candidates = scan_parquet(storage, [layout.corpus_shard(shard.corpus_id, shard.split, shard.shard_index) for shard in shards])
+    teacher, reference = (
+        scan_parquet(storage, [layout.score_shard(shard.corpus_id, model_id, shard.shard_index) for shard in shards])
+        for model_id in (teacher_id, reference_id)
     )
-    # `greatest(..., 1)`: a sequence without a scored target has the sum 0, and SQL makes NULL of 0 / 0, which no order ranks.
+    # The rows of all three were just seen to stand in the same order; where a file has them in another, ids are joined.
+    if in_place:
+        rows = f"{candidates} candidates POSITIONAL JOIN {teacher} teacher POSITIONAL JOIN {reference} reference"
+    else:
+        rows = f"{candidates} candidates JOIN {teacher} teacher USING (sequence_id) JOIN {reference} reference USING (sequence_id)"
+    difference = "reference.nll_sum - teacher.nll_sum" if score == "sum" else "reference_nll - teacher_nll"
     connection.execute(f"""
-        CREATE OR REPLACE TEMP TABLE candidate_scores AS
-        SELECT sequence_id, domain, num_tokens, teacher.num_scored_tokens,
+        CREATE OR REPLACE TEMP {"VIEW" if storage.is_local else "TABLE"} candidate_scores AS
+        SELECT candidates.sequence_id, domain::VARCHAR AS domain, num_tokens, teacher.num_scored_tokens,
                teacher.nll_sum / greatest(teacher.num_scored_tokens, 1) AS teacher_nll,
                reference.nll_sum / greatest(reference.num_scored_tokens, 1) AS reference_nll,
                {difference} AS difference_score
-        FROM candidates JOIN teacher_scores teacher USING (sequence_id) JOIN reference_scores reference USING (sequence_id)
+        FROM {rows}
     """)
-
-
-_FIND_DAMAGE = "`miniplm status CONFIG` names the shards that are not what the manifest says; delete their files and run `miniplm prepare CONFIG`"
-
-
-_STORE_ERRORS = {kind.__name__: kind for kind in (StorageError, StorageUnavailableError)}
-
-
-def _raise_store_error(error: duckdb.Error) -> None:
-    """Raises the error of a remote root that DuckDB met while it read: all that is left of it is a line of the message."""
-    told = re.search(rf"^({'|'.join(_STORE_ERRORS)}): (.+)$", str(error), re.MULTILINE)
-    if told:
-        raise _STORE_ERRORS[told[1]](told[2]) from error
-
-
-def _check_candidates(connection: duckdb.DuckDBPyConnection, shards: tuple[ShardEntry, ...]) -> None:
-    """The candidate shards must hold as many sequences, ids and tokens as the corpus manifest says; their digests are not read here."""
-    row = connection.execute(
-        "SELECT count(*), count(DISTINCT sequence_id), coalesce(sum(num_tokens), 0), count(*) - count(domain) FROM candidates"
-    ).fetchone()
-    num_sequences, num_tokens = sum(shard.num_sequences for shard in shards), sum(shard.num_tokens for shard in shards)
-    if row != (num_sequences, num_sequences, num_tokens, 0):
-        assert row is not None
-        raise CorpusError(
-            f"the candidate shards hold {row[0]} sequences with {row[1]} ids and {row[2]} tokens, "
-            f"the corpus manifest says {num_sequences} and {num_tokens}. {_FIND_DAMAGE}"
-        )
-
-
-def _check_role(connection: duckdb.DuckDBPyConnection, shards: tuple[ShardEntry, ...], role: str) -> None:
-    checks = (
-        (f"have no {role} score", f"SELECT sequence_id FROM candidates ANTI JOIN {role}_scores USING (sequence_id)"),
-        (f"have more than one {role} score", f"SELECT sequence_id FROM {role}_scores GROUP BY sequence_id HAVING count(*) > 1"),
-        (
-            f"have a {role} score but are no candidates",
-            f"SELECT sequence_id FROM {role}_scores ANTI JOIN candidates USING (sequence_id)",
-        ),
-        (
-            f"have a {role} score that is NULL or not finite",
-            f"SELECT sequence_id FROM {role}_scores WHERE nll_sum IS NULL OR NOT isfinite(nll_sum) OR num_scored_tokens IS NULL OR num_scored_tokens < 0",
-        ),
-    )
-    for fault, query in checks:
-        _refuse(connection, shards, fault, query, (role,))
-
-
-def _check_same_targets(connection: duckdb.DuckDBPyConnection, shards: tuple[ShardEntry, ...]) -> None:
-    query = """SELECT sequence_id FROM teacher_scores t JOIN reference_scores r USING (sequence_id)
-               WHERE t.num_scored_tokens <> r.num_scored_tokens"""
-    _refuse(connection, shards, "have another number of scored tokens under the teacher than under the reference", query, _ROLES)
-
-
-def _refuse(
-    connection: duckdb.DuckDBPyConnection, shards: tuple[ShardEntry, ...], fault: str, query: str, roles: tuple[str, ...]
-) -> None:
-    connection.execute(f"CREATE OR REPLACE TEMP TABLE offenders AS {query}")
-    total = int(connection.execute("SELECT count(*) FROM offenders").fetchall()[0][0])
-    if not total:
-        return
-    rows = connection.execute("SELECT DISTINCT sequence_id FROM offenders ORDER BY sequence_id LIMIT 10").fetchall()
-    first = [int(row[0]) for row in rows]
-    touched = [
-        shard
-        for shard in shards
-        if connection.execute(
-            "SELECT 1 FROM offenders WHERE sequence_id >= ? AND sequence_id < ? LIMIT 1",
-            [shard.first_sequence_id, shard.first_sequence_id + shard.num_sequences],
-        ).fetchall()
-    ]
-    names = list_offenders([layout.shard_name(shard.shard_index) for shard in touched]) or "no shard of this corpus"
-    num_sequences = sum(shard.num_sequences for shard in touched)
-    raise ScoreJoinError(
-        f"{names}: {total} of {num_sequences} sequences {fault} (first: {', '.join(map(str, first))}). "
-        + _repair({role: [shard.shard_index for shard in touched] for role in roles}, " --again")
-    )
-
-
-def _repair(shards: dict[str, list[int]], option: str = "") -> str:
-    commands = [f"`miniplm score CONFIG --model {role}{_shard_options(indices)}{option}`" for role, indices in shards.items()]
-    return f"Run {' and '.join(commands)}"
-
-
-def _shard_options(indices: list[int]) -> str:
-    return "".join(f" --shard {index}" for index in indices) if len(indices) <= 10 else ""

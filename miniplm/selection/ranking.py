@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
+import tempfile
 from decimal import ROUND_FLOOR, Decimal
-from typing import Any
-
-import duckdb
-import pyarrow as pa
-import pyarrow.parquet as pq
+from pathlib import Path
 
 from miniplm import layout
 from miniplm.config.run import SelectionConfig
 from miniplm.errors import CorpusError, ScoreJoinError
-from miniplm.progress import Progress, ProgressCallback, ignore_progress
-from miniplm.records.manifests import CorpusManifest, DomainSelection, SelectionManifest, SelectionShardEntry
+from miniplm.progress import ProgressCallback, ignore_progress
+from miniplm.records.manifests import CorpusManifest, DomainSelection, SelectionManifest
 from miniplm.records.stored import find_record
-from miniplm.selection.join import candidate_scores, check_scores, connect
+from miniplm.selection.cut import Cut, KeptDomains, Pool, publish_shards
+from miniplm.selection.join import find_manifests
+from miniplm.selection.order_statistics import ScratchFile
+from miniplm.selection.survey import Survey, survey_candidates
 from miniplm.storage.locks import exclusive
-from miniplm.storage.root import Storage, digest_content, digest_file
+from miniplm.storage.root import Storage, digest_content
 
-# Raised when a change of the code changes what is selected of unchanged scores.
 SELECTION_VERSION = 1
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
-
-SELECTION_SCHEMA = pa.schema(
-    [
-        ("sequence_id", pa.int64()),
-        ("teacher_nll", pa.float64()),
-        ("reference_nll", pa.float64()),
-        ("difference_score", pa.float64()),
-    ]
-)
 
 
 def count_selected(num_candidates: int, ratio: float) -> int:
@@ -44,9 +34,10 @@ def resolve_selection_id(
 ) -> str:
     """The id of a selection, made of the digests of all the scores that go into it, the ratio, the kind of score and what it ranks within.
 
-    Raises `ScoreJoinError` as `check_scores`.
+    The scores themselves are not read. Raises `ScoreJoinError` as `find_manifests`.
     """
-    digests = check_scores(storage, corpus, teacher_id, reference_id)
+    manifests = find_manifests(storage, corpus, teacher_id, reference_id)
+    digests = [manifest.digest for of_model in zip(*manifests, strict=True) for manifest in of_model]
     content = [SELECTION_VERSION, corpus.corpus_id, teacher_id, reference_id, digests, repr(config.ratio), config.score]
     if config.within == "corpus":
         return f"{config.score}-{config.ratio:g}-{digest_content(content)}"
@@ -90,24 +81,26 @@ def select_sequences(
     selection_id = resolve_selection_id(storage, corpus, teacher_id, reference_id, config)
     if (existing := find_selection(storage, selection_id)) is not None:
         return existing
-    with exclusive(storage, layout.selection_folder(selection_id), f"selection {selection_id}"), connect(storage) as connection:
+    with (
+        exclusive(storage, layout.selection_folder(selection_id), f"selection {selection_id}"),
+        tempfile.TemporaryDirectory(prefix="miniplm-select-") as folder,
+        ScratchFile(Path(folder) / "scratch") as scratch,
+    ):
         if (existing := find_selection(storage, selection_id)) is not None:  # made by another process meanwhile
             return existing
         storage.delete_temporary_files(layout.selection_folder(selection_id))
-        candidate_scores(connection, storage, corpus, teacher_id, reference_id, config.score)
-        num_candidates = int(_fetch_one(connection, "SELECT count(*) FROM candidate_scores")[0])
-        num_selected = (_rank_within_domains if config.within == "domain" else _rank)(connection, config.ratio)
+        survey = survey_candidates(storage, corpus, teacher_id, reference_id, config.score, scratch, on_progress)
+        pools = _make_pools(survey, config)
+        num_selected = sum(pool.num_kept for pool in pools)
         if num_selected == 0:
             of_each = " of each domain" if config.within == "domain" else ""
             raise ScoreJoinError(
-                f"ratio {config.ratio:g} of {num_candidates} candidate sequences{of_each} keeps none; "
+                f"ratio {config.ratio:g} of {survey.num_candidates} candidate sequences{of_each} keeps none; "
                 "use a larger selection.ratio or corpus"
             )
-        # It spoke of files that are written anew now; the new one comes after them.
         storage.delete(layout.selection_manifest(selection_id))
-        entries = _publish_shards(storage, connection, corpus, selection_id, on_progress)
-        num_tokens, threshold = _fetch_one(connection, "SELECT sum(num_tokens), min(difference_score) FROM selected")
-        num_negative = _fetch_one(connection, "SELECT count(*) FROM candidate_scores WHERE difference_score < 0")[0]
+        kept = KeptDomains(len(survey.domains))
+        entries = tuple(publish_shards(storage, corpus, survey, selection_id, Cut(survey, pools), kept, on_progress))
         manifest = SelectionManifest(
             selection_id=selection_id,
             corpus_id=corpus.corpus_id,
@@ -116,12 +109,12 @@ def select_sequences(
             ratio=config.ratio,
             score=config.score,
             within=config.within,
-            num_candidates=num_candidates,
+            num_candidates=survey.num_candidates,
             num_selected=num_selected,
-            num_selected_tokens=int(num_tokens),
-            num_negative=int(num_negative),
-            threshold=float(threshold) if config.within == "corpus" else None,
-            domains=_summarise_domains(connection),
+            num_selected_tokens=sum(entry.num_tokens for entry in entries),
+            num_negative=survey.num_negative,
+            threshold=float(kept.threshold.min()) if config.within == "corpus" else None,
+            domains=_summarise_domains(survey, kept),
             shards=entries,
         )
         assert sum(entry.num_sequences for entry in entries) == num_selected
@@ -129,90 +122,30 @@ def select_sequences(
         return manifest
 
 
-def _rank(connection: duckdb.DuckDBPyConnection, ratio: float) -> int:
-    """Makes the table `selected`, by sequence id; returns its number of rows."""
-    num_selected = count_selected(int(_fetch_one(connection, "SELECT count(*) FROM candidate_scores")[0]), ratio)
-    # By both columns: DuckDB's threads give rows in any order, and among equal scores a LIMIT would take whichever came first.
-    connection.execute(f"""
-        CREATE OR REPLACE TEMP TABLE selected AS SELECT * FROM (
-            SELECT * FROM candidate_scores ORDER BY difference_score DESC, sequence_id ASC LIMIT {num_selected}
-        ) ORDER BY sequence_id
-    """)
-    return num_selected
+def _make_pools(survey: Survey, config: SelectionConfig) -> list[Pool]:
+    """What is ranked together: all domains, or each by itself."""
+    groups = (
+        [list(range(len(survey.domains)))] if config.within == "corpus" else [[domain] for domain in range(len(survey.domains))]
+    )
+    pools = []
+    for domains in groups:
+        num_candidates = int(survey.num_sequences[domains].sum())
+        pools.append(Pool(domains, num_candidates, count_selected(num_candidates, config.ratio)))
+    return pools
 
 
-def _rank_within_domains(connection: duckdb.DuckDBPyConnection, ratio: float) -> int:
-    """As `_rank`, for each domain by itself."""
-    counts = connection.execute("SELECT domain, count(*) FROM candidate_scores GROUP BY domain ORDER BY domain").fetchall()
-    kept = {domain: count_selected(count, ratio) for domain, count in counts}
-    connection.execute("CREATE OR REPLACE TEMP TABLE quotas (domain VARCHAR, num_kept BIGINT)")
-    connection.executemany("INSERT INTO quotas VALUES (?, ?)", list(kept.items()))
-    connection.execute("""
-        CREATE OR REPLACE TEMP TABLE selected AS SELECT * EXCLUDE (num_kept) FROM (
-            SELECT * FROM candidate_scores JOIN quotas USING (domain)
-            QUALIFY row_number() OVER (PARTITION BY domain ORDER BY difference_score DESC, sequence_id ASC) <= num_kept
-        ) ORDER BY sequence_id
-    """)
-    return sum(kept.values())
-
-
-def _publish_shards(
-    storage: Storage,
-    connection: duckdb.DuckDBPyConnection,
-    corpus: CorpusManifest,
-    selection_id: str,
-    on_progress: ProgressCallback,
-) -> tuple[SelectionShardEntry, ...]:
-    entries = []
-    shards = corpus.split_shards("candidate")
-    for done, shard in enumerate(shards, start=1):
-        last = shard.first_sequence_id + shard.num_sequences - 1
-        rows = connection.sql(
-            f"SELECT sequence_id, teacher_nll, reference_nll, difference_score, num_tokens FROM selected "
-            f"WHERE sequence_id BETWEEN {shard.first_sequence_id} AND {last} ORDER BY sequence_id"
-        ).to_arrow_table()
-        num_tokens = sum(rows["num_tokens"].to_pylist())
-        with storage.publish(layout.selection_shard(selection_id, shard.shard_index)) as path:
-            pq.write_table(rows.drop_columns(["num_tokens"]).cast(SELECTION_SCHEMA), path, compression="zstd")
-            digest, num_bytes = digest_file(path), path.stat().st_size
-        entries.append(
-            SelectionShardEntry(
-                shard_index=shard.shard_index,
-                corpus_id=shard.corpus_id,
-                digest=digest,
-                num_bytes=num_bytes,
-                num_sequences=rows.num_rows,
-                num_tokens=num_tokens,
-            )
-        )
-        on_progress(Progress("select", done, len(shards), "shards"))
-    return tuple(entries)
-
-
-def _summarise_domains(connection: duckdb.DuckDBPyConnection) -> dict[str, DomainSelection]:
-    rows = connection.execute(f"""
-        SELECT domain, count(*), count(s.sequence_id), sum(c.num_tokens), coalesce(sum(s.num_tokens), 0),
-               avg(c.teacher_nll), avg(c.reference_nll), quantile_cont(c.difference_score, {list(QUANTILES)}), min(s.difference_score)
-        FROM candidate_scores c LEFT JOIN (SELECT sequence_id, num_tokens, difference_score FROM selected) s USING (sequence_id)
-        GROUP BY domain ORDER BY domain
-    """).fetchall()
+def _summarise_domains(survey: Survey, kept: KeptDomains) -> dict[str, DomainSelection]:
+    quantiles = survey.quantiles(QUANTILES)
     return {
-        row[0]: DomainSelection(
-            num_candidates=row[1],
-            num_selected=row[2],
-            num_candidate_tokens=int(row[3]),
-            num_selected_tokens=int(row[4]),
-            # A parallel sum of floats ends in other last bits each time; the manifest must not.
-            mean_teacher_nll=round(row[5], 9),
-            mean_reference_nll=round(row[6], 9),
-            difference_score_quantiles=tuple(row[7]),
-            threshold=row[8],
+        name: DomainSelection(
+            num_candidates=int(survey.num_sequences[domain]),
+            num_selected=int(kept.num_sequences[domain]),
+            num_candidate_tokens=int(survey.num_tokens[domain]),
+            num_selected_tokens=int(kept.num_tokens[domain]),
+            mean_teacher_nll=round(float(survey.teacher_nll[domain] / survey.num_sequences[domain]), 9),
+            mean_reference_nll=round(float(survey.reference_nll[domain] / survey.num_sequences[domain]), 9),
+            difference_score_quantiles=quantiles[domain],
+            threshold=float(kept.threshold[domain]) if kept.num_sequences[domain] else None,
         )
-        for row in rows
+        for domain, name in sorted(enumerate(survey.domains), key=lambda item: item[1])
     }
-
-
-def _fetch_one(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[Any, ...]:
-    row = connection.execute(query).fetchone()
-    assert row is not None
-    return tuple(row)

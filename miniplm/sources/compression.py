@@ -111,6 +111,7 @@ def _decompress_block(stream: Any, block: bytes) -> Iterator[bytes]:
     while True:
         piece = stream.decompress(block, _BLOCK_BYTES)
         yield piece
+        # What a stream has not taken yet zlib gives back; the others keep it and say that they need no more.
         block = getattr(stream, "unconsumed_tail", b"")
         if stream.eof or (not block and getattr(stream, "needs_input", len(piece) < _BLOCK_BYTES)):
             return

@@ -131,6 +131,7 @@ class _LocalWalk:
         try:
             status = os.stat(folder)
             identity = (status.st_dev, status.st_ino)
+            # Only of the folders above: one that two links lead to is walked twice, so that what is left out can be named.
             if identity in above:
                 if not is_hidden:
                     self._listing.leave_out("a link to a folder above it", folder)

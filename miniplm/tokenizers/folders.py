@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from miniplm.errors import TokenizerError, describe_reason, list_offenders, reading_users_file
-from miniplm.models.files import fetch, refuse_pointer, require_readable
-from miniplm.storage.fetched import is_url
+from miniplm.models.files import locate_folder, refuse_pointer
 
 _WANTED = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py"]
 _SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -48,26 +47,8 @@ class TokenizerFolder:
 
 
 def locate_tokenizer(name: str) -> Path:
-    """The local folder of a tokenizer: `name` itself where it is a folder, else a copy of what is at a URL, or the hub's files.
-
-    Raises `TokenizerError`.
-    """
-    if is_url(name):
-        return fetch(name, "tokenizer", _WANTED, TokenizerError)
-    with reading_users_file(f"tokenizer {name!r}", "cannot be looked for", "check the path and its permissions", TokenizerError):
-        folder = Path(name).expanduser()
-        if folder.is_dir():
-            return require_readable(folder, "tokenizer", _WANTED, TokenizerError)
-        if folder.exists():
-            raise TokenizerError(f"tokenizer {name!r} is a file; give the folder that holds it")
-    if name.count("/") > 1 or "\\" in name or name.startswith((".", "/", "~")) or name.endswith("/"):
-        raise TokenizerError(f"there is no tokenizer folder {name!r} (looked from {Path.cwd()}); give a folder, a URL or a hub id")
-    from huggingface_hub import snapshot_download
-
-    problem = f"is neither a folder (looked from {Path.cwd()}) nor could it be fetched from the hub"
-    next_step = "give the folder or the URL of a tokenizer, or check the id and the connection"
-    with reading_users_file(f"tokenizer {name!r}", problem, next_step, TokenizerError):
-        return Path(snapshot_download(name, allow_patterns=_WANTED))
+    """The local folder of a tokenizer; raises `TokenizerError` as `locate_folder`."""
+    return locate_folder(name, "tokenizer", _WANTED, TokenizerError, needs_owner=False)
 
 
 def read_tokenizer(folder: Path, trust_remote_code: bool = False, with_settings: bool = True) -> TokenizerFolder:

@@ -173,9 +173,11 @@ def _find_reader(decoder: Any) -> ReadToken | None:
         if step["type"] == "Metaspace":
             replaced.append((step["replacement"], " "))
         elif step["type"] == "Replace":
+            # Fused, the tokens are one text, and a pattern may match over the border of two of them.
             if "String" not in step["pattern"] or "Fuse" in kinds[:number]:
                 return None
             replaced.append((step["pattern"]["String"], step["content"]))
+        # From the fused text it takes what the encoder put before it (`_find_prefix`); from each token it would take spaces of the text.
         elif step["type"] == "Strip" and (step["stop"] or "Fuse" not in kinds[:number]):
             return None
     has_bytes = "ByteFallback" in kinds
@@ -210,6 +212,7 @@ def _find_unknown(model: dict[str, Any], backend: Any) -> int | None:
 
 
 def _is_reversible(step: dict[str, Any]) -> bool:
+    """Whether the decoder takes back what this step of a normaliser does; a text that holds the mark itself aside."""
     return step["type"] in ("Prepend", "ByteLevel") or (
         step["type"] == "Replace" and step["pattern"].get("String") == " " and step["content"] == "▁"
     )

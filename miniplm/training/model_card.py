@@ -75,7 +75,7 @@ def _front_matter(name: str, method: str, training: TrainingManifest, evaluation
                 EvalResult(
                     task_type="text-generation",
                     dataset_type="heldout",
-                    dataset_name=f"held-out split of {evaluation.corpus_id}",
+                    dataset_name=_name_text(evaluation),
                     metric_type=metric,
                     metric_value=value,
                 )
@@ -144,7 +144,7 @@ def _describe_evaluation(evaluation: Evaluation | None) -> str:
     if evaluation is None:
         return "Not evaluated yet."
     losses = [("all", evaluation.overall), *sorted(evaluation.domains.items())]
-    text = f"Loss on the held-out split of corpus `{evaluation.corpus_id}`:\n\n" + _make_table(
+    text = f"Loss on {_name_text(evaluation)}:\n\n" + _make_table(
         ("domain", "nats a token", "bits a byte", "tokens"),
         [(domain, _with_error(loss), f"{loss.bits_per_byte:.4f}", f"{loss.num_scored_tokens:,}") for domain, loss in losses],
     )
@@ -163,6 +163,15 @@ def _describe_evaluation(evaluation: Evaluation | None) -> str:
         rows.append(("average", f"{100 * mean:.2f}", "", ""))
         text += "\n\nTasks by lm-evaluation-harness:\n\n" + _make_table(("task", "%", "metric", "documents"), rows)
     return text
+
+
+def _name_text(evaluation: Evaluation) -> str:
+    is_split = evaluation.split == "heldout"
+    return (
+        f"the held-out split of corpus {evaluation.corpus_id}"
+        if is_split
+        else f"held-out text from elsewhere, {evaluation.corpus_id}"
+    )
 
 
 def _with_error(loss: DomainLoss) -> str:

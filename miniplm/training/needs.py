@@ -7,7 +7,7 @@ from functools import partial
 from miniplm.derived.conversion import ConversionJob, describe_conversion
 from miniplm.derived.sequences import TrainingShard
 from miniplm.derived.sets import DerivedJob
-from miniplm.records.manifests import CorpusManifest
+from miniplm.records.manifests import CorpusManifest, Split
 from miniplm.storage.root import Storage
 from miniplm.tokenizers.tokenizer import CorpusTokenizer
 from miniplm.training.methods.method import digest_shards
@@ -33,19 +33,19 @@ def list_derived_jobs(plan: TrainingPlan) -> list[DerivedJob]:
     return jobs
 
 
-def plan_heldout(corpus: CorpusManifest, own: CorpusTokenizer, trust_remote_code: bool = False) -> ConversionJob:
-    """The whole held-out split in the tokens of another tokenizer, so that students of any tokenizer are measured on it."""
+def plan_heldout(
+    corpus: CorpusManifest, own: CorpusTokenizer, trust_remote_code: bool = False, split: Split = "heldout"
+) -> ConversionJob:
+    """The whole held-out split (of text from elsewhere all of it, split `candidate`) in the tokens of another tokenizer, so that students of any tokenizer are measured on it."""
     return ConversionJob(
         corpus=corpus,
-        conversion=describe_conversion(
-            corpus, {"heldout": digest_shards(corpus.split_shards("heldout"))}, own, corpus.sequence_length
-        ),
+        conversion=describe_conversion(corpus, {"heldout": digest_shards(corpus.split_shards(split))}, own, corpus.sequence_length),
         own=own,
-        list_shards=partial(_list_heldout, corpus),
+        list_shards=partial(_list_split, corpus, split),
         name=f"encode held-out text for {own.entry.name}",
         trust_remote_code=trust_remote_code,
     )
 
 
-def _list_heldout(corpus: CorpusManifest, storage: Storage) -> list[TrainingShard]:
-    return [TrainingShard(shard, shard.num_sequences, shard.num_tokens) for shard in corpus.split_shards("heldout")]
+def _list_split(corpus: CorpusManifest, split: Split, storage: Storage) -> list[TrainingShard]:
+    return [TrainingShard(shard, shard.num_sequences, shard.num_tokens) for shard in corpus.split_shards(split)]

@@ -85,6 +85,7 @@ def publish_events(storage: Storage, training_id: str, metrics: Sequence[Checkpo
     for end in ends:
         if end > step and storage.is_local:  # elsewhere, where there are no locks, they may be of a process that is ahead
             storage.delete(f"{folder}/{_name_events(end)}")
+    # The files before hold the steps up to their ends; a step in two files would be drawn twice.
     start = max((end for end in ends if end < step), default=0)
     # Times as if the training had not been interrupted, and ended now.
     seconds = list(accumulate(row.seconds for row in metrics))

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from miniplm.errors import StorageError, StorageUnavailableError
-from miniplm.selection.join import connect
+from miniplm.selection.connection import connect
 from miniplm.storage import s3 as object_stores
 from miniplm.storage import s3_errors as store_errors
 from miniplm.storage.root import Storage

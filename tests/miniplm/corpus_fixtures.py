@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,20 @@ def make_config(tokenizer: str, *sources: dict[str, Any], **settings: Any) -> Co
     """Short sequences and small shards, all documents candidates, unless told otherwise."""
     defaults = {"sequence_length": 8, "sequences_per_shard": 5, "splits": {"reference": 0, "heldout": 0}}
     return CorpusConfig.model_validate({"sources": sources, "tokenizer": tokenizer, **defaults, **settings})
+
+
+def make_documents(num_documents: int, seed: int = 0) -> list[dict[str, str]]:
+    rng = random.Random(seed)
+    words = ["alpha", "beta.", "gamma", "delta!", "epsilon\n", "zeta;", "(eta", "theta)", "iota?", "日本"]
+    return [
+        {"text": " ".join(rng.choices(words, k=rng.randint(1, 40))) + str(index), "domain": rng.choice("abc")}
+        for index in range(num_documents)
+    ]
+
+
+def make_growing(folder: Path, tokenizer: str, extend: bool = True, **settings: Any) -> CorpusConfig:
+    defaults = {"sequence_length": 40, "splits": {"reference": 0.25, "heldout": 0.15}}
+    return make_config(tokenizer, {"path": f"{folder}/*.jsonl", "domain": "domain"}, extend=extend, **{**defaults, **settings})
 
 
 def read_sequences(storage: Storage, corpus_id: str, shards: Sequence[Any]) -> list[dict[str, Any]]:

@@ -1,7 +1,4 @@
-"""What a format is: how a part's files are named, written and read back, and which files the whole needs besides.
-
-Shapes: T tokens of a row.
-"""
+"""What a format is: how a part's files are named, written and read back, and which files the whole needs besides."""
 
 from __future__ import annotations
 
@@ -63,7 +60,7 @@ class Format(ABC):
 
     @abstractmethod
     def read(self, paths: Sequence[Path], facts: FileFacts) -> Iterator[str | NDArray[Any]]:
-        """The rows of a part out of its files: texts, or token ids (T,)."""
+        """The rows of a part out of its files: texts, or token ids (num_tokens,)."""
 
     def finish(self, parts: Sequence[ExportedPart], facts: FileFacts, manifest: ExportManifest) -> dict[str, bytes]:
         """Files of the whole, which are published after all others."""

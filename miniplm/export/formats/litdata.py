@@ -2,8 +2,6 @@
 
 chunk-0-N.bin: number of rows (uint32), where each begins and the last ends (uint32), their token ids.
 index.json: all chunks, each with its rows, bytes and tokens, and the dtype of the ids.
-
-Shapes: T tokens of a row.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ class LitDataFormat(Format):
     def open(self, paths: Sequence[Path], facts: FileFacts) -> PartWriter:
         return _ChunkWriter(paths[0], facts.dtype)
 
-    def read(self, paths: Sequence[Path], facts: FileFacts) -> Iterator[NDArray[Any]]:  # (T,)
+    def read(self, paths: Sequence[Path], facts: FileFacts) -> Iterator[NDArray[Any]]:  # (num_tokens,) each
         content = np.memmap(paths[0], dtype=np.uint8, mode="r")
         num_rows = int(content[:4].view("<u4")[0])
         bounds = content[4 : 8 + 4 * num_rows].view("<u4").tolist()

@@ -3,8 +3,6 @@
 shard.NNNNN.mds: number of samples (uint32), where each begins and the last ends (uint32), the columns as JSON, the samples.
 A sample: the sizes of those columns that have none of their own (uint32 each), then the columns by name.
 index.json: all shards.
-
-Shapes: T tokens of a row.
 """
 
 from __future__ import annotations
@@ -40,7 +38,7 @@ class MdsFormat(Format):
     def open(self, paths: Sequence[Path], facts: FileFacts) -> PartWriter:
         return _MdsWriter(paths[0], _list_columns(facts))
 
-    def read(self, paths: Sequence[Path], facts: FileFacts) -> Iterator[NDArray[Any]]:  # (T,)
+    def read(self, paths: Sequence[Path], facts: FileFacts) -> Iterator[NDArray[Any]]:  # (num_tokens,) each
         content = np.memmap(paths[0], dtype=np.uint8, mode="r")
         num_samples = int(content[:4].view("<u4")[0])
         bounds = content[4 : 8 + 4 * num_samples].view("<u4").tolist()
@@ -82,7 +80,7 @@ def _list_columns(facts: FileFacts) -> dict[str, tuple[str, int | None]]:
     return columns
 
 
-def _encode_array(token_ids: NDArray[Any]) -> bytes:  # (T,)
+def _encode_array(token_ids: NDArray[Any]) -> bytes:  # (num_tokens,)
     for code, (kind, limit) in enumerate(_LENGTH_TYPES):
         if len(token_ids) < limit:
             # The number of dimensions and the type of the length share a byte.
@@ -90,7 +88,7 @@ def _encode_array(token_ids: NDArray[Any]) -> bytes:  # (T,)
     raise AssertionError("a sequence is shorter than 2**32 tokens")
 
 
-def _decode_array(content: bytes) -> NDArray[Any]:  # (T,)
+def _decode_array(content: bytes) -> NDArray[Any]:  # (num_tokens,) int32
     kind, _ = _LENGTH_TYPES[content[0] % _NUM_TYPES]
     start = 1 + np.dtype(kind).itemsize
     return np.frombuffer(content, "<i4", offset=start)

@@ -2,8 +2,6 @@
 
 .idx: "MMIDIDX\\0\\0", version 1 (uint64), code of the dtype (uint8), number of sequences and of documents + 1 (uint64 each), then of
 every sequence its length (int32) and the byte where it begins (int64), and of every document its first sequence, and the end (int64).
-
-Shapes: T tokens of a row.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ class MegatronFormat(Format):
     def open(self, paths: Sequence[Path], facts: FileFacts) -> PartWriter:
         return _MegatronWriter(paths, facts)
 
-    def read(self, paths: Sequence[Path], facts: FileFacts) -> Iterator[NDArray[Any]]:  # (T,)
+    def read(self, paths: Sequence[Path], facts: FileFacts) -> Iterator[NDArray[Any]]:  # (num_tokens,) each
         content = paths[1].read_bytes()
         magic, version, code, num_sequences, _ = _HEADER.unpack_from(content)
         if (magic, version, code) != (_MAGIC, 1, _CODES[facts.dtype]):

@@ -1,7 +1,4 @@
-"""Flat files of token ids, one document after the other, each with its EOS: datatrove's `.ds`, and OLMo's `.npy`, which is no NumPy file.
-
-Shapes: T tokens of a row, R rows of a part.
-"""
+"""Flat files of token ids, one document after the other, each with its EOS: datatrove's `.ds`, and OLMo's `.npy`, which is no NumPy file."""
 
 from __future__ import annotations
 
@@ -37,7 +34,7 @@ class FlatWriter(PartWriter):
 
     @property
     def ends(self) -> NDArray[np.int64]:
-        """Where each row (R,) ends, in tokens."""
+        """Where each row ends, in tokens: (num_rows,)."""
         return np.cumsum(np.array(self.lengths, dtype=np.int64))
 
     def close(self) -> None:
@@ -49,7 +46,7 @@ class FlatWriter(PartWriter):
 
 
 def read_flat(path: Path, ends: Sequence[int], dtype: str) -> Iterator[NDArray[Any]]:
-    """Rows (T,) of a flat file, a memory map of it; a file of another length than the last end gives one row more, or a shorter one."""
+    """Rows (num_tokens,) of a flat file, a memory map of it; a file of another length than the last end gives one row more, or a shorter one."""
     size = path.stat().st_size
     ids = np.memmap(path, dtype=np.dtype(dtype).newbyteorder("<"), mode="r") if size else np.empty(0, dtype)
     for start, end in pairwise([0, *ends]):
@@ -68,7 +65,7 @@ class DatatroveFormat(Format):
     def open(self, paths: Sequence[Path], facts: FileFacts) -> PartWriter:
         return _DatatroveWriter(paths, facts)
 
-    def read(self, paths: Sequence[Path], facts: FileFacts) -> Iterator[NDArray[Any]]:  # (T,)
+    def read(self, paths: Sequence[Path], facts: FileFacts) -> Iterator[NDArray[Any]]:  # (num_tokens,) each
         return read_flat(paths[0], np.fromfile(paths[1], "<u8").astype(np.int64).tolist(), facts.dtype)
 
 
@@ -103,7 +100,7 @@ class OlmoFormat(Format):
     def open(self, paths: Sequence[Path], facts: FileFacts) -> PartWriter:
         return _OlmoWriter(paths, facts)
 
-    def read(self, paths: Sequence[Path], facts: FileFacts) -> Iterator[NDArray[Any]]:  # (T,)
+    def read(self, paths: Sequence[Path], facts: FileFacts) -> Iterator[NDArray[Any]]:  # (num_tokens,) each
         with gzip.open(paths[1], "rt", encoding="utf-8", newline="") as file:
             ends = [int(row[1]) for row in csv.reader(file)]
         return read_flat(paths[0], ends, facts.dtype)

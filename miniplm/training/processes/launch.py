@@ -19,7 +19,7 @@ from miniplm.training.loop import train_model
 from miniplm.training.processes.count import count_processes, find_inline_reason
 from miniplm.training.processes.group import TrainingProcesses
 from miniplm.training.processes.job import make_job
-from miniplm.training.processes.messages import Failure, Finished, Hello, LogLine, Moment, decode_progress, rebuild_error
+from miniplm.training.processes.messages import Failure, Finished, Hello, LogLine, Moment, rebuild_error
 from miniplm.training.recipe import TrainingPlan
 from miniplm.training.records import find_training
 
@@ -60,6 +60,7 @@ def launch_training(
         job.write_text(make_job(storage, plan, num_processes).model_dump_json(), encoding="utf-8")
         with TrainingProcesses(_make_command(job, num_processes), str(Path(folder, "socket"))) as processes:
             ends = _watch(processes, num_processes, on_progress)
+    # What counts is what is stored, not how the processes ended: one may die after the last thing was written.
     manifest = find_training(storage, plan.training_id)
     if manifest is None:
         raise _explain(plan, processes, num_processes, ends)
@@ -93,7 +94,7 @@ def _watch(processes: TrainingProcesses, num_processes: int, on_progress: Progre
         if isinstance(message, Hello):
             pids[rank] = message.pid
         elif isinstance(message, Moment):
-            on_progress(decode_progress(message))
+            on_progress(message.progress)
         elif isinstance(message, LogLine):
             _log.log(message.level, "%s%s", f"process {rank}: " if rank else "", message.text)
         elif isinstance(message, Finished):

@@ -15,7 +15,7 @@ from pathlib import Path
 from miniplm.progress import Progress, ignore_progress
 from miniplm.records.manifests import Record
 from miniplm.storage.root import Storage
-from miniplm.training.processes.messages import Finished, Hello, LogLine, describe_error, encode_message, encode_progress
+from miniplm.training.processes.messages import Finished, Hello, LogLine, Moment, describe_error, encode_message
 from miniplm.training.processes.signals import restore_signals
 
 SOCKET = "socket"
@@ -37,7 +37,7 @@ class Channel:
             self._socket.sendall(encode_message(message))
 
     def report(self, progress: Progress) -> None:
-        self.send(encode_progress(progress))
+        self.send(Moment(progress=progress))
 
     def _end_with_parent(self) -> None:
         # Nothing is ever sent this way: what ends the wait is the end of the other side, however it ended.

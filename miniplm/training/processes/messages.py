@@ -25,14 +25,8 @@ class Hello(Record):
 
 
 class Moment(Record):
-    """A `Progress`."""
-
     kind: Literal["progress"] = "progress"
-    key: str
-    done: float
-    total: float | None
-    unit: str
-    detail: str
+    progress: Progress
 
 
 class LogLine(Record):
@@ -72,14 +66,6 @@ def encode_message(message: Record) -> bytes:
 
 def decode_message(line: bytes) -> Message:
     return _messages.validate_json(line)
-
-
-def encode_progress(progress: Progress) -> Moment:
-    return Moment(key=progress.key, done=progress.done, total=progress.total, unit=progress.unit, detail=progress.detail)
-
-
-def decode_progress(moment: Moment) -> Progress:
-    return Progress(moment.key, moment.done, moment.total, moment.unit, moment.detail)
 
 
 def describe_error(error: BaseException) -> Failure:

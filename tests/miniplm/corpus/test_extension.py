@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,9 +22,17 @@ from miniplm.run.inspection import inspect_sequence
 from miniplm.storage.root import Storage
 from miniplm.tokenizers.tokenizer import load_tokenizer
 from tests.forks import FORKS
-from tests.miniplm.corpus.test_preparation import make_documents
 from tests.miniplm.corpus.test_resume import Killed, KilledStorage
-from tests.miniplm.corpus_fixtures import make_config, read_sequences, read_tree, save_tokenizer, word_id, write_jsonl
+from tests.miniplm.corpus_fixtures import (
+    make_config,
+    make_documents,
+    make_growing,
+    read_sequences,
+    read_tree,
+    save_tokenizer,
+    word_id,
+    write_jsonl,
+)
 
 SPLITS = ("candidate", "reference", "heldout")
 
@@ -34,23 +41,6 @@ SPLITS = ("candidate", "reference", "heldout")
 def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is killed here is a process, not the machine."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Sources that have one file so far."""
-    write_jsonl(tmp_path / "in/a.jsonl", make_documents(60))
-    return tmp_path / "in"
-
-
-@pytest.fixture
-def config(folder: Path, tokenizer: str) -> CorpusConfig:
-    return make_growing(folder, tokenizer)
-
-
-def make_growing(folder: Path, tokenizer: str, extend: bool = True, **settings: Any) -> CorpusConfig:
-    defaults = {"sequence_length": 40, "splits": {"reference": 0.25, "heldout": 0.15}}
-    return make_config(tokenizer, {"path": f"{folder}/*.jsonl", "domain": "domain"}, extend=extend, **{**defaults, **settings})
 
 
 def add_file(folder: Path, name: str, num_documents: int = 40, seed: int = 1) -> list[dict[str, str]]:

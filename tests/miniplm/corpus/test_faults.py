@@ -16,8 +16,7 @@ from miniplm.corpus.preparation import prepare_corpus
 from miniplm.errors import BusyError, CorpusError, SourceError, StorageError, TokenizerError
 from miniplm.storage.locks import exclusive
 from miniplm.storage.root import Storage
-from tests.miniplm.corpus.test_preparation import make_documents
-from tests.miniplm.corpus_fixtures import EOS, make_config, read_sequences, save_tokenizer, write_jsonl
+from tests.miniplm.corpus_fixtures import EOS, make_config, make_documents, read_sequences, save_tokenizer, write_jsonl
 
 
 def list_artifacts(storage: Storage) -> list[str]:

@@ -14,20 +14,8 @@ from miniplm.corpus.reader import read_shard
 from miniplm.errors import BusyError, CorpusError
 from miniplm.storage.locks import exclusive
 from miniplm.storage.root import Storage
-from tests.miniplm.corpus.test_extension import add_file, check_sequences, make_growing, make_lineage, stamp_files
-from tests.miniplm.corpus.test_preparation import make_documents
-from tests.miniplm.corpus_fixtures import read_tree, write_jsonl
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    write_jsonl(tmp_path / "in/a.jsonl", make_documents(60))
-    return tmp_path / "in"
-
-
-@pytest.fixture
-def config(folder: Path, tokenizer: str) -> CorpusConfig:
-    return make_growing(folder, tokenizer)
+from tests.miniplm.corpus.test_extension import add_file, check_sequences, make_lineage, stamp_files
+from tests.miniplm.corpus_fixtures import make_documents, read_tree
 
 
 @pytest.mark.parametrize("lost", [(0,), (1,), (2,), (0, 2)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -27,7 +26,16 @@ from miniplm.progress import Progress
 from miniplm.records.manifests import CorpusManifest
 from miniplm.storage.root import Storage
 from miniplm.tokenizers.tokenizer import load_tokenizer
-from tests.miniplm.corpus_fixtures import EOS, make_config, read_sequences, read_tree, save_tokenizer, word_id, write_jsonl
+from tests.miniplm.corpus_fixtures import (
+    EOS,
+    make_config,
+    make_documents,
+    read_sequences,
+    read_tree,
+    save_tokenizer,
+    word_id,
+    write_jsonl,
+)
 
 SPLITS = ("candidate", "reference", "heldout")
 
@@ -35,15 +43,6 @@ SPLITS = ("candidate", "reference", "heldout")
 @pytest.fixture(scope="module")
 def word_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_tokenizer(tmp_path_factory.mktemp("word"), "word")
-
-
-def make_documents(num_documents: int, seed: int = 0) -> list[dict[str, str]]:
-    rng = random.Random(seed)
-    words = ["alpha", "beta.", "gamma", "delta!", "epsilon\n", "zeta;", "(eta", "theta)", "iota?", "日本"]
-    return [
-        {"text": " ".join(rng.choices(words, k=rng.randint(1, 40))) + str(index), "domain": rng.choice("abc")}
-        for index in range(num_documents)
-    ]
 
 
 def by_domain(path: object) -> dict[str, Any]:

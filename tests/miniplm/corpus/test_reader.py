@@ -14,8 +14,7 @@ from miniplm.errors import CorpusError, StorageError
 from miniplm.records.manifests import CorpusManifest
 from miniplm.storage.root import Storage
 from miniplm.tokenizers.tokenizer import load_tokenizer
-from tests.miniplm.corpus.test_preparation import make_documents
-from tests.miniplm.corpus_fixtures import make_config, save_tokenizer, write_jsonl
+from tests.miniplm.corpus_fixtures import make_config, make_documents, save_tokenizer, write_jsonl
 
 
 @pytest.fixture(params=["local", "memory"])

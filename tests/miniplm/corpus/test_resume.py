@@ -19,8 +19,7 @@ from miniplm.errors import StorageError
 from miniplm.storage.root import Storage
 from miniplm.tokenizers.tokenizer import CorpusTokenizer
 from tests.forks import FORKS
-from tests.miniplm.corpus.test_preparation import make_documents
-from tests.miniplm.corpus_fixtures import make_config, read_tree, save_tokenizer, write_jsonl
+from tests.miniplm.corpus_fixtures import make_config, make_documents, read_tree, save_tokenizer, write_jsonl
 
 
 class Killed(BaseException):

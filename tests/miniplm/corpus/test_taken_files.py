@@ -20,8 +20,7 @@ from miniplm.errors import SourceError
 from miniplm.sources.files import find_source
 from miniplm.storage.root import Storage
 from tests.miniplm import corpus_fixtures
-from tests.miniplm.corpus.test_preparation import make_documents
-from tests.miniplm.corpus_fixtures import write_jsonl
+from tests.miniplm.corpus_fixtures import make_documents, write_jsonl
 
 
 def make_config(tokenizer: str, *sources: dict[str, str], **settings: bool) -> CorpusConfig:

@@ -20,6 +20,7 @@ from miniplm.evaluation.milestones import evaluate_checkpoints, find_checkpoint_
 from miniplm.models.loading import load_model
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.records.manifests import CorpusManifest, DomainLoss, TrainingManifest
+from miniplm.records.texts import MeasuredText
 from miniplm.scoring.engine import Scorer
 from miniplm.storage.root import Storage
 from miniplm.training.loop import train_model
@@ -92,7 +93,7 @@ def test_every_checkpoint_is_measured_as_by_hand(parts: tuple[Storage, CorpusMan
     storage, corpus, training = parts
     told: list[Progress] = []
     evaluate(parts, Opener(), on_progress=told.append)
-    found = find_checkpoint_evaluations(storage, corpus.corpus_id, training.training_id)
+    found = find_checkpoint_evaluations(storage, MeasuredText(corpus_id=corpus.corpus_id), training.training_id)
     assert list(found) == [2, 4, 6]
     for step, evaluation in found.items():
         expected = nats_by_hand(storage, corpus, Path(storage.path(layout.checkpoint_folder(training.training_id, step))))
@@ -103,7 +104,7 @@ def test_every_checkpoint_is_measured_as_by_hand(parts: tuple[Storage, CorpusMan
             # The made corpus has three bytes a token.
             assert loss.bits_per_byte == pytest.approx(loss.nats_per_token / math.log(2) / 3)
             assert loss.bits_standard_error == pytest.approx(loss.nats_standard_error / math.log(2) / 3)
-    assert found[6] == find_evaluation(storage, corpus.corpus_id, training)
+    assert found[6] == find_evaluation(storage, MeasuredText(corpus_id=corpus.corpus_id), training)
     assert found[2].overall.nats_per_token > found[6].overall.nats_per_token
     num_tokens = corpus.split_counts("heldout").num_tokens
     assert (told[-1].done, told[-1].total) == (3 * num_tokens, 3 * num_tokens)
@@ -114,7 +115,7 @@ def test_every_checkpoint_is_measured_as_by_hand(parts: tuple[Storage, CorpusMan
 def test_losses_of_sequences_are_those_of_the_final_model(parts: tuple[Storage, CorpusManifest, TrainingManifest]) -> None:
     storage, corpus, training = parts
     evaluate(parts, Opener())
-    evaluation = find_evaluation(storage, corpus.corpus_id, training)
+    evaluation = find_evaluation(storage, MeasuredText(corpus_id=corpus.corpus_id), training)
     assert evaluation is not None
     losses = find_losses(storage, training.training_id, evaluation.losses_digest)
     assert losses is not None
@@ -134,11 +135,11 @@ def test_killed_in_between_only_what_is_missing_is_measured(parts: tuple[Storage
         storage.delete(file)
     with pytest.raises(Killed):
         evaluate(parts, Opener(most=1))
-    assert not is_measured(storage, corpus.corpus_id, training, 2)
+    assert not is_measured(storage, MeasuredText(corpus_id=corpus.corpus_id), training, 2)
     again = Opener()
     assert evaluate(parts, again) == whole
     assert again.opened == ["step-00000004", "step-00000006"]
-    assert is_measured(storage, corpus.corpus_id, training, 2)
+    assert is_measured(storage, MeasuredText(corpus_id=corpus.corpus_id), training, 2)
     after = [storage.read_json(file) for file in files]
     assert [content | {"seconds": 0} for content in after] == [content | {"seconds": 0} for content in before]
     last = Opener()
@@ -153,18 +154,18 @@ def test_milestones_are_measured_where_they_are_asked_for_and_whole(
     opener = Opener()
     evaluate(parts, opener, every=None)
     assert opener.opened == ["step-00000006"]
-    assert is_measured(storage, corpus.corpus_id, training, None)
-    assert not is_measured(storage, corpus.corpus_id, training, 4)
+    assert is_measured(storage, MeasuredText(corpus_id=corpus.corpus_id), training, None)
+    assert not is_measured(storage, MeasuredText(corpus_id=corpus.corpus_id), training, 4)
     weights = Path(storage.path(layout.checkpoint_folder(training.training_id, 2))) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     opener = Opener()
     evaluate(parts, opener)
     assert opener.opened == ["step-00000004"]
-    assert list(find_checkpoint_evaluations(storage, corpus.corpus_id, training.training_id)) == [4, 6]
+    assert list(find_checkpoint_evaluations(storage, MeasuredText(corpus_id=corpus.corpus_id), training.training_id)) == [4, 6]
     # What was measured stays when the checkpoint goes.
     storage.delete(layout.checkpoint_folder(training.training_id, 4))
-    assert list(find_checkpoint_evaluations(storage, corpus.corpus_id, training.training_id)) == [4, 6]
-    assert find_checkpoint_evaluations(storage, "another corpus", training.training_id) == {}
+    assert list(find_checkpoint_evaluations(storage, MeasuredText(corpus_id=corpus.corpus_id), training.training_id)) == [4, 6]
+    assert find_checkpoint_evaluations(storage, MeasuredText(corpus_id="another corpus"), training.training_id) == {}
 
 
 def test_an_evaluation_of_an_older_version_is_made_again(parts: tuple[Storage, CorpusManifest, TrainingManifest]) -> None:
@@ -176,10 +177,10 @@ def test_an_evaluation_of_an_older_version_is_made_again(parts: tuple[Storage, C
     for loss in (old["overall"], *old["domains"].values()):
         del loss["nats_standard_error"]
     storage.write_json(path, old)
-    found = find_evaluation(storage, corpus.corpus_id, training)
+    found = find_evaluation(storage, MeasuredText(corpus_id=corpus.corpus_id), training)
     assert found is not None
     assert found.overall.nats_standard_error is None
-    assert not is_measured(storage, corpus.corpus_id, training, None)
+    assert not is_measured(storage, MeasuredText(corpus_id=corpus.corpus_id), training, None)
     opener = Opener()
     evaluate(parts, opener, every=None)
     assert len(opener.opened) == 1
@@ -190,10 +191,10 @@ def test_damaged_and_foreign_evaluations_are_none(parts: tuple[Storage, CorpusMa
     storage, corpus, training = parts
     evaluate(parts, Opener(), every=None)
     other = training.model_copy(update={"weights_digest": "sha256:other"})
-    assert find_evaluation(storage, corpus.corpus_id, other) is None
-    assert find_evaluation(storage, "other", training) is None
+    assert find_evaluation(storage, MeasuredText(corpus_id=corpus.corpus_id), other) is None
+    assert find_evaluation(storage, MeasuredText(corpus_id="other"), training) is None
     storage.write_bytes(layout.training_evaluation(training.training_id), b"{")
-    assert find_evaluation(storage, corpus.corpus_id, training) is None
+    assert find_evaluation(storage, MeasuredText(corpus_id=corpus.corpus_id), training) is None
 
 
 def test_a_corpus_without_heldout_text_and_a_model_gone_wrong_are_refused(

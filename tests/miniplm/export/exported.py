@@ -19,7 +19,7 @@ from miniplm.export.exporting import export_selection
 from miniplm.export.job import ExportJob
 from miniplm.export.records import ExportManifest
 from miniplm.records.manifests import CorpusManifest, SelectionManifest, SelectionShardEntry
-from miniplm.selection.ranking import SELECTION_SCHEMA
+from miniplm.selection.cut import SELECTION_SCHEMA
 from miniplm.storage.root import Storage, digest_file
 from tests.miniplm.corpus_fixtures import TRAINING_TEXT, make_config, write_jsonl
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import safetensors
 import torch
@@ -132,6 +133,21 @@ def test_an_adapter_is_refused(folder: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "other/model", "peft_type": "LORA"}))
     with pytest.raises(ModelError, match=r"has an adapter_config\.json.*merge_and_unload"):
         load_model(folder, "float32", CPU)
+
+
+def test_a_revision_of_a_model_of_the_hub_is_the_one_that_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the hub's own cache, without the hub: `main` and a branch are different commits."""
+    cache = tmp_path / "models--owner--name"
+    (cache / "refs").mkdir(parents=True)
+    for branch, commit in (("main", "a" * 40), ("v2", "b" * 40)):
+        (cache / "refs" / branch).write_text(commit)
+        (cache / "snapshots" / commit).mkdir(parents=True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert locate_model("owner/name") == cache / "snapshots" / ("a" * 40)
+    assert locate_model("owner/name", "v2") == cache / "snapshots" / ("b" * 40)
+    with pytest.raises(ModelError, match="nor could it be fetched from the hub"):
+        locate_model("owner/name", "v3")
 
 
 def test_a_path_that_no_file_can_have_is_refused() -> None:

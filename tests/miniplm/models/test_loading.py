@@ -96,7 +96,9 @@ def test_stored_weights_are_not_rescaled_when_they_are_loaded(tmp_path, family):
 
 
 def test_missing_folder_says_where_it_looked(tmp_path):
-    with pytest.raises(ModelError, match=r"there is no model folder '.*nothing' \(looked from .*\); give a folder or a hub id"):
+    with pytest.raises(
+        ModelError, match=r"there is no model folder '.*nothing' \(looked from .*\); give a folder, a URL .*, or a hub id"
+    ):
         locate_model(str(tmp_path / "nothing"))
 
 

@@ -15,7 +15,8 @@ from miniplm.corpus.truth import resolve_truth_id
 from miniplm.errors import CorpusError
 from miniplm.records.manifests import CorpusManifest, SelectionManifest
 from miniplm.records.truth import TruthManifest, TruthSummary
-from miniplm.selection.join import candidate_scores, connect
+from miniplm.selection.connection import connect
+from miniplm.selection.join import candidate_scores
 from miniplm.selection.ranking import select_sequences
 from miniplm.selection.truth import summarise_truth
 from miniplm.storage.root import Storage, digest_file

@@ -54,7 +54,7 @@ channel.connect(str(Path(sys.argv[1]).parent / "socket"))
 def say(**message):
     channel.sendall(json.dumps(message).encode() + b"\\n")
 def progress(done):
-    say(kind="progress", key="train x", done=done, total=9, unit="steps", detail="d")
+    say(kind="progress", progress={"key": "train x", "done": done, "total": 9, "unit": "steps", "detail": "d"})
 say(kind="hello", rank=0, pid=os.getpid())
 """
 

@@ -1,0 +1,138 @@
+"""The second pass of a selection: what lies above the threshold of its pool is kept and published, shard by shard."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from miniplm import layout
+from miniplm.progress import Progress, ProgressCallback
+from miniplm.records.manifests import CorpusManifest, SelectionShardEntry, ShardEntry
+from miniplm.selection.candidates import Floats, Integers
+from miniplm.selection.connection import count_threads
+from miniplm.selection.join import run_in_order
+from miniplm.selection.survey import Survey
+from miniplm.storage.root import Storage, digest_file
+
+# Fixed, so that the same rows give the same bytes.
+_CHUNK_ROWS = 122_880
+
+SELECTION_SCHEMA = pa.schema(
+    [
+        ("sequence_id", pa.int64()),
+        ("teacher_nll", pa.float64()),
+        ("reference_nll", pa.float64()),
+        ("difference_score", pa.float64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Domains whose candidates are ranked together, and how many of these are kept."""
+
+    domains: list[int]
+    num_candidates: int
+    num_kept: int
+
+
+class Cut:
+    """Which rows are kept: those above the threshold of their pool, and of those at it the first by id, until it has its number."""
+
+    def __init__(self, survey: Survey, pools: list[Pool]) -> None:
+        self._pool = np.zeros(len(survey.domains), dtype=np.int64)
+        self._thresholds = np.full(len(pools), math.inf)
+        self._num_ties = np.zeros(len(pools), dtype=np.int64)
+        for number, pool in enumerate(pools):
+            self._pool[pool.domains] = number
+            if pool.num_kept:
+                rank = pool.num_candidates - pool.num_kept
+                (threshold,) = survey.runs.find(pool.domains, [rank])
+                num_above = pool.num_candidates - survey.runs.count_at_most(pool.domains, threshold)
+                self._thresholds[number], self._num_ties[number] = threshold, pool.num_kept - num_above
+
+    def find_kept(self, domains: Integers, difference_score: Floats) -> Integers:
+        """The rows of the next shard that are kept, ascending. Shards are asked for in the order of their ids."""
+        if len(self._thresholds) == 1:
+            pools, threshold = None, self._thresholds[0]
+        else:
+            pools = self._pool[domains]
+            threshold = self._thresholds[pools]
+        kept = difference_score > threshold
+        ties = np.flatnonzero(difference_score == threshold)
+        tied = np.zeros(len(ties), dtype=np.int64) if pools is None else pools[ties]
+        for pool in np.unique(tied):
+            rows = ties[tied == pool][: self._num_ties[pool]]
+            kept[rows] = True
+            self._num_ties[pool] -= len(rows)
+        return np.flatnonzero(kept)
+
+
+class KeptDomains:
+    """What was kept of each domain, (num_domains,) each; `threshold` is the least difference score, infinite where none was."""
+
+    def __init__(self, num_domains: int) -> None:
+        self.num_sequences: NDArray[np.int64] = np.zeros(num_domains, dtype=np.int64)
+        self.num_tokens: NDArray[np.int64] = np.zeros(num_domains, dtype=np.int64)
+        self.threshold: Floats = np.full(num_domains, math.inf)
+
+    def add(self, domains: Integers, num_tokens: Integers, difference_score: Floats) -> None:
+        size = len(self.num_sequences)
+        self.num_sequences += np.bincount(domains, minlength=size)
+        self.num_tokens += np.bincount(domains, weights=num_tokens, minlength=size).astype(np.int64)
+        np.minimum.at(self.threshold, domains, difference_score)
+
+
+def publish_shards(
+    storage: Storage,
+    corpus: CorpusManifest,
+    survey: Survey,
+    selection_id: str,
+    cut: Cut,
+    kept_domains: KeptDomains,
+    on_progress: ProgressCallback,
+) -> Iterator[SelectionShardEntry]:
+    """Publishes what is kept of each candidate shard, in their order; files are written in threads beside the reading."""
+    shards = corpus.split_shards("candidate")
+
+    def cut_shards() -> Iterator[tuple[ShardEntry, pa.Table, int]]:
+        for shard in shards:
+            domains, num_tokens = survey.read_sequences(shard)
+            scores = survey.read_scores(storage, shard)
+            difference = scores.difference_score(survey.kind)
+            rows = cut.find_kept(domains, difference)
+            kept_domains.add(domains[rows], num_tokens[rows], difference[rows])
+            columns = [shard.first_sequence_id + rows, scores.teacher_nll[rows], scores.reference_nll[rows], difference[rows]]
+            yield shard, _make_table(columns), int(num_tokens[rows].sum())
+
+    def publish(item: tuple[ShardEntry, pa.Table, int]) -> SelectionShardEntry:
+        shard, table, num_tokens = item
+        with storage.publish(layout.selection_shard(selection_id, shard.shard_index)) as path:
+            pq.write_table(table, path, compression="zstd")
+            digest, num_bytes = digest_file(path), path.stat().st_size
+        return SelectionShardEntry(
+            shard_index=shard.shard_index,
+            corpus_id=shard.corpus_id,
+            digest=digest,
+            num_bytes=num_bytes,
+            num_sequences=table.num_rows,
+            num_tokens=num_tokens,
+        )
+
+    for done, entry in enumerate(run_in_order(publish, cut_shards(), count_threads(storage)), start=1):
+        yield entry
+        on_progress(Progress("select", done, len(shards), "shards"))
+
+
+def _make_table(columns: Sequence[NDArray[Any]]) -> pa.Table:
+    """The rows in chunks, whose ends decide where Parquet pages end."""
+    starts = range(0, max(1, len(columns[0])), _CHUNK_ROWS)
+    chunks = [pa.chunked_array([pa.array(column[start : start + _CHUNK_ROWS]) for start in starts]) for column in columns]
+    return pa.Table.from_arrays(chunks, schema=SELECTION_SCHEMA)

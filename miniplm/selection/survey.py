@@ -1,0 +1,166 @@
+"""The first pass of a selection: all candidates are read once, proven, counted by domain, and their difference scores laid out in runs.
+
+What the second pass needs is put aside on the way: domain and length of every sequence (3 bytes in most corpora), and of a
+remote root the score files themselves, so that each is fetched once.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from miniplm import layout
+from miniplm.progress import Progress, ProgressCallback, ignore_progress
+from miniplm.records.manifests import CorpusManifest, ScoreShardManifest, ShardEntry
+from miniplm.scoring.shards import read_scores
+from miniplm.selection.candidates import Integers, ScoreKind, ShardScores, ShardSequences, join_scores
+from miniplm.selection.join import ManifestPair, find_manifests, join_shards
+from miniplm.selection.order_statistics import GroupedRuns, ScratchFile, StoredArray
+from miniplm.storage.root import Storage
+
+# Sums of many NLLs: the shards are added in their order, and in more bits than a float64 has, so that the mean comes out the same.
+_Sums = NDArray[np.longdouble]
+
+
+@dataclass
+class Survey:
+    """What is known of all candidates. A domain is its place in `domains`; arrays are (num_domains,), NLLs sums in nats a token."""
+
+    kind: ScoreKind
+    runs: GroupedRuns
+    manifests: dict[int, ManifestPair]
+    domains: list[str] = field(default_factory=list)
+    num_sequences: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    num_tokens: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    teacher_nll: _Sums = field(default_factory=lambda: np.zeros(0, dtype=np.longdouble))
+    reference_nll: _Sums = field(default_factory=lambda: np.zeros(0, dtype=np.longdouble))
+    num_negative: int = 0
+    _sequences: dict[int, tuple[StoredArray, StoredArray]] = field(default_factory=dict)
+    _score_files: dict[str, StoredArray] = field(default_factory=dict)
+
+    @property
+    def num_candidates(self) -> int:
+        return int(self.num_sequences.sum())
+
+    def quantiles(self, levels: Sequence[float]) -> list[tuple[float, ...]]:
+        """Quantiles of each domain's difference scores at `levels`: DuckDB's `quantile_cont`, given the two values that it lies between.
+
+        What it gives in between is left to it, since its last bit is that of how it was compiled.
+        """
+        with duckdb.connect() as connection:
+            return [self._interpolate(connection, domain, levels) for domain in range(len(self.domains))]
+
+    def _interpolate(self, connection: duckdb.DuckDBPyConnection, domain: int, levels: Sequence[float]) -> tuple[float, ...]:
+        places = [float(self.num_sequences[domain] - 1) * level for level in levels]
+        ranks = sorted({rank for place in places for rank in (math.floor(place), math.ceil(place))})
+        values = dict(zip(ranks, self.runs.find([domain], ranks), strict=True))
+        # A column a level, whose two rows are the values beside it.
+        names = [f"level_{number}" for number in range(len(levels))]
+        pairs = pa.table(
+            {name: [values[math.floor(place)], values[math.ceil(place)]] for name, place in zip(names, places, strict=True)}
+        )
+        shares = ", ".join(f"quantile_cont({name}, ?::DOUBLE)" for name in names)
+        connection.register("pairs", pairs)
+        rows = connection.execute(f"SELECT {shares} FROM pairs", [place - math.floor(place) for place in places]).fetchall()
+        return tuple(rows[0])
+
+    def read_sequences(self, shard: ShardEntry) -> tuple[Integers, Integers]:
+        """Domain and length of each sequence of a shard, (num_sequences,) each."""
+        domains, num_tokens = self._sequences[shard.shard_index]
+        return domains.read(), num_tokens.read()
+
+    def read_scores(self, storage: Storage, shard: ShardEntry) -> ShardScores:
+        """The scores of a shard once more: the same bytes, or `ScoreJoinError`."""
+
+        def read(shard: ShardEntry, manifest: ScoreShardManifest) -> bytes:
+            stored = self._score_files.get(layout.score_shard(shard.corpus_id, manifest.model_id, shard.shard_index))
+            return read_scores(storage, shard, manifest) if stored is None else stored.read().tobytes()
+
+        return join_scores(shard, *self.manifests[shard.shard_index], read)[0]
+
+
+@dataclass(frozen=True)
+class _ShardSums:
+    """Of each domain that a shard has: its place in `Survey.domains`, and sums over its sequences; (num_domains_here,) each."""
+
+    domains: NDArray[np.int64]
+    num_sequences: NDArray[np.int64]
+    num_tokens: NDArray[np.int64]
+    teacher_nll: NDArray[np.float64]
+    reference_nll: NDArray[np.float64]
+    num_negative: int
+
+
+def survey_candidates(
+    storage: Storage,
+    corpus: CorpusManifest,
+    teacher_id: str,
+    reference_id: str,
+    kind: ScoreKind,
+    scratch: ScratchFile,
+    on_progress: ProgressCallback = ignore_progress,
+) -> Survey:
+    """Reads every candidate with its scores, once. Raises as `join_shards`."""
+    shards = corpus.split_shards("candidate")
+    manifests = find_manifests(storage, corpus, teacher_id, reference_id)
+    by_shard = {shard.shard_index: pair for shard, pair in zip(shards, manifests, strict=True)}
+    survey = Survey(kind, GroupedRuns(scratch), by_shard)
+    places: dict[str, int] = {}
+    lock = threading.Lock()
+
+    def read(shard: ShardEntry, manifest: ScoreShardManifest) -> bytes:
+        content = read_scores(storage, shard, manifest)
+        if not storage.is_local:
+            relative = layout.score_shard(shard.corpus_id, manifest.model_id, shard.shard_index)
+            survey._score_files[relative] = scratch.append(np.frombuffer(content, dtype=np.uint8))
+        return content
+
+    def visit(shard: ShardEntry, sequences: ShardSequences, scores: ShardScores) -> _ShardSums:
+        with lock:
+            numbers = np.array([places.setdefault(name, len(places)) for name in sequences.domain_names], dtype=np.int64)
+        here, num_tokens, size = sequences.domains, sequences.num_tokens, len(numbers)
+        difference = scores.difference_score(kind)
+        domains = _narrow(numbers)[here] if size else here
+        survey.runs.add(domains, difference)
+        survey._sequences[shard.shard_index] = (scratch.append(domains), scratch.append(_narrow(num_tokens)))
+        return _ShardSums(
+            domains=numbers,
+            num_sequences=np.bincount(here, minlength=size),
+            num_tokens=_sum_by(here, num_tokens, size).astype(np.int64),
+            teacher_nll=_sum_by(here, scores.teacher_nll, size),
+            reference_nll=_sum_by(here, scores.reference_nll, size),
+            num_negative=int(np.count_nonzero(difference < 0)),
+        )
+
+    for done, (sums, _) in enumerate(join_shards(storage, corpus, manifests, visit, read), start=1):
+        _add(survey, sums)
+        on_progress(Progress("read scores", done, len(shards), "shards"))
+    survey.runs.finish()
+    survey.domains = sorted(places, key=lambda name: places[name])
+    return survey
+
+
+def _add(survey: Survey, sums: _ShardSums) -> None:
+    missing = max(0, int(sums.domains.max(initial=-1)) + 1 - len(survey.num_sequences))
+    for name in ("num_sequences", "num_tokens", "teacher_nll", "reference_nll"):
+        total: NDArray[Any] = np.pad(getattr(survey, name), (0, missing))
+        total[sums.domains] += getattr(sums, name)
+        setattr(survey, name, total)
+    survey.num_negative += sums.num_negative
+
+
+def _sum_by(groups: Integers, values: NDArray[Any], num_groups: int) -> NDArray[np.float64]:
+    return np.bincount(groups, weights=values, minlength=num_groups).astype(np.float64)
+
+
+def _narrow(values: Integers) -> Integers:
+    """The same numbers, none of them negative, in as few bytes as hold the largest."""
+    return values.astype(np.min_scalar_type(int(values.max(initial=0))))

@@ -1,0 +1,185 @@
+"""The images and docker/compose.yaml, started for real: who runs, what answers whom, what nobody may see, and a run through faults."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.containers.compose_fleet import ComposeFleet, wait_until_ready
+from tests.tiny_runs import make_tiny_run
+
+CLOSED_S3_PORTS = (8080, 8888, 9333, 18080, 18888, 19333)
+MODEL = "s3://miniplm/models/tiny"
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComposeFleet]:
+    fleet = ComposeFleet(tmp_path_factory.mktemp("compose"))
+    fleet.copy_checkout()
+    fleet.build()
+    fleet.write_env()
+    try:
+        fleet.up()
+        wait_until_ready(fleet)
+        fleet._shorten_wait("miniplm: crashed run", 15)
+        upload(fleet, tmp_path_factory.mktemp("run"))
+        yield fleet
+    finally:
+        fleet.down("--volumes")
+    assert fleet.list_containers() == {}
+
+
+def upload(fleet: ComposeFleet, folder: Path) -> None:
+    make_tiny_run(folder)
+    for source, target in (("sources", "sources"), ("teacher", "models/tiny")):
+        for path in (folder / source).iterdir():
+            fleet.bucket.put_file(str(path), f"miniplm/{target}/{path.name}")
+
+
+def make_config(name: str, sequences_per_shard: int, **changes: Any) -> dict[str, Any]:
+    """A run of eight shards, each a flow run, that a worker scores by a model out of the bucket; it ends with its selection."""
+    model = {"model": MODEL, "dtype": "float32"}
+    return {
+        "name": name,
+        "storage": f"s3://miniplm/{name}",
+        "corpus": {
+            "sources": [{"path": "s3://miniplm/sources/*.jsonl", "domain": "meta.domain"}],
+            "tokenizer": MODEL,
+            "sequence_length": 64,
+            "sequences_per_shard": sequences_per_shard,
+            "splits": {"reference": 0.3, "heldout": 0.1},
+        },
+        "teacher": model,
+        "reference": model,
+        "scoring": {"device": "cpu"},
+        "students": [],
+        "execution": {"fan_out": "work-pool", "stale_seconds": 60, "shards_per_batch": 1},
+    } | changes
+
+
+def list_live(fleet: ComposeFleet) -> list[str]:
+    """The flow runs that are not at their end, whoever started them."""
+    state = {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING", "SCHEDULED"]}}
+    return [run["name"] for run in fleet.call("POST", "/flow_runs/filter", json={"flow_runs": {"state": state}, "limit": 200})]
+
+
+def require_done(fleet: ComposeFleet, name: str, run_id: str) -> None:
+    """The run is done, each of its shards was published once, and no flow run is left behind."""
+    run = fleet.wait(run_id, 400)
+    assert run["state"]["type"] == "COMPLETED", run["state"]
+    shards = Counter(shard["shard_index"] for shard in fleet.list_scored(name))
+    assert shards == Counter(range(8))
+    fleet.wait_until(lambda: not list_live(fleet), 30)
+
+
+def test_the_containers_run_as_nobody_with_no_capability(fleet: ComposeFleet) -> None:
+    containers = [name for name in fleet.list_containers() if re.match("server|cpu-", name)]
+    assert len(containers) == 4
+    for name in containers:
+        status = dict(line.split(":\t", 1) for line in fleet.execute(name, "cat", "/proc/1/status").splitlines() if ":\t" in line)
+        assert status["Uid"].split() == ["10001"] * 4
+        assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0
+        assert status["NoNewPrivs"] == "1"
+        assert fleet.execute(name, "sh", "-c", "command -v gcc cc c++ || true") == ""
+
+
+def test_only_server_and_store_are_reached_from_the_host_and_with_a_password(fleet: ComposeFleet) -> None:
+    published = {name: fleet.inspect(name, "NetworkSettings.Ports") for name in fleet.list_containers()}
+    bound = {
+        (name, port["HostIp"], port["HostPort"])
+        for name, ports in published.items()
+        for found in ports.values()
+        for port in found or ()
+    }
+    assert bound == {("server-1", "127.0.0.1", str(fleet.port)), ("s3-1", "127.0.0.1", str(fleet.s3_port))}
+    assert httpx.get(f"http://127.0.0.1:{fleet.port}/api/flow_runs/count").status_code == 401
+    assert httpx.get(f"http://127.0.0.1:{fleet.s3_port}/miniplm?list-type=2").status_code == 403
+
+
+def test_inside_the_network_the_store_answers_on_its_one_port(fleet: ComposeFleet) -> None:
+    program = f"""
+import socket
+for port in (8333, *{CLOSED_S3_PORTS}):
+    try:
+        socket.create_connection(("s3", port), 2).close()
+        print(port, end=" ")
+    except OSError:
+        pass"""
+    assert fleet.execute("cpu-worker-1", "python", "-c", program).split() == ["8333"]
+
+
+def test_one_setting_gives_the_address_to_the_page_and_the_links(fleet: ComposeFleet) -> None:
+    """MINIPLM_PORT alone was set."""
+    address = f"http://127.0.0.1:{fleet.port}"
+    assert fleet.api.get(f"{address}/ui-settings").json()["api_url"] == f"{address}/api"
+    for name in ("server-1", "cpu-worker-1", "cpu-scorer-1"):
+        assert f"PREFECT_UI_URL={address}\n" in fleet.execute(name, "env")
+
+
+def test_a_run_survives_a_new_server_and_a_killed_worker(fleet: ComposeFleet) -> None:
+    run_id = fleet.submit("run-miniplm", config=make_config("faults", 88))
+    fleet.wait_until(lambda: len(fleet.list_scored("faults")) >= 1, 240)
+    fleet.command("docker", "kill", f"{fleet.name}-cpu-scorer-1")
+    fleet.compose("restart", "server")
+    fleet.wait_until(fleet.is_answering, 120)
+    fleet.up()
+    require_done(fleet, "faults", run_id)
+
+
+def test_a_run_goes_on_where_down_and_up_cut_it(fleet: ComposeFleet) -> None:
+    run_id = fleet.submit("run-miniplm", config=make_config("down", 87))
+    fleet.wait_until(lambda: len(fleet.list_scored("down")) >= 1, 240)
+    before = {name: fleet.bucket.cat_file(name) for name in fleet.bucket.glob("miniplm/down/scores/*/*/shard-*.parquet")}
+    fleet.down()
+    assert fleet.list_containers() == {}
+    fleet.up()
+    require_done(fleet, "down", run_id)
+    assert {name: fleet.bucket.cat_file(name) for name in before} == before
+    # What was in the parent's process ended with it.
+    subflows = fleet.call("POST", "/flow_runs/filter", json={"flow_runs": {"tags": {"all_": [f"process:{run_id}"]}}})
+    assert {run["state"]["type"] for run in subflows} == {"COMPLETED", "CRASHED"}
+
+
+def test_no_secret_is_in_the_image_the_logs_or_the_database(fleet: ComposeFleet) -> None:
+    containers = fleet.list_containers()
+    database = fleet.execute(
+        "postgres-1", "sh", "-c", 'PGPASSWORD="$POSTGRES_PASSWORD" pg_dump --host 127.0.0.1 --username prefect prefect', timeout=120
+    )
+    assert "run-miniplm" in database
+    said = {name: fleet.command("docker", "logs", container) for name, container in containers.items()}
+    said |= {"database": database, "history": fleet.command("docker", "history", "--no-trunc", "miniplm:cpu")}
+    assert "miniplm" in said["cpu-worker-1"]
+    for name, text in said.items():
+        assert [secret for secret, value in fleet.secrets.items() if value in text] == [], name
+
+
+def test_the_file_refuses_to_start_without_passwords(fleet: ComposeFleet, tmp_path: Path) -> None:
+    """Nothing has a default; and each variable of the file is in the example."""
+    text = (fleet.checkout / "docker" / "compose.yaml").read_text()
+    example = (fleet.checkout / "docker" / ".env.example").read_text()
+    assert set(re.findall(r"\$\{([A-Z0-9_]+)", text)) | {"COMPOSE_PROFILES"} == set(
+        re.findall(r"^([A-Z0-9_]+)=$", example, re.MULTILINE)
+    )
+    for name in fleet.secrets:
+        (tmp_path / "env").write_text("".join(f"{other}=x\n" for other in fleet.secrets if other != name))
+        said = fleet.compose("--env-file", str(tmp_path / "env"), "config", check=False)
+        assert f"docker/.env needs {name}" in said
+
+
+def test_each_profile_has_as_many_gpus_as_it_says(fleet: ComposeFleet) -> None:
+    """There is no GPU where this runs: of those services the file is all that can be looked at."""
+    for profile, count in (("gpu", 1), ("gpu-2", 2), ("gpu-4", 4), ("gpu-8", 8)):
+        services = yaml.safe_load(fleet.compose("--profile", profile, "config"))["services"]
+        devices = [
+            service["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"]
+            for name, service in sorted(services.items())
+            if name.startswith("gpu-worker")
+        ]
+        assert devices == [[str(number)] for number in range(count)]
