@@ -95,6 +95,14 @@ class Page:
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", clickCount=1)
 
+    def fill(self, label: str, text: str, seconds: float = 30) -> None:
+        """Types into the field below a label."""
+        labels = f"[...document.querySelectorAll('label')].find((node) => node.innerText.trim() === {json.dumps(label)})"
+        fields = "[...document.querySelectorAll('input, textarea')].filter((node) => node.getClientRects().length)"
+        after = f"{fields}.find((node) => {labels}.compareDocumentPosition(node) & Node.DOCUMENT_POSITION_FOLLOWING)"
+        self._press(f"({labels} && {after})", label, seconds)
+        self.write(text)
+
     def write(self, text: str) -> None:
         """Types into the field that was pressed."""
         self.call("Input.insertText", text=text)

@@ -35,8 +35,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(fleet: ComposeFleet) -> str:
-    """A run that is done; those that the tests before have left would do, but these may be asked for alone."""
-    run_id = fleet.submit("run-miniplm", config=make_config("page", 88))
+    """A run that is done: of tests that may be asked for alone."""
+    execution = {"fan_out": "work-pool", "shards_per_batch": 4}
+    run_id = fleet.submit("run-miniplm", config=make_config("page", 88, execution=execution))
     assert fleet.wait(run_id, 400)["state"]["type"] == "COMPLETED"
     return run_id
 
@@ -57,8 +58,7 @@ def test_a_failed_shard_is_named_and_retry_on_its_page_repairs_it(
     open_deployment(page, fleet, "rescore-shards", below="/run")
     page.wait_for("whose scores are repaired", "All failed", "These shards")
     for field, value in (("storage", "s3://miniplm/page"), ("run", "page")):
-        page.press(field)
-        page.write(value)
+        page.fill(field, value)
     page.picture(pictures / "rescore-form.png")
     page.press("Submit")
     fleet.wait_until(lambda: fleet.list_runs("rescore-shards"), 60)
@@ -81,7 +81,7 @@ def test_the_page_of_runs_lists_a_run_with_all_that_it_started(
     page: Page, fleet: ComposeFleet, finished: str, pictures: Path
 ) -> None:
     page.open(f"http://127.0.0.1:{fleet.port}/runs/flow-run/{finished}")
-    page.wait_for("run page", "Completed", "Artifacts", "run:page")
+    page.wait_for("run page", "Completed", "Artifacts")
     page.picture(pictures / "run.png")
     page.open(f"http://127.0.0.1:{fleet.port}/runs")
     page.wait_for("Flow runs", "run:page", "process:" + finished)
