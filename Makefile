@@ -35,7 +35,7 @@ test: assets test-packages  ## lint, type check and all tests, with the real mod
 pytest:
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-gpu-check:  ## tests and benchmarks on a machine with a GPU, in seven stages of at most 8 minutes (docs/gpu.md)
+gpu-check:  ## tests and benchmarks on a machine with a GPU, in six stages of at most 8 minutes (docs/gpu.md)
 	@scripts/gpu_check.sh
 
 gpu-wheels: setup  ## fetch into .gpu-wheels/ what a GPU machine without a network may lack (8 MB)

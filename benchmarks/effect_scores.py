@@ -1,8 +1,9 @@
-"""What the difference scores of a run are made of, and what other rules would keep by the same scores: no model is run.
+"""What the difference scores of a run are made of: no model is run.
 
     python -m benchmarks.effect_scores deployments/configs/effect.yaml
 
-Two of the rules can be trained on: `selection.score: sum`, and `selection.within: domain`, which is "stratified" here.
+What another rule or ratio keeps is `miniplm select`'s to say; only the rule without a reference, which the product has not, is held
+against the default here.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from benchmarks.records import format_table
@@ -30,112 +31,67 @@ from miniplm.selection.ranking import count_selected
 from miniplm.storage.root import Storage
 
 RATIOS = (0.3, 0.5, 0.7)
+Values = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Scores:
-    """All candidates of a run, one element a sequence in the order of their ids; NLLs and `difference` in nats a scored token."""
-
-    sequence_id: NDArray[np.int64]
-    domain: NDArray[np.object_]
-    num_tokens: NDArray[np.int64]
-    num_scored_tokens: NDArray[np.int64]
-    teacher_nll: NDArray[np.float64]
-    reference_nll: NDArray[np.float64]
-
-    @property
-    def difference(self) -> NDArray[np.float64]:
-        return self.reference_nll - self.teacher_nll
-
-    @property
-    def domains(self) -> list[str]:
-        return sorted(set(self.domain.tolist()))
-
-
-def read_scores(storage: Storage, corpus: CorpusManifest, teacher_id: str, reference_id: str) -> Scores:
-    """The joined scores of all candidates; raises `ScoreJoinError` where some are missing or damaged."""
+def read_scores(storage: Storage, corpus: CorpusManifest, teacher_id: str, reference_id: str) -> pa.Table:
+    """The joined scores of all candidates in the order of their ids; raises `ScoreJoinError` where some are missing or damaged."""
     check_scores(storage, corpus, teacher_id, reference_id)
     with connect(storage) as connection:
         candidate_scores(connection, storage, corpus, teacher_id, reference_id)
-        table = connection.sql("SELECT * FROM candidate_scores ORDER BY sequence_id").to_arrow_table()
-    columns = {name: table[name].to_numpy() for name in table.column_names}
-    return Scores(
-        columns["sequence_id"],
-        np.array(table["domain"].to_pylist(), dtype=object),
-        columns["num_tokens"],
-        columns["num_scored_tokens"],
-        columns["teacher_nll"],
-        columns["reference_nll"],
-    )
+        columns = "sequence_id, domain, num_tokens, teacher_nll, reference_nll, reference_nll - teacher_nll AS difference"
+        return connection.sql(f"SELECT {columns} FROM candidate_scores ORDER BY sequence_id").to_arrow_table()
 
 
-def keep_best(values: NDArray[np.float64], ratio: float) -> NDArray[np.bool_]:
+def keep_best(values: Values, ratio: float) -> NDArray[np.bool_]:
     """Marks the floor(ratio N) largest; ties go to the earlier."""
     kept = np.zeros(len(values), dtype=bool)
     kept[np.argsort(-values, kind="stable")[: count_selected(len(values), ratio)]] = True
     return kept
 
 
-def keep_best_by_domain(scores: Scores, ratio: float) -> NDArray[np.bool_]:
-    """Marks the best share of each domain by itself: the mix of domains stays, what changes is what is taken within each."""
-    kept = np.zeros(len(scores.sequence_id), dtype=bool)
-    for domain in scores.domains:
-        rows = np.flatnonzero(scores.domain == domain)
-        kept[rows[keep_best(scores.difference[rows], ratio)]] = True
-    return kept
+def means_of_domains(values: Values, domain: NDArray[Any]) -> Values:
+    """For each sequence the mean of its domain."""
+    _, codes = np.unique(domain, return_inverse=True)
+    means: Values = (np.bincount(codes, values) / np.bincount(codes))[codes]
+    return means
 
 
-RULES: dict[str, Callable[[Scores, float], NDArray[np.bool_]]] = {
-    "mean": lambda scores, ratio: keep_best(scores.difference, ratio),
-    "sum": lambda scores, ratio: keep_best(scores.difference * scores.num_scored_tokens, ratio),
-    "stratified": keep_best_by_domain,
-    # What a filter without a reference would do: the text that the teacher finds most likely.
-    "teacher": lambda scores, ratio: keep_best(-scores.teacher_nll, ratio),
-}
-
-
-def share_between_domains(values: NDArray[np.float64], domain: NDArray[np.object_]) -> float:
+def share_between_domains(values: Values, domain: NDArray[Any]) -> float:
     """Share of the variance that the means of the domains explain (eta squared): 1 for a score that only tells domains apart."""
-    total = float(((values - values.mean()) ** 2).sum())
-    between = sum(
-        float((domain == name).sum()) * (values[domain == name].mean() - values.mean()) ** 2 for name in set(domain.tolist())
-    )
-    return float(between / total) if total else 0.0
+    return float(means_of_domains(values, domain).var() / values.var()) if values.var() else 0.0
 
 
-def describe_scores(scores: Scores) -> dict[str, Any]:
+def describe_scores(scores: pa.Table) -> dict[str, Any]:
     """What the difference score goes with, over all candidates and within the domains (each less its domain's mean)."""
-    within = {
-        name: values - np.array([values[scores.domain == domain].mean() for domain in scores.domain])
-        for name, values in (
-            ("difference", scores.difference),
-            ("teacher NLL", scores.teacher_nll),
-            ("reference NLL", scores.reference_nll),
-            ("length", scores.num_tokens.astype(np.float64)),
-        )
-    }
-    plain = {
-        "teacher NLL": scores.teacher_nll,
-        "reference NLL": scores.reference_nll,
-        "length": scores.num_tokens.astype(np.float64),
-    }
-    default = RULES["mean"](scores, 0.5)
+    domain = np.array(scores["domain"].to_pylist())
+    names = {"teacher NLL": "teacher_nll", "reference NLL": "reference_nll", "length": "num_tokens"}
+    plain = {name: scores[column].to_numpy().astype(np.float64) for name, column in names.items()}
+    difference = scores["difference"].to_numpy()
+    within = {name: values - means_of_domains(values, domain) for name, values in plain.items()}
+    centred = difference - means_of_domains(difference, domain)
+    kept, by_teacher = keep_best(difference, 0.5), keep_best(-plain["teacher NLL"], 0.5)
     return {
-        "num_candidates": len(scores.sequence_id),
-        "num_negative": int((scores.difference < 0).sum()),
-        "share_between_domains": share_between_domains(scores.difference, scores.domain),
-        "rank_correlations": {name: correlate_ranks(scores.difference, values) for name, values in plain.items()},
-        "rank_correlations_within_domains": {name: correlate_ranks(within["difference"], within[name]) for name in plain},
-        "overlap_at_half": {
-            name: float((rule(scores, 0.5) & default).sum() / default.sum()) for name, rule in RULES.items() if name != "mean"
-        },
-        "mean_length": {"kept": float(scores.num_tokens[default].mean()), "dropped": float(scores.num_tokens[~default].mean())},
+        "num_candidates": len(difference),
+        "num_negative": int((difference < 0).sum()),
+        "share_between_domains": share_between_domains(difference, domain),
+        "rank_correlations": {name: correlate_ranks(difference, values) for name, values in plain.items()},
+        "rank_correlations_within_domains": {name: correlate_ranks(centred, values) for name, values in within.items()},
+        # What a filter without a reference would keep: the text that the teacher finds most likely.
+        "overlap_at_half": {"teacher": float((by_teacher & kept).sum() / kept.sum())},
+        "mean_length": {"kept": float(plain["length"][kept].mean()), "dropped": float(plain["length"][~kept].mean())},
     }
 
 
-def tabulate_domains(scores: Scores) -> str:
-    kept = {ratio: RULES["mean"](scores, ratio) for ratio in RATIOS}
-    by_sum = RULES["sum"](scores, 0.5)
+def tabulate_domains(scores: pa.Table) -> str:
+    domain, difference = np.array(scores["domain"].to_pylist()), scores["difference"].to_numpy()
+    kept = [keep_best(difference, ratio) for ratio in RATIOS]
+    lines = []
+    for name in np.unique(domain).tolist():
+        rows = domain == name
+        means = (scores[column].to_numpy()[rows].mean() for column in ("teacher_nll", "reference_nll", "difference"))
+        shares = (f"{marks[rows].mean():.0%}" for marks in kept)
+        lines.append([name, str(rows.sum()), *(f"{value:.3f}" for value in (*means, difference[rows].std())), *shares])
     header = [
         "domain",
         "sequences",
@@ -144,21 +100,7 @@ def tabulate_domains(scores: Scores) -> str:
         "difference",
         "sd within",
         *(f"kept at {ratio}" for ratio in RATIOS),
-        "by sum",
     ]
-    lines = []
-    for domain in scores.domains:
-        rows = scores.domain == domain
-        numbers = [values[rows] for values in (scores.teacher_nll, scores.reference_nll, scores.difference)]
-        lines.append(
-            [
-                domain,
-                str(int(rows.sum())),
-                *(f"{values.mean():.3f}" for values in numbers),
-                f"{numbers[2].std():.3f}",
-                *(f"{marks[rows].mean():.0%}" for marks in (*kept.values(), by_sum)),
-            ]
-        )
     return format_table(header, lines)
 
 
@@ -179,8 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MiniplmError as error:
         print(f"effect_scores: {error}", file=sys.stderr)
         return 2
-    facts = describe_scores(scores)
-    print(json.dumps(facts, indent=2))
+    print(json.dumps(describe_scores(scores), indent=2))
     if not given.json:
         print("\n" + tabulate_domains(scores))
     return 0

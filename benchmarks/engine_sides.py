@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import signal
 import sys
 import time
@@ -84,26 +83,6 @@ def _open_vllm(request: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
     return score, {"prompt_logprobs": 0, "enable_prefix_caching": False, **flat}
 
 
-def _open_vllm_token_ids(request: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
-    """`prompt_logprob_token_ids`: only the ids asked for, which later versions score without a list for each token."""
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"  # the only one that knows them
-    llm, params = _load_vllm(request)
-    if not hasattr(params, "prompt_logprob_token_ids"):
-        raise NotRunError(f"vllm {version_of('vllm')} has no prompt_logprob_token_ids")
-
-    def score(sequences: list[NDArray[Any]]) -> Sequence[float]:
-        prompts = [{"prompt_token_ids": sequence.tolist()} for sequence in sequences]
-        settings = [
-            params(prompt_logprob_token_ids=row[1:, None], max_tokens=1, temperature=0.0, detokenize=False) for row in sequences
-        ]
-        outputs = llm.generate(prompts, settings, use_tqdm=False)
-        found = [np.asarray(output.prompt_token_id_logprobs, dtype=np.float64).reshape(-1) for output in outputs]
-        _check_counts([len(row) for row in found], sequences)
-        return [-float(row.sum()) for row in found]
-
-    return score, {"prompt_logprob_token_ids": "the next token", "enable_prefix_caching": False}
-
-
 def _load_vllm(request: dict[str, Any]) -> tuple[Any, Any]:
     from vllm import LLM, SamplingParams
 
@@ -128,38 +107,6 @@ def _read_vllm(prompt_logprobs: Any, sequence: NDArray[Any]) -> list[float]:
         return [prompt_logprobs.logprobs[place] for place in places]
     _check_counts([len(prompt_logprobs) - 1], [sequence])
     return [position[token].logprob for position, token in zip(prompt_logprobs[1:], targets, strict=True)]
-
-
-def _open_sglang(request: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
-    import sglang
-
-    engine = sglang.Engine(
-        model_path=request["model"],
-        dtype=request["dtype"],
-        device=request["device"].split(":")[0],
-        skip_tokenizer_init=True,
-        disable_radix_cache=True,  # its prefix cache
-        random_seed=0,
-        log_level="error",
-    )
-
-    def score(sequences: list[NDArray[Any]]) -> Sequence[float]:
-        results = engine.generate(
-            input_ids=[sequence.tolist() for sequence in sequences],
-            sampling_params={"max_new_tokens": 0, "temperature": 0.0},
-            return_logprob=True,
-            logprob_start_len=0,
-        )
-        # (log-probability, token id, text) each; nothing comes before the first token, so that it has none.
-        found = [[entry[0] for entry in result["meta_info"]["input_token_logprobs"][1:]] for result in results]
-        _check_counts([len(row) for row in found], sequences)
-        return [-sum(row) for row in found]
-
-    return score, {
-        "logprob_start_len": 0,
-        "disable_radix_cache": True,
-        "logprob_chunk": os.environ.get("SGLANG_LOGPROB_CHUNK_SIZE"),
-    }
 
 
 def _open_lm_eval(request: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
@@ -188,8 +135,6 @@ def _open_lm_eval(request: dict[str, Any]) -> tuple[Score, dict[str, Any]]:
 SIDES: dict[str, tuple[str, Open]] = {
     "ours": ("miniplm", _open_ours),
     "vllm": ("vllm", _open_vllm),
-    "vllm-token-ids": ("vllm", _open_vllm_token_ids),
-    "sglang": ("sglang", _open_sglang),
     "lm-eval": ("lm_eval", _open_lm_eval),
     "reference": ("transformers", _open_reference),
 }

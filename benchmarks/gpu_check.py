@@ -1,4 +1,4 @@
-"""All that wants a GPU, stage by stage: tests of the kernels, the speeds of the README's table, and what may hang, last.
+"""All that wants a GPU, stage by stage: tests of the kernels, and the speeds of the table in docs/gpu.md.
 
     scripts/gpu_check.sh tests            one stage; each ends within 8 minutes
     scripts/gpu_check.sh                  all of them
@@ -22,18 +22,31 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.records import append_rows, format_table, show
+from benchmarks.records import append_rows, format_rows
 
 _ROOT = Path(__file__).resolve().parents[1]
 _SHOWN_LINES = 14
+_TITLES = (
+    "what",
+    "side",
+    "dtype",
+    "batch",
+    "tokens/s",
+    "x published",
+    "x Trainer",
+    "x ours",
+    "of matmul peak",
+    "GiB",
+    "start-up s",
+)
 # Packages of other engines that score.
-ENGINES = ("vllm", "sglang", "lm_eval")
+ENGINES = ("vllm", "lm_eval")
 
 
 @dataclass(frozen=True)
@@ -74,7 +87,7 @@ def plan_stages(rows: Path, rehearse: bool) -> dict[str, list[Step]]:
     engines = (
         "--model",
         teacher,
-        *(("--sides", "ours,vllm,sglang", *small) if rehearse else ("--limit-seconds", "150", "--total-seconds", "440")),
+        *(("--sides", "ours,vllm", *small) if rehearse else ("--limit-seconds", "150", "--total-seconds", "440")),
     )
     sides = "published,published-fp16,ours"
     sweep = ("--micro-batch", "1,auto") if rehearse else ("--micro-batch", "8,16,32,64,auto", "--steps", "6")
@@ -85,7 +98,7 @@ def plan_stages(rows: Path, rehearse: bool) -> dict[str, list[Step]]:
     ours = ("--sides", "ours", "--dtypes", "float32" if rehearse else "bfloat16")
     # Beside what `auto` begins with, which the stage `speed` measures.
     of_reference, of_teacher = ("128,256", "128,256") if rehearse else ("16384,32768,131072", "32768,65536")
-    head = ("--heads", "--sides", "none", *(("--head-tokens", "96,128", "--head-seconds", "0.01") if rehearse else ()))
+    head = ("--heads", "--sides", "none", *(("--head-tokens", "96,128", "--head-seconds", "0") if rehearse else ()))
     # Each variant, tile and batch; half a second each.
     batches = () if rehearse else ("--head-tokens", "16384,32768,65536", "--head-seconds", "0.5")
     stages = {
@@ -111,21 +124,6 @@ def plan_stages(rows: Path, rehearse: bool) -> dict[str, list[Step]]:
         ],
         # Other engines over the same sequences, those that are installed.
         "engines": [Step("engines", 470, ("benchmarks.scoring_engines", *engines, *common), () if rehearse else ENGINES)],
-        "risky": [
-            # A kernel that hangs holds the device, so those that may come last of all.
-            Step(
-                "warp-specialised",
-                240,
-                (*pytest, "-m", "gpu and risky", *(("--timeout", "60", "--timeout-method", "thread") if timeout else ())),
-            ),
-            score(
-                "warp-specialised-heads",
-                220,
-                reference,
-                *head,
-                *(() if rehearse else ("--warp-specialized", "--head-seconds", "0.5")),
-            ),
-        ],
     }
     if not rehearse:
         return stages
@@ -199,40 +197,6 @@ def _start(step: Step, log: Path, is_warm: bool) -> int:
         os._exit(code)
 
 
-def format_rows(rows: Iterable[dict[str, Any]]) -> str:
-    """The measured rows as one table: rates, ratios within a run, share of the matmul peak of that run."""
-    header = [
-        "what",
-        "side",
-        "dtype",
-        "batch",
-        "tokens/s",
-        "x published",
-        "x Trainer",
-        "x ours",
-        "of matmul peak",
-        "GiB",
-        "start-up s",
-    ]
-    cells = [
-        [
-            str(row.get("size") or row.get("model")),
-            str(row.get("side") or f"head {row.get('kernel')}"),
-            str(row.get("dtype", "")),
-            show(row["num_tokens"] if "kernel" in row else (row.get("engine") or {}).get("tokens_per_batch"), ","),
-            show(row.get("tokens_per_second"), ",.0f"),
-            show(row.get("ratio_to_published", row.get("ratio")), ".2f"),
-            show(row.get("ratio_to_trainer"), ".2f"),
-            show(row.get("ratio_to_ours"), ".2f"),
-            show(row.get("matmul_peak_share"), ".1%"),
-            show(row.get("gpu_memory_gib", row.get("gpu_memory_gib_beyond_weights")), ".1f"),
-            show(row.get("start_up_seconds"), ".1f") if "reason" not in row else str(row["reason"])[:60],
-        ]
-        for row in rows
-    ]
-    return format_table(header, cells) if cells else "no step gave a row"
-
-
 def _say_end(step: Step, record: dict[str, Any], folder: Path) -> None:
     code = record["exit_code"]
     end = "ok" if code == 0 else f"stopped at its limit of {step.limit_seconds} s" if code is None else f"FAILED, exit code {code}"
@@ -271,7 +235,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             records.append({"stage": stage} | run_step(step, folder, given.rehearse))
             _say_end(step, records[-1], folder)
             append_rows(folder / "steps.jsonl", records[-1:])
-    print("\n" + format_rows(_read_rows(rows)[num_before:]))
+    measured = _read_rows(rows)[num_before:]
+    print("\n" + format_rows(measured, *_TITLES) if measured else "\nno step gave a row")
     failed = [record["step"] for record in records if record["exit_code"] != 0]
     print(
         f"\n{len(records) - len(failed)} of {len(records)} steps ended well"

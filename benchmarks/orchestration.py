@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.records import append_rows, describe_place, format_table
+from benchmarks.records import append_rows, describe_place, format_table, make_parser, run_benchmark
 from benchmarks.scoring_inputs import write_corpus
 from miniplm import layout
 from miniplm.config.files import check_config
 from miniplm.config.run import RunConfig
+from miniplm.errors import ConfigError
 from miniplm.models.identity import identify_model
 from miniplm.records.manifests import CorpusManifest, ModelEntry, ScoreShardManifest, TokenizerEntry
 from miniplm.run.plan import RunPlan
@@ -39,31 +39,20 @@ _SHARD_TOKENS = 64e6
 _RATES = (10_000, 100_000, 300_000)
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.orchestration", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _make_parser() -> argparse.ArgumentParser:
+    parser = make_parser("orchestration", __doc__)
     parser.add_argument("--shards", type=int, default=2000, help="tiny shards that each side scores (default 2000)")
     parser.add_argument("--sequences", type=int, default=2, help="sequences a shard (default 2)")
     parser.add_argument(
         "--load-seconds", type=float, default=30.0, help="assumed load and compile time of a real model (default 30)"
     )
     parser.add_argument("--sides", choices=["both", "local", "work-pool"], default="both", help="what is measured (default both)")
-    parser.add_argument("--json", type=Path, help="append the rows to this file, one JSON object a line")
-    return parser.parse_args()
-
-
-def main() -> None:
-    arguments = parse_arguments()
-    if not os.environ.get("PREFECT_API_URL"):
-        raise SystemExit(
-            'benchmarks.orchestration: start a fleet (deployments/local-fleet.sh start), then eval "$(deployments/local-fleet.sh env)"'
-        )
-    with tempfile.TemporaryDirectory(prefix="miniplm-orchestration-") as scratch:
-        _run(arguments, Path(scratch))
+    return parser
 
 
 def _run(arguments: argparse.Namespace, scratch: Path) -> None:
+    if not os.environ.get("PREFECT_API_URL"):
+        raise ConfigError('start a fleet (deployments/local-fleet.sh start), then eval "$(deployments/local-fleet.sh env)"')
     place = describe_place(torch.device("cpu"))
     model = _write_model(scratch / "model")
     rows = []
@@ -201,4 +190,4 @@ def _make_config(storage: Storage, model: Path, fan_out: str) -> RunConfig:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(_make_parser(), _run)

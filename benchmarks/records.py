@@ -1,12 +1,14 @@
-"""What every row of a benchmark says of where it was measured, and how rows are written and shown."""
+"""What benchmarks have in common: how one is called, what every row says of where it was measured, how rows are written and shown."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,10 +16,57 @@ from typing import Any
 
 import torch
 
+from miniplm.errors import MiniplmError
 from miniplm.models.devices import describe_device
 
-_PACKAGES = ("torch", "transformers", "accelerate", "triton", "quack-kernels", "liger-kernel", "lm_eval")
+_PACKAGES = ("torch", "transformers", "accelerate", "triton", "liger-kernel", "lm_eval")
 _REPOSITORY = Path(__file__).resolve().parents[1]
+# By the title of a column: the keys of a row, of which the first that is there is shown, and their format.
+_COLUMNS = {
+    "side": ("side kernel", ""),
+    "kernel": ("kernel", ""),
+    "version": ("version", ""),
+    "dtype": ("dtype", ""),
+    "what": ("size model", ""),
+    "batch": ("tokens_per_batch", ","),
+    "micro-batch": ("micro_batch_size", ""),
+    "tokens": ("num_tokens", ","),
+    "tokens/s": ("tokens_per_second", ",.0f"),
+    "x published": ("ratio_to_published", ".2f"),
+    "x Trainer": ("ratio_to_trainer", ".2f"),
+    "x ours": ("ratio_to_ours", ".2f"),
+    "of matmul peak": ("matmul_peak_share", ".1%"),
+    "device waits": ("device_wait_share", ".1%"),
+    "GiB": ("gpu_memory_gib gpu_memory_gib_beyond_weights", ".1f"),
+    "host GiB": ("host_memory_gib", ".1f"),
+    "load s": ("load_seconds", ".1f"),
+    "first batch s": ("first_batch_seconds", ".1f"),
+    "start-up s": ("start_up_seconds", ".1f"),
+    "seconds": ("seconds", ".4f"),
+    "head": ("head", ""),
+    "max diff nats": ("max_abs_difference", ".2g"),
+    "mean diff nats": ("mean_abs_difference", ".2g"),
+}
+
+
+def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The parser of `python -m benchmarks.NAME`, which is described by its module's docstring; with `--device` and `--json`."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--json", type=Path, help="file that a JSON object for each row is appended to, a line each")
+    return parser
+
+
+def run_benchmark(parser: argparse.ArgumentParser, work: Callable[[argparse.Namespace, Path], int | None]) -> int:
+    """Calls `work` with the arguments and a folder that is deleted afterwards; gives the exit code. An error of ours ends it in one line."""
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="miniplm-benchmark-") as scratch:
+        try:
+            return work(arguments, Path(scratch)) or 0
+        except MiniplmError as error:
+            raise SystemExit(f"{parser.prog}: {error}") from None
 
 
 def describe_place(device: torch.device) -> dict[str, Any]:
@@ -56,9 +105,16 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), line(rule), *(line(row) for row in rows)])
 
 
-def show(value: float | None, form: str) -> str:
-    """A number in a format; `n/a` for None."""
-    return "n/a" if value is None else format(value, form)
+def format_rows(rows: Sequence[dict[str, Any]], *titles: str) -> str:
+    """A table of rows, its columns by their titles in `_COLUMNS`; `n/a` for what a row does not tell, and below why nothing was measured."""
+
+    def show(row: dict[str, Any], title: str) -> str:
+        keys, form = _COLUMNS[title]
+        value = next((row[key] for key in keys.split() if row.get(key) is not None), None)
+        return "n/a" if value is None else format(value, form)
+
+    reasons = [f"{show(row, 'side')}: {row['reason']}" for row in rows if "reason" in row]
+    return "\n".join([format_table(titles, [[show(row, title) for title in titles] for row in rows]), *reasons])
 
 
 def _ask_git(*arguments: str) -> str | None:

@@ -1,4 +1,4 @@
-"""How fast MiniPLM scores, against the published way and lm-evaluation-harness, measured in one run on one device.
+"""How fast MiniPLM scores, against the published way, measured in one run on one device.
 
     python -m benchmarks.scoring --model models/smollm2-135m          a real model on real text
     python -m benchmarks.scoring --model qwen1.5-1.8b --heads         the published teacher's size, random weights
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import tempfile
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -23,41 +22,33 @@ from numpy.typing import NDArray
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.published_scoring import PublishedSide
-from benchmarks.records import append_rows, describe_place, format_table, show
+from benchmarks.records import append_rows, describe_place, format_rows, make_parser, run_benchmark
 from benchmarks.scoring_heads import measure_heads
 from benchmarks.scoring_inputs import RANDOM_MODELS, VOCAB_SIZE, Inputs, make_random_inputs, make_text_inputs, write_random_model
-from benchmarks.scoring_sides import LmEvalSide, OurSide, SideRun
+from benchmarks.scoring_sides import OurSide, SideRun
 from miniplm import layout
-from miniplm.errors import ConfigError, MiniplmError
+from miniplm.errors import ConfigError
 from miniplm.models.devices import resolve_device, torch_dtype
 from miniplm.models.loading import load_model
 from miniplm.models.skeleton import read_skeleton
 from miniplm.models.throughput import count_flops_per_token, measure_matmul_peak
 from miniplm.storage.root import Storage
 
-Side = PublishedSide | OurSide | LmEvalSide
+Side = PublishedSide | OurSide
 
 # With these a side takes about half a minute: at this share of the matmul peak.
 _SECONDS_A_SIDE, _SHARE_ASSUMED = 30, 0.3
 _GIB = 2**30
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.scoring", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _make_parser() -> argparse.ArgumentParser:
+    parser = make_parser("scoring", __doc__)
     names = ", ".join(RANDOM_MODELS)
     parser.add_argument("--model", default="models/smollm2-135m", help=f"a folder with a real model, or random weights: {names}")
     parser.add_argument("--dtypes", help="dtypes of our side; default bfloat16,fp8,fp8-head on a GPU, float32,bfloat16 on a CPU")
     parser.add_argument(
         "--sides", default="published,ours", help="published, ours or both, with a comma (default: both); none with --heads"
     )
-    parser.add_argument(
-        "--lm-eval",
-        action="store_true",
-        help="also lm-evaluation-harness (package lm_eval); in float32 on a CPU, bfloat16 on a GPU",
-    )
-    parser.add_argument("--lm-eval-batch", help="its batch size: a number or auto; default auto on a GPU, 8 on a CPU")
     parser.add_argument(
         "--batch", type=int, help="sequences a batch of the published side; default 16 on a GPU, as published, 8 on a CPU"
     )
@@ -81,30 +72,14 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--heads", action="store_true", help="also time each kernel of the head alone")
     parser.add_argument("--head-tokens", help="with --heads: tokens a pass, several with commas; default 65536 on a GPU")
-    parser.add_argument("--head-seconds", type=float, default=1.0, help="with --heads: time given to each (default 1)")
-    parser.add_argument(
-        "--warp-specialized",
-        action="store_true",
-        help="with --heads: also Triton's warp-specialised kernels, which may hang the device",
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--json", type=Path, help="file that a JSON object for each side is appended to, a line each")
-    return parser.parse_args()
-
-
-def main() -> None:
-    arguments = parse_arguments()
-    disable_progress_bar()
-    with tempfile.TemporaryDirectory(prefix="miniplm-benchmark-") as scratch:
-        # What was compiled before is not found, so that start-up is what a new machine has.
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{scratch}/compile-cache"
-        try:
-            _run(arguments, Path(scratch))
-        except (MiniplmError, ConfigError) as error:
-            raise SystemExit(f"benchmarks.scoring: {error}") from None
+    parser.add_argument("--head-seconds", type=float, default=1.0, help="with --heads: time given to each (default 1; 0: one pass)")
+    return parser
 
 
 def _run(arguments: argparse.Namespace, scratch: Path) -> None:
+    disable_progress_bar()
+    # What was compiled before is not found, so that start-up is what a new machine has.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{scratch}/compile-cache"
     device = resolve_device(arguments.device)
     place = describe_place(device)
     inputs = _make_inputs(arguments, scratch, device)
@@ -140,7 +115,22 @@ def _run(arguments: argparse.Namespace, scratch: Path) -> None:
                 flush=True,
             )
     rows = _make_rows(inputs, device, sides, runs, memory, peaks)
-    _print_rows(rows)
+    titles = (
+        "side",
+        "dtype",
+        "tokens/s",
+        "x published",
+        "of matmul peak",
+        "device waits",
+        "GiB",
+        "start-up s",
+        "head",
+        "max diff nats",
+    )
+    print("\n" + format_rows(rows, *titles))
+    for row in rows:
+        for note in row["engine"].get("notes", ()):
+            print(f"{row['side']} {row['dtype']}: {note}")
     if arguments.json:
         append_rows(arguments.json, [{"benchmark": "scoring"} | common | row for row in rows])
 
@@ -176,9 +166,6 @@ def _open_sides(arguments: argparse.Namespace, inputs: Inputs, device: torch.dev
     sides: list[Side] = []
     if "published" in wanted:
         sides.append(PublishedSide(inputs, device, "float16" if on_gpu else "float32", _published_batch(arguments, device)))
-    if arguments.lm_eval:
-        batch = arguments.lm_eval_batch or ("auto" if on_gpu else "8")
-        sides.append(LmEvalSide(inputs, device, "bfloat16" if on_gpu else "float32", batch))
     if "ours" in wanted:
         sizes = [size if size == "auto" else int(size) for size in arguments.tokens_per_batch.split(",")]
         dtypes = (arguments.dtypes or ("bfloat16,fp8,fp8-head" if on_gpu else "float32,bfloat16")).split(",")
@@ -208,8 +195,8 @@ def _make_rows(
     memory: list[float | None],
     peaks: dict[torch.dtype, float],
 ) -> list[dict[str, Any]]:
-    """A row a side. The first side that is not ours is what the others are compared with."""
-    baseline = next((index for index, side in enumerate(sides) if side.name != "ours"), None)
+    """A row a side; the published one, where it is there, is the first, and what the others are compared with."""
+    has_published = sides[0].name == "published"
     best = [min(side_runs, key=lambda run: run.seconds) for side_runs in runs]
     num_inputs = inputs.num_tokens - inputs.num_sequences
     plain = load_model(inputs.folder, "bfloat16", device)
@@ -219,17 +206,14 @@ def _make_rows(
     rows = []
     for index, (side, run) in enumerate(zip(sides, best, strict=True)):
         peak = peaks[torch_dtype(side.dtype)]
-        base = means[baseline] if baseline is not None else None
-        own = means[index]
-        differences = None if own is None or base is None or index == baseline else own - base
+        differences = means[index] - means[0] if has_published and index else None
         rows.append(
             {
                 "side": side.name,
                 "dtype": side.dtype,
                 "seconds": [other.seconds for other in runs[index]],
                 "tokens_per_second": inputs.num_tokens / run.seconds,
-                "baseline": None if baseline is None else sides[baseline].name,
-                "ratio": None if baseline is None else best[baseline].seconds / run.seconds,
+                "ratio_to_published": best[0].seconds / run.seconds if has_published else None,
                 "flops_per_token": flops,
                 "matmul_peak": peak,
                 "matmul_peak_share": None if flops is None else flops * num_inputs / run.seconds / peak,
@@ -238,7 +222,8 @@ def _make_rows(
                 "start_up_seconds": side.start_up_seconds,
                 "head": side.head,
                 "engine": side.engine,
-                "mean_nll": None if own is None else float(own.mean()),
+                "tokens_per_batch": side.engine.get("tokens_per_batch"),
+                "mean_nll": float(means[index].mean()),
                 "max_abs_difference": None if differences is None else float(np.abs(differences).max()),
                 "mean_difference": None if differences is None else float(differences.mean()),
             }
@@ -247,10 +232,8 @@ def _make_rows(
     return rows
 
 
-def _read_means(inputs: Inputs, side: Side) -> NDArray[np.float64] | None:
+def _read_means(inputs: Inputs, side: Side) -> NDArray[np.float64]:
     """Mean NLL a scored token of each sequence, from the score files of a side."""
-    if side.model_id is None:
-        return None
     parts = []
     for shard in inputs.shards:
         with inputs.storage.open(layout.score_shard(shard.corpus_id, side.model_id, shard.shard_index)) as file:
@@ -259,61 +242,15 @@ def _read_means(inputs: Inputs, side: Side) -> NDArray[np.float64] | None:
     return np.concatenate(parts)
 
 
-def _print_rows(rows: list[dict[str, Any]]) -> None:
-    baseline = rows[0]["baseline"] or "-"
-    header = [
-        "side",
-        "dtype",
-        "tokens/s",
-        f"x {baseline}",
-        "of matmul peak",
-        "device waits",
-        "GiB beyond weights",
-        "start-up s",
-        "head",
-        "max diff nats",
-    ]
-    cells = [
-        [
-            row["side"],
-            row["dtype"],
-            show(row["tokens_per_second"], ",.0f"),
-            show(row["ratio"], ".2f"),
-            show(row["matmul_peak_share"], ".1%"),
-            show(row["device_wait_share"], ".1%"),
-            show(row["gpu_memory_gib_beyond_weights"], ".2f"),
-            show(row["start_up_seconds"], ".1f"),
-            row["head"],
-            show(row["max_abs_difference"], ".2g"),
-        ]
-        for row in rows
-    ]
-    print("\n" + format_table(header, cells))
-    for row in rows:
-        for note in row["engine"].get("notes", ()):
-            print(f"{row['side']} {row['dtype']}: {note}")
-
-
 def _report_heads(arguments: argparse.Namespace, inputs: Inputs, device: torch.device, common: dict[str, Any]) -> None:
     dtype = "bfloat16" if device.type == "cuda" else "float32"
     head = load_model(inputs.folder, dtype, device).head
     numbers = [int(number) for number in arguments.head_tokens.split(",")] if arguments.head_tokens else []
-    rows = list(measure_heads(head, numbers, arguments.head_seconds, arguments.warp_specialized))
-    header = ["kernel", "dtype", "tokens", "ms", "tokens/s", "of matmul peak"]
-    print("\n" + format_table(header, [_head_cells(row) for row in rows]))
-    for row in rows:
-        if "reason" in row:
-            print(f"{row['kernel']}: {row['reason']}")
+    rows = list(measure_heads(head, numbers, arguments.head_seconds))
+    print("\n" + format_rows(rows, "kernel", "dtype", "tokens", "seconds", "tokens/s", "of matmul peak"))
     if arguments.json:
         append_rows(arguments.json, [{"benchmark": "scoring-head"} | common | row for row in rows])
 
 
-def _head_cells(row: dict[str, Any]) -> list[str]:
-    seconds = row.get("seconds")
-    milliseconds = None if seconds is None else 1000 * seconds
-    rates = [show(milliseconds, ",.2f"), show(row.get("tokens_per_second"), ",.0f"), show(row.get("matmul_peak_share"), ".1%")]
-    return [row["kernel"], row["dtype"], f"{row['num_tokens']:,}", *rates]
-
-
 if __name__ == "__main__":
-    main()
+    run_benchmark(_make_parser(), _run)

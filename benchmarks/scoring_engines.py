@@ -1,4 +1,4 @@
-"""The same packed sequences through MiniPLM and the engines that people score with: vLLM, SGLang, lm-evaluation-harness.
+"""The same packed sequences through MiniPLM and the engines that people score with: vLLM, lm-evaluation-harness.
 
     python -m benchmarks.scoring_engines --model models/smollm2-135m --eos-token '<|endoftext|>'
     python -m benchmarks.scoring_engines --model qwen1.5-1.8b                         random weights, for a GPU
@@ -15,7 +15,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -28,22 +27,33 @@ from numpy.typing import NDArray
 
 from benchmarks.engine_sides import SIDES
 from benchmarks.limited_process import run_limited
-from benchmarks.records import append_rows, describe_place, format_table, show
+from benchmarks.records import append_rows, describe_place, format_rows, make_parser, run_benchmark
 from benchmarks.scoring_inputs import RANDOM_MODELS, VOCAB_SIZE, Inputs, make_random_inputs, make_text_inputs, write_random_model
-from miniplm.errors import ConfigError, MiniplmError
+from miniplm.errors import ConfigError
 from miniplm.models.devices import resolve_device
 from miniplm.models.skeleton import read_skeleton
 from miniplm.storage.root import Storage
 
 _GIB = 2**30
+_TITLES = (
+    "side",
+    "version",
+    "dtype",
+    "tokens/s",
+    "x ours",
+    "load s",
+    "first batch s",
+    "max diff nats",
+    "mean diff nats",
+    "host GiB",
+    "GiB",
+)
 _SHOWN_LINES = 20
 _ENGINES = [name for name in SIDES if name != "reference"]
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.scoring_engines", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _make_parser() -> argparse.ArgumentParser:
+    parser = make_parser("scoring_engines", __doc__)
     add = parser.add_argument
     names = ", ".join(RANDOM_MODELS)
     add("--model", default="models/smollm2-135m", help=f"a folder with a real model, or random weights: {names}")
@@ -60,18 +70,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--lm-eval-batch", help="a number or auto; default auto on a GPU, 8 on a CPU")
     add("--limit-seconds", type=float, default=600, help="of each side; it is killed then (default 600)")
     add("--total-seconds", type=float, default=float("inf"), help="of all sides together; those left then are not run")
-    add("--device", default="auto", help="auto, cpu or cuda")
-    add("--json", type=Path, help="file that a JSON object for each side is appended to, a line each")
-    return parser.parse_args()
-
-
-def main() -> int:
-    arguments = parse_arguments()
-    with tempfile.TemporaryDirectory(prefix="miniplm-engines-") as scratch:
-        try:
-            return _run(arguments, Path(scratch))
-        except (MiniplmError, ConfigError) as error:
-            raise SystemExit(f"benchmarks.scoring_engines: {error}") from None
+    return parser
 
 
 def _run(arguments: argparse.Namespace, scratch: Path) -> int:
@@ -126,10 +125,7 @@ def _run(arguments: argparse.Namespace, scratch: Path) -> int:
         rows.append(make_row(name, told, request, lengths, exact, ours, scratch))
         if arguments.json:
             append_rows(arguments.json, [common | rows[-1]])
-    print("\n" + format_rows(rows))
-    for row in rows:
-        if "reason" in row:
-            print(f"{row['side']}: {row['reason']}")
+    print("\n" + format_rows(rows, *_TITLES))
     if "reason" in reference:
         print(f"no differences, since nothing was computed in float64: {reference['reason']}")
     # Of the others a failure is a finding.
@@ -284,28 +280,5 @@ def make_row(
     return row
 
 
-def format_rows(rows: list[dict[str, Any]]) -> str:
-    """The table; what did not run is in it."""
-    header = ["side", "version", "dtype", "tokens/s", "x ours", "load s", "first batch s", "max diff nats", "mean diff nats"]
-    header += ["host GiB", "GPU GiB"]
-    columns = (
-        ("tokens_per_second", ",.0f"),
-        ("ratio_to_ours", ".2f"),
-        ("load_seconds", ".1f"),
-        ("first_batch_seconds", ".1f"),
-        ("max_abs_difference", ".2g"),
-        ("mean_abs_difference", ".2g"),
-        ("host_memory_gib", ".1f"),
-        ("gpu_memory_gib", ".1f"),
-    )
-    cells = []
-    for row in rows:
-        shown = [show(row.get(name), form) for name, form in columns]
-        if "reason" in row:
-            shown[0] = "not run" if row["reason"].startswith("not run") else "failed"
-        cells.append([row["side"], row.get("version") or "-", row["dtype"], *shown])
-    return format_table(header, cells)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_benchmark(_make_parser(), _run))

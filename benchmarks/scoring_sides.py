@@ -1,4 +1,4 @@
-"""The sides of the comparison that are not the published one: MiniPLM's own engine, and lm-evaluation-harness."""
+"""MiniPLM's own side of the comparison with the published one."""
 
 from __future__ import annotations
 
@@ -117,46 +117,3 @@ class OurSide:
         waited = sum(manifest.seconds * (manifest.device_wait_share or 0.0) for manifest in manifests)
         told = {"engine_tokens_per_second": self.inputs.num_tokens / held, "engine_wait_share": waited / held}
         return SideRun(seconds, clock.busy_seconds(), told)
-
-
-class LmEvalSide:
-    """lm-evaluation-harness' `HFLM.loglikelihood_rolling` on the same text, a request a sequence. It writes no score files."""
-
-    name = "lm-eval"
-    head = "whole logits"
-    model_id = None
-
-    def __init__(self, inputs: Inputs, device: torch.device, dtype: str, batch_size: str) -> None:
-        try:
-            from lm_eval.api.instance import Instance
-            from lm_eval.models.huggingface import HFLM
-        except ImportError as error:
-            raise SystemExit(
-                f"--lm-eval needs lm-evaluation-harness ({error}); install it with `pip install -e '.[eval]'`"
-            ) from None
-        started = time.perf_counter()
-        self.inputs, self.dtype = inputs, dtype
-        self.engine = {"batch_size": batch_size}
-        self.model = HFLM(
-            pretrained=str(inputs.folder),
-            tokenizer=inputs.tokenizer,
-            dtype=dtype,
-            device=str(device),
-            batch_size=batch_size,
-            # Room for the tokens that text may have more when it is tokenised again, so that no request becomes two.
-            max_length=inputs.corpus.sequence_length + 64,
-        )
-        sequences = inputs.read_sequences()
-        texts = [inputs.tokenizer.decode(row.tolist(), clean_up_tokenization_spaces=False) for row in sequences]
-        self.requests = [Instance("loglikelihood_rolling", {}, (text,), index) for index, text in enumerate(texts)]
-        self.num_encoded = sum(len(self.model.tok_encode(text, add_special_tokens=False)) for text in texts)
-        self.model.loglikelihood_rolling(self.requests[:1], disable_tqdm=True)
-        self.start_up_seconds = time.perf_counter() - started
-
-    def run(self) -> SideRun:
-        """All texts to log-likelihoods; the harness' own batches, nothing read from or written to disk."""
-        started = time.perf_counter()
-        results = self.model.loglikelihood_rolling(self.requests, disable_tqdm=True)
-        seconds = time.perf_counter() - started
-        mean = -sum(results) / self.num_encoded
-        return SideRun(seconds, None, {"tokens_encoded_again": self.num_encoded, "mean_nll": mean})

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,10 +19,10 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.records import append_rows, describe_place, format_table, show
+from benchmarks.records import append_rows, describe_place, format_rows, make_parser, run_benchmark
 from benchmarks.training_inputs import RANDOM_MODELS, SIZES, TrainingInputs, make_training_inputs, write_teacher
 from benchmarks.training_sides import Length, SideRun, run_ours, run_published, run_trainer
-from miniplm.errors import ConfigError, MiniplmError, describe_reason
+from miniplm.errors import ConfigError, describe_reason
 from miniplm.models.architectures import build_model, count_parameters
 from miniplm.models.devices import resolve_device
 from miniplm.models.loading import split_head
@@ -32,10 +31,8 @@ from miniplm.models.throughput import count_flops_per_token, measure_matmul_peak
 _GIB = 2**30
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def _make_parser() -> argparse.ArgumentParser:
+    parser = make_parser("training", __doc__)
     parser.add_argument("--size", choices=SIZES, help="what is trained (default qwen-200m on a GPU, tiny on a CPU)")
     parser.add_argument(
         "--sides",
@@ -64,22 +61,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--teacher", choices=RANDOM_MODELS, default="qwen1.5-1.8b", help="its teacher, random weights (default qwen1.5-1.8b)"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--json", type=Path, help="file that a JSON object for each side is appended to, a line each")
-    return parser.parse_args()
-
-
-def main() -> None:
-    arguments = parse_arguments()
-    disable_progress_bar()
-    with tempfile.TemporaryDirectory(prefix="miniplm-benchmark-") as scratch:
-        try:
-            _run(arguments, Path(scratch))
-        except (MiniplmError, ConfigError) as error:
-            raise SystemExit(f"benchmarks.training: {error}") from None
+    return parser
 
 
 def _run(arguments: argparse.Namespace, scratch: Path) -> None:
+    disable_progress_bar()
     device = resolve_device(arguments.device)
     on_gpu = device.type == "cuda"
     place = describe_place(device)
@@ -153,7 +139,20 @@ def _run(arguments: argparse.Namespace, scratch: Path) -> None:
         for baseline in ("published", "trainer", "ours"):
             other = next((other for other in rows if other["side"] == baseline), None)
             row[f"ratio_to_{baseline}"] = None if other is None else row["tokens_per_second"] / other["tokens_per_second"]
-    _print_rows(rows)
+    titles = (
+        "side",
+        "dtype",
+        "micro-batch",
+        "tokens/s",
+        "x published",
+        "x Trainer",
+        "x ours",
+        "of matmul peak",
+        "GiB",
+        "start-up s",
+        "head",
+    )
+    print("\n" + format_rows(rows, *titles))
     if arguments.json:
         failed = [{"side": name, "reason": reason} for name, reason in failures.items()]
         append_rows(arguments.json, [{"benchmark": "training"} | common | row for row in [*rows, *failed]])
@@ -202,38 +201,5 @@ def _make_row(
     } | best.details
 
 
-def _print_rows(rows: list[dict[str, Any]]) -> None:
-    header = [
-        "side",
-        "dtype",
-        "micro-batch",
-        "tokens/s",
-        "x published",
-        "x trainer",
-        "x ours",
-        "of matmul peak",
-        "GiB",
-        "start-up s",
-        "head",
-    ]
-    cells = [
-        [
-            row["side"],
-            row["dtype"],
-            str(row["micro_batch_size"]),
-            show(row["tokens_per_second"], ",.0f"),
-            show(row["ratio_to_published"], ".2f"),
-            show(row["ratio_to_trainer"], ".2f"),
-            show(row["ratio_to_ours"], ".2f"),
-            show(row["matmul_peak_share"], ".1%"),
-            show(row["gpu_memory_gib"], ".1f"),
-            show(row["start_up_seconds"], ".1f"),
-            row["head"],
-        ]
-        for row in rows
-    ]
-    print("\n" + format_table(header, cells))
-
-
 if __name__ == "__main__":
-    main()
+    run_benchmark(_make_parser(), _run)

@@ -1,7 +1,20 @@
 #!/usr/bin/env bash
 # What a fleet's Prefect server has to know, once it answers: work pools, queues, deployments, automations. Run by the service
 # `setup` of compose.yaml and by deployments/local-fleet.sh, from the root of a checkout; running it again changes nothing that is there. MINIPLM_NOTIFY names the block that sends notifications.
+# MINIPLM_BUCKET names a bucket that is made where there is none, unless MINIPLM_BUCKET_ELSEWHERE says that it is somebody else's.
 set -euo pipefail
+
+if [[ -n ${MINIPLM_BUCKET:-} && -z ${MINIPLM_BUCKET_ELSEWHERE:-} ]]; then
+    python - "$MINIPLM_BUCKET" <<'PYTHON'
+import sys
+
+from s3fs import S3FileSystem
+
+filesystem, bucket = S3FileSystem(), sys.argv[1]
+if not filesystem.exists(bucket):
+    filesystem.mkdir(bucket)
+PYTHON
+fi
 
 # One process for all pools and queues: each start of the command line takes seconds.
 python - <<'PYTHON'

@@ -10,7 +10,8 @@ from pydantic import Field
 from flows.work_pool.single import run_on_pool
 from miniplm import __version__
 from miniplm.errors import PoolWorkError
-from miniplm.records.manifests import Calibration, ModelEntry
+from miniplm.records.calibrations import Calibration
+from miniplm.records.manifests import ModelEntry
 from miniplm.run.plan import RunPlan
 from miniplm.selection.fidelity import find_calibration
 from miniplm.storage.root import Storage

@@ -9,6 +9,7 @@ from prefect.runtime import flow_run
 
 from flows.calibrate_dtypes import calibrate_dtypes
 from flows.config_parameter import ConfigUrl, InlineConfig, resolve_parameter
+from flows.export_selection import export_selection
 from flows.score_corpus import score_corpus
 from flows.stages import evaluate_student, prepare_corpus, select_sequences, write_report
 from flows.train_reference import train_reference
@@ -79,6 +80,9 @@ def run_miniplm(
         reference = _score(plan, corpus, log)
         selection, stage = select_sequences(plan, corpus.corpus_id, reference)
         log.add_stage(stage, selection_id=selection.selection_id)
+        for export in plan.exports:
+            _, stage = export_selection(plan, corpus.corpus_id, selection.selection_id, export)
+            log.add_stage(stage)
         for student in plan.students:
             record, stage = train_student(plan, corpus.corpus_id, selection.selection_id, student.name)
             log.add_stage(stage)

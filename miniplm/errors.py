@@ -125,7 +125,7 @@ class RunFailedError(Exception):
 
 
 class StoppedError(Exception):
-    """Work was given up since its run was cancelled, or this process was told to end; nothing of it is published."""
+    """Work was given up because its run was cancelled or this process was told to end; nothing of it is published."""
 
     retry: ClassVar[Retry] = "elsewhere"
 
@@ -143,7 +143,7 @@ class ScalingError(MiniplmError):
 
 
 class TrainingProcessError(TrainingError):
-    """A process of a training died without a word of its own; what it had saved is kept, and another try goes on from there."""
+    """A process of a training died and gave no reason; what it had saved is kept, and another try goes on from there."""
 
     retry: ClassVar[Retry] = "here"
 
@@ -163,7 +163,7 @@ class StorageError(MiniplmError):
 
 
 class StorageUnavailableError(StorageError):
-    """The storage root could not be reached, or kept failing, for as long as is tried; another time it may be there."""
+    """The storage root could not be reached, or kept failing, for as long as is tried; it may answer another time."""
 
     retry: ClassVar[Retry] = "here"
 

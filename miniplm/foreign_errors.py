@@ -19,7 +19,7 @@ _MACHINE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 # Errors of the operating system that may come without a number.
 _PASSING_CLASSES = (ConnectionError, TimeoutError, BlockingIOError, InterruptedError)
 
-# Errors after which a CUDA context is of no use any more, by whichever library they are said.
+# Errors after which a CUDA context is of no use any more, whichever library raises them.
 _LOST_TEXTS = (
     "illegal memory access",
     "unspecified launch failure",

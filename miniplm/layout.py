@@ -88,6 +88,11 @@ def score_shard_manifest(corpus_id: str, model_id: str, shard_index: int) -> str
     return f"{scores_folder(corpus_id, model_id)}/{shard_name(shard_index)}.json"
 
 
+def document_scores(corpus_id: str, model_id: str, shard_index: int) -> str:
+    """The scores of the documents in each sequence of a shard; in a folder of their own, as a query over the scores reads `*.parquet`."""
+    return f"{scores_folder(corpus_id, model_id)}/documents/{shard_name(shard_index)}.documents.parquet"
+
+
 def non_finite_scores(corpus_id: str, model_id: str, shard_index: int) -> str:
     """The scores of a shard that failed for NaN or infinite NLLs, set aside to be looked at; no score file, never selected from."""
     return f"{scores_folder(corpus_id, model_id)}/non-finite/{shard_name(shard_index)}.parquet"
@@ -221,6 +226,15 @@ def run_plan(run_name: str) -> str:
 
 def run_report(run_name: str) -> str:
     return f"{run_folder(run_name)}/report.html"
+
+
+def sweep_record(sweep_name: str) -> str:
+    """The runs of a sweep; they lie beside it, each under its own name."""
+    return f"{run_folder(sweep_name)}/sweep.json"
+
+
+def sweep_page(sweep_name: str) -> str:
+    return f"{run_folder(sweep_name)}/sweep.html"
 
 
 def worker_description(run_name: str) -> str:

@@ -1,4 +1,4 @@
-"""How long work tells what it has done: one callback, given by whoever wants to watch."""
+"""How long-running work reports its progress: by one callback that the caller gives."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from typing import Literal
 
 
 class FetchError(Exception):
-    """A package could not be had, or is not the pinned one."""
+    """A package could not be fetched, or is not the pinned one."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from miniplm.corpus.reader import load_corpus
 from miniplm.errors import CorpusError, StoppedError, StorageError
 from miniplm.models.devices import free_cached_memory, resolve_device
 from miniplm.progress import Progress
-from miniplm.records.manifests import Calibration, CorpusManifest, ModelEntry, ScoreShardManifest, ShardEntry
+from miniplm.records.calibrations import Calibration
+from miniplm.records.manifests import CorpusManifest, ModelEntry, ScoreShardManifest, ShardEntry
 from miniplm.run.scoring_models import open_scorer
 from miniplm.scoring import shards
 from miniplm.scoring.engine import Scorer

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("name", ["training", "scoring", "scoring_fidelity", "scoring_engines", "orchestration"])
+@pytest.mark.parametrize("name", ["training", "scoring", "scoring_engines", "orchestration"])
 def test_help_teaches(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     with pytest.raises(SystemExit) as left:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -25,13 +26,11 @@ from benchmarks.effect import (
     tabulate_losses,
 )
 from benchmarks.effect_scores import (
-    RULES,
-    Scores,
     describe_scores,
     keep_best,
-    keep_best_by_domain,
     read_scores,
     share_between_domains,
+    tabulate_domains,
 )
 from benchmarks.effect_scores import main as describe_command
 from miniplm import layout
@@ -160,27 +159,15 @@ def test_a_run_without_students_is_refused_with_the_command_that_trains_them(tmp
         read_students(Storage(str(tmp_path)), ["effect-9"])
 
 
-def make_scores(domain: list[str], difference: list[float], num_tokens: list[int] | None = None) -> Scores:
+def make_scores(domain: list[str], difference: list[float], num_tokens: list[int]) -> pa.Table:
     num = len(domain)
-    tokens = np.array(num_tokens or [10] * num)
-    return Scores(np.arange(num), np.array(domain, dtype=object), tokens, tokens - 1, np.full(num, 3.0), 3.0 + np.array(difference))
+    columns = {"sequence_id": range(num), "domain": domain, "num_tokens": num_tokens, "teacher_nll": [3.0] * num}
+    return pa.table(columns | {"reference_nll": [3 + value for value in difference], "difference": difference})
 
 
 def test_the_best_are_kept_and_ties_go_to_the_earlier() -> None:
     assert keep_best(np.array([1.0, 3.0, 3.0, 2.0]), 0.5).tolist() == [False, True, True, False]
     assert keep_best(np.array([1.0, 1.0, 1.0]), 0.5).tolist() == [True, False, False]
-
-
-def test_the_best_of_each_domain_keep_the_mix_of_domains() -> None:
-    scores = make_scores(["a", "a", "b", "b"], [9.0, 8.0, 1.0, 2.0])
-    assert RULES["mean"](scores, 0.5).tolist() == [True, True, False, False]
-    assert keep_best_by_domain(scores, 0.5).tolist() == [True, False, False, True]
-
-
-def test_the_sum_prefers_long_sequences() -> None:
-    scores = make_scores(["a", "a"], [2.0, 1.5], [11, 21])
-    assert RULES["mean"](scores, 0.5).tolist() == [True, False]
-    assert RULES["sum"](scores, 0.5).tolist() == [False, True]
 
 
 def test_the_share_between_domains_is_one_where_domains_tell_all_and_zero_where_nothing() -> None:
@@ -195,8 +182,8 @@ def test_the_description_of_scores_counts_negatives_and_overlaps() -> None:
     facts = describe_scores(make_scores(["a", "a", "b", "b"], [9.0, -8.0, 1.0, 2.0], [10, 20, 30, 40]))
     assert (facts["num_candidates"], facts["num_negative"]) == (4, 1)
     assert facts["mean_length"] == {"kept": 25.0, "dropped": 25.0}
-    # mean keeps rows 0 and 3, sum (81, -152, 29, 78) the same, each domain's best too
-    assert (facts["overlap_at_half"]["sum"], facts["overlap_at_half"]["stratified"]) == (1.0, 1.0)
+    # All teacher NLLs are equal: the first two are kept, of which row 0 is among the best.
+    assert facts["overlap_at_half"] == {"teacher": 0.5}
 
 
 def make_scored_corpus(storage: Storage) -> CorpusManifest:
@@ -209,22 +196,17 @@ def make_scored_corpus(storage: Storage) -> CorpusManifest:
     return corpus
 
 
-@pytest.mark.parametrize(
-    ("rule", "config"),
-    [
-        ("mean", SelectionConfig(ratio=0.5)),
-        ("sum", SelectionConfig(ratio=0.5, score="sum")),
-        ("stratified", SelectionConfig(ratio=0.5, within="domain")),
-    ],
-)
-def test_a_rule_of_the_library_keeps_what_the_library_keeps(tmp_path: Path, rule: str, config: SelectionConfig) -> None:
+def test_the_scores_are_ranked_as_the_library_ranks_them(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     corpus = make_scored_corpus(storage)
     scores = read_scores(storage, corpus, "teacher", "reference")
-    selection = select_sequences(storage, corpus, "teacher", "reference", config)
+    selection = select_sequences(storage, corpus, "teacher", "reference", SelectionConfig(ratio=0.5))
     folder = tmp_path / layout.selection_shard(selection.selection_id, 0)
-    wanted = [pq.read_table(path)["sequence_id"].to_pylist() for path in sorted(folder.parent.glob("*.parquet"))]
-    assert scores.sequence_id[RULES[rule](scores, 0.5)].tolist() == [number for ids in wanted for number in ids]
+    wanted = [
+        number for path in sorted(folder.parent.glob("*.parquet")) for number in pq.read_table(path)["sequence_id"].to_pylist()
+    ]
+    assert scores["sequence_id"].to_numpy()[keep_best(scores["difference"].to_numpy(), 0.5)].tolist() == wanted
+    assert tabulate_domains(scores).splitlines()[2].split()[1:4:2] == ["a", "3"]
 
 
 @pytest.mark.parametrize("command", [main, describe_command])

@@ -30,6 +30,7 @@ ROOMS = (
     "scoring",
     "selection",
     "derived",
+    "export",
     "training",
     "evaluation",
     "run",
@@ -37,9 +38,9 @@ ROOMS = (
 )
 MAX_FLAT = 8
 # Used where they are there: PyTorch for CUDA brings triton, the user the others.
-OPTIONAL = {"triton", "quack", "wandb", "liger_kernel", "vllm", "sglang", "pytest_timeout"}
+OPTIONAL = {"triton", "wandb", "liger_kernel", "vllm", "pytest_timeout"}
 # The main of a process: torchrun tells it by the environment which of several it is.
-READS_ENVIRONMENT = "miniplm.training.processes.worker"
+READS_ENVIRONMENT = "miniplm.training.processes.main"
 VAGUE_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}
 
 
@@ -62,6 +63,10 @@ class Trees(Mapping[str, ast.Module]):
 
     def __len__(self) -> int:
         return len(self._paths)
+
+    def read(self, module: str) -> str:
+        """The text that the tree is of."""
+        return self._paths[module].read_text(encoding="utf-8")
 
 
 @functools.cache

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks.engine_sides import NotRunError, _read_vllm, main, measure_side
-from benchmarks.scoring_engines import format_rows, make_row, run_side
+from benchmarks.records import format_rows
+from benchmarks.scoring_engines import make_row, run_side
 from benchmarks.scoring_inputs import make_word_tokenizer
 from tests.miniplm.made_models import make_llama, save_model
 
@@ -50,8 +51,8 @@ def test_an_engine_scores_every_target_of_each_sequence_as_float64_does(request_
 
 def test_an_engine_that_is_not_installed_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.engine_sides.find_spec", lambda package: None)
-    with pytest.raises(NotRunError, match=f"sglang is not installed for {sys.executable}"):
-        measure_side("sglang", {}, [])
+    with pytest.raises(NotRunError, match=f"vllm is not installed for {sys.executable}"):
+        measure_side("vllm", {}, [])
 
 
 @pytest.mark.parametrize("flat", [True, False])
@@ -134,9 +135,9 @@ def test_a_row_is_the_best_run_against_ours_and_its_distance_from_float64(tmp_pa
 
 def test_what_did_not_run_is_in_the_table_and_in_the_row(tmp_path: Path) -> None:
     request = {"dtype": "float32", "checked": []}
-    reasons = ("not run: sglang is not installed for python", "stopped at its limit of 9 s")
-    rows = [make_row("sglang", {"reason": reason}, request, np.array([2]), None, None, tmp_path) for reason in reasons]
+    reasons = ("not run: vllm is not installed for python", "stopped at its limit of 9 s")
+    rows = [make_row("vllm", {"reason": reason}, request, np.array([2]), None, None, tmp_path) for reason in reasons]
     assert [row["reason"] for row in rows] == list(reasons)
-    absent, killed = format_rows(rows).splitlines()[2:]
-    assert " not run |" in absent
-    assert " failed |" in killed
+    told = format_rows(rows, "side", "tokens/s").splitlines()
+    assert told[2:4] == ["| vllm |      n/a |"] * 2
+    assert told[4:] == [f"vllm: {reason}" for reason in reasons]

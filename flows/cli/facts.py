@@ -47,10 +47,13 @@ def inspect(
     by_kind: Annotated[
         bool, typer.Option("--by-kind", help="A summary of each kind of document, as the field corpus.truth says.")
     ] = False,
-    limit: Annotated[int, typer.Option(min=1, help="How many sequences.")] = 10,
+    by_document: Annotated[
+        bool, typer.Option("--documents", help="Whole documents by their own score, with source file and record.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=1, help="How many sequences or documents.")] = 10,
 ) -> None:
-    """Look at what a run kept and dropped: the most or least wanted sequences, decoded; one by id; or each domain or kind."""
-    from flows.cli.tables import print_domains, print_sequences
+    """Look at what a run kept and dropped: the most or least wanted sequences, decoded, or documents; one by id; or each domain or kind."""
+    from flows.cli.tables import print_documents, print_domains, print_sequences
     from miniplm.run import inspection
     from miniplm.run.status import provide_record
     from miniplm.storage.root import Storage
@@ -74,6 +77,13 @@ def inspect(
             print_json([row.as_json() for row in rows])
             return
         print_domains(rows)
+        return
+    if by_document:
+        documents = inspection.inspect_documents(root, record, "bottom" if bottom else "top", domain, limit)
+        if asked.as_json:
+            print_json(documents.as_json())
+            return
+        print_documents(documents)
         return
     if sequence_id is not None:
         sequences = [inspection.inspect_sequence(root, record, sequence_id)]

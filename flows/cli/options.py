@@ -110,7 +110,8 @@ def resolve_config(target: str | None, overrides: Sequence[str] | None, storage:
     from miniplm.records.run import load_run
     from miniplm.storage.root import Storage
 
-    content = load_run(Storage(storage), target).config
+    # Where its record was found, there the run is: the root may have been moved, copied or mounted elsewhere since.
+    content = load_run(Storage(storage), target).config | {"storage": storage}
     for override in overrides or ():
         apply_override(content, override)
     return _as_on_workers(check_config(content, f"run {target} at {storage}"))

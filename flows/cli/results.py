@@ -120,9 +120,9 @@ def _print_differences(console: Console, comparisons: Mapping[str, StudentCompar
     title = f"Loss less that of {baselines.pop()}, {unit}" if len(baselines) == 1 else f"Loss less that of the baseline, {unit}"
     table = make_table(title, "domain", *headings)
     for domain in _list_domains(comparisons.values()):
-        table.add_row(domain, *[_difference_cell(comparison.domains.get(domain), in_nats) for comparison in comparisons.values()])
+        table.add_row(domain, *[difference_cell(comparison.domains.get(domain), in_nats) for comparison in comparisons.values()])
     table.add_section()
-    table.add_row(_ALL, *[_difference_cell(comparison.overall, in_nats) for comparison in comparisons.values()], style="bold")
+    table.add_row(_ALL, *[difference_cell(comparison.overall, in_nats) for comparison in comparisons.values()], style="bold")
     console.print(table)
     unpaired = [name for name, value in comparisons.items() if value.overall is not None and not value.overall.paired]
     note = (
@@ -170,7 +170,8 @@ def _loss_cell(loss: DomainLoss | None) -> str:
     return "" if loss is None else with_error(loss.nats_per_token, loss.nats_standard_error)
 
 
-def _difference_cell(difference: LossDifference | None, in_nats: bool) -> str:
+def difference_cell(difference: LossDifference | None, in_nats: bool) -> str:
+    """`-0.214 ± 0.012`; empty where there is none."""
     if difference is None:
         return ""
     if in_nats and difference.nats_per_token is not None:

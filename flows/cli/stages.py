@@ -24,7 +24,7 @@ Students = Annotated[list[str] | None, typer.Option(help="Only this student; may
 @on_a_run
 def prepare(asked: Asked) -> None:
     """Cut the documents of the sources into sequences in shards; rejected records go to quarantine with their reason."""
-    plan = _begin(asked)
+    plan = begin(asked)
     with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
         if on_progress is None:
             from flows.stages import prepare_corpus
@@ -46,7 +46,7 @@ def prepare(asked: Asked) -> None:
 @on_a_run
 def train_reference(asked: Asked) -> None:
     """Train the reference model on the reference split (nothing to do where the configuration gives a model)."""
-    plan = _begin(asked)
+    plan = begin(asked)
     with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
         corpus = _require_corpus(plan)
         if on_progress is None:
@@ -70,6 +70,10 @@ def score(
         typer.Option("--shard", min=0, help="Only this shard; may be repeated. Default: all that are missing or broken."),
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Also score shards again whose scores are there and verify.")] = False,
+    documents: Annotated[
+        bool,
+        typer.Option("--documents", help="Also score shards again of which only the scores of documents are missing or damaged."),
+    ] = False,
     calibrate: Annotated[
         int | None,
         typer.Option(
@@ -83,7 +87,7 @@ def score(
     """Score the candidate shards by one model; shards with verified scores are not scored again."""
     if (model is None) == (calibrate is None):
         raise ConfigError("give either --model teacher or --model reference (score its shards), or --calibrate N (compare dtypes)")
-    plan = _begin(asked, emulated=model is None)
+    plan = begin(asked, emulated=model is None)
     if model is None:
         assert calibrate is not None
         _calibrate(plan, calibrate, asked.as_json, asked.verbose)
@@ -95,6 +99,8 @@ def score(
         entry = plan.require_teacher() if model == "teacher" else _require_reference(plan, corpus)
         _check_gate(plan, corpus, model, entry)
         stage = score_corpus(plan, corpus.corpus_id, entry, model, shard, again)
+        if documents and (without := _list_without_documents(plan, corpus, entry, shard)):
+            stage = score_corpus(plan, corpus.corpus_id, entry, model, without, again=True)
     _say(
         console,
         asked.as_json,
@@ -102,6 +108,16 @@ def score(
         f"{stage.num_units:,} tokens of {corpus.corpus_id} are scored by {entry.model_id}"
         + (" (nothing was missing)" if stage.reused else ""),
     )
+
+
+def _list_without_documents(plan: RunPlan, corpus: CorpusManifest, entry: ModelEntry, shards: list[int] | None) -> list[int]:
+    from miniplm.scoring.documents import list_without_documents
+    from miniplm.scoring.shards import check_score_shards
+    from miniplm.storage.root import Storage
+
+    storage = Storage(plan.storage)
+    without = list_without_documents(storage, corpus, check_score_shards(storage, corpus, entry.model_id))
+    return [index for index in without if not shards or index in shards]
 
 
 def _check_gate(plan: RunPlan, corpus: CorpusManifest, model: Role, entry: ModelEntry) -> None:
@@ -147,7 +163,7 @@ def select(
     ] = None,
 ) -> None:
     """Keep the sequences with the largest difference score, from the scores that are there; another ratio costs no new scores."""
-    plan = _begin(asked, *([] if ratio is None else [f"selection.ratio={ratio!r}"]))
+    plan = begin(asked, *([] if ratio is None else [f"selection.ratio={ratio!r}"]))
     with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
         corpus = _require_corpus(plan)
         reference = _require_reference(plan, corpus)
@@ -184,10 +200,10 @@ def train(
     student: Students = None,
 ) -> None:
     """Train the students on the selection (or on the baseline's data), from their last checkpoints."""
-    plan = _begin(asked)
+    plan = begin(asked)
     names = _student_names(plan, student)
     with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
-        corpus, selection = _require_selection(plan)
+        corpus, selection = require_selection(plan)
         if on_progress is None:
             from flows.train_student import train_student
 
@@ -218,14 +234,14 @@ def evaluate(
     student: Students = None,
 ) -> None:
     """Measure trained students and their milestones on the held-out split, and by zero-shot tasks; compare them with the baseline."""
-    plan = _begin(asked)
+    plan = begin(asked)
     names = _student_names(plan, student)
     with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
         from miniplm.run.student_records import find_student, require_student
         from miniplm.storage.root import Storage
 
         root = Storage(plan.storage)
-        corpus, selection = _require_selection(plan)
+        corpus, selection = require_selection(plan)
         records = {}
         for name in names:
             trained = require_student(root, plan, corpus, selection, name)
@@ -253,7 +269,7 @@ def evaluate(
 @on_a_run
 def report(asked: Asked) -> None:
     """Write the report of a run again, as far as the run has come."""
-    plan = _begin(asked)
+    plan = begin(asked)
     from miniplm.records.run import save_run
     from miniplm.run.status import provide_record
     from miniplm.run.truth import with_truth
@@ -275,7 +291,7 @@ def report(asked: Asked) -> None:
     _say(console, asked.as_json, {"report": url}, f"report: {url}")
 
 
-def _begin(asked: Asked, *overrides: str, emulated: bool = False) -> RunPlan:
+def begin(asked: Asked, *overrides: str, emulated: bool = False) -> RunPlan:
     """The plan of the run, with its inputs checked as `run` does."""
     from miniplm.run.resolution import resolve
 
@@ -296,12 +312,13 @@ def _require_reference(plan: RunPlan, corpus: CorpusManifest) -> ModelEntry:
     return require_reference(Storage(plan.storage), plan, corpus)
 
 
-def _require_selection(plan: RunPlan) -> tuple[CorpusManifest, SelectionManifest]:
-    from miniplm.run.status import require_selection
+def require_selection(plan: RunPlan) -> tuple[CorpusManifest, SelectionManifest]:
+    """The corpus of a run and the selection made of it. Raises what says which command makes what is not there."""
+    from miniplm.run import status
     from miniplm.storage.root import Storage
 
     corpus = _require_corpus(plan)
-    return corpus, require_selection(Storage(plan.storage), plan, corpus, _require_reference(plan, corpus))
+    return corpus, status.require_selection(Storage(plan.storage), plan, corpus, _require_reference(plan, corpus))
 
 
 def _student_names(plan: RunPlan, wanted: list[str] | None) -> list[str]:

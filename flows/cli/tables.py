@@ -14,13 +14,14 @@ from rich.text import Text
 from miniplm import layout
 from miniplm.corpus.taken_files import list_files_read_again, list_files_without_documents
 from miniplm.errors import list_offenders
-from miniplm.records.manifests import Calibration, CorpusManifest, DomainSelection, SelectionManifest
+from miniplm.records.calibrations import Calibration
+from miniplm.records.manifests import CorpusManifest, DomainSelection, SelectionManifest
 from miniplm.storage.root import Storage
 
 if TYPE_CHECKING:
     from miniplm.run.cost import RunCost
     from miniplm.run.doctor import Finding
-    from miniplm.run.inspection import InspectedDomain, InspectedSequence
+    from miniplm.run.inspection import InspectedDocuments, InspectedDomain, InspectedSequence
     from miniplm.run.plan import RunPlan
     from miniplm.run.status import RunStatus
 
@@ -137,6 +138,34 @@ def print_sequences(sequences: list[InspectedSequence], whole: bool) -> None:
         )
         text = sequence.text if whole else " ".join(sequence.text.split())[:300]
         console.print(text + "\n", soft_wrap=whole)
+
+
+def print_documents(inspected: InspectedDocuments) -> None:
+    """Documents with their scores and where they come from."""
+    console = Console(highlight=False, markup=False)
+    table = make_table(
+        "Documents", "document", "difference", "teacher", "reference", "tokens", "domain", "first sequence", "source"
+    )
+    table.columns[-1].justify = "left"
+    for document in inspected.documents:
+        source = "-" if document.path is None else f"{document.path}, record {document.record_number}"
+        scores = (f"{value:.3f}" for value in (document.teacher_nll, document.reference_nll))
+        table.add_row(
+            str(document.document_id),
+            f"{document.difference_score:+.3f}",
+            *scores,
+            f"{document.num_scored_tokens:,}",
+            document.domain,
+            str(document.first_sequence_id),
+            source,
+        )
+    console.print(table)
+    console.print(f"{len(inspected.documents)} of {inspected.num_documents:,} documents", style="dim")
+    if inspected.num_unattributed:
+        console.print(
+            f"{inspected.num_unattributed:,} sequences are in none of them: an EOS inside a document's text hides where it ends",
+            style="yellow",
+        )
 
 
 def print_domains(domains: list[InspectedDomain]) -> None:

@@ -232,7 +232,9 @@ class _PoolScoring:
         if not count_room(num_workers, len(self._watched), bool(measured)):
             return
         with submission_lock():
-            self._look()  # another run may have taken some since
+            # Another run may have taken some since. In this order: what no longer lives has published before it ended.
+            self._look()
+            self._verify(sorted(set(self._list_free()) & set(self._list_published())))
             free = self._list_free()
             size = choose_batch_size(len(free), num_workers, measured, self._plan.execution.shards_per_batch)
             room = count_room(num_workers, len(self._watched), bool(measured))

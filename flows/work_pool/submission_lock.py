@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import partial
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.exceptions import ObjectAlreadyExists, PrefectHTTPStatusError
@@ -14,9 +15,12 @@ from prefect.logging import get_logger
 from flows.work_pool import fleet
 
 NAME = "miniplm-submission"
-# It is held for a second or a few. A holder of which nothing was heard for this long is gone.
+# It is held for a second or a few. A holder of which nothing is heard for this long is gone, the server being there:
+# while that is away, the holder waits for it as everybody does.
 _STALE_SECONDS = 60.0
 _SECONDS_BETWEEN_TRIES = 1.0
+# A question that takes longer than this met a server that was away or was just starting. Holders are then given their time anew.
+_AWAY_SECONDS = 5.0
 _LOCKED = 423
 
 
@@ -30,12 +34,12 @@ def submission_lock() -> Iterator[None]:
     """
     fleet.with_patience(_make)
     _take()
-    began = time.monotonic()
+    taken_at, began = fleet.with_patience(_read_last_change), time.monotonic()
     try:
         yield
     finally:
         held = max(time.monotonic() - began, 1e-3)
-        fleet.with_patience(lambda client: client.release_concurrency_slots([NAME], 1, held))
+        fleet.with_patience(partial(_give_back, last_change=taken_at, held=held))
 
 
 def _make(client: SyncPrefectClient) -> None:
@@ -45,17 +49,31 @@ def _make(client: SyncPrefectClient) -> None:
 
 def _take() -> None:
     seen, seen_at = fleet.with_patience(_read_last_change), time.monotonic()
-    while not fleet.with_patience(_try_to_take):
-        fleet.pause(_SECONDS_BETWEEN_TRIES)
+    while True:
+        asked_at = time.monotonic()
+        if fleet.with_patience(_try_to_take):
+            return
         changed = fleet.with_patience(_read_last_change)
-        if changed != seen:
-            seen, seen_at = changed, time.monotonic()
-        elif time.monotonic() - seen_at > _STALE_SECONDS:
+        now = time.monotonic()
+        if changed != seen or now - asked_at > _AWAY_SECONDS:
+            seen, seen_at = changed, now
+        elif now - seen_at > _STALE_SECONDS:
             get_logger("miniplm").warning(
                 "the lock %s was held for over %.0f s by a process that is gone; taken over", NAME, _STALE_SECONDS
             )
-            fleet.with_patience(lambda client: client.release_concurrency_slots([NAME], 1, _STALE_SECONDS))
-            seen_at = time.monotonic()
+            fleet.with_patience(partial(_give_back, last_change=seen, held=_STALE_SECONDS))
+            seen_at = now
+        else:
+            fleet.pause(_SECONDS_BETWEEN_TRIES)
+
+
+def _give_back(client: SyncPrefectClient, last_change: datetime | None, held: float) -> None:
+    """Frees the slot that was taken at `last_change`, and no other.
+
+    The same try is made again where its answer was lost, and by then the slot may be another's.
+    """
+    if _read_last_change(client) == last_change:
+        client.release_concurrency_slots([NAME], 1, held)
 
 
 def _try_to_take(client: SyncPrefectClient) -> bool:

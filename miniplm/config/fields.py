@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 # What 32-bit offsets reach in a list column of a shard's file: all its tokens lie in one.
 MOST_SHARD_TOKENS = 2**31 - 1
@@ -39,6 +39,8 @@ def _check_url(url: str) -> str:
 
 Name = Annotated[str, AfterValidator(_check_name)]
 Url = Annotated[str, AfterValidator(_check_url)]
+# Of a model, a tokenizer or an architecture: a hub id, a folder, or the URL of one.
+Location = Annotated[str, Field(min_length=1), AfterValidator(_check_url)]
 
 
 class Section(BaseModel):

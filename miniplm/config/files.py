@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from copy import copy
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
+from miniplm.config.fields import Section
 from miniplm.config.run import RunConfig
 from miniplm.errors import ConfigError, reading_users_file
 from miniplm.storage.root import open_filesystem
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 _CREDENTIALS = re.compile(r"://.*@|\?.*")
 
@@ -66,23 +69,28 @@ def _read_yaml(url: str) -> Any:
 
 def check_config(content: dict[str, Any], origin: str) -> RunConfig:
     """The configuration of a mapping; `origin` is named in the error."""
+    return check_section(RunConfig, content, f"{origin} is not a valid run configuration")
+
+
+def check_section(kind: type[AnySection], content: dict[str, Any], problem: str) -> AnySection:
+    """A part of a configuration out of a mapping. Raises `ConfigError` with `problem`, then every field that is wrong, and why."""
     try:
-        return RunConfig.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
-        lines = [f"{origin} is not a valid run configuration:"]
+        lines = [f"{problem}:"]
         problems = error.errors()
-        above = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
-        for problem in problems:
-            if problem["type"] == "too_short" and problem["loc"] in above:
+        above = {found["loc"][:depth] for found in problems for depth in range(len(found["loc"]))}
+        for found in problems:
+            if found["type"] == "too_short" and found["loc"] in above:
                 continue  # pydantic counts only the items that are right
-            field = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
-            message = problem["msg"].removeprefix("Value error, ")
+            field = ".".join(str(part) for part in found["loc"]) or f"({'whole file' if kind is RunConfig else 'as a whole'})"
+            message = found["msg"].removeprefix("Value error, ")
             got = (
                 ""
-                if isinstance(problem["input"], (dict, list)) or problem["type"] == "missing"
-                else f" (got {_hide_credentials(problem['input'])!r})"
+                if isinstance(found["input"], (dict, list)) or found["type"] == "missing"
+                else f" (got {_hide_credentials(found['input'])!r})"
             )
-            hint = "; no such field" if problem["type"] == "extra_forbidden" else ""
+            hint = "; no such field" if found["type"] == "extra_forbidden" else ""
             lines.append(f"  {field}: {message}{hint}{got}")
         lines.append("`miniplm config --schema` tells every field with its meaning.")
         raise ConfigError("\n".join(lines)) from error

@@ -9,10 +9,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from miniplm.config.fields import LARGEST_SEED, MOST_SHARD_TOKENS, Name, Section, Url
+from miniplm.config.exports import ExportConfig
+from miniplm.config.fields import LARGEST_SEED, MOST_SHARD_TOKENS, Location, Name, Section, Url
 from miniplm.config.methods import Method as Method
 from miniplm.config.training import (
     ARCHITECTURE,
+    LOCATION,
     VOCAB_SIZE,
     DistillationConfig,
     Dtype,
@@ -27,6 +29,7 @@ __all__ = [
     "Dtype",
     "EvaluationConfig",
     "ExecutionConfig",
+    "ExportConfig",
     "GenerationConfig",
     "Method",
     "ModelConfig",
@@ -98,7 +101,7 @@ class CorpusConfig(Section):
     """The corpus and how it is cut into sequences."""
 
     sources: tuple[SourceConfig, ...] = Field(min_length=1, description="where the documents come from, in this order")
-    tokenizer: str = Field(min_length=1, description="hub id or folder of the tokenizer; teacher and reference must share it")
+    tokenizer: Location = Field(description=f"{LOCATION} of the tokenizer; teacher and reference must share it")
     eos_token: str | None = Field(None, description="the token that separates documents; null: the tokenizer's own EOS token")
     sequence_length: int = Field(1024, ge=2, description="targets a sequence; a sequence holds at most one token more")
     sequences_per_shard: int = Field(65536, ge=1, description="sequences a shard file; a shard is the unit of scoring and of retry")
@@ -140,7 +143,7 @@ _SCORING_DTYPE = (
 class ModelConfig(Section):
     """A causal language model that scores."""
 
-    model: str = Field(min_length=1, description="hub id or folder of a transformers model with safetensors weights")
+    model: Location = Field(description=f"{LOCATION} of a transformers model with safetensors weights")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     dtype: ScoringDtype = Field("auto", description=f"precision of weights and activations; {_SCORING_DTYPE}")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model; only for sources you trust")
@@ -149,10 +152,10 @@ class ModelConfig(Section):
 class ReferenceConfig(Section):
     """The small scorer: trained here on the reference split (`architecture` and `training`), or given (`model`)."""
 
-    model: str | None = Field(None, description="hub id or folder of a finished reference model")
+    model: Location | None = Field(None, description=f"{LOCATION} of a finished reference model")
     revision: str | None = Field(None, description="branch, tag or commit on the hub, with `model`")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model; only for sources you trust")
-    architecture: str | None = Field(None, description=f"what to train: a {ARCHITECTURE}")
+    architecture: Location | None = Field(None, description=f"what to train: a {ARCHITECTURE}")
     vocab_size: int | None = Field(None, ge=2, description=VOCAB_SIZE)
     training: TrainingConfig | None = Field(None, description="how to train it, with `architecture`")
     dtype: ScoringDtype = Field("auto", description=f"precision it scores in; {_SCORING_DTYPE}")
@@ -294,7 +297,9 @@ class RunConfig(Section):
     """A whole run: corpus, scorers, selection, students."""
 
     name: Name = Field(description="name of the run; its record and report are kept under it")
-    storage: Url = Field("./data", description="fsspec URL of the storage root: a folder, s3://, gs:// or memory://")
+    storage: Url = Field(
+        "./data", description="fsspec URL of the storage root: a folder or s3://; another file system of fsspec may work"
+    )
     corpus: CorpusConfig
     teacher: ModelConfig
     reference: ReferenceConfig
@@ -302,6 +307,12 @@ class RunConfig(Section):
     selection: SelectionConfig = SelectionConfig()
     students: tuple[StudentConfig, ...] = Field((), description="the models to train; may be empty to stop after selection")
     evaluation: EvaluationConfig = EvaluationConfig()
+    # Left out while it is empty, so that runs without exports have the record that they had.
+    exports: tuple[ExportConfig, ...] = Field(
+        (),
+        exclude_if=lambda exports: not exports,
+        description="files made of the selection for other people's trainers, after it is made (docs/export.md)",
+    )
     execution: ExecutionConfig = ExecutionConfig()
 
     @property
@@ -320,6 +331,10 @@ class RunConfig(Section):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"students: the name {repeated[0]!r} is given twice; each student needs its own")
+        targets = [export.to.rstrip("/") for export in self.exports]
+        twice = sorted({target for target in targets if targets.count(target) > 1})
+        if twice:
+            raise ValueError(f"exports: two go to {twice[0]}; each needs a folder of its own")
         if self.reference.architecture is not None and self.corpus.splits.reference == 0:
             raise ValueError(
                 "corpus.splits.reference is 0, but the reference model is to be trained on that split; give it a share, or give reference.model"

@@ -6,12 +6,13 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from miniplm.config.fields import LARGEST_SEED, Name, Section
+from miniplm.config.fields import LARGEST_SEED, Location, Name, Section
 from miniplm.config.methods import METHOD_FACTS, Method
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
-ARCHITECTURE = "preset (`miniplm config --architectures` lists them) or a folder or hub id with a config.json"
+LOCATION = "hub id, folder or URL (s3://...)"
+ARCHITECTURE = f"preset (`miniplm config --architectures` lists them), or the {LOCATION} of a config.json"
 VOCAB_SIZE = "rows of the embedding; null: the tokenizer's size, rounded up to a multiple of 64"
 
 
@@ -134,12 +135,11 @@ class StudentConfig(Section):
     """A model to pre-train on what was selected, or on a baseline's data."""
 
     name: Name = Field(description="name of the student in this run: letters, digits, '.', '_', '-'")
-    architecture: str = Field(min_length=1, description=ARCHITECTURE)
+    architecture: Location = Field(description=ARCHITECTURE)
     vocab_size: int | None = Field(None, ge=2, description=VOCAB_SIZE)
-    tokenizer: str | None = Field(
+    tokenizer: Location | None = Field(
         None,
-        min_length=1,
-        description="hub id or folder of the student's own tokenizer: its training text is decoded, encoded again and packed anew, once; "
+        description=f"{LOCATION} of the student's own tokenizer: its training text is decoded, encoded again and packed anew, once; "
         "null: the corpus's",
     )
     eos_token: str | None = Field(None, description="with `tokenizer`: the token that separates documents; null: its own EOS token")

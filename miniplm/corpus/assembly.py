@@ -53,7 +53,7 @@ class SplitAssembly:
         return document_id >= self.state.document_id
 
     def add_document(self, document: Document, token_ids: TokenIds) -> None:
-        """Packs the next document; may close shards."""
+        """Packs the next document, of token ids (num_tokens,); may close shards."""
         domain = document.domain
         packer = self._packers.get(domain)
         if packer is None:
@@ -69,6 +69,7 @@ class SplitAssembly:
 
     def finish(self, num_records: int) -> None:
         """Emits what is left of each domain, by name, as shorter sequences, and closes the last shard."""
+        # By name: the packers of a resumed preparation come in the order of its state, and the shards must have the same bytes.
         remainders = ((domain, self._packers[domain].remainder()) for domain in sorted(self._packers))
         present = ((domain, remainder) for domain, remainder in remainders if remainder is not None)
         num_emitted = 0
@@ -98,6 +99,8 @@ class SplitAssembly:
         closed = shard.count_domains()
         for name, counts in closed.items():
             self._add_counts(name, counts)
+        # The document that is being packed will be packed again from its start: its packer and counts are as before it, and its
+        # sequences in closed shards are passed over (`_is_closed`).
         packers = {name: packer.state() for name, packer in self._packers.items() if name != domain}
         counts_now = dict(self._counts)
         if domain is not None and packer_before is not None:
@@ -113,6 +116,7 @@ class SplitAssembly:
             packers={name: StoredPacker.pack(state) for name, state in packers.items()},
             counts=counts_now,
         )
+        # After the state is set: who is called publishes the shard and then this state, from which the next one is made.
         self._close_shard(self, shard)
 
     def _add_counts(self, domain: str, added: DomainCounts) -> None:

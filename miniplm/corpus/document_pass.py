@@ -18,8 +18,8 @@ from miniplm.corpus.state import SplitState
 from miniplm.layout import SPLITS
 from miniplm.progress import Progress, ProgressCallback
 from miniplm.records.manifests import SourceEntry, Split
-from miniplm.sources.documents import Document, Record, Rejection, make_excerpt
-from miniplm.sources.reading import read_records
+from miniplm.sources.documents import Document, Rejection, SourceRecord, make_excerpt
+from miniplm.sources.reading import read_source_records
 from miniplm.tokenizers.tokenizer import CorpusTokenizer, TokenIds
 
 # Texts tokenised together: enough for many cores, little enough to hold several times over.
@@ -40,7 +40,7 @@ class _FileEnd:
 class _Batch:
     """Records in order; `needed` are those that are documents still to be packed, with their splits and token ids."""
 
-    items: list[Record | _FileEnd]
+    items: list[SourceRecord | _FileEnd]
     needed: dict[int, Split]
     token_ids: Future[list[TokenIds]]
 
@@ -100,6 +100,7 @@ class DocumentPass:
 
     def take_batches(self) -> Iterator[None]:
         """Takes in all documents; yields after each batch, so that whoever has seen enough can stop."""
+        # Taken in the order of the files, whatever was tokenised first: how texts are batched must not show in the corpus.
         for batch in self._tokenise(self._read_batches()):
             token_ids = dict(zip(batch.needed, batch.token_ids.result(), strict=True))
             for item in batch.items:
@@ -117,7 +118,8 @@ class DocumentPass:
         for assembly in self.assemblies.values():
             assembly.finish(self.next_document_id)
 
-    def _take(self, record: Record, split: Split | None, token_ids: TokenIds | None) -> None:
+    def _take(self, record: SourceRecord, split: Split | None, token_ids: TokenIds | None) -> None:
+        """Packs a document of token ids (num_tokens,), or counts a rejection."""
         if isinstance(record, Rejection):
             self._on_rejection(record)
             return
@@ -133,6 +135,7 @@ class DocumentPass:
 
     def _end_file(self, end: _FileEnd) -> None:
         file = end.planned.file
+        # Else what was read would not be what the file's digest, and with it the corpus's id, says.
         file.check_unchanged()
         self.sources.append(
             SourceEntry(
@@ -146,8 +149,8 @@ class DocumentPass:
             )
         )
 
-    def _read_batches(self) -> Iterator[list[Record | _FileEnd]]:
-        items: list[Record | _FileEnd] = []
+    def _read_batches(self) -> Iterator[list[SourceRecord | _FileEnd]]:
+        items: list[SourceRecord | _FileEnd] = []
         num_bytes = 0
         for item in self._read_items():
             items.append(item)
@@ -158,14 +161,14 @@ class DocumentPass:
         if items:
             yield items
 
-    def _read_items(self) -> Iterator[Record | _FileEnd]:
+    def _read_items(self) -> Iterator[SourceRecord | _FileEnd]:
         document_id = self.next_document_id
         self._num_bytes_read = sum(source.num_bytes for source in self.sources)
         for planned in self._files[len(self.sources) :]:
             num_bytes_before = self._num_bytes_read
             num_skipped = max(0, self._resumed_at - document_id)
             num_records = num_skipped
-            for record in read_records(planned.file, planned.source, document_id, num_skipped, self._count_bytes):
+            for record in read_source_records(planned.file, planned.source, document_id, num_skipped, self._count_bytes):
                 num_records += 1
                 yield record
             self._num_bytes_read = num_bytes_before + planned.file.num_bytes
@@ -175,8 +178,9 @@ class DocumentPass:
     def _count_bytes(self, num_bytes: int) -> None:
         self._num_bytes_read += num_bytes
 
-    def _tokenise(self, batches: Iterator[list[Record | _FileEnd]]) -> Iterator[_Batch]:
+    def _tokenise(self, batches: Iterator[list[SourceRecord | _FileEnd]]) -> Iterator[_Batch]:
         """Each batch with its token ids to come: one batch is tokenised while the one before it is packed."""
+        # One: the Rust tokenizer uses all cores by itself, and lets go of the interpreter while it does.
         with ThreadPoolExecutor(1) as thread:
             waiting: _Batch | None = None
             for items in batches:
@@ -189,7 +193,7 @@ class DocumentPass:
             if waiting is not None:
                 yield waiting
 
-    def _choose_needed(self, items: list[Record | _FileEnd]) -> Iterator[tuple[Document, Split]]:
+    def _choose_needed(self, items: list[SourceRecord | _FileEnd]) -> Iterator[tuple[Document, Split]]:
         for item in items:
             if isinstance(item, Document):
                 split = assign_split(item.text.encode("utf-8"), self._config.seed, self._config.splits)

@@ -50,7 +50,7 @@ class SentenceEnds:
         self._pairs: dict[tuple[int, int], bool] = {}
 
     def find_cut(self, token_ids: NDArray[Any], start: int, stop: int) -> int:
-        """The end of the sequence that starts at `start`: just after the last sentence end before `stop`, else `stop`.
+        """The end of the sequence that starts at `start` of token ids (num_tokens,): just after the last sentence end before `stop`, else `stop`.
 
         The sequence has at least two tokens, so that it has a target. `token_ids` reaches beyond `stop`.
         """
@@ -69,7 +69,7 @@ class SentenceEnds:
             last = max(text.rfind(sign) for sign in _PUNCTUATION)
             known = " " in text[last + 1 :] or self._tokenizer.decode([token_id, next_id])[len(text) :].startswith(" ")
             if len(self._pairs) >= _MOST_PAIRS:
-                self._pairs.clear()
+                self._pairs.clear()  # all at once: pairs come back by themselves, and a list of the oldest would cost more
             self._pairs[token_id, next_id] = known
         return known
 
@@ -100,7 +100,7 @@ class DomainPacker:
         self._before = PackerState(np.empty(0, dtype=np.uint32))
 
     def add_document(self, document_id: int, token_ids: TokenIds) -> Iterator[PackedSequence]:
-        """Takes a document in (without EOS, which is added) and gives the sequences that are now full.
+        """Takes a document in, (num_tokens,) without EOS, which is added, and gives the sequences that are now full.
 
         The iterator must be used up before the next call.
         """
@@ -114,6 +114,7 @@ class DomainPacker:
             yield from self._cut(np.concatenate(self._chunks + chunks), self._documents + documents)
 
     def _cut(self, token_ids: TokenIds, documents: list[tuple[int, int]]) -> Iterator[PackedSequence]:
+        """The full sequences of token ids (num_tokens,); keeps the rest."""
         start, first = 0, 0
         document_ends = np.cumsum([num_tokens for _, num_tokens in documents]).tolist()
         while len(token_ids) - start > self._window:
@@ -123,7 +124,7 @@ class DomainPacker:
                 last += 1
             yield PackedSequence(token_ids[start:cut], [document_id for document_id, _ in documents[first : last + 1]])
             start, first = cut, last + (document_ends[last] == cut)
-        self._chunks = [token_ids[start:].copy()]
+        self._chunks = [token_ids[start:].copy()]  # a view would keep the whole document in memory
         self._num_tokens = len(token_ids) - start
         rest = documents[first:]
         # The first of them may have given some of its tokens to sequences before.

@@ -59,6 +59,7 @@ def _provide_corpus(storage: Storage, config: CorpusConfig, plan: CorpusPlan, on
             return _note_left_out(storage, plan, plan.newest)
     manifest = _find_whole_corpus(storage, plan.corpus_id)
     state = layout.corpus_preparation(plan.corpus_id)
+    # With a state beside it the manifest may have been published by a process that was killed before it deleted that.
     if manifest is not None and not storage.exists(state):
         _mend_tokenizer(storage, config, plan)
         return _note_left_out(storage, plan, manifest)
@@ -70,6 +71,7 @@ def _provide_corpus(storage: Storage, config: CorpusConfig, plan: CorpusPlan, on
             _mend_tokenizer(storage, config, plan)
             return _note_left_out(storage, plan, manifest)
         storage.delete_temporary_files(layout.corpus_folder(plan.corpus_id))
+        # A manifest whose shards are not all there would be believed by whoever reads it while they are made again.
         storage.delete(layout.corpus_manifest(plan.corpus_id))
         try:
             return _Preparation(storage, config, plan, on_progress).run()
@@ -102,7 +104,7 @@ def _mend_tokenizer(storage: Storage, config: CorpusConfig, plan: CorpusPlan) ->
 
 
 def _note_left_out(storage: Storage, plan: CorpusPlan, manifest: CorpusManifest) -> CorpusManifest:
-    """The manifest of a corpus that was there already, with what its sources leave out by now."""
+    """The manifest of a corpus that was there already, with what its sources leave out now."""
     if manifest.left_out == plan.left_out:
         return manifest
     manifest = manifest.model_copy(update={"left_out": plan.left_out})
@@ -125,7 +127,7 @@ class _Preparation:
             )
         state = load_state(storage, plan.corpus_id, self._versions)
         if state is None and storage.is_local:
-            # Nothing that is there can be gone on from; leftovers of other versions would only lie about. Where there
+            # No preparation can go on from what is there; leftovers of other versions would only lie about. Where there
             # are no locks they may be the work of another process, and are written over with the same bytes instead.
             storage.delete(layout.corpus_folder(plan.corpus_id))
         self._offsets = count_offsets(plan.parent.sources, plan.parent.shards) if plan.parent else count_offsets()
@@ -184,6 +186,7 @@ class _Preparation:
                 first_sequence_id=first_sequence_id,
             )
         )
+        # Before the state, which says that these records are written down.
         self._quarantine.flush()
         state = PreparationState(
             versions=self._versions,
@@ -241,6 +244,7 @@ class _Preparation:
             versions=self._versions,
         )
         _check_counts(manifest)
+        # The manifest after all that it speaks of, and the state last: killed in between, the next one finds the corpus complete.
         _write_tokenizer(self._storage, corpus_id, tokenizer)
         self._storage.write_json(layout.corpus_manifest(corpus_id), manifest.as_json())
         self._storage.delete(layout.corpus_preparation(corpus_id))

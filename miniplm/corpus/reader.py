@@ -58,7 +58,7 @@ def load_corpus(storage: Storage, corpus_id: str) -> CorpusManifest:
 
 
 def read_shard(storage: Storage, entry: ShardEntry, columns: Sequence[str] | None = None, verify: bool = True) -> pa.Table:
-    """The sequences of a shard, all columns or those named, in the order of their ids.
+    """The sequences of a shard, all columns (`shards.make_schema`) or those named, in the order of their ids.
 
     With `verify` the file's digest is checked first. Raises `CorpusError` where the file is missing or damaged.
     """
@@ -87,7 +87,7 @@ def read_shard(storage: Storage, entry: ShardEntry, columns: Sequence[str] | Non
 
 
 def read_token_ids(table: pa.Table) -> list[NDArray[Any]]:
-    """The token ids of each sequence of a table with that column, uint16 or uint32, as views that copy nothing."""
+    """The `token_ids` of each sequence of a table, (num_tokens,) uint16 or uint32, as views that copy nothing."""
     sequences: list[NDArray[Any]] = []
     for chunk in table.column("token_ids").chunks:
         values: NDArray[Any] = chunk.values.to_numpy(zero_copy_only=True)

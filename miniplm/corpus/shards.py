@@ -65,6 +65,7 @@ class OpenShard:
 
     def write(self, path: Path, first_sequence_id: int) -> None:
         """Writes the file; its sequences get the ids from `first_sequence_id` on, in order."""
+        # A dictionary pays for values that repeat, as domains do; token ids have as many as the vocabulary.
         with pq.ParquetWriter(path, self._schema, compression="zstd", use_dictionary=["domain"]) as writer:
             for start in range(0, len(self), ROW_GROUP_SEQUENCES):
                 stop = min(start + ROW_GROUP_SEQUENCES, len(self))
@@ -83,6 +84,7 @@ class OpenShard:
 
 
 def _make_lists(rows: list[NDArray[Any]]) -> pa.ListArray:
+    """A list a row, each (num_values,). Offsets are int32: a row group has at most 2**31 values, as a shard is bounded (`config.fields`)."""
     offsets = np.zeros(len(rows) + 1, dtype=np.int32)
     np.cumsum([len(row) for row in rows], out=offsets[1:])
     return pa.ListArray.from_arrays(offsets, np.concatenate(rows))

@@ -75,6 +75,7 @@ def load_state(storage: Storage, corpus_id: str, versions: dict[str, str]) -> Pr
     if not storage.exists(path):
         return None
     content: Any = storage.read_json(path)
+    # Other versions of PyArrow or tokenizers may make other bytes or ids, and a corpus is made by one of them from beginning to end.
     if not isinstance(content, dict) or content.get("versions") != versions:
         return None
     try:

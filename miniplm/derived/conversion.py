@@ -45,7 +45,8 @@ from miniplm.tokenizers.tokenizer import CorpusTokenizer
 
 # Bytes of text that are encoded together.
 _BATCH_BYTES = 4 << 20
-# A shard's sequences are as many as its text needs: ids of one shard are far from those of the next.
+# A shard's sequences are as many as its text needs, which is not known before: so far apart, the ids of a shard need no other shard to be
+# made first, and int64 has room for 2**31 shards.
 _IDS_A_SHARD = 1 << 32
 _log = logging.getLogger("miniplm")
 
@@ -102,10 +103,10 @@ class ConversionJob(DerivedJob):
 
     def open_maker(self, storage: Storage, sources: Sequence[DerivedSource], device: str) -> ShardMaker:
         source_tokenizer = load_corpus_tokenizer(storage, self.corpus.corpus_id, self.trust_remote_code)
-        if losses := source_tokenizer.list_losses():
+        if changes := source_tokenizer.list_text_changes():
             _log.warning(
                 f"{self.name}: the text that tokenizer {source_tokenizer.entry.name!r} gives back is not byte for byte the documents' "
-                f"({'; '.join(losses)}): it is what the teacher saw of them"
+                f"({'; '.join(changes)}): it is what the teacher saw of them"
             )
         return _Converter(storage, self, [source.parts[0] for source in sources], TokenBytes(source_tokenizer))
 
@@ -263,6 +264,7 @@ class _Neighbours:
         return b""
 
     def _cut_side(self, token_ids: NDArray[Any], step: int) -> NDArray[Any]:
+        """Of a sequence's token ids (num_tokens,) those on the side of this shard that no document's end parts from it, (num_left,)."""
         borders = np.flatnonzero(token_ids == self._eos_token_id)
         if not len(borders):
             return token_ids

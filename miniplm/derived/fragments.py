@@ -32,7 +32,7 @@ class TokenBytes:
         self.has_prefix = self._texts is not None and self._texts.has_prefix
 
     def join(self, token_ids: NDArray[Any], starts_text: bool = False) -> bytes:
-        """The bytes of token ids. `starts_text`: they are the first of a document, so that what the encoder puts before one is no text."""
+        """The bytes of token ids (num_tokens,). `starts_text`: they are the first of a document, so that what the encoder puts before one is no text."""
         if self._texts is not None:
             return self._texts.join(token_ids.tolist(), starts_text)
         return self._tokenizer.decode(token_ids).encode()
@@ -100,7 +100,7 @@ class FragmentCutter:
         self.counts = Counter(borders_empty=0, unknown_tokens=0)
 
     def add(self, domain: str, token_ids: NDArray[Any], document_ids: Sequence[int]) -> Iterator[Fragment]:
-        """Takes a chosen sequence, and gives the fragments that end in it."""
+        """Takes a chosen sequence of token ids (num_tokens,), and gives the fragments that end in it."""
         if self._token_bytes.unknown_id not in (None, self._eos_token_id):
             self.counts["unknown_tokens"] += int(np.count_nonzero(token_ids == self._token_bytes.unknown_id))
         start = 0
@@ -133,6 +133,7 @@ class FragmentCutter:
             yield from self._close(domain, is_end=False, is_last=True)
 
     def _extend(self, domain: str, token_ids: NDArray[Any], document_id: int, is_start: bool | None) -> None:
+        """Adds token ids (num_tokens,) to the open fragment of the domain, or opens one with them."""
         opened = self._open.get(domain)
         if opened is None:
             opened = _Open(first_document_id=document_id, is_first=domain not in self._seen, starts_document=is_start)

@@ -10,6 +10,8 @@ products of another size, which may tip a choice between two tokens of all but e
 
 Counts of a shard, whose sums are the set's: `sequences_generated` and `sequences_kept` (as they are), `tokens_generated`,
 and `documents_ended`, the EOS among them.
+
+Shapes: B sequences, T tokens of each.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ from miniplm.progress import Progress, ProgressCallback
 from miniplm.records.manifests import CorpusManifest, ModelEntry, TokenizerEntry
 from miniplm.storage.root import Storage
 
-# Sequences generated together, until memory runs out: a GPU reads all weights for each token of however many.
+# Sequences generated together, until memory runs out: a GPU reads all weights for each token of however many. Each costs the keys and
+# values of `sequence_length` tokens in every layer.
 _SEQUENCES_PER_BATCH = {"cuda": 128, "cpu": 16}
 
 
@@ -131,6 +134,7 @@ class _Generator(ShardMaker):
         entry = job.teacher.model_copy(update={"dtype": job.recipe.dtype})
         with use_device(device), device_errors(device, f"loading model {entry.model_id}"):
             self._model, self._device = open_causal_model(storage, entry, device)
+        # After loading: transformers reads generation_config.json of the folder, and would follow it beside the recipe.
         self._reset_generation()
         self._device_turn = threading.Lock()
         wanted = job.generation.sequences_per_batch
@@ -166,14 +170,16 @@ class _Generator(ShardMaker):
         return MadeShard(shard, shard_index * recipe.sequences_per_shard, shard.count_domains(), counts)
 
     def _read(self, source: DerivedSource) -> pa.Table:
+        """The columns `sequence_id`, `domain`, `document_ids` and `token_ids` of the sequences that a shard is made of."""
         columns = ["sequence_id", "domain", "document_ids", "token_ids"]
         tables = [read_sequences(self._storage, part.entry, columns).take(pa.array(list_rows(part))) for part in source.parts]
+        # Each file has a dictionary of domains of its own, and tables are joined only where they have the same types.
         return pa.concat_tables(table.set_column(1, "domain", table["domain"].cast(pa.string())) for table in tables)
 
     def _write(
         self, sequence_ids: Sequence[int], originals: Sequence[NDArray[Any]], rows: Sequence[int], on_progress: ProgressCallback
     ) -> dict[int, NDArray[np.uint32]]:
-        """The tokens that the teacher adds to the prompts of these rows."""
+        """The tokens (num_new,) that the teacher adds to the prompts of these rows, by row; `originals` are (num_tokens,) each."""
         written: dict[int, NDArray[np.uint32]] = {}
         while len(written) < len(rows):
             chosen = rows[len(written) : len(written) + self.sequences_per_batch]
@@ -191,6 +197,7 @@ class _Generator(ShardMaker):
 
     @torch.inference_mode()
     def _generate(self, prompts: NDArray[Any], sequence_ids: Sequence[int]) -> Iterator[NDArray[np.uint32]]:
+        """What the teacher adds to each of the prompts (B, prompt_tokens), (num_new,)."""
         from transformers import GenerationConfig as TransformersGeneration
 
         recipe = self._job.recipe
@@ -236,5 +243,5 @@ class _Generator(ShardMaker):
         free_cached_memory()
 
 
-def _give(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+def _give(rows: NDArray[np.int64]) -> NDArray[np.int64]:  # (num_rows,)
     return rows

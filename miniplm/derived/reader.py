@@ -36,12 +36,13 @@ def load_derived(storage: Storage, derived_id: str) -> DerivedManifest:
 
 
 def read_derived_shard(storage: Storage, shard: DerivedShard, columns: Sequence[str] | None = None) -> pa.Table:
-    """The sequences of a shard, all columns or those named; its digest is checked first.
+    """The sequences of a shard, all columns (`corpus.shards.make_schema`) or those named; its digest is checked first.
 
     Raises `DerivedError` where the file is missing or damaged.
     """
     relative = layout.derived_shard(shard.derived_id, shard.shard_index)
     try:
+        # One read for digest and content, so that what was verified is what is used.
         content = storage.read_bytes(relative)
     except FileNotFoundError:
         raise DerivedError(f"{shard.title} is missing: there is no {storage.url(relative)}. {_REPAIR}") from None

@@ -39,7 +39,7 @@ class ConversionRecipe(Record):
 class GenerationRecipe(Record):
     """All that decides the sequences that a teacher goes on with, by content; known before the set is made.
 
-    `data` says which sequences are gone on with; `dtype` is the one that the teacher computes in.
+    `data` says which sequences the teacher goes on with; `dtype` is the one that the teacher computes in.
     """
 
     kind: Literal["generation"] = "generation"

@@ -2,6 +2,8 @@
 
 Greedy choice among logits with Gumbel noise is sampling from their softmax (Gumbel-max): argmax_v (l_v / temperature + g_v),
 g_v = -log(-log u_v). The u_v come from a counter-based generator: a hash of seed, sequence, position and token.
+
+Shapes: B sequences, T tokens before the one that is chosen, V vocabulary.
 """
 
 from __future__ import annotations
@@ -37,8 +39,11 @@ class GumbelSampling:
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Logits (B, V) of the token after `input_ids` (B, T), to logits with noise, float64."""
+        # Float64: in float32 two of 100,000 noisy logits are equal far more often, and which of them is the largest would be the device's
+        # choice. It costs B x V numbers of 8 bytes, beside a forward pass.
         logits_BV = scores.double() / self._temperature
         logits_BV[:, self._vocab_size :] = -torch.inf
+        # Kept on the device: to ask it at each token would make the host wait for it.
         has_nan = logits_BV.isnan().any()
         self._nan = has_nan if self._nan is None else self._nan | has_nan
         if self._keep_likeliest is not None:
@@ -58,7 +63,7 @@ def make_key(seed: int, sequence_id: int, position: int) -> tuple[int, int]:
 
 
 def draw_gumbel(keys_B2: torch.Tensor, num: int) -> torch.Tensor:
-    """Standard Gumbel noise (B, num), float64, on the device of the keys; u has 32 bits and is neither 0 nor 1."""
+    """Standard Gumbel noise (B, num), float64, on the device of the keys (B, 2) int64; u has 32 bits and is neither 0 nor 1."""
     counter_V = torch.arange(num, device=keys_B2.device) * _GOLDEN_RATIO
     mixed_BV = _mix((counter_V[None, :] + keys_B2[:, :1]) & _MASK)
     mixed_BV = _mix(mixed_BV ^ keys_B2[:, 1:])
@@ -67,7 +72,7 @@ def draw_gumbel(keys_B2: torch.Tensor, num: int) -> torch.Tensor:
 
 
 def _mix(numbers: torch.Tensor) -> torch.Tensor:
-    """A bijection of 32-bit numbers, held as int64, that changes half of the bits for any bit of its input (lowbias32, C. Wellons)."""
+    """A bijection of 32-bit numbers (...), held as int64, that changes half of the bits for any bit of its input (lowbias32, C. Wellons)."""
     numbers = numbers ^ (numbers >> 16)
     numbers = (numbers * 0x7FEB352D) & _MASK
     numbers = numbers ^ (numbers >> 15)

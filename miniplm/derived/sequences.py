@@ -1,4 +1,4 @@
-"""Sequences to be trained on, be they a corpus' own or derived from them: which rows of which shard, and how they are read."""
+"""Sequences that are trained on, a corpus's own or derived ones: which rows of which shard, and how they are read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from miniplm.storage.root import Storage
 
 @dataclass(frozen=True)
 class TrainingShard:
-    """The sequences of one shard that are trained on: all, or the rows that `load_rows` gives, ascending.
+    """The sequences of one shard that are trained on: all, or the rows that `load_rows` gives, (num_sequences,) ascending.
 
     The shard is of a corpus, or of a set that was derived from one.
     """

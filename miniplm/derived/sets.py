@@ -162,6 +162,7 @@ def make_shard(
         counts=dict(made.counts),
         versions=list_versions(),
     )
+    # Last: killed before it, the file is there and the shard is not made; it is written again with the same bytes.
     storage.write_json(manifest_path, manifest.as_json())
     return manifest
 
@@ -201,7 +202,9 @@ def make_set(
     sources = require_sources(storage, job)
     states = check_shards(storage, job.derived_id, sources)
     manifests = {state.shard_index: state.manifest for state in states if state.manifest is not None}
+    # A set that is whole needs neither teacher nor tokenizer, which may be gone by now.
     if len(manifests) < len(sources):
+        # There is no lock: another process may be making shards of this set now, but takes no hour to write one.
         storage.delete_temporary_files(layout.derived_folder(job.derived_id), older_than_seconds=3600.0)
         maker = job.open_maker(storage, sources, device)
         for index, source in enumerate(sources):
@@ -224,7 +227,7 @@ def list_derived_shards(manifest: DerivedManifest) -> list[TrainingShard]:
 
 
 def list_rows(part: TrainingShard) -> NDArray[np.int64]:
-    """The chosen rows of a shard, ascending."""
+    """The chosen rows of a shard, (num_chosen,) ascending."""
     return np.arange(part.entry.num_sequences, dtype=np.int64) if part.load_rows is None else part.load_rows()
 
 
@@ -238,4 +241,5 @@ def sum_domains(several: Iterable[Mapping[str, DomainCounts]]) -> dict[str, Doma
 
 
 def _digest_rows(rows: NDArray[np.int64]) -> str:
+    """Of row numbers (num_chosen,), as the same bytes on any machine."""
     return f"sha256:{hashlib.sha256(np.ascontiguousarray(rows, dtype='<i8').tobytes()).hexdigest()}"

@@ -51,6 +51,7 @@ def measure_tasks(
     missing = [name for name in keys if name not in results]
     if missing:
         version = require_harness()
+        # Here and not at the top: it loads torch, and results that are all kept need none of it.
         from miniplm.evaluation.harness import measure_task, open_tasks, open_zero_shot_model
 
         with tempfile.TemporaryDirectory(prefix="miniplm-student-") as scratch:
@@ -65,6 +66,7 @@ def measure_tasks(
                 tell(0.0, name)
                 result = measure_task(model, load_task(name), evaluation.task_limit, tell)
                 result = result.model_copy(update={"key": keys[name], "harness_version": version})
+                # After each task: an evaluation that is killed in the ninth has eight.
                 storage.write_json(_result_path(training.training_id, name, keys[name]), result.as_json())
                 results[name] = result
                 tell(1.0, name)

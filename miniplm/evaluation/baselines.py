@@ -1,4 +1,4 @@
-"""Which student of a run another one is held against."""
+"""With which student of a run another one is compared."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SELECTION_METHODS = tuple(name for name, facts in METHOD_FACTS.items() if facts.
 
 
 def find_baselines(record: RunRecord) -> dict[str, str]:
-    """The evaluated student on random data that each evaluated student is held against, everywhere; those without one are left out.
+    """The evaluated student on random data with which each evaluated student is compared, in all outputs; those without one are left out.
 
     It is the one most alike. One with other tokens is taken only where there is no other: then bits a byte compare, nats a token do not.
     """
@@ -22,7 +22,7 @@ def find_baselines(record: RunRecord) -> dict[str, str]:
 
 
 def rank_baselines(record: RunRecord, student_name: str) -> list[str]:
-    """The `pretrain` students that a student can be held against, the one most like it first; none for such a student itself.
+    """The `pretrain` students with which a student can be compared, the one most like it first; none for such a student itself.
 
     Like: of the same tokenizer, of the same architecture, then of the same seed, then trained on about as many tokens.
     """

@@ -42,7 +42,7 @@ class StudentComparison(Record):
 
 
 def compare_students(storage: Storage, record: RunRecord) -> dict[str, StudentComparison]:
-    """Each evaluated student of a run against its baseline (`find_baselines`), with the average over its zero-shot tasks: what is told of it anywhere."""
+    """Each evaluated student of a run against its baseline (`find_baselines`), with the average over its zero-shot tasks. All outputs show these."""
     evaluations = {name: student.evaluation for name, student in record.students.items() if student.evaluation is not None}
     losses = {
         name: find_losses(
@@ -98,6 +98,7 @@ def _compare(
 
 def _subtract_pairs(losses: SequenceLosses, baseline_losses: SequenceLosses, baseline: DomainLoss) -> LossDifference:
     difference = subtract_losses(losses, baseline_losses)
+    # The same text in the same tokens: between its nats a token and bits a byte lies one constant.
     bits_per_nat = baseline.bits_per_byte / baseline.nats_per_token if baseline.nats_per_token else 0.0
     error = difference.standard_error
     return LossDifference(

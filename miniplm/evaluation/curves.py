@@ -1,4 +1,4 @@
-"""The held-out losses of a run's students by training FLOPs, the laws fitted to them, and what they save against the baseline."""
+"""The held-out losses of a run's students by training FLOPs, the laws fitted to them, and what students save against the baseline."""
 
 from __future__ import annotations
 
@@ -151,6 +151,7 @@ def _make_curve(
 ) -> StudentCurve:
     flops_per_token = student_flops_per_token(record, name)
     settings = record.find_student_settings(name).get("training", {})
+    # A config that says nothing else: only the rule for a warm-up that is not given is wanted of it.
     warmup_steps = TrainingConfig(epochs=1, warmup_steps=settings.get("warmup_steps")).resolve_warmup_steps(student.num_steps)
     num_tokens = dict(zip(metrics, accumulate(row.num_tokens for row in metrics.values()), strict=True))
     points = tuple(

@@ -52,7 +52,7 @@ def open_zero_shot_model(folder: Path, dtype: str, device: torch.device, trust_r
             batch_size=_CPU_BATCH if device.type == "cpu" else "auto",
             max_batch_size=_LARGEST_BATCH,
             add_bos_token=False,
-            softmax_dtype="float32",
+            softmax_dtype="float32",  # in bfloat16 two answers often have the same log-probability
         )
     # The harness draws bars of its own, which nothing but this argument turns off; `measure_task` tells the same.
     harness_model.loglikelihood = partial(harness_model.loglikelihood, disable_tqdm=True)
@@ -79,7 +79,9 @@ def measure_task(
         num_done = min(num_done + len(arguments[0]), total)
         on_progress(num_done / total, f"{name}: {num_done:,} of {total:,} requests")
 
+    # Some task files ask for examples of their own; the paper's figures are without.
     task.set_config(key="num_fewshot", value=0)
+    # The harness has no callback; each forward pass of its model is a batch of requests.
     hook = model.model.register_forward_hook(tell)
     try:
         with _quiet_logs(), use_device(device), device_errors(device, f"task {name}"):
@@ -113,7 +115,7 @@ def measure_task(
 def open_tasks(names: Sequence[str], task_folder: str | None = None) -> Iterator[Callable[[str], Any]]:
     """Gives the function that loads a task by its name, those of the task folder before the harness' own.
 
-    That function raises `EvaluationError` where a task's data cannot be had. Raises what `find_local_tasks` raises.
+    That function raises `EvaluationError` where a task's data cannot be fetched. Raises what `find_local_tasks` raises.
     """
     local = find_local_tasks(task_folder)
     with tempfile.TemporaryDirectory(prefix="miniplm-tasks-") as overlay:
@@ -135,7 +137,7 @@ def open_tasks(names: Sequence[str], task_folder: str | None = None) -> Iterator
                 advice = (
                     f"it is that of {local[name].path}: mend the file, or its data"
                     if name in local
-                    else "check that its data can be had from the hub; on a machine without one put the task with local data into "
+                    else "check that its data can be fetched from the hub; on a machine without one put the task with local data into "
                     "evaluation.task_folder (`make tasks` makes such a folder)"
                 )
                 raise EvaluationError(

@@ -48,7 +48,7 @@ class HeldoutText:
 def find_heldout(
     storage: Storage, corpus: CorpusManifest, converted: DerivedManifest | None = None, split: Split = "heldout"
 ) -> HeldoutText:
-    """The held-out split as it was prepared, or as it was `converted` for another tokenizer: the bytes are the documents' all the same.
+    """The held-out split as it was prepared, or as it was `converted` for another tokenizer; bytes are those of the documents in both.
 
     Split `candidate`: all of a corpus that was made of text from elsewhere. Raises `CorpusError` where it is empty.
     """
@@ -106,6 +106,7 @@ def evaluate_heldout(
 
     def measure(measured: SequenceLosses, domains: Sequence[str]) -> DomainLoss:
         scored = int(measured.num_scored_tokens.sum())
+        # Exactly rounded, so that a domain's loss does not depend on the order of its sequences.
         nats = math.fsum(measured.nll_sum.tolist()) / max(scored, 1)
         if not math.isfinite(nats):
             raise ScoreError(
@@ -134,7 +135,7 @@ def evaluate_heldout(
 
 
 def _first_of_each(lists: pa.ChunkedArray) -> NDArray[np.int64]:
-    """The first value of each list, none of which is empty."""
+    """The first value of each list of int64, none of which is empty: (num_lists,)."""
     column = lists.combine_chunks()
     starts = np.asarray(column.offsets)[:-1]
     first: NDArray[np.int64] = np.asarray(column.values)[starts]
@@ -142,7 +143,7 @@ def _first_of_each(lists: pa.ChunkedArray) -> NDArray[np.int64]:
 
 
 def _join(parts: list[SequenceLosses]) -> SequenceLosses:
-    def column(name: str) -> NDArray[Any]:
+    def column(name: str) -> NDArray[Any]:  # (num_sequences,)
         return np.concatenate([getattr(part, name) for part in parts])
 
     return SequenceLosses(

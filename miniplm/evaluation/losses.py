@@ -30,7 +30,7 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class SequenceLosses:
-    """One entry a sequence, in the order of the split: `nll_sum` in nats over its scored targets.
+    """One entry a sequence, in the order of the split, each array (num_sequences,): `nll_sum` in nats over its scored targets.
 
     `document_id` is of the document that the sequence opens with: the sequences of a long document are not
     independent, and count as one.
@@ -54,7 +54,7 @@ class SequenceLosses:
         """The standard error of the mean NLL, in nats a token; see `ratio_standard_error`."""
         return ratio_standard_error(self.nll_sum, self.num_scored_tokens, self.document_id)
 
-    def _columns(self) -> tuple[NDArray[Any], ...]:
+    def _columns(self) -> tuple[NDArray[Any], ...]:  # (num_sequences,) each
         return (self.sequence_id, self.domain, self.document_id, self.num_scored_tokens, self.nll_sum)
 
 
@@ -65,12 +65,13 @@ def ratio_standard_error(sums: NDArray[Any], counts: NDArray[Any], clusters: NDA
         se  = sqrt(G / (G - 1) * sum_g e_g^2) / sum(counts)
 
     The linearised error of a ratio estimator (Cochran, Sampling Techniques, 1977, 6.4 and 9A.1); `sums`, `counts` and
-    `clusters` have one entry a member. For clusters of one member and equal counts it is the standard error of a mean.
+    `clusters` are (num_members,). For clusters of one member and equal counts it is the standard error of a mean.
     """
     names, index = np.unique(clusters, return_inverse=True)
     total = float(np.sum(counts, dtype=np.float64))
     if len(names) < 2 or total == 0:
         return None
+    # Summed by cluster first: sequences of one document are alike, and taken as independent they would make the error too small.
     residuals = np.bincount(index, weights=sums - np.sum(sums) / total * counts)
     return float(np.sqrt(len(names) / (len(names) - 1) * np.sum(residuals**2)) / total)
 

@@ -94,6 +94,7 @@ def evaluate_checkpoints(
             measured, losses = evaluate_heldout(heldout, scorer, checkpoint.weights_digest, tell)
             del scorer  # its memory is the next one's
         if checkpoint.step == training.num_steps:
+            # The losses first: the evaluation names them by their digest.
             digest = write_losses(storage, training_id, losses, text.elsewhere)
             evaluation = measured.model_copy(update={"losses_digest": digest})
             storage.write_json(layout.training_evaluation(training_id, text.elsewhere), evaluation.as_json())

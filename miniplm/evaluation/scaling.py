@@ -1,4 +1,7 @@
-"""How held-out loss falls with training compute: a law fitted to checkpoints, what it says of longer training, and savings by it."""
+"""How held-out loss falls with training compute: a law fitted to checkpoints, what it says of longer training, and savings by it.
+
+Shapes: N checkpoints; the constants are (3,): ln A at the centre, ln alpha, ln L_inf.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ INTERVAL = (0.025, 0.975)
 
 # Hoffmann et al. (arXiv 2203.15556, appendix D.3): larger errors of ln(loss) than this weigh linearly.
 _HUBER_DELTA = 1e-3
+# Nine starts: the search is not convex, and from one alone it may end where the floor or the fall explains nothing.
 _START_EXPONENTS = (0.1, 0.3, 0.8)
 _START_FLOOR_SHARES = (0.3, 0.7, 0.95)
 _MAX_ITERATIONS = 500
@@ -106,6 +110,7 @@ def fit_scaling_law(flops: Sequence[float], losses: Sequence[float], num_samples
         raise ScalingError(reason)
     order = np.lexsort((np.asarray(losses, np.float64), np.asarray(flops, np.float64)))
     log_flops, log_losses = np.log(np.asarray(flops, np.float64)[order]), np.log(np.asarray(losses, np.float64)[order])
+    # ln A at the mean of ln C and not at C = 1, some 40 powers of e away: there it and the exponent could hardly be told apart.
     centre = float(log_flops.mean())
     place = log_flops - centre
     best = min(
@@ -161,7 +166,7 @@ def compute_saving(baseline: ScalingLaw, student_flops: float, student_loss: flo
 def data_saving(saving: float, flops_per_token: float, baseline_flops_per_token: float) -> float:
     """tokens_baseline / tokens_student at equal loss, of a compute saving and what a token costs each of the two in training.
 
-    The published 2.4 is of data-limited trainings, whose constants are not published: it cannot be had from those that are.
+    The published 2.4 is of data-limited trainings, whose constants are not published: it does not follow from those that are.
     """
     return saving * flops_per_token / baseline_flops_per_token
 
@@ -179,7 +184,7 @@ def percentile_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _list_starts(log_losses: Floats) -> list[Floats]:
-    """Several exponents and floors, each with the amplitude that meets the mean loss."""
+    """Several exponents and floors, each with the amplitude that meets the mean loss, as constants (3,); `log_losses` are (N,)."""
     mean, lowest = float(np.exp(log_losses).mean()), float(np.exp(log_losses).min())
     return [
         np.array([math.log(mean - share * lowest), math.log(exponent), math.log(share * lowest)])
@@ -189,7 +194,7 @@ def _list_starts(log_losses: Floats) -> list[Floats]:
 
 
 def _predict(constants: Floats, place: Floats) -> tuple[Floats, Floats]:
-    """ln L and its derivatives [3, N] by (ln A at the centre, ln alpha, ln L_inf), at ln C from the centre."""
+    """ln L (N,) and its derivatives (3, N) by the constants (3,), at `place` (N,), which is ln C from the centre."""
     is_free = constants[1] < _MAX_LOG_EXPONENT
     exponent = math.exp(min(float(constants[1]), _MAX_LOG_EXPONENT))
     log_fall = constants[0] - exponent * place
@@ -199,7 +204,7 @@ def _predict(constants: Floats, place: Floats) -> tuple[Floats, Floats]:
 
 
 def _minimise(place: Floats, log_losses: Floats, start: Floats, max_iterations: int) -> tuple[Floats, float]:
-    """The constants at the end of a search, and the Huber loss there in units of delta squared."""
+    """The constants (3,) at the end of a search from `start` (3,), and the Huber loss there in units of delta squared; the rest is (N,)."""
     from scipy.optimize import minimize
 
     # In units in which the start's curvature is the same in all directions; the three constants are far from independent.
@@ -208,7 +213,7 @@ def _minimise(place: Floats, log_losses: Floats, start: Floats, max_iterations: 
     values, vectors = np.linalg.eigh(curvature + 1e-8 * np.trace(curvature) * np.eye(NUM_CONSTANTS))
     turn = vectors / np.sqrt(values)
 
-    def objective(step: Floats) -> tuple[float, Floats]:
+    def objective(step: Floats) -> tuple[float, Floats]:  # (3,), both the step and the gradient
         predicted, slopes = _predict(start + turn @ step, place)
         errors = (predicted - log_losses) / _HUBER_DELTA
         clipped = np.clip(errors, -1.0, 1.0)
@@ -225,6 +230,7 @@ def _minimise(place: Floats, log_losses: Floats, start: Floats, max_iterations: 
 
 
 def _make_law(constants: Floats, centre: float) -> ScalingLaw:
+    """The law of constants (3,) that are of FLOPs from the centre."""
     exponent = math.exp(min(float(constants[1]), _MAX_LOG_EXPONENT))
     return ScalingLaw(float(constants[0]) + exponent * centre, exponent, math.exp(float(constants[2])))
 

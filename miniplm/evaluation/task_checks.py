@@ -69,5 +69,5 @@ def _refuse_unknown(names: list[str], known: dict[str, tuple[str, ...]], task_fo
         raise ConfigError(
             f"evaluation.tasks: there is no task {name!r} in lm-evaluation-harness {require_harness()}"
             + (f" or in {task_folder}" if task_folder else "")
-            + (f"; near are {', '.join(close)}" if close else "; `lm_eval ls tasks` lists them")
+            + (f"; similar names: {', '.join(close)}" if close else "; `lm_eval ls tasks` lists them")
         )

@@ -62,6 +62,7 @@ class LocalTask:
     def digest(self) -> str:
         """A digest of all that decides the task: its file and those it includes, Python beside it, and its data."""
         files = {str(index): digest_file(path) for index, path in enumerate(_list_includes(self.path))}
+        # All Python beside it: which of it a `!function` reaches is not known without running it.
         files |= {path.name: digest_file(path) for path in sorted(self.path.parent.glob("*.py"))}
         files |= {f"data {index}": digest_file(path) for index, path in enumerate(self.local_data)}
         return digest_content(files)

@@ -6,12 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from miniplm.errors import ConfigError, ModelError, reading_users_file
+from miniplm.models.configuration import make_config
+from miniplm.models.files import fetch, read_json_object, require_readable
+from miniplm.models.identity import stable_config
 from miniplm.models.presets import PRESETS
+from miniplm.storage.fetched import is_url
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
 
+_WANTED = ("config.json", "*.py")
+# The head's product then uses whole tiles of tensor cores; it costs at most 63 rows that no token has.
 _VOCAB_MULTIPLE = 64
 # Each process of a training holds a whole model, 16 bytes a parameter with gradients and moments: far above what any machine has.
 _MOST_PARAMETERS = 100_000_000_000
@@ -39,8 +45,6 @@ def describe_architecture(architecture: str) -> dict[str, Any]:
     """
     if architecture in PRESETS:
         return PRESETS[architecture].describe()
-    from miniplm.models.identity import stable_config
-
     return stable_config(_read_content(architecture, locate_config(architecture)))
 
 
@@ -80,13 +84,15 @@ def build_model(
             f"architecture {architecture!r}: its config.json asks for attention to later tokens ({direction}), and a student learns to "
             "predict them; use a causal architecture"
         )
+    # The CPU's generator alone, which makes the weights: to save those of all GPUs would make a context on each of them, and
+    # `torch.manual_seed` would seed them for the whole process.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         with reading_users_file(
             f"architecture {architecture!r}", "cannot be built as a causal language model", "mend its config.json", ConfigError
         ):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
-    # Done with the weights: where it is still asked for, whoever loads the model divides them once more.
+    # The fresh weights are divided already; a config that still asked for it would have them divided again when they are loaded.
     keep_stored_weights(model.config)
     try:
         body, head = split_head(model)
@@ -97,6 +103,7 @@ def build_model(
             f"architecture {architecture!r} keeps {head.weight_VH.shape[0]} rows in its embedding where {vocab_size} are wanted; "
             "use a plain causal language model"
         )
+    # On the meta device there is no value to compare; `check_architecture` is followed by a build with values.
     if head.weight_VH.device.type != "meta":
         check_causal(body.eval(), vocab_size, head.weight_VH.device, f"architecture {architecture!r}", ConfigError)
     forget_seen_lengths(model)
@@ -120,32 +127,33 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def locate_config(architecture: str) -> Path:
-    """The config.json of a folder or hub id. Raises `ConfigError` where there is none."""
+    """The config.json of a folder, URL or hub id. Raises `ConfigError` where there is none."""
+    if is_url(architecture):
+        return fetch(architecture, "architecture", _WANTED, ConfigError) / "config.json"
     with reading_users_file(
         f"architecture {architecture!r}", "cannot be looked for", "check the path and its permissions", ConfigError
     ):
         folder = Path(architecture).expanduser()
         is_folder = folder.is_dir()
     if is_folder:
+        require_readable(folder, "architecture", _WANTED, ConfigError)
         if not (folder / "config.json").is_file():
             raise ConfigError(f"architecture {architecture!r} is a folder without a config.json")
         return folder / "config.json"
     if architecture.count("/") != 1 or architecture.startswith((".", "/", "~")):
         raise ConfigError(
             f"there is no architecture {architecture!r}; give one of the presets ({', '.join(PRESETS)}), "
-            "or a folder or hub id with a config.json"
+            "or the folder, URL or hub id of a config.json"
         )
     from huggingface_hub import hf_hub_download
 
-    problem = f"is no preset ({', '.join(PRESETS)}), no folder, and its config.json could not be had from the hub"
+    problem = f"is no preset ({', '.join(PRESETS)}), no folder, and its config.json could not be fetched from the hub"
     next_step = "give one of the presets, or check the id and the connection"
     with reading_users_file(f"architecture {architecture!r}", problem, next_step, ConfigError):
         return Path(hf_hub_download(architecture, "config.json"))
 
 
 def _read_content(architecture: str, path: Path) -> dict[str, Any]:
-    from miniplm.models.files import read_json_object
-
     try:
         content = read_json_object(path)
     except ModelError as error:
@@ -166,8 +174,6 @@ def _make_config(architecture: str, vocab_size: int, max_positions: int, trust_r
         if hasattr(config, "max_position_embeddings"):  # a state space model has no such limit
             config.max_position_embeddings = max(content.get("max_position_embeddings", _MIN_POSITIONS), max_positions)
     else:
-        from miniplm.models.configuration import make_config
-
         path = locate_config(architecture)
         config = make_config(_read_content(architecture, path), path, ConfigError, trust_remote_code)
         for key in _POSITION_KEYS:

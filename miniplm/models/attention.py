@@ -5,7 +5,8 @@ names that transformers gives them (`cu_seq_lens_q`, `max_length_q`): none sees 
 no token before it sees. What transformers itself does instead under torch.compile is a mask of all pairs of tokens, which keeps
 PyTorch from its fast kernels.
 
-Shapes: N tokens of all segments, B rows of T tokens, Q query heads, K key heads, D width of a head.
+Shapes: N tokens of all segments, S segments, B rows of T tokens, H width of the hidden state; Q query heads, K key heads, D width of
+a head.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ ROWS = "miniplm-rows"
 PROOF = "miniplm-segments-proof"
 ROWS_PROOF = "miniplm-rows-proof"
 
-# As far as a window is looked for; a longer one is none.
+# A window is looked for up to this length; a longer one counts as none.
 _REACH = 1 << 17
-# What models hand to any attention, and what changes nothing of it here.
+# Arguments that models pass to any attention and that change nothing here.
 _HARMLESS = {
     "position_ids", "use_cache", "cache_position", "past_key_values", "cu_seq_lens_k", "max_length_k", "return_dict",
     "output_attentions", "output_hidden_states", "output_router_logits", "deterministic", "layer_idx", "logits_to_keep",
@@ -71,7 +72,7 @@ def use_attention_in_rows(body: Any, vocab_size: int) -> str:
     try:
         # A mask's window may be longer than what can be tried, so it is proved first.
         set_attention(body, ROWS_PROOF)
-        body(input_ids=token_ids_BT[:, :2], use_cache=False)
+        body(input_ids=token_ids_BT[:, :2], use_cache=False)  # two tokens will do: the rule of a mask is asked, not the mask
         set_attention(body, ROWS)
         found_BTH = body(input_ids=token_ids_BT, use_cache=False).last_hidden_state
         difference = differences(found_BTH.flatten(0, 1), expected_BTH.flatten(0, 1)).nan_to_num(torch.inf).max().item()
@@ -97,6 +98,7 @@ def _describe_mask(
         raise NotImplementedError("this model makes a padding mask of its own")
     zero, keys = torch.zeros((), dtype=torch.long, device=device), torch.arange(_REACH, device=device)
     window = 0
+    # The last place sees the whole window, which the others then have to agree with; they are at no round number, where chunks would end.
     for query in (_REACH - 1, _REACH // 2 + 1, 12345, 777, 5, 0):
         seen = mask_function(zero, zero, torch.full((), query, device=device), keys)
         seen = torch.as_tensor(seen, device=device).expand(_REACH)
@@ -116,7 +118,10 @@ def _attend_and_prove(
     attention_mask: Tensor | None,
     **arguments: Any,
 ) -> tuple[Tensor, None]:
-    """What `attention` gives, where the layer itself names the window that its mask would have had."""
+    """What `attention` gives, where the layer itself names the window that its mask would have had.
+
+    Query, key and value as `attention` takes them; the mask is that of `_describe_mask`, (1, 1, 1, 1).
+    """
     if attention_mask is None or attention_mask.shape != (1, 1, 1, 1):
         raise NotImplementedError("a layer's mask is not of transformers' making")
     in_mask, named = int(attention_mask), arguments.get("sliding_window") or 0
@@ -143,6 +148,7 @@ def attend_within_segments(
 ) -> tuple[Tensor, None]:
     """Attention output (1, N, Q, D), in the form that transformers' models expect of an attention function.
 
+    `cu_seq_lens_q` (S + 1,) int32 are the places where segments begin, and where the last one ends; a mask or sinks are refused.
     Raises `NotImplementedError` for what it does not compute: capped logits, attention sinks, and whatever it does not know.
     """
     _refuse_unknown(others, is_causal, softcap, s_aux, attention_mask)
@@ -171,7 +177,10 @@ def attend_in_rows(
     is_causal: bool | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attention output (B, T, Q, D), each token seeing those before it in its row. Raises as `attend_within_segments`."""
+    """Attention output (B, T, Q, D), each token seeing those before it in its row. Raises as `attend_within_segments`.
+
+    A mask (B, 1, T, T) or sinks (Q,) are refused.
+    """
     _refuse_unknown(others, is_causal, softcap, s_aux, attention_mask)
     length = query_BQTD.shape[2]
     mask_TT = None
@@ -185,7 +194,7 @@ def attend_in_rows(
         value_BKTD,
         attn_mask=mask_TT,
         dropout_p=dropout,
-        is_causal=mask_TT is None,
+        is_causal=mask_TT is None,  # one or the other: PyTorch refuses both, and only without a mask it has its fast kernels
         scale=scaling,
         enable_gqa=query_BQTD.shape[1] != key_BKTD.shape[1],
     )
@@ -195,6 +204,7 @@ def attend_in_rows(
 def _refuse_unknown(
     others: dict[str, Any], is_causal: bool | None, softcap: float | None, s_aux: Tensor | None, attention_mask: Tensor | None
 ) -> None:
+    """Raises `NotImplementedError` for whatever would change the result and is not computed: sinks (Q,), a mask (B, 1, T, T)."""
     unknown = [name for name, value in others.items() if value is not None and name not in _HARMLESS]
     if unknown or is_causal is False:
         raise NotImplementedError(f"attention with {', '.join(unknown) or 'is_causal: false'} is not computed without a mask")
@@ -203,7 +213,10 @@ def _refuse_unknown(
 
 
 def _attend_by_flash(query: Tensor, key: Tensor, value: Tensor, borders: Tensor, longest: int, scale: float, window: int) -> Tensor:
-    """PyTorch's own FlashAttention with variable lengths; an empty segment (two equal borders) costs nothing."""
+    """PyTorch's own FlashAttention with variable lengths; an empty segment (two equal borders) costs nothing.
+
+    Query (1, Q, N, D), key and value (1, K, N, D), borders (S + 1,) int32; the output is (1, N, Q, D).
+    """
     query_NQD, key_NKD, value_NKD = (_with_whole_heads(heads[0].transpose(0, 1)) for heads in (query, key, value))
     attended_NQD = torch.ops.aten._flash_attention_forward(
         query_NQD,
@@ -213,9 +226,9 @@ def _attend_by_flash(query: Tensor, key: Tensor, value: Tensor, borders: Tensor,
         borders,
         longest,
         longest,
-        0.0,
-        True,
-        False,
+        0.0,  # dropout
+        True,  # causal
+        False,  # no mask of the dropout to debug with
         scale=scale,
         window_size_left=window - 1 if window else None,
         window_size_right=0 if window else None,
@@ -225,34 +238,41 @@ def _attend_by_flash(query: Tensor, key: Tensor, value: Tensor, borders: Tensor,
 
 
 def _with_whole_heads(heads_NKD: Tensor) -> Tensor:
-    """As FlashAttention reads it: tokens and heads may lie anywhere, as columns of a fused product do, the numbers of a head side by side."""
+    """The same (N, K, D) as FlashAttention reads it: tokens and heads may lie anywhere, as columns of a fused product do, the numbers of a head side by side."""
     return heads_NKD if heads_NKD.stride(-1) == 1 else heads_NKD.contiguous()
 
 
 # A custom operator, so that a compiled body calls it instead of being cut in two at each layer.
 @torch.library.custom_op("miniplm::attend_one_by_one", mutates_args=())
 def _attend_one_by_one(query: Tensor, key: Tensor, value: Tensor, borders: Tensor, scale: float, window: int) -> Tensor:
+    """As `_attend_by_flash`, by a product a segment: PyTorch has no attention of variable lengths for a CPU.
+
+    Query (1, Q, N, D), key and value (1, K, N, D), borders (S + 1,) int32; the output is (1, N, Q, D). One mask over the whole row
+    would cost N * N numbers and their products; a call a segment costs some microseconds.
+    """
     attended_1QND = torch.empty_like(query)
     ends = borders.tolist()
     for start, stop in pairwise(ends):
         length = stop - start
-        mask = None
+        mask_TT = None
         if 0 < window < length:
             places = torch.arange(length, device=query.device)
-            distance = places[:, None] - places[None, :]
-            mask = (distance >= 0) & (distance < window)
+            distance_TT = places[:, None] - places[None, :]
+            mask_TT = (distance_TT >= 0) & (distance_TT < window)
         attended_1QND[:, :, start:stop] = scaled_dot_product_attention(
             query[:, :, start:stop],
             key[:, :, start:stop],
             value[:, :, start:stop],
-            attn_mask=mask,
-            is_causal=mask is None,
+            attn_mask=mask_TT,
+            is_causal=mask_TT is None,
             scale=scale,
             enable_gqa=query.shape[1] != key.shape[1],
         )
+    # Contiguous, as the fake version promises: torch.compile lays out what follows by that.
     return attended_1QND.transpose(1, 2).contiguous()
 
 
 @_attend_one_by_one.register_fake
 def _(query: Tensor, key: Tensor, value: Tensor, borders: Tensor, scale: float, window: int) -> Tensor:
+    """The shape (1, N, Q, D) alone, for torch.compile."""
     return query.new_empty((query.shape[0], query.shape[2], query.shape[1], query.shape[3]))

@@ -1,4 +1,7 @@
-"""torch.compile with a way back: what does not compile runs as it is, more slowly, and says so once."""
+"""torch.compile with a way back: what does not compile runs as it is, more slowly, and says so once.
+
+Shapes: N rows, of any shape.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from miniplm.models.devices import is_device_lost, is_out_of_memory
 _log = logging.getLogger("miniplm")
 
 # Graphs of one function before dynamo gives up on it. All models of a family are one function to it, and its own limit of 8
-# is met by a teacher, a reference and a few shapes; from then on it runs everything uncompiled, without a word.
+# is met by a teacher, a reference and a few shapes; from then on it runs everything uncompiled and says nothing.
 _MOST_GRAPHS = 64
 
 
@@ -34,6 +37,7 @@ class CompiledCall:
         self._name = name
         self._say = say
         self._compiled: Callable[..., Any] | None = torch.compile(function)
+        # Once: a call that needs more graphs than the limit by itself would else compile and forget for ever.
         self._may_forget = True
 
     @property
@@ -81,10 +85,13 @@ def compile_each_shape(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def fix_shape(tensor: Tensor) -> None:
-    """Has a tensor's shape compiled for as it is: a model whose batches have another size is then no reason to compile for any size."""
+    """Has a tensor's shape, (...) of any rank, compiled for as it is: a model whose batches have another size is then no reason to compile for any size."""
     torch._dynamo.mark_static(tensor)
 
 
 def vary_shape(tensor: Tensor) -> None:
-    """Has the first dimension of a tensor compiled for any size, at once."""
+    """Has the first dimension of a tensor (N, ...) compiled for any size, at once.
+
+    `maybe`: where the code itself fixes that size, it is compiled for that one; `mark_dynamic` would raise.
+    """
     torch._dynamo.maybe_mark_dynamic(tensor, 0)

@@ -21,7 +21,7 @@ _SIZE_FIELDS = (
     *("vocab_size", "hidden_size", "n_embd", "d_model", "intermediate_size", "head_dim"),
     *("num_attention_heads", "n_head", "n_heads", "num_heads", "num_key_value_heads"),
 )
-# Far above any model, far below what would take hours to be refused.
+# Far above any model, and far below what would be built for hours before it is refused.
 _MOST_LAYERS = 10_000
 _MOST_OF_A_SIZE = 2**31 - 1
 # Encoders that transformers opens as causal language models and does not list among the masked ones.
@@ -58,6 +58,7 @@ def make_config(
 
 def check_not_quantised(content: dict[str, Any], folder: Path) -> None:
     """Raises `ModelError` for a model whose weights are quantised, by the method's name."""
+    # One level down too: models that see keep the settings of their text part in `text_config`.
     for part in (content, *(value for value in content.values() if isinstance(value, dict))):
         for field in ("quantization_config", "compression_config", "quantization"):
             if settings := part.get(field):
@@ -86,7 +87,7 @@ def _check_sizes(content: dict[str, Any], path: Path, raises: type[ModelError] |
             continue
         most = _MOST_LAYERS if field in _LAYER_FIELDS else _MOST_OF_A_SIZE
         if type(value) is not int or not 1 <= value <= most:
-            raise raises(f"{path}: {place}{field} is {value!r}; allowed are whole numbers from 1 to {most:,}. Mend it")
+            raise raises(f"{path}: {place}{field} is {value!r}, which is no whole number from 1 to {most:,}. Mend it")
     text = content.get("text_config")
     if isinstance(text, dict) and not place:
         _check_sizes(text, path, raises, "text_config.")

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from miniplm.errors import ConfigError, DeviceError, NoDeviceError, first_line
@@ -133,8 +134,6 @@ def describe_memory(device: torch.device) -> str:
     if device.type == "cuda":
         free, total = free_memory(device), torch.cuda.mem_get_info(device)[1]
     else:
-        import psutil
-
         memory = psutil.virtual_memory()
         free, total = memory.available, memory.total
     return f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"

@@ -1,4 +1,4 @@
-"""A model as files: found in a folder or on the hub, and refused with a reason where it cannot be used.
+"""A model as files: found in a folder, at a URL or on the hub, and refused with a reason where it cannot be used.
 
 Weights are read from safetensors only: a pickle can run any code when it is opened.
 """
@@ -6,13 +6,18 @@ Weights are read from safetensors only: a pickle can run any code when it is ope
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from miniplm.errors import MiniplmError, ModelError, list_offenders, reading_users_file
+from safetensors import safe_open
+
+from miniplm.errors import ConfigError, MiniplmError, ModelError, list_offenders, reading_users_file
+from miniplm.storage.fetched import fetch_folder, is_url
 
 _WANTED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py"]
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -35,26 +40,61 @@ class StoredTensor:
 
 
 def locate_model(name: str, revision: str | None = None) -> Path:
-    """The local folder of a model: `name` itself where it is a folder, else the hub's files, downloaded once.
+    """The local folder of a model: `name` itself where it is a folder, else a copy of what is at a URL, or the hub's files.
 
     Raises `ModelError` where there is no such folder and the hub does not give it either.
     """
+    if is_url(name):
+        if revision is not None:
+            raise ModelError(f"model {name!r} is a URL, and `revision` is of the hub; leave that out, or give a hub id")
+        return fetch(name, "model", _WANTED, ModelError)
     with reading_users_file(f"model {name!r}", "cannot be looked for", "check the path and its permissions", ModelError):
         folder = Path(name).expanduser()
         if folder.is_dir():
-            return folder
+            return require_readable(folder, "model", _WANTED, ModelError)
         if folder.exists():
             raise ModelError(f"model {name!r} is a file; give the folder that holds its config.json and safetensors weights")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ModelError(
-            f"there is no model folder {name!r} (looked from {Path.cwd()}); give a folder or a hub id such as owner/name"
+            f"there is no model folder {name!r} (looked from {Path.cwd()}); give a folder, a URL such as s3://bucket/model, or a hub id "
+            "such as owner/name"
         )
     from huggingface_hub import snapshot_download
 
-    problem = f"is neither a folder (looked from {Path.cwd()}) nor could it be had from the hub"
-    next_step = "give the folder of a model, or check the id and the connection"
+    problem = f"is neither a folder (looked from {Path.cwd()}) nor could it be fetched from the hub"
+    next_step = "give the folder or the URL of a model, or check the id and the connection"
     with reading_users_file(f"model {name!r}", problem, next_step, ModelError):
         return Path(snapshot_download(name, revision=revision, allow_patterns=_WANTED))
+
+
+def fetch(url: str, kind: str, wanted: Sequence[str], raises: type[MiniplmError] | type[ConfigError]) -> Path:
+    """The local folder with the `wanted` files at a URL, copied once to where the hub's files are kept. `kind` is what messages call it.
+
+    Raises `raises` where nothing is there, or the URL is of a protocol that nothing here speaks; `StorageError` as `fetch_folder`.
+    """
+    from huggingface_hub import constants
+
+    with reading_users_file(f"{kind} {url!r}", "could not be had", "check the URL", raises):
+        return fetch_folder(url, wanted, Path(constants.HF_HOME) / "miniplm")
+
+
+def require_readable(folder: Path, kind: str, wanted: Sequence[str], raises: type[MiniplmError] | type[ConfigError]) -> Path:
+    """The folder, if this process may list it and read each of the `wanted` files in it.
+
+    Asked here once, as each library says it in another way and at another time. Raises `raises` naming the first that may not be read.
+    """
+    place = folder
+    try:
+        for name in sorted(os.listdir(folder)):
+            place = folder / name
+            if any(fnmatch(name, pattern) for pattern in wanted) and place.is_file():
+                place.open("rb").close()
+    except PermissionError as error:
+        raise raises(
+            f"{kind} {folder}: {place} may not be read by this process, which runs as user {os.geteuid()}; "
+            f"let it, for instance by `chmod -R a+rX {folder}`"
+        ) from error
+    return folder
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
@@ -164,8 +204,6 @@ def has_tokenizer(folder: Path) -> bool:
 
 def check_safetensors(path: Path) -> None:
     """Raises `ModelError` unless the file can be read, is exactly as long as its header says, and the header makes sense."""
-    from safetensors import safe_open
-
     problem = "is truncated or no safetensors file"
     with reading_users_file(path, problem, _COPY_AGAIN, ModelError):
         num_bytes = path.stat().st_size
@@ -194,9 +232,7 @@ def refuse_pointer(path: Path, data: bytes, raises: type[MiniplmError] = ModelEr
 
 
 def read_stored_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
-    """The tensors of a model's weight files by name; of a name that is there twice the last, as transformers takes it."""
-    from safetensors import safe_open
-
+    """The tensors of a model's weight files by name; where a name is there twice, the last one counts, as in transformers."""
     tensors = {}
     for path in files:
         with reading_users_file(path, "cannot be read", _COPY_AGAIN, ModelError), safe_open(path, framework="pt") as stored:
@@ -207,9 +243,7 @@ def read_stored_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
 
 
 def read_values(tensor: StoredTensor) -> Any:
-    """A stored tensor's values, as torch has them. Raises `ModelError` where they cannot be read."""
-    from safetensors import safe_open
-
+    """A stored tensor's values as a torch tensor of its stored shape and dtype. Raises `ModelError` where they cannot be read."""
     with (
         reading_users_file(tensor.path, f"has a tensor {tensor.name} that cannot be read", _COPY_AGAIN, ModelError),
         safe_open(tensor.path, framework="pt") as stored,

@@ -75,9 +75,9 @@ class Fp8Linear(nn.Module):
     It may be moved to another device, but not cast to another dtype: that would cast the rounded weights too.
     """
 
-    weight_q: Tensor
-    weight_scale: Tensor
-    bias: Tensor | None
+    weight_q: Tensor  # (O, K) float8_e4m3fn
+    weight_scale: Tensor  # (O,) float32
+    bias: Tensor | None  # (O,)
 
     def __init__(self, weight_OK: Tensor, bias_O: Tensor | None) -> None:
         super().__init__()
@@ -90,6 +90,7 @@ class Fp8Linear(nn.Module):
         self._on_tensor_cores = supports_fp8(weight_OK.device)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Outputs (..., O) of inputs (..., K)."""
         x_NK, x_scale_N = quantize_rows(x.reshape(-1, self.in_features))
         y_NO = multiply_quantized(x_NK, x_scale_N, self.weight_q, self.weight_scale, self.bias, self._on_tensor_cores)
         return y_NO.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
@@ -108,7 +109,7 @@ def convert_to_fp8(module: nn.Module) -> int:
     """The number of linear layers inside `module` that were replaced in place by `Fp8Linear`.
 
     Left as they are: a model's output embedding, layers with a width that is no multiple of 16, subclasses of
-    linear layers, for they may compute something else, and experts kept as one 3-D parameter.
+    linear layers, as they may compute something else, and experts kept as one 3-D parameter.
     """
     get_head: Any = getattr(module, "get_output_embeddings", None)
     head = get_head() if get_head else None

@@ -76,6 +76,7 @@ def name_model(
 
     That is its weights, configuration, dtype, attention and `SCORING_VERSION`.
     """
+    # What follows is part of the content only where it is not the usual, so that models named before it existed keep their ids.
     content = [weights_digest, stable_config(config), dtype, SCORING_VERSION] + ([] if attention == "sequence" else [attention])
     if config.get("rescale_prenorm_residual"):
         content.append("weights as stored")  # as they were not always taken, see `keep_stored_weights`
@@ -105,6 +106,7 @@ def digest_weights(files: list[Path], storage: Storage | None = None) -> str:
     """One digest over the digests of all files, in the order given; those that `storage` keeps are not made again."""
     sha = hashlib.sha256()
     for path in files:
+        # By content alone: a file of another name is the same weights.
         with reading_users_file(path, "cannot be read", "check its permissions, or copy the model again", ModelError):
             digest = digest_file(path) if storage is None else digest_kept_file(storage, path)
             sha.update(digest.encode())

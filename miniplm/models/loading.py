@@ -1,4 +1,7 @@
-"""Loads a model to score: body and head apart, so that logits are made a block at a time, and checked to be right."""
+"""Loads a model to score: body and head apart, so that logits are made a block at a time, and checked to be right.
+
+Shapes: B sequences, T tokens, N tokens of any kind, H width of the hidden state, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -59,6 +62,7 @@ def load_model(
     """
     model, device, is_spread = load_causal_model(folder, dtype, device, trust_remote_code)
     body, head = split_head(model)
+    # Before any layer is replaced, so that what is found wrong is the model's and not of our making.
     with reading_users_file(
         folder, "does not compute", "its config.json may not be that of its weights; copy the model again", ModelError
     ):
@@ -98,6 +102,7 @@ def load_causal_model(
     """
     from transformers import AutoModelForCausalLM
 
+    # Files are checked before anything is loaded: transformers fills what is missing with random numbers, and says nothing of NaN.
     skeleton = read_skeleton(folder, trust_remote_code)
     check_finite_weights(folder, skeleton.weights)
     devices = place_model(skeleton.num_parameters, dtype, device)
@@ -204,9 +209,10 @@ def _check_head(folder: Path, model: Any, body: nn.Module, head: Head) -> None:
             f"model folder {folder} gives logits that are NaN or infinite, though its weights are finite: its config.json is not that of its "
             "weights, or the dtype is too narrow for them. Copy the model again, or use dtype float32 or bfloat16"
         )
+    # A share of the largest logit. In bfloat16 (8 bits) some eight roundings: the whole model may cast its logits at another place.
     tolerance = (1e-4 if head.weight_VH.dtype == torch.float32 else 3e-2) * max(1.0, theirs_TV.abs().max().item())
     difference = (ours_TV - theirs_TV).abs().max().item()
-    if not difference <= tolerance:
+    if not difference <= tolerance:  # so that NaN is refused too
         raise ModelError(
             f"model folder {folder} ({type(model).__name__}) makes its logits in a way that is not known here: body and head apart "
             f"differ from the whole model by {difference:.3g}; it cannot be scored without storing all logits"

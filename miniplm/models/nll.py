@@ -5,7 +5,8 @@
 The logits of a batch never exist whole: the head runs over blocks of tokens, and only one block's logits,
 `block_tokens` x V float32, are alive. Sums over a sequence are float64.
 
-Shapes: B sequences, T tokens of the longest, N tokens of any kind, H width of the hidden state, V vocabulary.
+Shapes: B sequences, T tokens of the longest, N tokens of any kind, K tokens of a block, H width of the hidden state, V vocabulary,
+S slices of it.
 """
 
 from __future__ import annotations
@@ -53,15 +54,19 @@ class Head:
         return self.bias_V is None and self.scale is None and self.softcap is None
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
-        """Float32 logits (N, V) of hidden states, taken in the weights' dtype."""
+        """Float32 logits (N, V) of hidden states, taken in the weights' dtype.
+
+        A product in bfloat16 is rounded to 8 bits, as in transformers' own models: a logit between 16 and 32 is off by up to 0.06.
+        All that follows is float32, at twice the memory of a block; sums of exponentials over V would not survive those 8 bits.
+        """
         return self.adjust(torch.nn.functional.linear(self._cast(hidden_NH), self.weight_VH, self.bias_V).float())
 
     def _cast(self, hidden_NH: Tensor) -> Tensor:
-        """In the weights' dtype, which some families' hidden states are not (Mamba: float32); autocast does so by itself."""
+        """Hidden states (N, H) in the weights' dtype, which some families' hidden states are not (Mamba: float32); autocast does so by itself."""
         return hidden_NH if torch.is_autocast_enabled(hidden_NH.device.type) else hidden_NH.to(self.weight_VH.dtype)
 
     def adjust(self, logits: Tensor, bias: Tensor | None = None) -> Tensor:
-        """What comes after `W h`, elementwise on float32 logits: a bias where it is not added yet, scale and softcap."""
+        """What comes after `W h`, elementwise on float32 logits (N, V), or (N,) with a bias for each: a bias where it is not added yet, scale and softcap."""
         if bias is not None:
             logits = logits + bias.float()
         if self.scale is not None:
@@ -82,9 +87,9 @@ def mask_scored_targets(token_ids_BT: Tensor, num_tokens_B: Tensor, eos_token_id
     predictable from the document before it) or the target is padding, at or beyond `num_tokens`.
     Method: MiniPLM reference code, `LMDataset.collate`.
     """
-    inputs = token_ids_BT[:, :-1]
+    inputs_BT = token_ids_BT[:, :-1]
     positions = torch.arange(1, token_ids_BT.shape[1], device=token_ids_BT.device)
-    return (inputs != eos_token_id) & (positions[None, :] < num_tokens_B[:, None])
+    return (inputs_BT != eos_token_id) & (positions[None, :] < num_tokens_B[:, None])
 
 
 def nll_of_logits(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
@@ -100,15 +105,15 @@ def nll_of_hidden(head: Head, hidden_NH: Tensor, targets_N: Tensor, block_tokens
     """
     block_tokens = block_tokens or head.default_block_tokens()
 
-    def block_nll(hidden: Tensor, targets: Tensor) -> Tensor:
-        return nll_of_logits(head.logits(hidden), targets)
+    def block_nll(hidden_KH: Tensor, targets_K: Tensor) -> Tensor:  # (K,)
+        return nll_of_logits(head.logits(hidden_KH), targets_K)
 
     hidden_blocks = hidden_NH.split(block_tokens)
     run: Callable[[Tensor, Tensor], Tensor] = block_nll
     if torch.is_grad_enabled() and len(hidden_blocks) > 1:
 
-        def run(hidden: Tensor, targets: Tensor) -> Tensor:
-            result: Tensor = checkpoint(block_nll, hidden, targets, use_reentrant=False)
+        def run(hidden_KH: Tensor, targets_K: Tensor) -> Tensor:  # (K,)
+            result: Tensor = checkpoint(block_nll, hidden_KH, targets_K, use_reentrant=False)
             return result
 
     blocks = [run(hidden, targets) for hidden, targets in zip(hidden_blocks, targets_N.split(block_tokens), strict=True)]
@@ -149,7 +154,7 @@ def sum_nll_of_hidden(
 
 
 def differentiate_nll_at_once(logits_KV: Tensor, targets_K: Tensor) -> Tensor:
-    """What `_differentiate_nll` does, computed in float32 on logits of any dtype, in a form that torch.compile makes two passes of."""
+    """NLL (K,) float32, as `_differentiate_nll`, computed in float32 on logits of any dtype, in a form that torch.compile makes two passes of."""
     # As one operation: maximum and sum are then taken in one pass.
     log_probabilities_KV = torch.log_softmax(logits_KV.float(), dim=1)
     targets_K1 = targets_K[:, None]
@@ -160,10 +165,10 @@ def differentiate_nll_at_once(logits_KV: Tensor, targets_K: Tensor) -> Tensor:
 
 @lru_cache
 def fuse_in_blocks(function: Callable[..., Tensor], name: str) -> Callable[..., Tensor]:
-    """A function of tensors that have a row a token, compiled once for any number of rows; `name` is what a warning calls it."""
+    """A function of tensors (K, ...) that have a row a token, whose result is (K,), compiled once for any number of rows; `name` is what a warning calls it."""
     compiled = CompiledCall(function, name)
 
-    def run(*arguments: Any) -> Tensor:
+    def run(*arguments: Any) -> Tensor:  # (K,)
         for argument in arguments:
             if isinstance(argument, Tensor):
                 # How many targets a micro-batch has changes all the time; it is not to be compiled for each number.
@@ -175,8 +180,12 @@ def fuse_in_blocks(function: Callable[..., Tensor], name: str) -> Callable[..., 
 
 
 def _differentiate_nll(logits_KV: Tensor, targets_K: Tensor) -> Tensor:
+    """NLL (K,) of float32 logits; in their place it leaves the gradient, softmax less 1 at the target.
+
+    Each step is in place: a second buffer of K x V numbers would push the first out of the cache.
+    """
     targets_K1 = targets_K[:, None]
-    target_logits_K1 = logits_KV.gather(1, targets_K1)
+    target_logits_K1 = logits_KV.gather(1, targets_K1)  # before they are overwritten
     maxima_K1 = logits_KV.amax(dim=1, keepdim=True)
     logits_KV.sub_(maxima_K1).exp_()
     sums_K1 = logits_KV.sum(dim=1, keepdim=True)
@@ -213,7 +222,7 @@ def sum_in_blocks(
 
 
 def scale_gradient(value: Tensor, scale: float | None) -> Tensor:
-    """The value as it is; its gradient is `scale` times what comes to it."""
+    """The value (), or of any shape (...), as it is; its gradient is `scale` times what comes to it."""
     if scale is None:
         return value
     scaled: Tensor = _ScaleGradient.apply(value, scale)  # type: ignore[no-untyped-call]
@@ -222,23 +231,23 @@ def scale_gradient(value: Tensor, scale: float | None) -> Tensor:
 
 class _ScaleGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, scale: float) -> Tensor:
+    def forward(ctx: Any, value: Tensor, scale: float) -> Tensor:  # (...), as the value
         ctx.scale = scale
         return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # (...), as the value
         return gradients[0] * ctx.scale, None
 
 
 def product_dtype(operand: Tensor) -> torch.dtype:
-    """The dtype in which a product with this operand is computed: autocast's, or its own."""
+    """The dtype in which a product with this operand (..., H) is computed: autocast's, or its own."""
     device_type = operand.device.type
     return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else operand.dtype
 
 
 def sums_in_product(left: Tensor, total: Tensor) -> bool:
-    """Whether `torch.addmm` adds a product of this dtype to sums of `total`'s, rounding it only to those.
+    """Whether `torch.addmm` adds a product of this dtype (V, H) to sums (V, H) of `total`'s, rounding it only to those.
 
     Of one dtype any device does. bfloat16 to float32 does CUDA, since PyTorch 2.11: before, the sums had to be bfloat16 too.
     """
@@ -258,6 +267,7 @@ class _SumInBlocks(torch.autograd.Function):
         in_float32: bool,
         gradient_scale: float | None,
     ) -> Tensor:
+        """The sum, () float32. The gradients (N, H) and (V, H) are kept for `backward`: no logits are."""
         dtype = product_dtype(hidden_NH)
         N = hidden_NH.shape[0]
         input_NH, W_VH = hidden_NH.to(dtype), weight_VH.to(dtype)
@@ -293,8 +303,10 @@ class _SumInBlocks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+        """Gradients (N, H) and (V, H), those of `forward` times that of the sum, ()."""
         hidden_gradient_NH, weight_gradient_VH = ctx.saved_tensors
         if ctx.is_scaled:
+            # On a GPU without waiting for it: the check runs in its stream, and raises when the host next waits.
             torch._assert_async(gradients[0] == 1, "a sum with a gradient_scale is where the backward pass begins")
         else:
             # In place, as they are used once: a copy of the head's gradient would be the largest tensor of a step.
@@ -303,7 +315,7 @@ class _SumInBlocks(torch.autograd.Function):
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor, scale: float, in_product: bool) -> None:
-    """`total += scale * left @ right`, in one pass over `total` where the device can."""
+    """`total += scale * left @ right`, (V, H) += (V, K) @ (K, H), in one pass over `total` where the device can."""
     if left.dtype == total.dtype:
         total.addmm_(left, right, alpha=scale)
     elif in_product:
@@ -320,7 +332,6 @@ def add_product(total: Tensor, left: Tensor, right: Tensor, scale: float, in_pro
 
 # (hidden_KH, index of a slice of the vocabulary) -> logsumexp (K,) float32 of its logits.
 SliceLogSumExp = Callable[[Tensor, int], Tensor]
-
 
 # (hidden_KH, targets_K) -> W_target h (K,) float32.
 TargetProducts = Callable[[Tensor, Tensor], Tensor]

@@ -2,6 +2,8 @@
 
 PyTorch multiplies float32 by MKL, which does not use all that some CPUs have: on an AMD Zen 5 (2 cores, torch 2.13)
 oneDNN reached 430 GFLOP/s where MKL had 185, and on Intel the two are alike. Low precisions use oneDNN anyway.
+
+Shapes: N tokens, I width of the input, O width of the output, T tokens of the probe, H width of the hidden state.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-# Rows of the inputs that the packed order is made for; any number of rows may be multiplied.
+# Rows of the inputs that the packed order is made for: a batch's on a CPU (`scoring.batches`). Any number of rows may be multiplied.
 _TYPICAL_ROWS = 2048
 
 
@@ -25,13 +27,13 @@ def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def pack_weight(weight_OI: Tensor) -> Tensor:
-    """A weight (out, in) in oneDNN's own order; only `multiply` can use it."""
+    """A weight (O, I) in oneDNN's own order, whose shape tells nothing; only `multiply` can use it."""
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach().contiguous(), _TYPICAL_ROWS)
     return packed
 
 
 def multiply(inputs_NI: Tensor, packed: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """`x W^T + b` (N, out), float32, with a packed weight."""
+    """`x W^T + b` (N, O), float32, with a packed weight."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(inputs_NI, packed, bias_O, "none", [], "")
     return product
 
@@ -46,6 +48,7 @@ class PackedLinear(nn.Module):
         self.bias = linear.bias
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Outputs (..., O) of inputs (..., I)."""
         return multiply(inputs, self.packed, self.bias)
 
 
@@ -75,5 +78,6 @@ def pack_linears(body: nn.Module) -> int:
 
 @torch.no_grad()
 def _run_probe(body: nn.Module) -> Tensor:
+    """Hidden states (1, T, H) of eight tokens."""
     hidden_1TH: Tensor = body(input_ids=torch.arange(1, 9)[None], use_cache=False).last_hidden_state
     return hidden_1TH

@@ -8,6 +8,7 @@ from miniplm.errors import ModelError
 
 # What a batch's activations and the logits of a tile may take; the rest of a GPU is for weights.
 _RESERVED_SHARE = 0.15
+# A parameter's, while it is loaded: those of fp8 come as bfloat16 and are rounded layer by layer.
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 2, "fp8-head": 2}
 
 

@@ -30,7 +30,7 @@ _TRIALS = 3
 
 
 def make_probe(vocab_size: int, length: int, device: torch.device, shift: int = 0) -> Tensor:
-    """Token ids (length,) int64 that do not repeat before the vocabulary is used up."""
+    """Token ids (T,) int64 that do not repeat before the vocabulary is used up: 7919 is a prime, so its multiples meet every id of any usual size."""
     places = torch.arange(1, length + 1, dtype=torch.long, device=device)
     return torch.remainder(places * 7919 + shift, vocab_size)
 
@@ -128,6 +128,7 @@ def check_implementations(model: Any, body: Any, vocab_size: int, device: torch.
 
 
 def _run(body: nn.Module, token_ids_T: Tensor) -> Tensor:
+    """Hidden states (T, H)."""
     hidden_TH: Tensor = body(input_ids=token_ids_T[None], use_cache=False).last_hidden_state[0]
     return hidden_TH
 

@@ -2,6 +2,8 @@
 
 All of it is on torch's meta device, so that even a large model takes no memory and less than some seconds; what does not fit is
 found before a corpus is prepared or scored.
+
+Shapes: B sequences, T tokens.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode, UnsupportedFakeTensorException
 
 from miniplm.errors import ConfigError, ModelError, list_offenders, reading_users_file
 from miniplm.models.configuration import read_config
@@ -62,6 +65,7 @@ class _StoredSlice:
         return self.tensor.dtype
 
     def __getitem__(self, index: Any) -> torch.Tensor:
+        """Without values and on no device; its shape is what is wanted, (...) as stored, and its dtype of no meaning."""
         self.was_read = True
         return torch.empty(self.tensor.shape, dtype=torch.bfloat16, device="meta")[index]
 
@@ -82,7 +86,7 @@ def read_skeleton(folder: Path, trust_remote_code: bool = False) -> Skeleton:
             state_dict=slices,
             dtype=torch.float32,
             device_map={"": "meta"},
-            ignore_mismatched_sizes=True,
+            ignore_mismatched_sizes=True,  # they are told below, in our words
             output_loading_info=True,
         )
     unread = sorted(name for name, piece in slices.items() if not piece.was_read)
@@ -154,8 +158,6 @@ def check_forward(model: PreTrainedModel, path: Path, raises: type[ModelError] |
     A family whose shapes depend on values cannot be tried without them, and passes. The model is left in bfloat16, for the
     kernels of experts take nothing else.
     """
-    from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode, UnsupportedFakeTensorException
-
     token_ids_BT = torch.zeros((1, 4), dtype=torch.long, device="meta")
     with (
         reading_users_file(path, "makes a model that cannot compute", "mend the sizes in it", raises),

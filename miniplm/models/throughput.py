@@ -62,10 +62,11 @@ def measure_matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
             multiply(left, packed)
 
     passes, seconds = 0, 0.0
-    work()
+    work()  # once unmeasured: libraries choose their kernel in the first call
     synchronize(device)
     started = time.perf_counter()
     while seconds < _PEAK_SECONDS:
+        # Several at a time on a GPU, so that waiting for it is no part of what is measured.
         for _ in range(1 if device.type == "cpu" else 5):
             work()
             passes += 1

@@ -12,6 +12,7 @@ Split = Literal["candidate", "reference", "heldout"]
 class Record(BaseModel):
     """An immutable record, stored as JSON in manifests and passed between tasks."""
 
+    # A field that is not known is refused: what a later version wrote must not be read in part and written back without it.
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def as_json(self) -> dict[str, Any]:
@@ -159,6 +160,19 @@ class CorpusManifest(Record):
         )
 
 
+class DocumentScoresEntry(Record):
+    """The file with the scores of a shard's documents, beside those of its sequences; a row is a document's part in one sequence.
+
+    `num_unattributed` sequences hold an EOS that ends no document, as a text has it: which part is which document's is not known,
+    and their one row has no document.
+    """
+
+    digest: str
+    num_bytes: int
+    num_rows: int
+    num_unattributed: int = 0
+
+
 class ScoreShardManifest(Record):
     """A shard's scores under one model; the shard is scored when this and the file's digest agree.
 
@@ -167,6 +181,7 @@ class ScoreShardManifest(Record):
     in the same dtype (bfloat16 for fp8) measured on the same device, `device_wait_share` the part of `seconds` in
     which the device had nothing to do; `engine` says how the model was run; `worker` which process did it, and
     `start_seconds` how long that process took from its start until the model was ready, once for all its shards.
+    `documents` is None in manifests of earlier versions.
     """
 
     corpus_id: str
@@ -186,6 +201,7 @@ class ScoreShardManifest(Record):
     matmul_peak_share: float | None = None
     device_wait_share: float | None = None
     engine: dict[str, str | int | bool] = {}
+    documents: DocumentScoresEntry | None = None
     worker: str = ""
     start_seconds: float | None = None
     versions: dict[str, str]
@@ -224,34 +240,6 @@ class ModelEntry(Record):
     attention: Literal["sequence", "document"] = "sequence"
     weights_digest: str
     num_parameters: int
-
-
-class CalibrationScores(Record):
-    """The same sequences scored in a model's dtype and in float32: NLLs in nats a scored token, in the order of `sequence_ids`."""
-
-    model_id: str
-    dtype: str
-    nll: tuple[float, ...]
-    float32_nll: tuple[float, ...]
-    tokens_per_second: float
-    float32_tokens_per_second: float
-
-
-class Calibration(Record):
-    """What the dtypes of the two models change, measured on some candidates of a corpus; kept with the scores.
-
-    `within` is the rule whose selection it measures: the best of all its sequences, or of each of their `domains`.
-    """
-
-    corpus_id: str
-    within: Literal["corpus", "domain"] = "corpus"
-    sequence_ids: tuple[int, ...]
-    domains: tuple[str, ...] = ()
-    num_scored_tokens: tuple[int, ...]
-    teacher: CalibrationScores
-    reference: CalibrationScores
-    device: str
-    versions: dict[str, str]
 
 
 class SelectionShardEntry(Record):

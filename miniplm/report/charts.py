@@ -55,7 +55,7 @@ def place_ticks(ticks: Sequence[tuple[float, str]], low: float, high: float, sca
 def draw_distribution(
     edges: np.ndarray[Any, Any], counts: np.ndarray[Any, Any], threshold: float | None, colour: str, label: str
 ) -> Markup:
-    """One domain's histogram, scaled to its own height: what was kept in full colour, the rest faint, r < 0 shaded."""
+    """One domain's histogram, edges (num_bins + 1,) and counts (num_bins,), scaled to its own height: what was kept in full colour, the rest faint, r < 0 shaded."""
 
     def draw(axes: Any) -> None:
         peak = max(1, int(counts.max()))
@@ -127,6 +127,26 @@ def draw_shares(
     return _render(draw, (8, 4), label)
 
 
+def draw_differences(
+    lines: dict[str, list[tuple[float, float, float]]], bounds: tuple[float, float, float, float], label: str
+) -> Markup:
+    """Differences with their standard errors, (place, difference, error) each, one line a student; 0 is marked."""
+    left, right, bottom, top = bounds
+
+    def draw(axes: Any) -> None:
+        for value, _ in choose_ticks(bottom, top):
+            axes.axhline(value, color=_PLACEHOLDERS["--grid"], linewidth=0.8, zorder=-1)
+        axes.axhline(0, color=_PLACEHOLDERS["--threshold"], linewidth=1.2, linestyle=(0, (4, 3)))
+        for index, points in enumerate(lines.values()):
+            places, differences, errors = zip(*points, strict=True)
+            style: Any = {"color": _PLACEHOLDERS[f"--s{index % 6}"], "linewidth": 2.2, "linestyle": ("-", (0, (5, 2)))[index % 2]}
+            axes.errorbar(places, differences, yerr=errors, marker="o", markersize=7, capsize=5, **style)
+        axes.set_xlim(left, right)
+        axes.set_ylim(bottom, top)
+
+    return _render(draw, (8, 4), label)
+
+
 def choose_power_ticks(low: float, high: float) -> list[tuple[float, Markup]]:
     """Powers of ten within [low, high] with their labels as HTML, every few where there are many; threefold ones where there are few."""
     first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
@@ -176,6 +196,7 @@ def _render(draw: Callable[[Any], None], size: tuple[float, float], label: str) 
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
+    # Without a salt matplotlib writes other ids each time, and the page would have other bytes.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "miniplm", "path.simplify": False}):
         figure = Figure(figsize=size, facecolor="none")
         axes = figure.add_axes((0, 0, 1, 1), facecolor="none")

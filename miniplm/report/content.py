@@ -46,8 +46,8 @@ class ScoreHistogram:
     `num_below` and `num_above`; only a few far outliers are.
     """
 
-    edges: np.ndarray[Any, Any]
-    counts: dict[str, np.ndarray[Any, Any]]
+    edges: np.ndarray[Any, Any]  # (num_bins + 1,)
+    counts: dict[str, np.ndarray[Any, Any]]  # (num_bins,) each
     num_below: int
     num_above: int
 
@@ -178,11 +178,12 @@ def _make_curve(metrics: Mapping[int, CheckpointMetrics]) -> LossCurve:
 
 
 def make_loss_curve(step: np.ndarray[Any, Any], loss: np.ndarray[Any, Any]) -> LossCurve:
-    """A curve of at most 800 points; `smooth_loss` at step s is the mean over the steps from 0.85 s to 1.15 s.
+    """A curve of at most 800 points of all (num_steps,); `smooth_loss` at step s is the mean over the steps from 0.85 s to 1.15 s.
 
     Such a window grows with the step, so it follows the steep start and still calms the long end.
     """
     if len(step) > _MAX_CURVE_POINTS:
+        # More points than the chart has pixels would only make the page larger: some 20 bytes each, for each student.
         stretches = np.array_split(np.arange(len(step)), _MAX_CURVE_POINTS)
         step = np.array([step[stretch].mean() for stretch in stretches])
         loss = np.array([loss[stretch].mean() for stretch in stretches])

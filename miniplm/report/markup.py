@@ -29,7 +29,7 @@ def _open_templates() -> Environment:
     templates = Environment(
         loader=PackageLoader("miniplm.report"),
         autoescape=True,
-        undefined=StrictUndefined,
+        undefined=StrictUndefined,  # a name that is not given is a fault, and would else be an empty place on the page
         finalize=escape,
         trim_blocks=True,
         lstrip_blocks=True,

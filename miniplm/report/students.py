@@ -31,7 +31,7 @@ _LOG_SCALE_STEPS = 200
 
 @dataclass(frozen=True)
 class StudentPair:
-    """The evaluated student of the headline, and the baseline it is held against where there is one."""
+    """The evaluated student of the headline, and the baseline that it is compared with, where there is one."""
 
     name: str
     student: StudentRecord

@@ -1,4 +1,7 @@
-"""What a run will cost, before it runs: tokens from counts or a sample, rates from a short probe of this machine's device."""
+"""What a run will cost, before it runs: tokens from counts or a sample, rates from a short probe of this machine's device.
+
+Shapes: B sequences, T tokens of each, S = T - 1 of them that are inputs, H width of the hidden state.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ from miniplm.run.training_plans import load_own_tokenizer
 from miniplm.scoring.engine import Scorer
 from miniplm.scoring.shards import check_score_shards
 from miniplm.sources.documents import Document
-from miniplm.sources.reading import read_records
+from miniplm.sources.reading import read_source_records
 from miniplm.storage.root import Storage
 from miniplm.tokenizers.tokenizer import CorpusTokenizer, load_tokenizer
 from miniplm.training.flops import match_training
@@ -330,7 +333,7 @@ def _estimate_tokens(plan: RunPlan, planned: CorpusPlan, tokenizer: CorpusTokeni
 
         for file in files[::step][:_SAMPLE_FILES]:
             texts, characters = [], 0
-            for record in read_records(file, source, 0, 0, on_bytes):
+            for record in read_source_records(file, source, 0, 0, on_bytes):
                 if isinstance(record, Document):
                     texts.append(record.text)
                     characters += len(record.text)

@@ -12,7 +12,11 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
+from packaging.requirements import Requirement
+
 from miniplm.errors import StorageError
+from miniplm.models.dtypes import LEAST_WIDTH_OF_BFLOAT16
 from miniplm.records.manifests import Record
 from miniplm.storage.root import Storage
 
@@ -82,8 +86,6 @@ def _check_packages() -> Iterator[Finding]:
 
 def check_requirements(needed: list[str]) -> Iterator[Finding]:
     """Whether installed packages lie in the ranges that this package declares; those of extras are left out."""
-    from packaging.requirements import Requirement
-
     for text in needed:
         requirement = Requirement(text)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
@@ -109,7 +111,6 @@ def _check_devices() -> Iterator[Finding]:
     import torch
 
     from miniplm.models.devices import has_native_bfloat16
-    from miniplm.models.dtypes import LEAST_WIDTH_OF_BFLOAT16
 
     multiplies = "bfloat16 and float32" if has_native_bfloat16() else "float32"
     scores = f"bfloat16 from hidden width {LEAST_WIDTH_OF_BFLOAT16}, else in float32" if has_native_bfloat16() else "float32"
@@ -135,8 +136,6 @@ def _check_devices() -> Iterator[Finding]:
 
 
 def _check_memory() -> Iterator[Finding]:
-    import psutil
-
     memory = psutil.virtual_memory()
     available, total = memory.available, memory.total
     limit = _read_cgroup_limit(Path("/sys/fs/cgroup"))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from miniplm.errors import FidelityError
 from miniplm.models.devices import describe_device, resolve_device
-from miniplm.records.manifests import Calibration, CorpusManifest, ModelEntry
+from miniplm.records.calibrations import Calibration
+from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.run.plan import RunPlan
 from miniplm.selection.fidelity import find_calibration, measure_fidelity, needs_calibration
 from miniplm.storage.root import Storage

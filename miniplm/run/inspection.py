@@ -16,6 +16,7 @@ from miniplm.errors import ConfigError, CorpusError, RunError, list_offenders
 from miniplm.records.manifests import CorpusManifest, DomainCounts, DomainSelection, Record, SelectionManifest, ShardEntry, Split
 from miniplm.records.run import RunRecord
 from miniplm.scoring.shards import check_score_shard
+from miniplm.selection.documents import document_scores
 from miniplm.selection.join import candidate_scores, check_scores, connect
 from miniplm.selection.ranking import load_selection
 from miniplm.storage.root import Storage
@@ -36,6 +37,29 @@ class DocumentOrigin(Record):
     document_id: int
     path: str | None
     record_number: int | None
+
+
+class InspectedDocument(DocumentOrigin):
+    """A document with the scores of all of it that lies among the candidates, in nats a scored token.
+
+    `first_sequence_id` is the first of the `num_sequences` sequences that hold a part of it.
+    """
+
+    domain: str
+    first_sequence_id: int
+    num_sequences: int
+    num_scored_tokens: int
+    teacher_nll: float
+    reference_nll: float
+    difference_score: float
+
+
+class InspectedDocuments(Record):
+    """The documents at one end of the ranking; of `num_unattributed` sequences it is not known which part is which document's."""
+
+    documents: tuple[InspectedDocument, ...]
+    num_documents: int
+    num_unattributed: int
 
 
 class InspectedSequence(Record):
@@ -78,6 +102,14 @@ def inspect_sequences(
     Raises `ConfigError` for an unknown domain or order, `RunError` where the run is not scored yet, and
     `ScoreJoinError` where scores are missing or damaged.
     """
+    corpus = _check_question(storage, record, order, domain, limit)
+    with open_scores(storage, record, corpus) as connection:
+        scores = rank_sequences(connection, order, domain, limit)
+    return describe_sequences(storage, record, corpus, scores)
+
+
+def _check_question(storage: Storage, record: RunRecord, order: str, domain: str | None, limit: int) -> CorpusManifest:
+    """The corpus that is asked for."""
     if order not in ("top", "bottom"):
         raise ConfigError(f"order is {order!r}; it must be top (most wanted) or bottom (least wanted)")
     if limit < 1:
@@ -85,9 +117,7 @@ def inspect_sequences(
     corpus = load_run_corpus(storage, record)
     if domain is not None:
         _check_domain(corpus, domain)
-    with open_scores(storage, record, corpus) as connection:
-        scores = rank_sequences(connection, order, domain, limit)
-    return describe_sequences(storage, record, corpus, scores)
+    return corpus
 
 
 def inspect_sequence(storage: Storage, record: RunRecord, sequence_id: int) -> InspectedSequence:
@@ -105,6 +135,31 @@ def inspect_sequence(storage: Storage, record: RunRecord, sequence_id: int) -> I
         with open_scores(storage, record, one_shard) as connection:
             scores = _fetch_scores(connection, "WHERE sequence_id = ?", [sequence_id])[0]
     return describe_sequences(storage, record, corpus, [scores])[0]
+
+
+def inspect_documents(
+    storage: Storage, record: RunRecord, order: Order = "top", domain: str | None = None, limit: int = 20
+) -> InspectedDocuments:
+    """The `limit` most or least wanted documents of a run by their own difference score, ties by the smaller document id.
+
+    Raises as `inspect_sequences`, and `ScoreError` where the scores of documents are missing, as in runs of earlier versions.
+    """
+    corpus = _check_question(storage, record, order, domain, limit)
+    with open_scores(storage, record, corpus) as connection:
+        models = [entry.model_id for entry in (record.teacher, record.reference) if entry is not None]
+        num_unattributed = document_scores(connection, storage, corpus, models[0], models[1], _score_kind(record))
+        where, parameters = ("WHERE domain = ?", [domain]) if domain is not None else ("", [])
+        ranking = "difference_score DESC, document_id ASC" if order == "top" else "difference_score ASC, document_id DESC"
+        columns = [name for name in InspectedDocument.model_fields if name not in ("path", "record_number")]
+        num_documents = connection.execute(f"SELECT count(*) FROM document_scores {where}", parameters).fetchall()[0][0]
+        rows = connection.execute(
+            f"SELECT {', '.join(columns)} FROM document_scores {where} ORDER BY {ranking} LIMIT {int(limit)}", parameters
+        ).fetchall()
+    documents = []
+    for row in rows:
+        scores = dict(zip(columns, row, strict=True))
+        documents.append(InspectedDocument(**scores | _trace_document(corpus, scores["document_id"]).model_dump()))
+    return InspectedDocuments(documents=tuple(documents), num_documents=num_documents, num_unattributed=num_unattributed)
 
 
 def inspect_domains(storage: Storage, record: RunRecord) -> list[InspectedDomain]:
@@ -141,10 +196,14 @@ def open_scores(storage: Storage, record: RunRecord, corpus: CorpusManifest) -> 
     if record.teacher is None or record.reference is None:
         raise RunError(f"run {record.run_name!r} has no scores yet; `miniplm run` with its config computes them")
     check_scores(storage, corpus, record.teacher.model_id, record.reference.model_id)
-    kind = record.config.get("selection", {}).get("score", "mean")
     with connect(storage) as connection:
-        candidate_scores(connection, storage, corpus, record.teacher.model_id, record.reference.model_id, kind)
+        candidate_scores(connection, storage, corpus, record.teacher.model_id, record.reference.model_id, _score_kind(record))
         yield connection
+
+
+def _score_kind(record: RunRecord) -> str:
+    kind: str = record.config.get("selection", {}).get("score", "mean")
+    return kind
 
 
 def rank_sequences(connection: Any, order: Order, domain: str | None = None, limit: int = 20) -> list[dict[str, Any]]:

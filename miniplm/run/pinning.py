@@ -180,6 +180,9 @@ def make_absolute(config: RunConfig) -> RunConfig:
             ),
             "students": students,
             "evaluation": evaluation.model_copy(update={"task_folder": task_folder, "sources": texts}),
+            "exports": tuple(
+                change(export, to=_absolute(export.to), tokenizer=_absolute_folder(export.tokenizer)) for export in config.exports
+            ),
         }
     )
 

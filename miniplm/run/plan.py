@@ -16,6 +16,7 @@ from miniplm.config.run import (
     CorpusConfig,
     EvaluationConfig,
     ExecutionConfig,
+    ExportConfig,
     ModelConfig,
     ReferenceConfig,
     RunConfig,
@@ -64,6 +65,7 @@ class RunPlan(Record):
     selection: SelectionConfig
     students: tuple[StudentConfig, ...]
     evaluation: EvaluationConfig
+    exports: tuple[ExportConfig, ...] = Field((), exclude_if=lambda exports: not exports)
     execution: ExecutionConfig
     trainings: dict[str, PlannedTraining] = Field(default_factory=dict)
     text_id: str | None = None

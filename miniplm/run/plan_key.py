@@ -11,6 +11,7 @@ from pathlib import Path
 
 from miniplm.config.run import RunConfig, config_as_dict
 from miniplm.errors import ConfigError, reading_users_file
+from miniplm.models.architectures import locate_config
 from miniplm.models.files import locate_model
 from miniplm.models.presets import PRESETS
 from miniplm.storage.file_facts import is_settled
@@ -42,11 +43,12 @@ def _list_folders(config: RunConfig) -> Iterator[Path]:
     for student in config.students:
         if student.tokenizer is not None:
             yield locate_tokenizer(student.tokenizer)
+    for export in config.exports:
+        if export.tokenizer is not None:
+            yield locate_tokenizer(export.tokenizer)
     architectures = [config.reference.architecture, *(student.architecture for student in config.students)]
     for architecture in architectures:
         if architecture is not None and architecture not in PRESETS:
-            from miniplm.models.architectures import locate_config
-
             yield locate_config(architecture)
     if config.evaluation.task_folder is not None:
         yield Path(config.evaluation.task_folder).expanduser()

@@ -8,9 +8,11 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+from miniplm.config.exports import ExportConfig
 from miniplm.corpus.identity import plan_corpus
 from miniplm.corpus.reader import find_corpus
 from miniplm.errors import CorpusError
+from miniplm.export.records import ExportManifest
 from miniplm.progress import ProgressCallback, ignore_progress
 from miniplm.records.manifests import CorpusManifest, ModelEntry, SelectionManifest
 from miniplm.records.run import StageRecord, StudentRecord
@@ -93,6 +95,29 @@ def select(
     if manifest is None:
         manifest = select_sequences(storage, corpus, teacher.model_id, reference.model_id, plan.selection, on_progress)
     return manifest, _record("select", time.monotonic() - started, reused, manifest.num_candidates, "sequences")
+
+
+def export(
+    plan: RunPlan,
+    corpus: CorpusManifest,
+    selection: SelectionManifest,
+    config: ExportConfig,
+    resume: bool = True,
+    on_progress: ProgressCallback = ignore_progress,
+) -> tuple[ExportManifest, StageRecord]:
+    """Makes files of the selection for other people's trainers; goes on with an unfinished export unless `resume` is off."""
+    from miniplm.export.exporting import export_selection
+    from miniplm.run.exports import plan_export
+
+    started = time.monotonic()
+    job = plan_export(Storage(plan.storage), plan, corpus, selection, config)
+    manifest, reused = export_selection(job, resume, on_progress)
+    return manifest, record_export(job.name, time.monotonic() - started, reused, manifest)
+
+
+def record_export(name: str, seconds: float, reused: bool, manifest: ExportManifest) -> StageRecord:
+    """What an export adds to the record of a run."""
+    return _record(name, seconds, reused, manifest.num_source_tokens, "tokens")
 
 
 def derive(

@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
 from miniplm import layout
-from miniplm.config.run import RunConfig
+from miniplm.config.run import ExportConfig, RunConfig
 from miniplm.corpus.identity import plan_corpus
 from miniplm.corpus.reader import find_corpus, load_corpus
 from miniplm.corpus.taken_files import list_files_without_documents
-from miniplm.errors import ConfigError, DerivedError, MiniplmError, RunError, ScoreJoinError
+from miniplm.errors import ConfigError, DamagedFileError, DerivedError, MiniplmError, RunError, ScoreJoinError
 from miniplm.records.manifests import CorpusManifest, ModelEntry, Record, SelectionManifest
 from miniplm.records.run import RunRecord, load_run, save_run
 from miniplm.run.heldout_texts import resolve_text_id
@@ -254,6 +254,24 @@ def _derived_stage(storage: Storage, job: DerivedJob, student_name: str) -> Stag
     )
 
 
+def _export_stage(
+    storage: Storage, plan: RunPlan, corpus: CorpusManifest | None, selection: SelectionManifest | None, export: ExportConfig
+) -> StageStatus:
+    from miniplm.run.exports import find_export, plan_export
+
+    state: State = "missing"
+    num_files, detail = 0, export.to
+    if corpus and selection:
+        try:
+            found = find_export(plan_export(storage, plan, corpus, selection, export))
+            state, num_files = ("done", found.num_files) if found else (state, 0)
+        except DamagedFileError as error:
+            state, detail = "broken", str(error)
+    return StageStatus(
+        name=f"export {export.format}", state=state, num_done=num_files, num_total=num_files, unit="files", detail=detail
+    )
+
+
 def _later_stages(
     storage: Storage, plan: RunPlan, corpus: CorpusManifest | None, reference: ModelEntry | None
 ) -> list[StageStatus]:
@@ -268,6 +286,7 @@ def _later_stages(
             detail=selection.selection_id if selection else "",
         )
     ]
+    stages += [_export_stage(storage, plan, corpus, selection, export) for export in plan.exports]
     for student in plan.students:
         if corpus and selection and list_needed_sets(storage, plan, corpus, selection, student.name):
             from miniplm.run.pending import list_pending_jobs

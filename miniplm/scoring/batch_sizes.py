@@ -32,7 +32,7 @@ class BatchSizeSearch:
         self._computed_seconds = 0.0
 
     def add(self, size: int, num_tokens: int, seconds: float) -> None:
-        """A batch that was planned for `size` tokens and held `num_tokens` was computed in so many seconds."""
+        """A batch that was made for `size` tokens and held `num_tokens` was computed in so many seconds."""
         if size not in self._first_seconds:
             self._first_seconds[size] = seconds
             return

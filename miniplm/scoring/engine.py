@@ -3,6 +3,8 @@
 Batches follow each other on the device without a pause: while one computes, the next is built and copied, and the
 results of those before come back. What is scored is what `miniplm.models.nll.mask_scored_targets` says: every target whose
 input is not EOS.
+
+Shapes: N sequences, P parts of them, T tokens of a sequence, S segments, M tokens that a batch computes; K sums to be added.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from miniplm.models.throughput import (
     measure_seconds,
 )
 from miniplm.scoring.batch_sizes import BatchSizeSearch
-from miniplm.scoring.batches import Attention, IntArray, cut_segments, plan_batches, resolve_tokens_per_batch
+from miniplm.scoring.batches import Attention, IntArray, count_parts, cut_segments, make_batches, resolve_tokens_per_batch
 from miniplm.scoring.forward import Compile, ForwardPass
 from miniplm.scoring.model_inputs import Batch, build_batch
 
@@ -42,15 +44,23 @@ TokenCallback = Callable[[int, Throughput], None]
 # Batches given to a GPU before the results of the first are waited for: a quarter of a second of a small model, in which
 # whoever is told of the progress may be slow.
 _BATCHES_AHEAD = 6
+# A compiled body has a graph for each longest length, at some seconds each: so rounded, a corpus has a handful of them.
 _LENGTH_STEP = 256
 
 
 @dataclass(frozen=True)
 class SequenceScores:
-    """Scores in the order of the sequences given: `nll_sum` (N,) float64 in nats, `num_scored_tokens` (N,) int32."""
+    """Scores in the order of the sequences given: `nll_sum` (N,) float64 in nats, `num_scored_tokens` (N,) int32.
+
+    `num_parts` (N,) says into how many parts each sequence is cut by its EOS, one for each document in it; `part_nll_sum` and
+    `part_num_scored_tokens` (P,) are the scores of all parts, one sequence after the other.
+    """
 
     nll_sum: np.ndarray[Any, np.dtype[np.float64]]
     num_scored_tokens: np.ndarray[Any, np.dtype[np.int32]]
+    num_parts: IntArray
+    part_nll_sum: np.ndarray[Any, np.dtype[np.float64]]
+    part_num_scored_tokens: np.ndarray[Any, np.dtype[np.int32]]
     throughput: Throughput
 
 
@@ -106,7 +116,7 @@ class Scorer:
         eos_token_id: int,
         on_tokens: TokenCallback = lambda num_tokens, throughput: None,
     ) -> SequenceScores:
-        """Sum of NLL over the scored targets of each sequence, a token id array each.
+        """Sum of NLL over the scored targets of each sequence, (T,) token ids each.
 
         In float32 the result is within 1e-4 nats a token of a float64 computation, whatever the batch. A batch that
         runs out of memory is halved, and so are those after it. Raises `ModelError` for a token id beyond the vocabulary or a sequence longer than the model's
@@ -114,7 +124,7 @@ class Scorer:
         """
         _check_sequences(self.model, sequences)
         segments = cut_segments(sequences, eos_token_id, self.attention)
-        # What a token sees on average is half of its own segment.
+        # Weighted by tokens: what a token sees on average is half of its own segment, and most tokens lie in long ones.
         mean_length = float((segments.length**2).sum() / segments.length.sum()) if len(segments) else 0.0
         flops_per_token = count_flops_per_token(self.model.body, self.model.head, mean_length)
         device = self.model.device
@@ -124,7 +134,7 @@ class Scorer:
             # From here on the device waits until the first batch is there.
             clock.stop()
             longest = self._keep_longest(int(segments.length.max(initial=1)))
-            batches = self._plan(segments.length, np.arange(len(segments), dtype=np.int64))
+            batches = self._make_batches(segments.length, np.arange(len(segments), dtype=np.int64))
 
             def tell(num_tokens: int) -> None:
                 on_tokens(num_tokens, achieved(work.num_told))
@@ -135,22 +145,25 @@ class Scorer:
                 wait_seconds = None if self.model.is_spread else clock.wait_seconds
                 return Throughput(num_tokens, time.perf_counter() - started, wait_seconds, flops_per_token, self._matmul_peak)
 
-            work = _Work(np.zeros(len(sequences)), np.zeros(len(sequences), dtype=np.int32), tell, self._search)
+            num_parts = count_parts(sequences, eos_token_id)
+            work = _Work(_Sums(len(sequences)), _Sums(int(num_parts.sum())), tell, self._search)
             num_left = int(segments.length.sum())
             while batches:
                 if self._search is not None and (size := self._search.choose(num_left)) != self.tokens_per_batch:
                     self.tokens_per_batch = size
-                    batches = self._plan(segments.length, np.concatenate(batches))
+                    batches = self._make_batches(segments.length, np.concatenate(batches))
                 chosen = batches.popleft()
                 try:
                     batch = build_batch(
                         sequences, segments, chosen, eos_token_id, self.forward.layout, longest, self._filled_tokens()
                     )
                     launched = self._launch(batch, clock)
+                # Of any class: by library and device, memory that runs out is a RuntimeError or an error of its own.
                 except Exception as error:
                     self._give_up_or_halve(error, segments.length[chosen])
-                    # Neither the batch that failed nor one that was planned after it is done.
-                    batches = self._plan(segments.length, np.concatenate([chosen, *batches]))
+                    # Neither the batch that failed nor one that was to come after it is done.
+                    batches = self._make_batches(segments.length, np.concatenate([chosen, *batches]))
+                    # What is under way was launched before and is good; waited for, it gives its memory back.
                     work.collect(segments.sequence, at_most=0)
                     continue
                 num_left -= batch.num_tokens
@@ -161,11 +174,13 @@ class Scorer:
             throughput = achieved(num_tokens)
         if work.num_told < num_tokens:
             on_tokens(num_tokens - work.num_told, throughput)
-        return SequenceScores(work.nll_sum, work.num_scored, throughput)
+        sums, parts = work.by_sequence, work.by_part
+        return SequenceScores(sums.nll, sums.num_scored, num_parts, parts.nll, parts.num_scored, throughput)
 
-    def _plan(self, lengths: IntArray, left: IntArray) -> deque[IntArray]:
-        plan = plan_batches(lengths[left], self.tokens_per_batch, self.forward.layout, self.forward.needs_equal_lengths)
-        return deque(left[batch] for batch in plan)
+    def _make_batches(self, lengths: IntArray, left: IntArray) -> deque[IntArray]:
+        """Batches of the segments `left` (num_left,), of all lengths (S,)."""
+        made = make_batches(lengths[left], self.tokens_per_batch, self.forward.layout, self.forward.needs_equal_lengths)
+        return deque(left[batch] for batch in made)
 
     def _keep_longest(self, num_inputs: int) -> int:
         """The most inputs of a segment, as a number that changes little: a compiled body is compiled for it."""
@@ -177,7 +192,7 @@ class Scorer:
         return self.tokens_per_batch if self.forward.has_static_shapes else None
 
     def _count_computed(self, lengths: IntArray) -> int:
-        """Tokens that the device computes for a batch, padding and filling included."""
+        """Tokens that the device computes for a batch of segments of these lengths (S,), padding and filling included."""
         num_tokens = int(len(lengths) * lengths.max() if self.forward.layout == "rows" else lengths.sum())
         return max(num_tokens, self._filled_tokens() or 0)
 
@@ -190,6 +205,7 @@ class Scorer:
         end = clock.stop()
         if device.type != "cuda":
             return _Launched(nll_M.cpu(), None, self.tokens_per_batch, begin, end)
+        # Pinned, or the copy would wait for the device, and the next batch for the copy.
         on_host_M = torch.empty(nll_M.shape, dtype=nll_M.dtype, pin_memory=True)
         on_host_M.copy_(nll_M, non_blocking=True)
         event = torch.cuda.Event()
@@ -197,6 +213,7 @@ class Scorer:
         return _Launched(on_host_M, event, self.tokens_per_batch, begin, end)
 
     def _give_up_or_halve(self, error: Exception, lengths: IntArray) -> None:
+        """Raises what is no lack of memory, or a batch of one segment; else the next batches are smaller. Lengths (S,) of the batch."""
         if not is_out_of_memory(error):
             raise error
         if self._search is not None:
@@ -224,7 +241,7 @@ class Scorer:
 
 @dataclass(frozen=True)
 class _Launched:
-    """A batch on its way: its NLLs are there once `event` has happened; planned for `size` tokens, computed from `begin` to `end`."""
+    """A batch on its way: its NLLs are there once `event` has happened; made for `size` tokens, computed from `begin` to `end`."""
 
     nll_M: Tensor
     event: torch.cuda.Event | None
@@ -233,12 +250,26 @@ class _Launched:
     end: ClockMark
 
 
+class _Sums:
+    """`nll` (num_sums,) float64 and `num_scored` (num_sums,) int32 of sequences, or of parts of them."""
+
+    def __init__(self, num_sums: int) -> None:
+        self.nll = np.zeros(num_sums)
+        self.num_scored = np.zeros(num_sums, dtype=np.int32)
+
+    def add(self, owners: IntArray, nll: np.ndarray[Any, np.dtype[np.float64]], num_scored: IntArray) -> None:
+        """Adds `nll` (K,) and `num_scored` (K,) to the sums `owners` (K,)."""
+        # `add.at`, as two segments of a batch may be of one sequence: `+=` would count only the last.
+        np.add.at(self.nll, owners, nll)
+        np.add.at(self.num_scored, owners, num_scored.astype(np.int32))
+
+
 @dataclass
 class _Work:
     """What is summed up so far, and the batches whose results are still on their way."""
 
-    nll_sum: np.ndarray[Any, np.dtype[np.float64]]
-    num_scored: np.ndarray[Any, np.dtype[np.int32]]
+    by_sequence: _Sums
+    by_part: _Sums
     on_tokens: Callable[[int], None]
     search: BatchSizeSearch | None = None
     num_told: int = 0
@@ -250,16 +281,16 @@ class _Work:
         self._in_flight.append((batch, launched))
 
     def collect(self, owners: IntArray, at_most: int) -> None:
-        """Adds the results of the oldest batches to their sequences until `at_most` are on their way."""
+        """Adds the results of the oldest batches to the sequences that own their segments, (S,), until `at_most` are on their way."""
         while len(self._in_flight) > at_most:
             batch, launched = self._in_flight.popleft()
             if launched.event is not None:
                 launched.event.synchronize()
             if self.search is not None:
                 self.search.add(launched.size, batch.num_tokens, measure_seconds(launched.begin, launched.end))
-            sums, counts = batch.sum_by_segment(launched.nll_M.numpy())
-            np.add.at(self.nll_sum, owners[batch.segments], sums)
-            np.add.at(self.num_scored, owners[batch.segments], counts.astype(np.int32))
+            nll_M = launched.nll_M.numpy()
+            self.by_sequence.add(owners[batch.segments], *batch.sum_by_segment(nll_M))
+            self.by_part.add(*batch.sum_by_part(nll_M))
             # A segment stands for its inputs and the target after them.
             num_tokens = batch.num_tokens + len(batch.segments)
             self.num_told += num_tokens
@@ -267,6 +298,7 @@ class _Work:
 
 
 def _check_sequences(model: LoadedModel, sequences: Sequence[np.ndarray[Any, Any]]) -> None:
+    """Raises `ModelError` for token ids (T,) that the model does not have; on a GPU they would end the process's use of it."""
     for row, sequence in enumerate(sequences):
         if len(sequence) and int(sequence.max()) >= model.vocab_size:
             raise ModelError(

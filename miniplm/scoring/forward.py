@@ -2,6 +2,8 @@
 
 Everything that could be wrong for an odd model is tried on it first: a layout whose hidden states are not those of
 sequences scored alone is not used, and a body that does not compile runs as it is; what was found is said in `notes`.
+
+Shapes: R rows, T tokens a row, M = R * T tokens computed, N tokens of segments, H width of the hidden state, V vocabulary.
 """
 
 from __future__ import annotations
@@ -63,6 +65,7 @@ class ForwardPass:
 
     @torch.no_grad()
     def __call__(self, inputs: ModelInputs) -> Tensor:
+        """NLL (M,) float32, that of padding and filling included: whoever sums them leaves those out."""
         hidden_RTH = self._run_body(_body_arguments(inputs))
         # Mamba keeps its hidden state in float32, and the last layer may lie on another device than the head.
         weight_VH = self.model.head.weight_VH
@@ -70,6 +73,7 @@ class ForwardPass:
         return self.head.nll(hidden_MH, inputs.targets_M.to(weight_VH.device))
 
     def _run_body(self, arguments: dict[str, Any]) -> Tensor:
+        """Hidden states (R, T, H)."""
         if self._compiled is None:
             result: Tensor = self.model.body(**arguments).last_hidden_state
             return result
@@ -109,7 +113,7 @@ class ForwardPass:
         return "rows"
 
     def _try_flat(self, pieces: list[Tensor], expected_NH: Tensor) -> str:
-        """Why this model cannot be computed over segments in one row; empty where it can, and its attention is then set to do so."""
+        """Why this model cannot be computed over segments (T,) in one row; empty where it can, and its attention is then set to do so."""
         body = cast(Any, self.model.body)
         register_attention()
         try:
@@ -126,15 +130,15 @@ class ForwardPass:
         return "" if difference <= ROUNDING[body.dtype] else f"hidden states differ by {difference:.2g} of themselves"
 
     def _find_rows(self, pieces: list[Tensor], alone: list[Tensor]) -> None:
-        """Finds whether padded rows of several lengths, or of one length only, give what each gives alone."""
+        """Finds whether padded rows of several lengths, or of one length only, give what each piece (T,) gives alone, (T, H)."""
         model, body = self.model, cast(Any, self.model.body)
         longest = len(pieces[0])
 
-        def differ(rows: list[Tensor], expected: list[Tensor]) -> float:
-            padded = torch.stack([torch.nn.functional.pad(row, (0, longest - len(row))) for row in rows])
-            found = body(input_ids=padded, use_cache=False).last_hidden_state
-            together = torch.cat([found[row, : len(hidden)] for row, hidden in enumerate(expected)])
-            return differences(together, torch.cat(expected)).nan_to_num(torch.inf).max().item()
+        def differ(rows: list[Tensor], expected: list[Tensor]) -> float:  # (T,), and (T, H) of each
+            padded_RT = torch.stack([torch.nn.functional.pad(row, (0, longest - len(row))) for row in rows])
+            found_RTH = body(input_ids=padded_RT, use_cache=False).last_hidden_state
+            together_NH = torch.cat([found_RTH[row, : len(hidden)] for row, hidden in enumerate(expected)])
+            return differences(together_NH, torch.cat(expected)).nan_to_num(torch.inf).max().item()
 
         if not self.needs_equal_lengths and (difference := differ(pieces, alone)) > ROUNDING[body.dtype]:
             self.needs_equal_lengths = True
@@ -169,6 +173,7 @@ class ForwardPass:
                 self.note(f"the head kernel chosen earlier does not work any more: {error}; another one is chosen")
         kernel = choose_head_kernel(head, compile_allowed, in_fp8=in_fp8)
         path.parent.mkdir(parents=True, exist_ok=True)
+        # Renamed when it is whole: two processes of a machine choose at the same time, and either choice is good.
         with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".partial", delete=False) as file:
             json.dump(_read_choices(path) | {key: kernel.name}, file, indent=2)
         os.replace(file.name, path)
@@ -198,7 +203,7 @@ def _read_choices(path: Path) -> dict[str, str]:
 
 
 def _make_inputs(pieces: list[Tensor]) -> ModelInputs:
-    """The pieces as segments of one row."""
+    """The pieces (T,) as segments of one row."""
     device, lengths = pieces[0].device, [len(piece) for piece in pieces]
     borders = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
     positions = torch.cat([torch.arange(length, device=device) for length in lengths])[None]

@@ -6,7 +6,9 @@
     fp8-compiled, fp8-compiled-small   CUDA: each tile's log-sum-exp fused by torch.compile
     fp8-triton     CUDA, plain head: the Triton kernel, its products summed in float32
 
-The logit of a target is of the same rounded numbers, summed in float32. Shapes as in `miniplm.models.nll`.
+The logit of a target is of the same rounded numbers, summed in float32.
+
+Shapes: N tokens, K tokens of a tile, H width of the hidden state, V vocabulary, S of a slice of it.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from miniplm.models.fp8 import DIMENSION_MULTIPLE, multiply_quantized, quantize_
 from miniplm.models.nll import Head, nll_in_tiles
 from miniplm.scoring import triton_nll
 
+# (hidden_NH, targets_N) -> NLL (N,) float32, in nats.
 NllOfHidden = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -43,22 +46,23 @@ class RoundedHead:
         if compiled:
             round_tile, reduce = compile_each_shape(quantize_rows), compile_each_shape(self._reduce)
 
-        def nll_of_tile(hidden_KH: Tensor, targets_K: Tensor) -> Tensor:
+        def nll_of_tile(hidden_KH: Tensor, targets_K: Tensor) -> Tensor:  # (K,)
             num_tokens = len(hidden_KH)
             # Filled up to a whole tile, so that what is left over at the end is not compiled for.
             whole_KH = pad(hidden_KH, (0, 0, 0, tile_tokens - num_tokens)) if compiled and num_tokens < tile_tokens else hidden_KH
             q_KH, scale_K = round_tile(whole_KH)
 
-            def reduce_slice(_: Tensor, index: int) -> Tensor:
+            # The hidden states that both are given (K, H) are the tile's, which is rounded already.
+            def reduce_slice(_: Tensor, index: int) -> Tensor:  # (K,)
                 return reduce(q_KH, scale_K, *slices[index])[:num_tokens]
 
-            def multiply_targets(_: Tensor, targets_K: Tensor) -> Tensor:
+            def multiply_targets(_: Tensor, targets_K: Tensor) -> Tensor:  # (K,)
                 products_K = (q_KH[:num_tokens].float() * self.q_VH[targets_K].float()).sum(dim=1)
                 return products_K * scale_K[:num_tokens] * self.scale_V[targets_K]
 
             return nll_in_tiles(self.head, hidden_KH, targets_K, max(1, num_tokens), len(slices), reduce_slice, multiply_targets)
 
-        def nll(hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
+        def nll(hidden_NH: Tensor, targets_N: Tensor) -> Tensor:  # (N,)
             tiles = zip(hidden_NH.split(tile_tokens), targets_N.split(tile_tokens), strict=True)
             return torch.cat([nll_of_tile(hidden_KH, targets_K) for hidden_KH, targets_K in tiles])
 
@@ -71,7 +75,7 @@ class RoundedHead:
         # In one pass over the hidden states instead of five.
         round_rows = CompiledCall(quantize_rows, "the rounding of hidden states") if compile_allowed else quantize_rows
 
-        def nll(hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
+        def nll(hidden_NH: Tensor, targets_N: Tensor) -> Tensor:  # (N,)
             if compile_allowed:
                 vary_shape(hidden_NH)
             q_NH, scale_N = round_rows(hidden_NH)
@@ -80,12 +84,15 @@ class RoundedHead:
         return nll
 
     def _cut(self, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor | None, int]:
-        """A slice of the vocabulary: weight and scales, bias, how many there are. Tensor cores want a multiple of 16: zeros fill up."""
+        """A slice of the vocabulary: weight (S, H) and scales (S,), bias (stop - start,), how many there are.
+
+        Tensor cores want a multiple of 16: zeros fill up.
+        """
         missing = -(stop - start) % DIMENSION_MULTIPLE
         weight_SH, scale_S = self.q_VH[start:stop], self.scale_V[start:stop]
         if missing:
-            zeros_MH = torch.zeros((missing, weight_SH.shape[1]), device=weight_SH.device).to(weight_SH.dtype)
-            weight_SH, scale_S = torch.cat([weight_SH, zeros_MH]), pad(scale_S, (0, missing), value=1.0)
+            zeros_SH = torch.zeros((missing, weight_SH.shape[1]), device=weight_SH.device).to(weight_SH.dtype)
+            weight_SH, scale_S = torch.cat([weight_SH, zeros_SH]), pad(scale_S, (0, missing), value=1.0)
         return weight_SH, scale_S, None if self.head.bias_V is None else self.head.bias_V[start:stop], stop - start
 
     def _reduce(

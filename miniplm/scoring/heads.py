@@ -1,13 +1,14 @@
-"""The ways to make NLL of hidden states without storing logits, and which of them a device uses.
+"""The ways to compute NLLs from hidden states without storing logits, and which of them a device uses.
 
     tiles      any device and head: logits a tile of tokens x vocabulary at a time
     compiled   CUDA: the same, each tile's log-sum-exp fused by torch.compile
     compiled-small  CUDA: the same with tiles of half the vocabulary, whose logits stay in the L2 cache
     triton     CUDA, plain head: a Triton kernel that reduces a tile in registers
-    quack      CUDA, plain head: QuACK's CuTe kernel with a log-sum-exp epilogue, where quack-kernels is installed
 
-With the head in fp8 they are those of `miniplm.scoring.fp8_head`. On a GPU each is tried on the model's own head: one that fails or differs from `tiles` is left out, the fastest is
-taken. Shapes as in `miniplm.models.nll`.
+With the head in fp8 they are those of `miniplm.scoring.fp8_head`. On a GPU each is tried on the model's own head: one that fails or
+differs from `tiles` is left out, the fastest is taken.
+
+Shapes: N tokens, K tokens of a tile, H width of the hidden state, V vocabulary, S of a slice of it.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from miniplm.models.compilation import compile_each_shape
 from miniplm.models.devices import is_device_lost, is_out_of_memory
 from miniplm.models.nll import Head, nll_in_tiles
 from miniplm.models.packed_linear import can_pack, multiply, pack_weight
+from miniplm.scoring import triton_nll
 from miniplm.scoring.fp8_head import RoundedHead
 
+# (hidden_NH, targets_N) -> NLL (N,) float32, in nats.
 NllOfHidden = Callable[[Tensor, Tensor], Tensor]
 
 # Logits of a tile: 16 MiB float32 stay in the cache of a CPU, 128 MiB leave a GPU's products large.
@@ -34,6 +37,7 @@ _CPU_TILE = (1024, 4096)
 _GPU_TILE = (4096, 8192)
 # 32 MiB of bfloat16 logits: an H100's L2 cache holds 50 MB.
 _SMALL_GPU_TILE = (4096, 4096)
+# Two tiles of a GPU, so that what lies between two is tried too.
 _PROBE_TOKENS = 8192
 # Largest difference from `tiles` that is rounding, nats a token, and largest mean of it: a part of the vocabulary that is
 # left out moves all NLLs to one side.
@@ -61,7 +65,7 @@ def make_tiles(head: Head) -> HeadKernel:
     # Float32 logits of a low precision, without rounding them to it on the way.
     has_float32_product = weight_VH.is_cuda and weight_VH.dtype != torch.float32
 
-    def reduce_slice(hidden_KH: Tensor, index: int) -> Tensor:
+    def reduce_slice(hidden_KH: Tensor, index: int) -> Tensor:  # (K,)
         if packed:
             logits_KS = multiply(hidden_KH, packed[index])
         elif has_float32_product:
@@ -87,7 +91,7 @@ def choose_head_kernel(head: Head, compile_allowed: bool, only: str | None = Non
             "compiled": partial(make_compiled, tile=_GPU_TILE),
             "compiled-small": partial(make_compiled, tile=_SMALL_GPU_TILE),
         }
-        tiles, makers = make_tiles(head), {**(compiled if compile_allowed else {}), "triton": _make_triton, "quack": _make_quack}
+        tiles, makers = make_tiles(head), {**(compiled if compile_allowed else {}), "triton": _make_triton}
     if only == tiles.name or (only is None and head.weight_VH.device.type != "cuda"):
         return tiles
     hidden_NH, targets_N = _make_probe(head)
@@ -132,12 +136,12 @@ def make_compiled(head: Head, tile: tuple[int, int]) -> HeadKernel:
     slices = head.weight_VH.split(slice_size)
     biases = [None] * len(slices) if head.bias_V is None else list(head.bias_V.split(slice_size))
 
-    def reduce_tile(hidden_KH: Tensor, weight_SH: Tensor, bias_S: Tensor | None) -> Tensor:
+    def reduce_tile(hidden_KH: Tensor, weight_SH: Tensor, bias_S: Tensor | None) -> Tensor:  # (K,)
         return torch.logsumexp(head.adjust((hidden_KH @ weight_SH.t()).float(), bias_S), dim=1)
 
     compiled = compile_each_shape(reduce_tile)
 
-    def reduce_slice(hidden_KH: Tensor, index: int) -> Tensor:
+    def reduce_slice(hidden_KH: Tensor, index: int) -> Tensor:  # (K,)
         # Filled up to a whole tile, so that what is left over at the end is not compiled for.
         num_tokens = hidden_KH.shape[0]
         whole_KH = (
@@ -152,28 +156,13 @@ def make_compiled(head: Head, tile: tuple[int, int]) -> HeadKernel:
 
 
 def _make_triton(head: Head) -> HeadKernel | None:
-    from miniplm.scoring import triton_nll
-
     if not head.is_plain or not triton_nll.is_available(head.weight_VH.device):
         return None
     return HeadKernel("triton", lambda hidden_NH, targets_N: triton_nll.nll_by_triton(hidden_NH, head.weight_VH, targets_N))
 
 
-def _make_quack(head: Head) -> HeadKernel | None:
-    if not head.is_plain or head.weight_VH.dtype == torch.float32:
-        return None
-    from quack.epilogue.library import lse_target_epi
-
-    def nll(hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
-        result = lse_target_epi(hidden_NH.contiguous(), head.weight_VH.mT, store_d=False, target=targets_N, tuned=False)
-        difference: Tensor = result["lse"] - result["target_logit"]
-        return difference
-
-    return HeadKernel("quack", nll)
-
-
 def _make_probe(head: Head) -> tuple[Tensor, Tensor]:
-    """Hidden states that give logits of the size that a trained model has, and targets over the whole vocabulary."""
+    """Hidden states (N, H) that give logits of the size that a trained model has, and targets (N,) over the whole vocabulary."""
     weight_VH = head.weight_VH
     generator = torch.Generator().manual_seed(0)
     targets_N = torch.randint(0, weight_VH.shape[0], (_PROBE_TOKENS,), generator=generator)

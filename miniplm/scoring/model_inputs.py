@@ -1,6 +1,7 @@
 """From segments to the tensors of one forward pass, and from the NLL of tokens back to sums of segments.
 
-Shapes: R rows, T tokens a row, M = R * T tokens computed, S segments of the batch.
+Shapes: R rows, T tokens a row, M = R * T tokens computed, N of them in one row of segments, filling included; S segments of the
+batch, P borders between its documents and segments.
 """
 
 from __future__ import annotations
@@ -43,13 +44,15 @@ class ModelInputs:
 class Batch:
     """One batch on the host: its tensors, and where in them each segment lies.
 
-    `offsets` (S,) is a segment's first place in the M tokens, `scored_M` marks the targets that count.
+    `offsets` (S,) is a segment's first place in the M tokens, `first_parts` (S,) as in `Segments`, `scored_M` marks the
+    targets that count.
     """
 
     inputs: ModelInputs
     segments: IntArray
     offsets: IntArray
     lengths: IntArray
+    first_parts: IntArray
     scored_M: np.ndarray[Any, np.dtype[np.bool_]]
 
     @property
@@ -60,11 +63,31 @@ class Batch:
     def sum_by_segment(self, nll_M: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, np.dtype[np.float64]], IntArray]:
         """Float64 sums (S,) of the NLL of the scored targets, and their number (S,)."""
         ends = self.offsets + self.lengths
+        # In float64 from here on: a sum of 1,024 float32 NLLs would differ in its last digits with the order of its terms.
         # reduceat takes every second part: what lies between two segments belongs to none.
-        parts = np.stack([self.offsets, ends], axis=1).ravel()
+        sums, counts = self._sum_between(np.stack([self.offsets, ends], axis=1).ravel(), nll_M)
+        return sums[::2], counts[::2]
+
+    def sum_by_part(self, nll_M: np.ndarray[Any, Any]) -> tuple[IntArray, np.ndarray[Any, np.dtype[np.float64]], IntArray]:
+        """The same by document: the part (P,) as `Segments.first_part` counts, its sum (P,) and number (P,)."""
+        # An input that is EOS has the next document's first token for its target, which is not scored: there a part begins.
+        eos = np.flatnonzero(~self.scored_M)
+        owners = np.searchsorted(self.offsets, eos, side="right") - 1
+        is_input = eos < (self.offsets + self.lengths)[owners]  # the others only fill up, and add nothing
+        borders = np.concatenate([self.offsets, eos[is_input]])
+        order = np.argsort(borders, kind="stable")
+        segments = np.concatenate([np.arange(len(self.offsets)), owners[is_input]])[order]
+        within = np.arange(len(segments)) - np.searchsorted(segments, segments)
+        # Two equal borders, as of a segment that begins with EOS, give the target there, which is not scored: 0.
+        return self.first_parts[segments] + within, *self._sum_between(borders[order], nll_M)
+
+    def _sum_between(
+        self, borders: IntArray, nll_M: np.ndarray[Any, Any]
+    ) -> tuple[np.ndarray[Any, np.dtype[np.float64]], IntArray]:
+        """Sums (num_borders,) and numbers of the scored targets from each border (num_borders,) to the next; from the last to the end."""
         nll = np.append(np.where(self.scored_M, nll_M, 0.0).astype(np.float64), 0.0)
         scored = np.append(self.scored_M, False).astype(np.int64)
-        return np.add.reduceat(nll, parts)[::2], np.add.reduceat(scored, parts)[::2]
+        return np.add.reduceat(nll, borders), np.add.reduceat(scored, borders)
 
 
 def build_batch(
@@ -76,7 +99,7 @@ def build_batch(
     longest: int,
     num_computed: int | None = None,
 ) -> Batch:
-    """The batch of the chosen segments. `flat` is filled up to `num_computed` tokens where that is given, so that its shape repeats.
+    """The batch of the chosen segments (S,), of sequences of token ids (T,). `flat` is filled up to `num_computed` tokens where that is given, so that its shape repeats.
 
     `longest` is the most inputs that any segment has; what fills up is cut into segments of at most that.
     """
@@ -88,7 +111,7 @@ def build_batch(
     if layout == "rows":
         shape = (len(chosen), int(lengths.max()))
         token_ids, targets, scored = (
-            np.full(shape, max(eos_token_id, 0)),
+            np.full(shape, max(eos_token_id, 0)),  # any id will do for padding, which no token before it sees; -1 means no EOS
             np.zeros(shape, dtype=np.int64),
             np.zeros(shape, dtype=np.bool_),
         )
@@ -98,7 +121,7 @@ def build_batch(
             scored[row, : len(piece) - 1] = piece[:-1] != eos_token_id
         offsets = np.arange(len(chosen), dtype=np.int64) * shape[1]
         inputs = ModelInputs(torch.from_numpy(token_ids.astype(np.int64)), torch.from_numpy(targets.ravel()))
-        return Batch(inputs, chosen, offsets, lengths, scored.ravel())
+        return Batch(inputs, chosen, offsets, lengths, segments.first_part[chosen], scored.ravel())
     num_tokens = int(lengths.sum())
     num_filling = 0 if num_computed is None else max(0, num_computed - num_tokens)
     filling = [longest] * (num_filling // longest) + ([num_filling % longest] if num_filling % longest else [])
@@ -120,4 +143,11 @@ def build_batch(
         torch.from_numpy(borders.astype(np.int32)),
         longest,
     )
-    return Batch(inputs, chosen, np.append(0, np.cumsum(lengths))[:-1], lengths, inputs_N != eos_token_id)
+    return Batch(
+        inputs,
+        chosen,
+        np.append(0, np.cumsum(lengths))[:-1],
+        lengths,
+        segments.first_part[chosen],
+        inputs_N != eos_token_id,
+    )

@@ -14,6 +14,7 @@ from miniplm.errors import DamagedFileError, ModelError, ScoreError, first_line,
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.records.manifests import CorpusManifest, ModelEntry, ScoreShardManifest, ShardEntry
 from miniplm.records.stored import ShardState, check_all, read_record
+from miniplm.scoring.documents import publish_document_scores
 from miniplm.storage.root import Storage, digest_file, digest_stream
 from miniplm.versions import list_versions
 
@@ -37,7 +38,8 @@ def score_shard(
 ) -> ScoreShardManifest:
     """Scores a candidate shard and publishes `scores/CORPUS_ID/MODEL_ID/shard-N.parquet`, then its manifest.
 
-    Columns: `sequence_id` int64, `num_scored_tokens` int32, `nll_sum` float64 (nats), rows as in the shard. Threads
+    Columns: `sequence_id` int64, `num_scored_tokens` int32, `nll_sum` float64 (nats), rows as in the shard; beside it the
+    scores of documents (`miniplm.scoring.documents`). Threads
     that share a scorer read and write while one of them computes. `worker` and `start_seconds` go into the manifest:
     which process it was, and how long it took to be ready. Raises `ScoreError` naming the sequences where a
     score is not finite (the shard's scores are then set aside under `non-finite/`), `CorpusError` where the shard is
@@ -46,7 +48,7 @@ def score_shard(
     from miniplm.models.devices import describe_device
 
     name = layout.shard_name(shard.shard_index)
-    table = read_shard(storage, shard, columns=["sequence_id", "token_ids"])
+    table = read_shard(storage, shard, columns=["sequence_id", "document_ids", "token_ids"])
     sequences = read_token_ids(table)
     done_tokens = 0
 
@@ -74,6 +76,7 @@ def score_shard(
     # A manifest that spoke of an older file must be gone before a new file stands in its place.
     storage.delete(layout.score_shard_manifest(shard.corpus_id, entry.model_id, shard.shard_index))
     digest, num_bytes = _publish_scores(storage, layout.score_shard(shard.corpus_id, entry.model_id, shard.shard_index), scored)
+    documents = publish_document_scores(storage, shard, entry.model_id, table, scores)
     manifest = ScoreShardManifest(
         corpus_id=shard.corpus_id,
         model_id=entry.model_id,
@@ -92,19 +95,22 @@ def score_shard(
         matmul_peak_share=scores.throughput.matmul_peak_share,
         device_wait_share=scores.throughput.device_wait_share,
         engine=scorer.describe(),
+        documents=documents,
         worker=worker,
         start_seconds=start_seconds,
         versions=list_versions(),
     )
     storage.write_json(layout.score_shard_manifest(shard.corpus_id, entry.model_id, shard.shard_index), manifest.as_json())
+    # After the manifest: killed before it, the shard is not scored, and what was set aside still says why.
     if storage.exists(aside):
         storage.delete(aside)
     return manifest
 
 
 def _publish_scores(storage: Storage, relative: str, scored: pa.Table) -> tuple[str, int]:
-    """Digest and size of the file that was published."""
+    """Digest and size of the file that was published; `scored` has the columns of `SCORE_SCHEMA`."""
     with storage.publish(relative) as path:
+        # Not compressed: some 20 bytes a sequence, most of which are float64 sums, in which nothing repeats.
         pq.write_table(scored, path, compression="none", use_dictionary=False)
         return digest_file(path), path.stat().st_size
 
@@ -120,6 +126,7 @@ def check_score_shard(storage: Storage, shard: ShardEntry, model_id: str) -> Sha
         key = (storage.identify(manifest_path), storage.identify(relative), shard)
     except FileNotFoundError:
         return _check_score_shard(storage, shard, relative, manifest_path)
+    # The identities were asked for before the files are read: one that is replaced meanwhile has another the next time.
     state = _scored.get(key) or _check_score_shard(storage, shard, relative, manifest_path)
     if state.state == "done" and key[0] and key[1]:
         _scored[key] = state

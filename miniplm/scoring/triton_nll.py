@@ -40,57 +40,30 @@ def _jit(function: Any) -> Any:
 
 @dataclass(frozen=True)
 class KernelConfig:
-    """Tile sizes and how they are run: a program's tile of logits is `block_n` x `block_v`, made `block_h` of H at a time.
-
-    `warp_specialize` (Hopper only, with 4 warps): one warp group loads, two others each hold half of the tokens, so that one
-    takes exponentials while the other multiplies. Without it, that overlap needs two programs on a multiprocessor.
-    `promote` (float8 only): products are summed by the tensor cores for `block_h` only, which keep about 14 bits of an
-    accumulator, then added in float32.
-    """
+    """Tile sizes and how they are run: a program's tile of logits is `block_n` x `block_v`, made `block_h` of H at a time."""
 
     block_n: int
     block_v: int
     block_h: int
     num_warps: int
     num_stages: int
-    warp_specialize: bool = False
-    promote: bool = False
 
 
-# The first is used on Hopper; the others are there for a benchmark to try. A multiprocessor holds two programs of 3 stages.
-# Warp specialisation is likely faster, but where Triton gets it wrong a kernel hangs, and a run with it: not the default
-# until it has been seen to work on a device.
-_CONFIGS_16_BIT = (
-    KernelConfig(128, 256, 64, num_warps=8, num_stages=4),
-    KernelConfig(128, 128, 64, num_warps=4, num_stages=3),
-    KernelConfig(128, 128, 64, num_warps=8, num_stages=3),
-    KernelConfig(128, 256, 64, num_warps=4, num_stages=4, warp_specialize=True),
-    KernelConfig(256, 128, 64, num_warps=4, num_stages=4, warp_specialize=True),
-    KernelConfig(128, 128, 64, num_warps=4, num_stages=6, warp_specialize=True),
-)
-_CONFIGS_FLOAT8 = (
-    KernelConfig(128, 128, 128, num_warps=8, num_stages=6, promote=True),
-    KernelConfig(128, 128, 128, num_warps=4, num_stages=6, warp_specialize=True, promote=True),
-    KernelConfig(128, 256, 128, num_warps=4, num_stages=4, warp_specialize=True),
-    KernelConfig(128, 128, 128, num_warps=4, num_stages=6, warp_specialize=True),
-    KernelConfig(128, 256, 128, num_warps=8, num_stages=4),
-    KernelConfig(128, 128, 128, num_warps=4, num_stages=3),
-)
+_HOPPER_16_BIT = KernelConfig(128, 256, 64, num_warps=8, num_stages=4)
 # For other GPUs, and for the columns left over when V is no multiple of block_v: within 99 KiB of shared memory.
 _PLAIN_16_BIT = KernelConfig(128, 128, 64, num_warps=8, num_stages=3)
-_PLAIN_FLOAT8 = KernelConfig(128, 128, 128, num_warps=8, num_stages=3, promote=True)
-_PLAIN_FLOAT32 = KernelConfig(64, 64, 32, num_warps=8, num_stages=2)
-CONFIGS = {
-    torch.bfloat16: _CONFIGS_16_BIT,
-    torch.float16: _CONFIGS_16_BIT,
-    torch.float8_e4m3fn: _CONFIGS_FLOAT8,
-    torch.float32: (_PLAIN_FLOAT32,),
+_FLOAT32 = KernelConfig(64, 64, 32, num_warps=8, num_stages=2)
+HOPPER_CONFIGS = {
+    torch.bfloat16: _HOPPER_16_BIT,
+    torch.float16: _HOPPER_16_BIT,
+    torch.float8_e4m3fn: KernelConfig(128, 128, 128, num_warps=8, num_stages=6),
+    torch.float32: _FLOAT32,
 }
 PLAIN_CONFIGS = {
     torch.bfloat16: _PLAIN_16_BIT,
     torch.float16: _PLAIN_16_BIT,
-    torch.float8_e4m3fn: _PLAIN_FLOAT8,
-    torch.float32: _PLAIN_FLOAT32,
+    torch.float8_e4m3fn: KernelConfig(128, 128, 128, num_warps=8, num_stages=3),
+    torch.float32: _FLOAT32,
 }
 
 # 33 chunks x 4 blocks of tokens are the 132 multiprocessors of an H100: no wave of programs runs half empty.
@@ -110,7 +83,7 @@ def _reduce_tiles(
     hidden_ptr, weight_ptr, hidden_scale_ptr, weight_scale_ptr, max_ptr, sum_ptr,
     N, V, H, first_column, num_tiles, num_chunks, num_blocks, group_blocks,
     BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_H: tl.constexpr, PROMOTE: tl.constexpr,
-    SCALED: tl.constexpr, MASKED: tl.constexpr, USE_TMA: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
+    SCALED: tl.constexpr, MASKED: tl.constexpr, USE_TMA: tl.constexpr,
 ):  # fmt: skip
     """Running maximum and sum, (C, N) float32 both, of `num_tiles` tiles from `first_column` on, cut into `num_chunks`."""
     # Blocks of a group come first, then chunks: programs that run together share tiles of the head.
@@ -122,7 +95,6 @@ def _reduce_tiles(
     chunk = pid % group_programs // blocks_here
 
     if USE_TMA:
-        # Made here, not on the host: warp specialisation halves a block, and the host's descriptor would keep the whole one.
         hidden_descriptor = tl.make_tensor_descriptor(hidden_ptr, [N, H], [H, 1], [BLOCK_N, BLOCK_H])
         weight_descriptor = tl.make_tensor_descriptor(weight_ptr, [V, H], [H, 1], [BLOCK_V, BLOCK_H])
     n0 = block * BLOCK_N
@@ -137,8 +109,8 @@ def _reduce_tiles(
 
     first_tile = chunk * num_tiles // num_chunks
     end_tile = (chunk + 1) * num_tiles // num_chunks
-    # Flattened, the loads of the next tile start while this one is reduced; the specialised loader does so by itself.
-    for tile in tl.range(first_tile, end_tile, warp_specialize=WARP_SPECIALIZE, flatten=not WARP_SPECIALIZE):
+    # Flattened, the loads of the next tile start while this one is reduced.
+    for tile in tl.range(first_tile, end_tile, flatten=True):
         v0 = first_column + tile * BLOCK_V
         products = tl.zeros([BLOCK_N, BLOCK_V], tl.float32)
         for step in range(tl.cdiv(H, BLOCK_H)):
@@ -153,6 +125,7 @@ def _reduce_tiles(
                 column_mask = (columns < V)[:, None] & (inner < H)[None, :]
                 hidden = tl.load(hidden_ptr + rows.to(tl.int64)[:, None] * H + inner[None, :], mask=row_mask, other=0.0)
                 weight = tl.load(weight_ptr + columns.to(tl.int64)[:, None] * H + inner[None, :], mask=column_mask, other=0.0)
+            # Of a float8 sum tensor cores keep about 14 bits: after BLOCK_H products it is added in float32.
             if PROMOTE:
                 products += tl.dot(hidden, weight.T)
             else:
@@ -210,7 +183,7 @@ def _join_chunks(
 
 
 def _check_inputs(hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, scale_N: Tensor | None, scale_V: Tensor | None) -> None:
-    """Raises `ValueError` for what the kernels would read wrongly without a word."""
+    """Raises `ValueError` for what the kernels would read wrongly and not complain of."""
     (N, H), V = hidden_NH.shape, weight_VH.shape[0]
     expected = [
         ("hidden states", hidden_NH, (N, H), hidden_NH.dtype),
@@ -223,10 +196,12 @@ def _check_inputs(hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, scale
         if tensor.shape != shape or tensor.dtype != dtype or tensor.device != hidden_NH.device or not tensor.is_contiguous():
             raise ValueError(
                 f"{name} are {tuple(tensor.shape)} {tensor.dtype} on {tensor.device}, strides {tensor.stride()}; "
-                f"wanted is {shape} {dtype} on {hidden_NH.device}, contiguous"
+                f"expected {shape} {dtype} on {hidden_NH.device}, contiguous"
             )
-    if hidden_NH.dtype not in CONFIGS or (scale_N is None) != (scale_V is None):
-        raise ValueError(f"hidden states are {hidden_NH.dtype}, allowed is one of {list(CONFIGS)}; scales come in pairs")
+    if hidden_NH.dtype not in PLAIN_CONFIGS or (scale_N is None) != (scale_V is None):
+        raise ValueError(
+            f"hidden states are {hidden_NH.dtype}, which is none of {list(PLAIN_CONFIGS)}, or one of the scales is missing: scales come in pairs"
+        )
 
 
 def nll_by_triton(
@@ -260,9 +235,7 @@ def nll_by_triton(
     use_tma = capability >= (9, 0) and all(address % 16 == 0 for address in addresses)
     plain = PLAIN_CONFIGS[hidden_NH.dtype]
     if config is None:
-        config = CONFIGS[hidden_NH.dtype][0] if use_tma and capability[0] == 9 else plain
-    elif config.warp_specialize and not (use_tma and capability[0] == 9):
-        raise ValueError(f"{config} needs a Hopper GPU and rows at multiples of 16 bytes; H is {H}, the GPU is {capability}")
+        config = HOPPER_CONFIGS[hidden_NH.dtype] if use_tma and capability[0] == 9 else plain
 
     # Whole tiles, then what is left of V by a kernel of its own: masks would cost each tile a comparison for every logit.
     num_tiles = V // config.block_v
@@ -279,9 +252,8 @@ def nll_by_triton(
             hidden_NH, weight_VH, hidden_scale_N, weight_scale_V, max_CN[first_chunk:], sum_CN[first_chunk:],
             N, V, H, first_column, num_tiles, num_chunks, num_blocks, group_blocks,
             BLOCK_N=config.block_n, BLOCK_V=config.block_v, BLOCK_H=config.block_h,
-            PROMOTE=config.promote, SCALED=hidden_scale_N is not None, MASKED=first_column + num_tiles * config.block_v > V,
-            USE_TMA=use_tma, WARP_SPECIALIZE=config.warp_specialize,
-            num_warps=config.num_warps, num_stages=config.num_stages,
+            PROMOTE=hidden_NH.dtype == torch.float8_e4m3fn, SCALED=hidden_scale_N is not None, MASKED=first_column + num_tiles * config.block_v > V,
+            USE_TMA=use_tma, num_warps=config.num_warps, num_stages=config.num_stages,
         )  # fmt: skip
 
     def launch() -> None:

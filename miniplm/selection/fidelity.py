@@ -1,4 +1,7 @@
-"""The fidelity gate: what a dtype changes in the scores and in what is selected, measured against float32 before it is used."""
+"""The fidelity gate: what a dtype changes in the scores and in what is selected, measured against float32 before it is used.
+
+Shapes: N sequences.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ from miniplm.models.devices import describe_device
 from miniplm.models.fp8 import FP8_DTYPES
 from miniplm.models.throughput import Throughput
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
-from miniplm.records.manifests import Calibration, CalibrationScores, CorpusManifest, ModelEntry
+from miniplm.records.calibrations import Calibration, CalibrationScores
+from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.stored import find_record
 from miniplm.scoring.engine import Scorer
 from miniplm.selection.ranking import count_selected
@@ -79,11 +83,12 @@ def measure_fidelity(calibration: Calibration, ratio: float, score: str) -> Fide
 
 
 def _weighted_bias(scores: CalibrationScores, counts: FloatArray) -> float:
+    """The mean difference of NLLs a scored token; counts (N,)."""
     return float(np.average(np.array(scores.nll) - np.array(scores.float32_nll), weights=counts))
 
 
 def _select(difference_scores: FloatArray, groups: list[IndexArray], ratio: float) -> set[int]:
-    """The floor(ratio * N) rows of each group with the largest scores, ties by the smaller row, as `select_sequences` does."""
+    """The floor(ratio * N) rows of each group with the largest scores (N,), ties by the smaller row, as `select_sequences` does."""
     selected: set[int] = set()
     for rows in groups:
         order = np.lexsort((rows, -difference_scores[rows]))[: count_selected(len(rows), ratio)]
@@ -92,7 +97,7 @@ def _select(difference_scores: FloatArray, groups: list[IndexArray], ratio: floa
 
 
 def correlate_ranks(left: FloatArray, right: FloatArray) -> float:
-    """Spearman's rank correlation; equal values share the mean of their ranks. 1 where all ranks of one side are equal."""
+    """Spearman's rank correlation of values (N,); equal values share the mean of their ranks. 1 where all ranks of one side are equal."""
     ranks = []
     for values in (left, right):
         _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
@@ -185,6 +190,7 @@ def needs_calibration(*dtypes: str) -> bool:
 def _draw_sequences(
     storage: Storage, corpus: CorpusManifest, num_sequences: int
 ) -> tuple[list[int], list[str], list[np.ndarray[Any, Any]]]:
+    """Ids, domains and token ids (num_tokens,) of sequences that lie evenly over the candidates; always the same ones."""
     shards = corpus.split_shards("candidate")
     num_candidates = sum(shard.num_sequences for shard in shards)
     if num_candidates < 2:

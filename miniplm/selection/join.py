@@ -17,6 +17,7 @@ from miniplm.selection.scans import scan_parquet
 from miniplm.storage.root import Storage
 
 _ROLES = ("teacher", "reference")
+# Requests to a store at a time; DuckDB's own number is that of the cores.
 _REMOTE_THREADS = 16
 
 
@@ -116,6 +117,7 @@ def candidate_scores(
         if score == "sum"
         else "reference.nll_sum / greatest(reference.num_scored_tokens, 1) - teacher.nll_sum / greatest(teacher.num_scored_tokens, 1)"
     )
+    # `greatest(..., 1)`: a sequence without a scored target has the sum 0, and SQL makes NULL of 0 / 0, which no order ranks.
     connection.execute(f"""
         CREATE OR REPLACE TEMP TABLE candidate_scores AS
         SELECT sequence_id, domain, num_tokens, teacher.num_scored_tokens,

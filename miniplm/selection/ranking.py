@@ -19,6 +19,7 @@ from miniplm.selection.join import candidate_scores, check_scores, connect
 from miniplm.storage.locks import exclusive
 from miniplm.storage.root import Storage, digest_content, digest_file
 
+# Raised when a change of the code changes what is selected of unchanged scores.
 SELECTION_VERSION = 1
 
 QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -102,6 +103,7 @@ def select_sequences(
                 f"ratio {config.ratio:g} of {num_candidates} candidate sequences{of_each} keeps none; "
                 "use a larger selection.ratio or corpus"
             )
+        # It spoke of files that are written anew now; the new one comes after them.
         storage.delete(layout.selection_manifest(selection_id))
         entries = _publish_shards(storage, connection, corpus, selection_id, on_progress)
         num_tokens, threshold = _fetch_one(connection, "SELECT sum(num_tokens), min(difference_score) FROM selected")
@@ -130,6 +132,7 @@ def select_sequences(
 def _rank(connection: duckdb.DuckDBPyConnection, ratio: float) -> int:
     """Makes the table `selected`, by sequence id; returns its number of rows."""
     num_selected = count_selected(int(_fetch_one(connection, "SELECT count(*) FROM candidate_scores")[0]), ratio)
+    # By both columns: DuckDB's threads give rows in any order, and among equal scores a LIMIT would take whichever came first.
     connection.execute(f"""
         CREATE OR REPLACE TEMP TABLE selected AS SELECT * FROM (
             SELECT * FROM candidate_scores ORDER BY difference_score DESC, sequence_id ASC LIMIT {num_selected}

@@ -15,6 +15,7 @@ from miniplm.sources.signatures import HEAD_BYTES, is_plain_text, recognise_form
 BytesCallback = Callable[[int], None]
 T = TypeVar("T")
 
+# Large beside the cost of a call, small beside a batch of documents, of which several blocks are held.
 _BLOCK_BYTES = 1 << 20
 _READ = "plain, gzip, zstd, bzip2, xz, lzma, or a zip archive of one file"
 
@@ -42,6 +43,7 @@ def read_blocks(file: SourceFile, on_bytes: BytesCallback) -> Iterator[bytes]:
         blocks = decompress(raw, compression)
         begin = b""
         while block := _read_block(file, raw, blocks, compression):
+            # Only the beginning tells whether it is compressed twice, and it may come in several small blocks.
             if len(begin) < HEAD_BYTES:
                 begin += block[: HEAD_BYTES - len(begin)]
                 _refuse_nested(file, begin, compression)
@@ -63,7 +65,7 @@ class StoredFile:
     """An open file that tells how much of it was read, and keeps the error that reading it ended with."""
 
     def __init__(self, file: IO[bytes], on_bytes: BytesCallback) -> None:
-        self.failure: Exception | None = None
+        self.error: Exception | None = None
         self.closed = False
         self._file = file
         self._on_bytes = on_bytes
@@ -99,7 +101,7 @@ class StoredFile:
         try:
             return read()
         except Exception as error:
-            self.failure = error
+            self.error = error
             raise
 
     def seekable(self) -> bool:
@@ -130,8 +132,9 @@ def decoding(file: SourceFile, raw: StoredFile, problem: str, next_step: str = "
         with reading_users_file(file.path, problem, next_step, DamagedSourceError):
             yield
     except DamagedSourceError:
-        if raw.failure is not None:
-            raise raw.failure from None
+        # A library that is given a broken connection for a file says that the file is broken; the copy is good, another try may read it.
+        if raw.error is not None:
+            raise raw.error from None
         raise
 
 
@@ -141,7 +144,7 @@ def _read_block(file: SourceFile, raw: StoredFile, blocks: Iterator[bytes], comp
         try:
             return next((block for block in blocks if block), b"")
         except EOFError as error:
-            if raw.failure is not None:
+            if raw.error is not None:
                 raise
             raise DamagedSourceError(
                 f"{file.path} is truncated: its {compression} data ends in the middle ({error}); copy it again"

@@ -1,4 +1,4 @@
-"""Compressed files: known by their first bytes, whatever they are called, and read to the end of their last stream."""
+"""Compressed files: their first bytes tell how, not their names, and they are read to the end of their last stream."""
 
 from __future__ import annotations
 
@@ -92,10 +92,11 @@ def decompress(raw: Any, compression: Compression) -> Iterator[bytes]:
             yield from [stream.decompress(block)] if compression == "zstd" else _decompress_block(stream, block)
             block, stream = (stream.unused_data, None) if stream.eof else (b"", stream)
     if stream is not None:
+        # The libraries themselves take the end of the file for the end of the data.
         raise EOFError("the last stream has no end")
 
 
-# The largest zstd window there is: archives are often made with `--long`.
+# The largest zstd window there is: archives are often made with `--long`. It costs what a file's own header asks for, up to 2 GiB.
 _STREAMS: dict[str, Callable[[], Any]] = {
     "gzip": lambda: zlib.decompressobj(wbits=31),
     "bzip2": bz2.BZ2Decompressor,

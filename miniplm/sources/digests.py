@@ -1,4 +1,4 @@
-"""What the bytes of source files are, each file read once for it: digests and compressions are kept by the file's identity."""
+"""Digests and compressions of source files: each file is read once, and what it told is kept by its identity."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ def _identify(file: SourceFile) -> str:
 def _digest_file(file: SourceFile) -> str:
     with open_raw(file) as raw:
         digest = digest_stream(raw)
+    # Else the digest of a file that was written to meanwhile, half old and half new, would name the corpus.
     file.check_unchanged()
     return digest
 

@@ -73,6 +73,7 @@ def find_source(source: SourceConfig, storage: Storage | None = None) -> FoundFi
     Raises `SourceError` where there are no files, a folder cannot be listed, or the path is a folder and the format is not `text`.
     """
     filesystem, path = open_filesystem(source.path)
+    # Other readers of this process may have listed the folder before a file came to it.
     filesystem.invalidate_cache()
     name = show_name(source.path)
     try:
@@ -129,7 +130,7 @@ def _list_infos(filesystem: fsspec.AbstractFileSystem, path: str, source: Source
 
 
 def _leave_out_own_files(listing: Listing, filesystem: fsspec.AbstractFileSystem, pattern: str, storage: Storage) -> None:
-    if type(filesystem) is not type(storage.filesystem):
+    if type(filesystem) is not type(storage.filesystem):  # the same path there is another file
         return
     folders = [f"{storage.path(folder)}/" for folder in layout.FOLDERS]
     own = tuple(folder for folder in folders if not pattern.startswith(folder))

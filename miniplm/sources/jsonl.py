@@ -11,18 +11,19 @@ from typing import Any
 from miniplm.config.run import SourceConfig
 from miniplm.errors import DamagedSourceError
 from miniplm.sources.blocks import BytesCallback, peek_blocks, read_blocks
-from miniplm.sources.documents import MISSING, Origin, Record, Records, Rejection, check_record, make_excerpt
+from miniplm.sources.documents import MISSING, Origin, Rejection, SourceRecord, SourceRecords, check_source_record, make_excerpt
 from miniplm.sources.files import SourceFile
 from miniplm.sources.signatures import recognise_format
 
-# Integers of any length are read: as floats, since no integer field is used, which never fails.
+# Integers of any length are read: as floats, since no integer field is used, which never fails. Python refuses to make an integer of
+# more than 4,300 digits, and one such number would cost its document.
 _DECODER = json.JSONDecoder(parse_int=float)
 _ARRAY_OF_OBJECTS = re.compile(r"\[\s*\{")
 
 
 def read_jsonl(
     file: SourceFile, source: SourceConfig, first_document_id: int, num_skipped: int, on_bytes: BytesCallback
-) -> Records:
+) -> SourceRecords:
     """The records of a file after the first `num_skipped` of them; the first of all is document `first_document_id`.
 
     Raises `DamagedSourceError` where a compressed file is truncated or damaged, and where the content is of another kind,
@@ -86,7 +87,7 @@ def _check_text(file: SourceFile, head: bytes) -> None:
 
 
 def _check_lines(file: SourceFile, head: str) -> None:
-    """Refuses an array of objects, and objects that no newline parts: a whole file of documents would be one rejection, or few."""
+    """Refuses an array of objects, and objects that no newline separates: a whole file of documents would be one rejection, or few."""
     line, _, rest = head.partition("\n")
     try:
         value, end = _DECODER.raw_decode(line)
@@ -103,7 +104,7 @@ def _check_lines(file: SourceFile, head: str) -> None:
     raise DamagedSourceError(f"{file.path} holds {found}, not JSON Lines; put each object on a line of its own, e.g. `{advice}`")
 
 
-def _read_line(document_id: int, origin: Origin, line: bytes, source: SourceConfig) -> Record:
+def _read_line(document_id: int, origin: Origin, line: bytes, source: SourceConfig) -> SourceRecord:
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -119,7 +120,9 @@ def _read_line(document_id: int, origin: Origin, line: bytes, source: SourceConf
         return Rejection(document_id, origin, "not_an_object", message, make_excerpt(text))
     domain = source.domain_name if source.domain is None else find_field(content, source.domain)
     excerpt = make_excerpt(text)
-    return check_record(document_id, origin, find_field(content, source.text), domain, source.text, source.domain or "", excerpt)
+    return check_source_record(
+        document_id, origin, find_field(content, source.text), domain, source.text, source.domain or "", excerpt
+    )
 
 
 def find_field(content: dict[str, Any], path: str) -> Any:

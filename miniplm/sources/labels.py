@@ -14,7 +14,7 @@ from miniplm.sources.parquet import list_columns, read_column_values
 
 
 def read_labels(file: SourceFile, source: SourceConfig, field: str) -> Iterator[str | None]:
-    """One label a record, in the order of the file and as many as `read_records` gives; None where the field is missing, null or empty.
+    """One label a record, in the order of the file and as many as `read_source_records` gives; None where the field is missing, null or empty.
 
     Numbers and truth values are labels as they are written. Raises `ConfigError` for a field that holds lists or objects, and
     `DamagedSourceError` as the reading of documents does.

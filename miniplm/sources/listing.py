@@ -116,7 +116,7 @@ class _LocalWalk:
         if os.path.isdir(folder):
             self._walk(folder, (), (), False)
         for (_, _), copies in sorted(self._found.items(), key=lambda item: item[1][0].path):
-            # The one that no link leads to, if there is one.
+            # The one that no link leads to, if there is one: its name does not change when a link is added.
             taken, *again = sorted(copies, key=lambda found: (found.behind_link, found.path))
             try:
                 self._listing.infos.append(self._filesystem.info(taken.path))

@@ -14,10 +14,11 @@ from miniplm.config.run import SourceConfig
 from miniplm.errors import DamagedSourceError, list_offenders
 from miniplm.sources.blocks import BytesCallback, StoredFile, decoding
 from miniplm.sources.compression import recognise_compression
-from miniplm.sources.documents import MISSING, Origin, Records, check_record, make_excerpt
+from miniplm.sources.documents import MISSING, Origin, SourceRecords, check_source_record, make_excerpt
 from miniplm.sources.files import SourceFile, open_raw
 from miniplm.sources.signatures import HEAD_BYTES, is_plain_text, recognise_format
 
+# Read together: of long documents few rows. A row group, which writers make of up to gigabytes, is never held whole.
 _BATCH_BYTES = 4 << 20
 _BATCH_ROWS = 1000
 _PROBLEM = "is damaged, truncated or no Parquet file"
@@ -25,7 +26,7 @@ _PROBLEM = "is damaged, truncated or no Parquet file"
 
 def read_parquet(
     file: SourceFile, source: SourceConfig, first_document_id: int, num_skipped: int, on_bytes: BytesCallback
-) -> Records:
+) -> SourceRecords:
     """The records of a file after the first `num_skipped` rows, read a few rows at a time.
 
     `on_bytes` is told the file's size bit by bit, by rows. Raises `DamagedSourceError` where the file is not
@@ -36,7 +37,8 @@ def read_parquet(
         raw = StoredFile(opened, lambda num_bytes: None)
         _check_kind(file, raw.peek(HEAD_BYTES))
         with decoding(file, raw, _PROBLEM):
-            # A column is what the file says, whatever `key=value` folders it lies in.
+            # A column is what the file says, whatever `key=value` folders it lies in. Without a buffer ahead, which would hold a whole
+            # row group; with checksums, where the file has them, since a flipped bit in plain text is else read as text.
             parquet = pq.ParquetFile(cast(Any, raw), pre_buffer=False, buffer_size=_BATCH_BYTES, page_checksum_verification=True)
         for field in fields:
             _check_column(file, parquet.schema_arrow, field)
@@ -62,7 +64,9 @@ def read_parquet(
                     if row >= num_skipped:
                         excerpt = make_excerpt(text) if isinstance(text, str | bytes) else ""
                         origin = Origin(file.path, "row", row)
-                        yield check_record(first_document_id + row, origin, text, domain, source.text, source.domain or "", excerpt)
+                        yield check_source_record(
+                            first_document_id + row, origin, text, domain, source.text, source.domain or "", excerpt
+                        )
                     row += 1
                 on_bytes(int(group_bytes * len(texts) / num_rows))
 
@@ -118,6 +122,7 @@ def _check_kind(file: SourceFile, head: bytes) -> None:
 
 
 def _check_column(file: SourceFile, schema: pa.Schema, field: str) -> None:
+    """Raises `DamagedSourceError` where there is no such column, or none of text."""
     found = _find_type(schema, field)
     if found is None and (num_columns := schema.names.count(field.split(".")[0])) > 1:
         raise DamagedSourceError(
@@ -137,7 +142,7 @@ def _check_column(file: SourceFile, schema: pa.Schema, field: str) -> None:
             pa.types.is_binary,
             pa.types.is_large_binary,
             pa.types.is_binary_view,
-            pa.types.is_null,
+            pa.types.is_null,  # as writers type a column in which nothing was set: each row is a rejection, counted
         )
     )
     if not is_text:
@@ -163,6 +168,7 @@ def _find_type(schema: pa.Schema, field: str) -> Any:
 
 
 def _list_columns(schema: pa.Schema) -> list[str]:
+    """Columns and fields of structs as a source can name them, with their types."""
     names: list[str] = []
 
     def add(prefix: str, field: pa.Field) -> None:
@@ -192,7 +198,7 @@ def _read_column(batch: pa.RecordBatch, field: str) -> list[Any]:
 
 
 def _to_bytes(array: pa.Array) -> list[Any]:
-    """Bytes, so that invalid UTF-8 in one row is that row's fault alone."""
+    """A column of strings or bytes as bytes, so that invalid UTF-8 in one row is that row's fault alone."""
     if pa.types.is_dictionary(array.type):
         array = array.dictionary_decode()
     return list(array.cast(pa.large_binary()).to_pylist())

@@ -1,4 +1,4 @@
-"""What kind of file some first bytes belong to, so that what is no text is told by its name and not by its lines."""
+"""What kind of file some first bytes belong to, so that a file that is no text is refused by its kind and not line by line."""
 
 from __future__ import annotations
 

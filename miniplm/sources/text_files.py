@@ -6,14 +6,14 @@ import codecs
 
 from miniplm.config.run import SourceConfig
 from miniplm.sources.blocks import BytesCallback, read_blocks
-from miniplm.sources.documents import Origin, Records, Rejection, check_record, make_excerpt
+from miniplm.sources.documents import Origin, Rejection, SourceRecords, check_source_record, make_excerpt
 from miniplm.sources.files import SourceFile
 from miniplm.sources.signatures import HEAD_BYTES, recognise_format
 
 
 def read_text_file(
     file: SourceFile, source: SourceConfig, first_document_id: int, num_skipped: int, on_bytes: BytesCallback
-) -> Records:
+) -> SourceRecords:
     """The one record of a file; a byte order mark is dropped.
 
     An image or a document of a word processor among text files is one rejection, named by its kind. Raises
@@ -21,6 +21,7 @@ def read_text_file(
     """
     if num_skipped:
         return
+    # Whole, as it is one document: the memory of a text source is its largest file.
     content = b"".join(read_blocks(file, on_bytes)).removeprefix(codecs.BOM_UTF8)
     origin = Origin(file.path, "file", 1)
     found = recognise_format(content[:HEAD_BYTES])
@@ -34,4 +35,4 @@ def read_text_file(
     if found is not None:
         yield Rejection(first_document_id, origin, "not_text", f"the file holds {found.name}", make_excerpt(content))
         return
-    yield check_record(first_document_id, origin, text, source.domain_name, "(the whole file)", "", make_excerpt(text))
+    yield check_source_record(first_document_id, origin, text, source.domain_name, "(the whole file)", "", make_excerpt(text))

@@ -1,4 +1,4 @@
-"""What was found out of a file by reading it, kept at the storage root by the file's identity, so that none is read twice for it."""
+"""What reading a file has told, kept at the storage root by the file's identity, so that no file is read twice for it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from miniplm import layout
 from miniplm.errors import DamagedFileError, StorageError
 from miniplm.storage.root import Storage, digest_content, digest_file, identify_file
 
-# A file written to this lately may be written to again within one tick of its time stamp.
+# A file written to this lately may be written to again within one tick of its time stamp; FAT's is the coarsest, with 2 s.
 SETTLED_SECONDS = 2.0
 _MOST_THREADS = 8
 

@@ -28,7 +28,7 @@ _log = logging.getLogger("miniplm")
 
 @dataclass(frozen=True)
 class _Holder:
-    """Who wrote the lock file last: its holder, or the one before where the holder has not written yet."""
+    """Who wrote the lock file last: its holder, or the holder before where this one has not written yet."""
 
     pid: int
     host: str
@@ -79,7 +79,7 @@ def exclusive(storage: Storage, relative: str, what: str, attempt_of: str = "") 
         os.pwrite(descriptor, content, 0)
         yield
     finally:
-        os.close(descriptor)
+        os.close(descriptor)  # which lets go of the lock; the file stays, since to delete it would part those that wait for it
 
 
 def _wait_for(descriptor: int, what: str, attempt_of: str) -> None:
@@ -88,6 +88,8 @@ def _wait_for(descriptor: int, what: str, attempt_of: str) -> None:
     told = False
     while True:
         try:
+            # flock and not lockf: a POSIX lock is the process's, so that two of its threads would both hold it, and is lost when any
+            # other descriptor of the file is closed.
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:

@@ -34,6 +34,7 @@ _TEMPORARY_PREFIX = ".tmp-"
 _BLOCK_BYTES = 1 << 20
 # What is read of an object at a time: large beside the time that a request takes to be answered.
 STREAM_BYTES = 16 << 20
+# Such pieces at a time, of one file: 128 MiB of memory.
 _MOST_DOWNLOADS = 8
 _SECONDS_OF_A_DAY = 86400.0
 _S3_PROTOCOLS = ("s3://", "s3a://")
@@ -118,6 +119,13 @@ class Storage:
         names = {posixpath.basename(path) for path in paths}
         return sorted(name for name in names if name and not name.startswith(_TEMPORARY_PREFIX))
 
+    def find_files(self, relative: str, most_depth: int) -> dict[str, dict[str, Any]]:
+        """The files below a folder, as deep as `most_depth`, by their path in it, each with what its store tells of it (`size`, ...)."""
+        top = self.path(relative)
+        with self._remote_errors("list", relative):
+            found = self.filesystem.find(top, maxdepth=most_depth, detail=True)
+        return {str(path)[len(top) :].lstrip("/"): info for path, info in found.items() if str(path).startswith(f"{top}/")}
+
     def open(self, relative: str) -> IO[bytes]:
         with self._remote_errors("read", relative):
             return cast(IO[bytes], self.filesystem.open(self.path(relative), "rb"))
@@ -141,6 +149,7 @@ class Storage:
     def holds(self, relative: str, digest: str) -> bool:
         """Whether there is a file with this digest. Its bytes are read once a process, as long as it is seen to be the same file."""
         try:
+            # Before the bytes are read: a file that is replaced meanwhile has another identity the next time.
             identity = self.identify(relative)
             if identity and (identity, digest) in _verified:
                 return True
@@ -183,6 +192,8 @@ class Storage:
             with self._storage_errors(relative):
                 yield temporary
                 if self.is_local:
+                    # Before the rename, which may reach the disk first: after a power cut the name would stand for an empty file.
+                    # The folder is not synced: a rename that is lost leaves nothing, which is made again.
                     with open(temporary, "rb+") as file:
                         os.fsync(file.fileno())
                     os.replace(temporary, final)
@@ -222,10 +233,11 @@ class Storage:
             return Path(self.path(relative))
         folder.mkdir(parents=True, exist_ok=True)
         for name in self.list_names(relative) if names is None else names:
-            self._download_file(posixpath.join(relative, name), folder / name)
+            self.download_file(posixpath.join(relative, name), folder / name)
         return folder
 
-    def _download_file(self, relative: str, target: Path) -> None:
+    def download_file(self, relative: str, target: Path) -> None:
+        """Copies a file of a remote root to a local path."""
         path, size = self.path(relative), self.size_bytes(relative)
 
         def copy(start: int) -> None:
@@ -236,6 +248,21 @@ class Storage:
         with open(target, "wb") as file, ThreadPoolExecutor(_MOST_DOWNLOADS) as pool:
             for _ in pool.map(copy, range(0, size, STREAM_BYTES)):
                 pass
+
+    def upload(self, path: Path, relative: str) -> None:
+        """Publishes a finished local file, which stays where it is."""
+        with self._remote_errors("write", relative):
+            self.filesystem.put_file(str(path), self.path(relative))
+
+    def move(self, relative: str, to: str) -> None:
+        """Gives a file another name, in the place of what has it: at once on a local root, elsewhere by a copy that appears whole."""
+        with self._storage_errors(to), self._remote_errors("write", to):
+            if self.is_local:
+                os.makedirs(os.path.dirname(self.path(to)), exist_ok=True)
+                os.replace(self.path(relative), self.path(to))
+            else:
+                self.filesystem.cp_file(self.path(relative), self.path(to))
+                self.filesystem.rm_file(self.path(relative))
 
     def delete(self, relative: str) -> None:
         """Deletes a file or a folder; nothing happens where there is none."""

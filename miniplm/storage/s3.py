@@ -48,6 +48,7 @@ class PatientS3FileSystem(S3FileSystem):  # type: ignore[misc]
     it still refuses when the budget is spent, though another time it may not, a `StorageUnavailableError`.
     """
 
+    # Of s3fs; botocore's tries are set below.
     retries = 1
 
     def __init__(self, **options: Any) -> None:
@@ -55,12 +56,13 @@ class PatientS3FileSystem(S3FileSystem):  # type: ignore[misc]
             "retries": {"mode": "standard", "total_max_attempts": 1},
             "connect_timeout": 10,
             "read_timeout": 60,
-            "max_pool_connections": 64,
+            "max_pool_connections": 64,  # its own 10 are used up by the parts of two files
             **(options.pop("config_kwargs", None) or {}),
         }
         defaults = {"default_cache_type": "none", "default_block_size": PART_BYTES, "max_concurrency": MOST_PARTS_AT_ONCE}
         # Other machines publish while this process waits for it: what was listed a moment ago says nothing.
         super().__init__(**{**defaults, **options, "use_listings_cache": False, "config_kwargs": config})
+        # fsspec gives one instance to the whole process, so only its first request is told soon.
         self._has_answered = False
 
     @staticmethod
@@ -93,6 +95,7 @@ class PatientS3FileSystem(S3FileSystem):  # type: ignore[misc]
                     if is_plain_answer(error):
                         raise error
                     raise StorageError(explain_refusal(error, method, self._endpoint(), kwargs)) from error
+                # At random, so that workers that met the same fault do not all come back at the same moment.
                 wait = min(_LONGEST_WAIT_SECONDS, 0.1 * 2 ** (num_tries - 1)) * random.uniform(0.5, 1)
                 seconds = time.monotonic() - started
                 if seconds + wait > (BUDGET_SECONDS if self._has_answered else FIRST_ANSWER_SECONDS):
@@ -104,6 +107,7 @@ class PatientS3FileSystem(S3FileSystem):  # type: ignore[misc]
 
     async def _try_once(self, method: str, *akwarglist: Any, **kwargs: Any) -> Any:
         answer = await super()._call_s3(method, *akwarglist, **kwargs)
+        # Here, inside the loop of tries: nobody could try again a body that breaks off later, while its reader reads it.
         if method == "get_object":
             body = answer["Body"]
             try:
@@ -165,6 +169,7 @@ class PatientS3FileSystem(S3FileSystem):  # type: ignore[misc]
         """One request for a small file, parts at the same time for a large one; nothing is visible before all is there."""
         bucket, key, _ = self.split_path(rpath)
         size = os.path.getsize(lpath)
+        # An upload in parts costs two requests more than it has parts, which pays only for more than two.
         if size <= 2 * PART_BYTES:
             with open(lpath, "rb") as file:
                 await self._call_s3("put_object", Bucket=bucket, Key=key, Body=file.read())
@@ -257,6 +262,7 @@ class SnapshotS3FileSystem(PatientS3FileSystem):
     DuckDB asks seven times for each file that it reads. What appears after the first question is looked for as ever.
     """
 
+    # fsspec would give the next reader this instance, with the listings of the last one.
     cachable = False
 
     def __init__(self, **options: Any) -> None:

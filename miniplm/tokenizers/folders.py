@@ -1,4 +1,4 @@
-"""A tokenizer as files: found in a folder or on the hub, and read as tokenizer.json says.
+"""A tokenizer as files: found in a folder, at a URL or on the hub, and read as tokenizer.json says.
 
 transformers builds the class that tokenizer_config.json or the model's type names, and where that class has splitting rules or tokens of its
 own, it puts them in the place of those in tokenizer.json: other ids than the model was trained on. So the ids come from tokenizer.json
@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from miniplm.errors import TokenizerError, describe_reason, list_offenders, reading_users_file
-from miniplm.models.files import refuse_pointer
+from miniplm.models.files import fetch, refuse_pointer, require_readable
+from miniplm.storage.fetched import is_url
 
 _WANTED = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py"]
 _SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -47,18 +48,24 @@ class TokenizerFolder:
 
 
 def locate_tokenizer(name: str) -> Path:
-    """The local folder of a tokenizer: `name` itself where it is a folder, else the hub's files. Raises `TokenizerError`."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise TokenizerError(f"tokenizer {name!r} is a file; give the folder that holds it")
+    """The local folder of a tokenizer: `name` itself where it is a folder, else a copy of what is at a URL, or the hub's files.
+
+    Raises `TokenizerError`.
+    """
+    if is_url(name):
+        return fetch(name, "tokenizer", _WANTED, TokenizerError)
+    with reading_users_file(f"tokenizer {name!r}", "cannot be looked for", "check the path and its permissions", TokenizerError):
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            return require_readable(folder, "tokenizer", _WANTED, TokenizerError)
+        if folder.exists():
+            raise TokenizerError(f"tokenizer {name!r} is a file; give the folder that holds it")
     if name.count("/") > 1 or "\\" in name or name.startswith((".", "/", "~")) or name.endswith("/"):
-        raise TokenizerError(f"there is no tokenizer folder {name!r} (looked from {Path.cwd()}); give a folder or a hub id")
+        raise TokenizerError(f"there is no tokenizer folder {name!r} (looked from {Path.cwd()}); give a folder, a URL or a hub id")
     from huggingface_hub import snapshot_download
 
-    problem = f"is neither a folder (looked from {Path.cwd()}) nor could it be had from the hub"
-    next_step = "give the folder of a tokenizer, or check the id and the connection"
+    problem = f"is neither a folder (looked from {Path.cwd()}) nor could it be fetched from the hub"
+    next_step = "give the folder or the URL of a tokenizer, or check the id and the connection"
     with reading_users_file(f"tokenizer {name!r}", problem, next_step, TokenizerError):
         return Path(snapshot_download(name, allow_patterns=_WANTED))
 
@@ -219,7 +226,7 @@ def _list_others(tokenizer: Any) -> dict[str, Any]:
 
 
 def _open_ends(backend: Any) -> Any:
-    """Nothing is cut off, nothing filled up."""
+    """Nothing is cut off, nothing filled up: a tokenizer.json may say both, for the lengths that its model was trained with."""
     backend.no_truncation()
     backend.no_padding()
     return backend
@@ -240,7 +247,7 @@ def _digest_files(folder: Path) -> str:
         path for pattern in ("*.json", "*.jinja", "*.py", "*.model", "*.txt") for path in folder.glob(pattern) if path.is_file()
     )
     for path in paths:
-        if not path.name.endswith(".index.json"):
+        if not path.name.endswith(".index.json"):  # of weights, which say nothing of tokens and may be megabytes
             sha.update(f"{path.name}:{path.stat().st_size}\n".encode())
             sha.update(path.read_bytes())
     return sha.hexdigest()

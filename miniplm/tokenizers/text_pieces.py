@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
-# Characters a piece is meant to have; texts up to half as much again are left whole.
+# Characters a piece is meant to have; texts up to half as much again are left whole. The Rust tokenizer takes some 30 bytes a character
+# while it encodes (`tokenizer`), so a text of gigabytes would take tens of them.
 PIECE_CHARACTERS = 1 << 20
-# Characters on each side of a cut that are encoded to verify it.
+# Characters on each side of a cut that are encoded to verify it: only inside a longer word do ids depend on what lies farther.
 _CONTEXT_CHARACTERS = 1000
 # How far ahead, in pieces, a cut is looked for before it is made by force.
 _SEARCHED_PIECES = 3

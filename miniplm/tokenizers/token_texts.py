@@ -91,6 +91,7 @@ class TokenTexts:
         for position, token_id in enumerate(token_ids):
             content = self._table[token_id]
             if token_id in self._doubtful:
+                # Three bytes on each side: a character of UTF-8 has four at most.
                 following = b"".join([self._table[other] for other in token_ids[position + 1 : position + 4]])
                 content = content if _completes_character(bytes(joined[-3:]), content, following) else self._doubtful[token_id]
             joined += content
@@ -134,29 +135,29 @@ class TokenTexts:
         return text
 
 
-def list_losses(backend: Any) -> list[str]:
+def list_text_changes(backend: Any) -> list[str]:
     """What keeps the text of a Rust tokenizer's ids from being the text that was encoded, in words; nothing where the two are the same."""
     content = json.loads(backend.to_str())
-    losses = []
+    changes = []
     if (reader := _find_reader(content["decoder"])) is None:
-        losses.append(f"its decoder ({_name(content['decoder'])}) does not write each token by itself")
+        changes.append(f"its decoder ({_name(content['decoder'])}) does not write each token by itself")
     elif _find_prefix(content, reader).unless_there:
-        losses.append("it puts a space before a text unless one is there")
+        changes.append("it puts a space before a text unless one is there")
     marks = _list_space_marks(content)
     if reader is not None and (lost := [mark for mark in marks if reader(mark) == b" "]):
-        losses.append(f"{lost[0]!r} in a text is the mark of a space, and comes back as one")
+        changes.append(f"{lost[0]!r} in a text is the mark of a space, and comes back as one")
     changing = [step["type"] for step in _flatten(content["normalizer"]) if not _is_reversible(step)]
     if changing:
-        losses.append(f"it normalises text ({', '.join(changing)})")
+        changes.append(f"it normalises text ({', '.join(changing)})")
     dropping = [step["type"] for step in _flatten(content["pre_tokenizer"]) if _drops_text(step)]
     if dropping:
-        losses.append(f"its splitting rules ({', '.join(dropping)}) leave characters out")
+        changes.append(f"its splitting rules ({', '.join(dropping)}) leave characters out")
     stripping = [
         token["content"] for token in content["added_tokens"] if not token["special"] and (token["lstrip"] or token["rstrip"])
     ]
     if stripping:
-        losses.append(f"added tokens such as {stripping[0]!r} take the spaces beside them with them")
-    return losses
+        changes.append(f"added tokens such as {stripping[0]!r} take the spaces beside them with them")
+    return changes
 
 
 def _find_reader(decoder: Any) -> ReadToken | None:

@@ -17,7 +17,7 @@ from miniplm.records.manifests import Record, TokenizerEntry
 from miniplm.storage.root import digest_content
 from miniplm.tokenizers.folders import TokenizerFolder, describe_rules, list_named_extras, locate_tokenizer, read_tokenizer
 from miniplm.tokenizers.text_pieces import PIECE_CHARACTERS, cut_text
-from miniplm.tokenizers.token_texts import TokenTexts, list_losses
+from miniplm.tokenizers.token_texts import TokenTexts, list_text_changes
 
 TokenIds = NDArray[np.uint32]
 
@@ -69,7 +69,7 @@ class CorpusTokenizer:
         )
 
     def encode_documents(self, texts: Sequence[str]) -> list[TokenIds]:
-        """Token ids of each text, neither EOS nor BOS added, nothing truncated; a very long text is encoded in pieces."""
+        """Token ids (num_tokens,) uint32 of each text, neither EOS nor BOS added, nothing truncated; a very long text goes in pieces."""
         results: list[list[TokenIds]] = [[] for _ in texts]
         for call in _group_calls(self._cut_pieces(texts)):
             for (index, _), token_ids in zip(call, self._encode_call([piece for _, piece in call]), strict=True):
@@ -85,7 +85,7 @@ class CorpusTokenizer:
             return False
 
     def decode(self, token_ids: Sequence[int] | NDArray[Any]) -> str:
-        """The text of token ids, special tokens included, nothing cleaned up; U+FFFD stands for what is no whole character."""
+        """The text of token ids (num_tokens,), special tokens included, nothing cleaned up; U+FFFD stands for what is no whole character."""
         ids = [int(token_id) for token_id in token_ids]
         if self.texts is not None:
             return self.texts.join(ids).decode("utf-8", "replace")
@@ -96,9 +96,9 @@ class CorpusTokenizer:
         """The bytes of each token, None for a tokenizer in Python."""
         return None if self.backend is None else TokenTexts(self.backend, self.eos_token_id)
 
-    def list_losses(self) -> list[str]:
+    def list_text_changes(self) -> list[str]:
         """What keeps the text of token ids from being the text that was encoded, in words (`miniplm.tokenizers.token_texts`)."""
-        return ["it is a Python class, whose decoder may change text"] if self.backend is None else list_losses(self.backend)
+        return ["it is a Python class, whose decoder may change text"] if self.backend is None else list_text_changes(self.backend)
 
     def decode_vocabulary(self) -> list[str]:
         """The text of every id alone, in id order, `entry.vocab_size` of them; empty for an id that is not in use."""
@@ -117,6 +117,7 @@ class CorpusTokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(str(folder))
         if self.backend is not None:
+            # Over the file that transformers wrote, which is what its class makes of it.
             self.backend.save(str(folder / "tokenizer.json"))
             path = folder / "tokenizer_config.json"
             settings = json.loads(path.read_text(encoding="utf-8")) | {"tokenizer_class": _PLAIN_CLASS}
@@ -151,15 +152,18 @@ class CorpusTokenizer:
                 yield from ((index, piece) for piece in cut_text(text, lambda part: self._encode_call([part])[0].tolist()))
 
     def _encode_call(self, texts: list[str]) -> list[TokenIds]:
+        """Token ids (num_tokens,) of each text, in one call of the library. Raises `TokenizerError` where it cannot."""
         next_step = "its files are damaged, or its vocabulary has no token for what it does not know; use another copy or tokenizer"
         with reading_users_file(f"tokenizer {self.entry.name!r}", "cannot encode a text", next_step, TokenizerError):
             return self._encode(texts)
 
-    def _encode(self, texts: list[str]) -> list[TokenIds]:
+    def _encode(self, texts: list[str]) -> list[TokenIds]:  # (num_tokens,) each
         if self.backend is None:
             batch = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, truncation=False, padding=False)
             return [np.asarray(ids, dtype=np.uint32) for ids in batch["input_ids"]]
+        # Set each time: it is no part of tokenizer.json, and copies of the backend come without it.
         self.backend.encode_special_tokens = True
+        # Fast: without the places of tokens in the text, which nobody asks for.
         encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
@@ -204,7 +208,7 @@ def load_tokenizer(
     entry = TokenizerEntry(
         name=name,
         digest=vocabulary_digest(source.tokenizer),
-        vocab_size=max(vocabulary.values()) + 1,
+        vocab_size=max(vocabulary.values()) + 1,  # not their number: ids may have gaps
         eos_token=eos_token,
         eos_token_id=vocabulary[eos_token],
     )
@@ -243,7 +247,7 @@ def _add_separator(backend: Any, eos_token: str, folder: Path, is_known: bool) -
         if backend.token_to_id(token) != token_id:
             raise TokenizerError(
                 f"the settings of tokenizer {folder} give token {token!r} the id {token_id}, which does not follow those of tokenizer.json "
-                f"({backend.token_to_id(token)} does); save it again with both of one mind"
+                f"({backend.token_to_id(token)} does); save it again, so that both agree"
             )
         if token == eos_token:
             break

@@ -1,7 +1,7 @@
 """Checkpoints at the storage root: a transformers directory, the optimizer's moments, the metrics so far; no pickle.
 
-A checkpoint is there when its `manifest.json`, published last, agrees with every file. Any other is as good as none,
-but for one of another training, which is nobody's to overwrite.
+A checkpoint is there when its `manifest.json`, published last, agrees with every file. Any other counts as none,
+but one of another training is never overwritten.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def publish_checkpoint(
     """
     folder = layout.checkpoint_folder(training_id, step)
     with _explain_full_disk(storage, folder), _unfinished_folder(storage, training_id) as local:
-        storage.delete(folder)
+        storage.delete(folder)  # it is no checkpoint, or this step would not be computed again
         model.save_pretrained(str(local))
         for name, content in tokenizer_files.items():
             (local / name).write_bytes(content)
@@ -68,6 +68,7 @@ def publish_checkpoint(
         save_file(_optimizer_tensors(model, optimizer), local / OPTIMIZER, metadata={"format": "pt"})
         (local / METRICS).write_text("".join(row.model_dump_json() + "\n" for row in metrics), encoding="utf-8")
         files = {path.name: digest_file(path) for path in sorted(local.iterdir()) if path.is_file()}
+        # One by one and in any order: until the manifest is there, none of them counts.
         for name in files:
             with storage.publish(f"{folder}/{name}") as path:
                 shutil.move(local / name, path)
@@ -127,6 +128,7 @@ def restore_checkpoint(
     """Puts a checkpoint's weights and moments into a model of the same recipe and its optimizer; gives the metrics so far."""
     with tempfile.TemporaryDirectory(prefix="miniplm-") as temporary:
         folder = storage.download(layout.checkpoint_folder(manifest.training_id, manifest.step), Path(temporary) / "checkpoint")
+        # A second model in memory for a moment: so the names and ties of weights are transformers' matter, as in saving.
         saved = type(model).from_pretrained(str(folder), dtype=torch.float32, use_safetensors=True, local_files_only=True)
         moments = load_file(folder / OPTIMIZER)
         with torch.no_grad():
@@ -134,6 +136,7 @@ def restore_checkpoint(
                 assert name == saved_name
                 # Copied into memory of torch's own alignment, on which the last bits of a product can depend.
                 parameter.copy_(value)
+                # A weight that had no gradient yet has none.
                 if f"{name}/step" in moments:
                     state = {key: moments[f"{name}/{key}"].to(parameter.device, copy=True) for key in _MOMENTS}
                     optimizer.state[parameter] = state
@@ -173,12 +176,14 @@ def _delete_optimizer(storage: Storage, training_id: str, step: int) -> None:
         return
     manifest = read_checkpoint_manifest(storage, training_id, step)
     if manifest is not None and OPTIMIZER in manifest.files:
+        # The manifest first: killed in between, it speaks of no file that is gone.
         lean = manifest.model_copy(update={"files": manifest.exported_files()}).signed()
         storage.write_json(f"{layout.checkpoint_folder(training_id, step)}/{MANIFEST}", lean.as_json())
     storage.delete(path)
 
 
 def _optimizer_tensors(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Step (), and both moments (...) in the shape of their parameter, by `parameter/moment`."""
     tensors = {}
     for name, parameter in model.named_parameters():
         state: dict[str, Any] = optimizer.state.get(parameter, {})

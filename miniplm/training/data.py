@@ -4,6 +4,8 @@ An epoch takes the shards in a random order and groups neighbours into windows o
 sequences of a window are shuffled together. Where all fits into one window that is a full shuffle. Which sequence
 comes at a position is a function of the seed and the position alone, and reading it needs only its own window, so
 training goes on at any step without reading what came before.
+
+Shapes: B sequences, T tokens of the longest, S = T - 1 of them that are inputs, N scored targets, H width of the hidden state.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ class MicroBatch:
 
     @property
     def targets_N(self) -> torch.Tensor:
-        """The scored targets, in the order of `scored_N`."""
+        """The scored targets (N,), in the order of `scored_N`."""
         return self.token_ids_BT[:, 1:].flatten().index_select(0, self.scored_N)
 
     def select(self, states_BSH: torch.Tensor) -> torch.Tensor:
@@ -84,7 +86,7 @@ class MicroBatch:
 def collate(
     sequences: Sequence[NDArray[np.unsignedinteger]], eos_token_id: int, shape: tuple[int, int] | None = None
 ) -> MicroBatch:
-    """Sequences side by side, (B, T) int64, padded with EOS to the longest, or to at least a `shape` of sequences and tokens."""
+    """Sequences (num_tokens,) side by side, (B, T) int64, padded with EOS to the longest, or to at least a `shape` of sequences and tokens."""
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     num_rows, num_columns = len(sequences), int(lengths.max())
     if shape is not None:
@@ -98,7 +100,7 @@ def collate(
 
 
 def count_scored_targets(sequences: Sequence[NDArray[np.unsignedinteger]], eos_token_id: int) -> int:
-    """Targets whose input is not EOS, over all sequences: what `collate` marks, padding left out."""
+    """Targets whose input is not EOS, over all sequences (num_tokens,): what `collate` marks, padding left out."""
     return sum(int(np.count_nonzero(sequence[:-1] != eos_token_id)) for sequence in sequences)
 
 
@@ -146,12 +148,12 @@ class _WindowTokens:
 
     epoch: int
     index: int
-    token_ids: NDArray[np.unsignedinteger]
-    lengths: NDArray[np.int64]
+    token_ids: NDArray[np.unsignedinteger]  # (num_tokens,)
+    lengths: NDArray[np.int64]  # this and all below (num_sequences,)
     ends: NDArray[np.int64]
     order: NDArray[np.int64]
 
-    def sequence(self, position: int) -> NDArray[np.unsignedinteger]:
+    def sequence(self, position: int) -> NDArray[np.unsignedinteger]:  # (num_tokens,)
         index = self.order[position]
         # Copied, so that a batch does not keep its window in memory.
         return self.token_ids[self.ends[index] - self.lengths[index] : self.ends[index]].copy()
@@ -173,7 +175,7 @@ class SequenceOrder:
         if self.num_sequences == 0:
             raise TrainingError("there is no sequence to train on; prepare a larger corpus or use a larger selection.ratio")
         self.num_tokens = sum(shard.num_tokens for shard in self._shards)
-        self._plan: tuple[int, list[_Window]] | None = None
+        self._windows: tuple[int, list[_Window]] | None = None
         self._loaded: _WindowTokens | None = None
         self._last_position = 0
         self._fetching: tuple[tuple[int, int], Future[_WindowTokens]] | None = None
@@ -189,23 +191,24 @@ class SequenceOrder:
         self._fetcher.shutdown(wait=True, cancel_futures=True)
 
     def read(self, start: int, stop: int) -> list[NDArray[np.unsignedinteger]]:
-        """Token ids of the sequences at positions `start` ... `stop` - 1."""
+        """Token ids (num_tokens,) of each of the sequences at positions `start` ... `stop` - 1."""
         sequences: list[NDArray[np.unsignedinteger]] = []
         while start < stop:
             epoch, offset = divmod(start, self.num_sequences)
-            window = next(window for window in self._plan_epoch(epoch) if offset < window.stop)
+            window = next(window for window in self._list_windows(epoch) if offset < window.stop)
             num = min(stop - start, window.stop - offset)
             loaded = self._load(epoch, window)
             sequences += [loaded.sequence(offset - window.start + index) for index in range(num)]
             start += num
         return sequences
 
-    def _plan_epoch(self, epoch: int) -> list[_Window]:
-        if self._plan is None or self._plan[0] != epoch:
+    def _list_windows(self, epoch: int) -> list[_Window]:
+        if self._windows is None or self._windows[0] != epoch:
+            # Named in full: `default_rng` may be another generator one day, and a resumed training would read another order.
             order = np.random.Generator(np.random.PCG64([self._seed, epoch])).permutation(len(self._shards))
             shards = [self._shards[index] for index in order]
-            self._plan = (epoch, list(_group_shards(shards, self._window_tokens)))
-        return self._plan[1]
+            self._windows = (epoch, list(_group_shards(shards, self._window_tokens)))
+        return self._windows[1]
 
     def _load(self, epoch: int, window: _Window) -> _WindowTokens:
         wanted = (epoch, window.index)
@@ -222,12 +225,12 @@ class SequenceOrder:
     def _fetch_next(self, epoch: int, window: _Window) -> None:
         if epoch * self.num_sequences + window.stop > self._last_position:
             return
-        windows = self._plan_epoch(epoch)
+        windows = self._list_windows(epoch)
         if window.index + 1 < len(windows):
             following = windows[window.index + 1]
         else:
             epoch += 1
-            following = self._plan_epoch(epoch)[0]
+            following = self._list_windows(epoch)[0]
         self._fetching = ((epoch, following.index), self._fetcher.submit(self._fetch, epoch, following))
 
     def _fetch(self, epoch: int, window: _Window) -> _WindowTokens:
@@ -239,7 +242,7 @@ class SequenceOrder:
 
 
 def read_training_shard(storage: Storage, shard: TrainingShard) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
-    """Token ids of a shard's training sequences one after another, and the sequences' lengths, in row order.
+    """Token ids (num_tokens,) of a shard's training sequences one after another, and the sequences' lengths (num_sequences,), in row order.
 
     Raises `TrainingError` where the rows are not those of this shard, and what `read_shard` raises.
     """
@@ -252,6 +255,7 @@ def read_training_shard(storage: Storage, shard: TrainingShard) -> tuple[NDArray
                 f"where {shard.num_sequences} are expected, of {len(column)}; the selection was made of another corpus, select again"
             )
         column = column.take(pa.array(rows))
+    # `flatten` and not `values`, which gives what lies outside a slice too.
     return column.flatten().to_numpy(), column.value_lengths().to_numpy().astype(np.int64)
 
 

@@ -55,19 +55,19 @@ def sum_distillation_loss(
         if hidden_NH.is_cuda:
             run = fuse_in_blocks(differentiate_distillation_at_once, "the loss of distillation")
 
-            def fused_loss(logits_KV: Tensor, tokens: slice) -> Tensor:
+            def fused_loss(logits_KV: Tensor, tokens: slice) -> Tensor:  # (K,)
                 teacher_KU = _logits(teacher_head, teacher_hidden_NG[tokens])
                 return run(logits_KV, targets_N[tokens], teacher_KU, kl_weight)
 
             return sum_in_blocks(head, hidden_NH, fused_loss, block_tokens, False, gradient_scale)
 
-        def block_loss(logits_KV: Tensor, tokens: slice) -> Tensor:
+        def block_loss(logits_KV: Tensor, tokens: slice) -> Tensor:  # (K,)
             teacher_KU = _log_probabilities(teacher_head, teacher_hidden_NG[tokens])
             return _differentiate(logits_KV, targets_N[tokens], teacher_KU, kl_weight)
 
         return sum_in_blocks(head, hidden_NH, block_loss, block_tokens, gradient_scale=gradient_scale)
 
-    def recomputed_loss(hidden_KH: Tensor, targets_K: Tensor, teacher_hidden_KG: Tensor) -> Tensor:
+    def recomputed_loss(hidden_KH: Tensor, targets_K: Tensor, teacher_hidden_KG: Tensor) -> Tensor:  # ()
         student_KV = torch.log_softmax(head.logits(hidden_KH), dim=1)
         teacher_KU = _log_probabilities(teacher_head, teacher_hidden_KG)
         nll_K = -student_KV.gather(1, targets_K[:, None]).squeeze(1)
@@ -98,7 +98,7 @@ def _keep_ids(head: Head, num_ids: int) -> Head:
 
 @torch.no_grad()
 def _logits(head: Head, hidden_KG: Tensor) -> Tensor:
-    """A head's logits, in the dtype of its weights where they are no more than a product, else float32; autocast or not."""
+    """A head's logits (K, U), in the dtype of its weights where they are no more than a product, else float32; autocast or not."""
     with torch.autocast(hidden_KG.device.type, enabled=False):
         return hidden_KG.to(head.weight_VH.dtype) @ head.weight_VH.t() if head.is_plain else head.logits(hidden_KG)
 
@@ -112,7 +112,7 @@ def _log_probabilities(head: Head, hidden_KG: Tensor) -> Tensor:
 
 
 def differentiate_distillation_at_once(logits_KV: Tensor, targets_K: Tensor, teacher_KU: Tensor, kl_weight: float) -> Tensor:
-    """What `_differentiate` does, on logits of any dtype (also the teacher's, as they are made), in a form that torch.compile fuses."""
+    """Loss (K,) as `_differentiate` leaves it, on logits of any dtype (also the teacher's, as they are made), in a form that torch.compile fuses."""
     log_student_KV = torch.log_softmax(logits_KV.float(), dim=1)
     log_teacher_KU = torch.log_softmax(teacher_KU.float(), dim=1)
     teacher_probabilities_KU = log_teacher_KU.exp()

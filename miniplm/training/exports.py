@@ -25,6 +25,7 @@ def export_model(storage: Storage, manifest: TrainingManifest, target_folder: st
     with exclusive(storage, target_folder, f"the model folder {target_folder}"):
         if find_export(storage, target_folder) == manifest:
             return
+        # First what makes a folder a model and a student, so that a kill leaves no model of two trainings.
         for name in (TRAINING, _CONFIG):
             storage.delete(f"{target_folder}/{name}")
         storage.delete(target_folder)

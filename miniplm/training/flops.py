@@ -1,4 +1,4 @@
-"""What training costs in floating-point operations, counted by parameters (Hoffmann et al., arXiv 2203.15556, appendix F)."""
+"""What training costs in floating-point operations, counted from the parameters (Hoffmann et al., arXiv 2203.15556, appendix F)."""
 
 from __future__ import annotations
 

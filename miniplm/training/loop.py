@@ -34,7 +34,8 @@ from miniplm.training.tokenizer_files import make_tokenizer_files
 from miniplm.training.tracking import Tracker
 from miniplm.versions import list_versions
 
-# Steps in a row without a finite gradient after which training gives up.
+# Steps in a row without a finite gradient after which training gives up. One may be a bad batch; after three the weights are at fault, as
+# they stay what they were.
 _MAX_SKIPPED_IN_ROW = 3
 
 
@@ -58,6 +59,7 @@ def train_model(
         if not group.is_first:
             return _join_training(storage, plan, group, device)
         with exclusive(storage, layout.training_folder(plan.training_id), f"training {plan.training_id}"):
+            # Asked only now that nobody else trains it.
             manifest = find_training(storage, plan.training_id)
             if manifest is None:
                 storage.delete_temporary_files(layout.training_folder(plan.training_id))
@@ -104,6 +106,7 @@ class _Training:
         self.num_sequences = count_training_sequences(config, self.order.num_sequences)
         self.num_steps = count_steps(config, self.order.num_sequences)
         check_batch_size(config, self.order.num_sequences)
+        # From the seed in each process, and not sent from the first: the same arguments give the same weights.
         model = build_model(plan.architecture, recipe.vocab_size, recipe.max_positions, config.seed, plan.trust_remote_code)
         model.config.eos_token_id = model.generation_config.eos_token_id = recipe.eos_token_id
         # Not in the model's own configuration: there it would keep the embedding of EOS from learning.
@@ -124,7 +127,7 @@ class _Training:
         self.metrics: list[CheckpointMetrics] = []
         self.num_skipped_steps = 0
         self.num_skipped_in_row = 0
-        # Looked for once, so that all processes go on at the same step.
+        # Looked for by one of them, so that all processes go on at the same step.
         self.checkpoint = group.share(find_last_checkpoint(storage, plan.training_id, recipe.as_json()) if group.is_first else None)
         if self.checkpoint is not None:
             with self.optimization.restoring() as (whole_model, optimizer):

@@ -1,4 +1,7 @@
-"""Model and loss as one module: from a micro-batch to its loss, so that whoever wraps the model sees all that is done with it."""
+"""Model and loss as one module: from a micro-batch to its loss, so that whoever wraps the model sees all that is done with it.
+
+Shapes: B sequences, S inputs of each, H width of the hidden state.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ class LossModule(nn.Module):
             layer.forward = CompiledCall(layer.forward, type(layer).__name__)
 
     def forward(self, batch: MicroBatch, gradient_scale: float | None = None) -> Tensor:
-        """The backward pass begins at what this gives, and its gradient is `gradient_scale` times that of the sum.
+        """The sum, (): the backward pass begins at it, and its gradient is `gradient_scale` times that of the sum.
 
         Of a micro-batch without a scored target 0, with a gradient of 0: a process without work takes part in what all do."""
         # Asked for each time: a sharded model's weights are there only within its forward pass.

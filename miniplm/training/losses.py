@@ -1,4 +1,7 @@
-"""What is minimised: a sum over the scored targets of a micro-batch, which the loop divides by those of the global batch."""
+"""What is minimised: a sum over the scored targets of a micro-batch, which the loop divides by those of the global batch.
+
+Shapes: B sequences, S inputs of each, N scored targets, H and G widths of student and teacher.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ LossFunction = Callable[[nn.Module, Head, MicroBatch, float | None], Tensor]
 
 
 def sum_language_model_loss(body: nn.Module, head: Head, batch: MicroBatch, gradient_scale: float | None = None) -> Tensor:
-    """The NLL in nats, summed over the scored targets; logits are made of those only."""
+    """The NLL in nats, summed over the scored targets, scalar float32; logits are made of those only."""
     hidden_BSH = body(input_ids=batch.token_ids_BT[:, :-1], use_cache=False).last_hidden_state
     return sum_nll_of_hidden(head, batch.select(hidden_BSH), batch.targets_N, gradient_scale=gradient_scale)
 
@@ -31,7 +34,7 @@ def make_distillation_loss(teacher: LoadedModel, kl_weight: float, compile: bool
     if compile:
         teacher = compile_teacher(teacher)
 
-    def sum_loss(body: nn.Module, head: Head, batch: MicroBatch, gradient_scale: float | None = None) -> Tensor:
+    def sum_loss(body: nn.Module, head: Head, batch: MicroBatch, gradient_scale: float | None = None) -> Tensor:  # ()
         inputs_BS = batch.token_ids_BT[:, :-1]
         # First, so that what it takes on the way is free again when the student's activations are kept.
         teacher_NG = batch.select(run_teacher(teacher, inputs_BS, [max(length - 1, 0) for length in batch.lengths]))

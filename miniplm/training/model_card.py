@@ -15,6 +15,7 @@ from miniplm.storage.root import Storage
 
 CARD = "README.md"
 _METRICS = "metrics.jsonl"
+# Rows of the curve: people look at a card, and the loss of each step lies beside it.
 _MOST_STRETCHES = 10
 
 _REFERENCE = "language modelling on the reference split: the small model that Difference Sampling compares the teacher with"

@@ -33,6 +33,7 @@ def training_numerics(device: torch.device) -> Iterator[None]:
     memory: Any = torch.utils.deterministic
     fill = memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
+    # By itself PyTorch then fills each new tensor with NaN, to show reads of memory that nobody wrote: a pass over memory each time.
     memory.fill_uninitialized_memory = False
     try:
         yield

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("miniplm")
 
+# Token ids of each, (num_tokens,).
 Sequences = Sequence[NDArray[np.unsignedinteger]]
 
 
@@ -105,6 +106,7 @@ class Optimization:
         self.micro_batch_size = config.resolve_micro_batch_size()
         if max_tokens is not None:
             chosen = choose_on_device(config, model, max_tokens - 1, dtype, self.device, group.world_size)
+            # One size for all: they deal out the same batch by it, and the GPUs may have different amounts of memory free.
             self.micro_batch_size = group.least(chosen, self.device)
         self._parallel = ParallelModule(module, group, self.device)
         if compiles and group.is_sharded:
@@ -117,7 +119,7 @@ class Optimization:
             betas=(config.beta1, config.beta2),
             eps=config.epsilon,
             weight_decay=config.weight_decay,
-            fused=True,
+            fused=True,  # one pass over weights and moments instead of one for each operation; on a CPU too
         )
 
     def prepare(self, sequences: Sequences) -> GlobalBatch:
@@ -128,9 +130,10 @@ class Optimization:
         own = [sequences[start : start + size] for start in starts[group.rank :: group.world_size]]
         # One that has fewer than the first process is given an empty one: all take part in each round.
         own += [[np.array([self._eos_token_id], np.uint32)]] * (-(-len(starts) // group.world_size) - len(own))
+        # Two tokens wide at least: an empty micro-batch needs an input, as its process takes part in the pass.
         micro_batches = [collate(part, self._eos_token_id, shape or (1, 2)) for part in own]
         if self.device.type == "cuda":
-            # By default a thread's memory is pinned by way of the first GPU, whoever uses that.
+            # By default a thread pins memory through the first GPU, which another process may be using.
             with use_device(self.device):
                 micro_batches = [batch.pin() for batch in micro_batches]
         num_tokens = sum(len(sequence) for sequence in sequences)
@@ -192,6 +195,7 @@ class Optimization:
         return self._compute_gradient(self.prepare(sequences))
 
     def _compute_gradient(self, batch: GlobalBatch) -> StepResult:
+        # To none: the first micro-batch then writes the gradient instead of adding to zeros.
         self.optimizer.zero_grad(set_to_none=True)
         micro_batches = batch.micro_batches if batch.num_scored else ()
         if self._group.is_alone:
@@ -202,6 +206,7 @@ class Optimization:
         for index, part in enumerate(micro_batches):
             is_last = index == len(micro_batches) - 1
             totals.append(self._parallel.add_gradient(part.to(self.device), batch.num_scored, is_last))
+        # Float64: the order of micro-batches, which is another with another number of processes, then shows in the last bits only.
         total = torch.stack(totals).cpu().double().sum().item() if totals else 0.0
         total = self._group.add(total, self.device)
         loss = total / batch.num_scored if batch.num_scored else math.nan

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
 
 from miniplm.models.loading import split_head
 from miniplm.training.loss_module import LossModule, find_layers
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
 Sharding = Literal["ddp", "fsdp"]
 T = TypeVar("T")
 
-# The first process publishes checkpoints while the others wait.
+# The first process publishes checkpoints while the others wait: of billions of weights, to S3, that may take longer than PyTorch's own
+# limit (10 minutes on GPUs, 30 on a CPU).
 _TIMEOUT = timedelta(minutes=60)
 
 
@@ -125,8 +128,6 @@ class ParallelModule:
             self._whole = copy.deepcopy(module.model)
             _shard(module, group, device)
         elif not group.is_alone:
-            from torch.nn.parallel import DistributedDataParallel
-
             # Looking for unused weights keeps buckets as they were laid out first, and so the order in which three or more
             # processes are summed: a resumed training has the same last bits. It also bears models with unused weights.
             arguments = inspect.signature(DistributedDataParallel).parameters
@@ -135,7 +136,7 @@ class ParallelModule:
             self._module = DistributedDataParallel(module, find_unused_parameters=True, gradient_as_bucket_view=True, **options)
 
     def add_gradient(self, batch: MicroBatch, num_scored: int, is_last: bool) -> Tensor:
-        """Adds the gradient of `sum of the loss / num_scored` and gives the sum, detached; the last micro-batch brings the processes together.
+        """Adds the gradient of `sum of the loss / num_scored` and gives the sum, (), detached; the last micro-batch brings the processes together.
 
         All processes call it equally often.
         """
@@ -186,13 +187,18 @@ class ParallelModule:
                 }
 
     def _gather_into(self, target: Tensor | None, value: Tensor) -> Tensor:
+        """The whole of a shard (...), put into `target` where there is one; nothing (0,) in a process other than the first.
+
+        All processes call it, since each has a part.
+        """
         whole = cast(Any, value).full_tensor() if hasattr(value, "full_tensor") else value
         if not self._group.is_first:
             return whole.new_empty(0)
         return whole.cpu() if target is None else target.copy_(whole)
 
     def _split_like(self, shard: Any, whole: Tensor) -> Tensor:
-        from torch.distributed.tensor import distribute_tensor
+        """This process's part of a tensor (...), split as `shard` is."""
+        from torch.distributed.tensor import distribute_tensor  # here, as it takes 0.4 s
 
         # Each process takes its part of what it has itself; nothing is sent.
         return distribute_tensor(whole.detach().to(self._device), shard.device_mesh, shard.placements, src_data_rank=None)
@@ -200,8 +206,7 @@ class ParallelModule:
 
 def _shard(module: LossModule, group: ProcessGroup, device: torch.device) -> None:
     """Splits the weights: each layer's are gathered for its own computation, the others for the whole of a pass."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import fully_shard  # here, as it takes 0.5 s
 
     mesh = init_device_mesh(device.type, (group.world_size,))
     layers: list[nn.Module] = find_layers(split_head(module.model)[0])

@@ -60,6 +60,7 @@ class ReadAhead(Generic[T]):
         """Whether there was still someone to take it."""
         while not self._is_closed.is_set():
             try:
+                # In short waits: one without a limit would never see that nobody takes any more.
                 self._ready.put(item, timeout=0.1)
             except queue.Full:
                 continue

@@ -138,6 +138,7 @@ def plan_training(
     )
     data = METHODS[method].describe_data(inputs)
     tokenizer = corpus.tokenizer
+    # Named as its own but the same: then the training is that of a student without, and has its id.
     if own_tokenizer is not None and is_tokenizer_of(corpus, own_tokenizer):
         own_tokenizer = None
     if own_tokenizer is not None:

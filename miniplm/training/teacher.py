@@ -1,4 +1,7 @@
-"""The teacher of a student in training: checked to share the student's tokens, and loaded beside it."""
+"""The teacher of a student in training: checked to share the student's tokens, and loaded beside it.
+
+Shapes: B sequences, S inputs of each, G width of the teacher.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,7 @@ def open_teacher(storage: Storage, entry: ModelEntry, corpus: CorpusManifest, me
     `TrainingError` where the teacher has too few positions for the sequences of the corpus.
     """
     check_teacher(entry, corpus, method)
-    resolve_dtype(entry.dtype, device)
+    resolve_dtype(entry.dtype, device)  # for its error alone: the entry's dtype was chosen where it scored
     if device.type == "cuda" and device.index is None:
         # By its number, so that the layers are not spread over GPUs on which other processes train.
         device = torch.device("cuda", torch.cuda.current_device())

@@ -308,6 +308,20 @@ def test_shards_that_another_run_submits_while_this_one_waits_for_the_lock_are_l
     assert played.submitted == [[2, 3]]
 
 
+def test_shards_that_another_run_scored_while_this_one_waited_for_the_lock_are_not_given_out(start: Callable[..., Fleet]) -> None:
+    """Their flow run came and ended between two looks: only the storage root tells of it."""
+    played = start(4)
+
+    def score_theirs() -> None:
+        for index in (0, 1):
+            write_scores(played.storage, played.shards[index], "m", [1.5], [2])
+
+    played.on_lock = score_theirs
+    played.num_workers = 2
+    assert len(run_scoring(played)) == 4
+    assert played.submitted == [[2, 3]]
+
+
 # --- where nothing works ---
 
 

@@ -164,14 +164,14 @@ def test_a_newcomer_behind_a_proxy_without_a_home_folder_runs_and_is_told_once(c
     assert time.monotonic() - started < 120  # the fault took 131 s and more; here are 20 on a quiet machine
 
 
-def test_three_first_runs_at_once_on_a_new_prefect_folder(config: Path, tmp_path: Path) -> None:
+def test_two_first_runs_at_once_on_a_new_prefect_folder(config: Path, tmp_path: Path) -> None:
     prefect = {"PREFECT_HOME": str(tmp_path / "new")}
-    logs = [tmp_path / f"err{number}" for number in range(3)]
+    logs = [tmp_path / f"err{number}" for number in range(2)]
     runs = [start_miniplm(*SCORE, str(config), prefect=prefect, err=log) for log in logs]
     for run in runs:
         run.join(300)
-    assert [run.exitcode for run in runs] == [0, 0, 0], [log.read_text() for log in logs]
-    assert [log.read_text() for log in logs] == ["", "", ""]
+    assert [run.exitcode for run in runs] == [0, 0], [log.read_text() for log in logs]
+    assert [log.read_text() for log in logs] == ["", ""]
 
 
 def test_a_server_that_cannot_start_is_told_with_its_reason(config: Path, tmp_path: Path) -> None:

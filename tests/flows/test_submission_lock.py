@@ -73,3 +73,32 @@ def test_a_slot_of_which_nothing_is_heard_is_taken_over(
         assert count_taken(client) == 1
     assert count_taken(client) == 0
     assert "by a process that is gone; taken over" in caplog.text
+
+
+def test_while_the_server_is_away_no_holder_is_taken_for_dead(client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_STALE_SECONDS", 1.0)
+    monkeypatch.setattr(module, "_AWAY_SECONDS", 0.5)
+    client.increment_concurrency_slots([NAME], 1, "concurrency")
+    began, tries = time.monotonic(), 0
+
+    def try_to_take(client: SyncPrefectClient) -> bool:
+        nonlocal tries
+        tries += 1
+        if tries == 2:
+            time.sleep(1.5)  # as a question that is asked until the server is there again
+        return module_try(client)
+
+    module_try = module._try_to_take
+    monkeypatch.setattr(module, "_try_to_take", try_to_take)
+    with submission_lock():
+        assert time.monotonic() - began > 2.5, "the time without a server was counted"
+    assert count_taken(client) == 0
+
+
+def test_a_slot_given_back_by_a_lost_answer_is_not_taken_from_the_next_holder(client: SyncPrefectClient) -> None:
+    """The server frees the slot and dies before it says so; when it is asked again another process holds it."""
+    with submission_lock():
+        client.release_concurrency_slots([NAME], 1, 0.1)
+        client.increment_concurrency_slots([NAME], 1, "concurrency")
+    assert count_taken(client) == 1
+    client.release_concurrency_slots([NAME], 1, 0.1)

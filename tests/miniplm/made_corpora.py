@@ -22,8 +22,12 @@ def make_corpus(
     eos_token_id: int = 0,
     domains: Sequence[str] = ("a", "b"),
     sequence_length: int = 64,
+    document_ids: Mapping[int, Sequence[int]] | None = None,
 ) -> CorpusManifest:
-    """Writes a corpus: `shards[split][shard][sequence]` are token ids; domains go round by sequence id."""
+    """Writes a corpus: `shards[split][shard][sequence]` are token ids; domains go round by sequence id.
+
+    A sequence is one document with the sequence's id, unless `document_ids` has others for that id.
+    """
     entries = []
     counts: dict[str, dict[str, DomainCounts]] = {split: {} for split in layout.SPLITS}
     next_id = 0
@@ -35,7 +39,7 @@ def make_corpus(
                 {
                     "sequence_id": pa.array(ids, pa.int64()),
                     "domain": pa.array(names).dictionary_encode(),
-                    "document_ids": pa.array([[sequence_id] for sequence_id in ids], pa.list_(pa.int64())),
+                    "document_ids": pa.array([(document_ids or {}).get(one, [one]) for one in ids], pa.list_(pa.int64())),
                     "num_tokens": pa.array([len(sequence) for sequence in sequences], pa.int32()),
                     "token_ids": pa.array([list(map(int, sequence)) for sequence in sequences], pa.list_(pa.uint16())),
                 }

@@ -13,7 +13,7 @@ import zstandard
 from miniplm.config.run import SourceConfig
 from miniplm.sources.documents import Document, Rejection
 from miniplm.sources.files import find_source_files
-from miniplm.sources.reading import read_records
+from miniplm.sources.reading import read_source_records
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "": lambda content: content,
@@ -29,7 +29,7 @@ def make_source(path: object, **settings: Any) -> SourceConfig:
 
 def read_source(source: SourceConfig, num_skipped: int = 0) -> list[Document | Rejection]:
     (file,) = find_source_files(source)
-    return list(read_records(file, source, 100, num_skipped, lambda num_bytes: None))
+    return list(read_source_records(file, source, 100, num_skipped, lambda num_bytes: None))
 
 
 def read_lines(tmp_path: Path, *lines: bytes, **settings: Any) -> list[Document | Rejection]:

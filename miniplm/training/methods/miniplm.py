@@ -47,7 +47,7 @@ class MiniplmMethod(TrainingMethod):
 
 
 def load_selected_rows(storage: Storage, selection_id: str, selected: SelectionShardEntry, entry: ShardEntry) -> NDArray[np.int64]:
-    """The rows of a candidate shard that a selection kept, ascending.
+    """The rows of a candidate shard that a selection kept, (num_sequences,) ascending.
 
     Raises `TrainingError` where the selection's file is not the one that its manifest names.
     """

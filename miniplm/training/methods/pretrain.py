@@ -53,13 +53,15 @@ def list_drawn_shards(storage: Storage, inputs: MethodInputs, method: str) -> li
 
 
 def draw_sequences(num_tokens: NDArray[np.int32], wanted_tokens: int, seed: int) -> NDArray[np.int64]:
-    """Indices of the first sequences of a seeded permutation whose tokens together reach `wanted_tokens`, in drawn order."""
+    """Indices (num_drawn,) of the first sequences, of `num_tokens` (num_sequences,), of a seeded permutation whose tokens together reach `wanted_tokens`, in drawn order."""
+    # The generator by its name, as a training's id stands for this draw, and NumPy's default may change.
     order: NDArray[np.int64] = np.random.Generator(np.random.PCG64(seed)).permutation(len(num_tokens))
     reached = np.cumsum(num_tokens[order], dtype=np.int64)
     return order[: int(np.searchsorted(reached, wanted_tokens)) + 1]
 
 
 def _read_num_tokens(storage: Storage, entry: ShardEntry) -> NDArray[np.int32]:
+    """Tokens of each sequence of a shard, (num_sequences,)."""
     # The digest of the whole file is checked when its tokens are read for training; counts are enough here.
     num_tokens: NDArray[np.int32] = read_shard(storage, entry, columns=["num_tokens"], verify=False)["num_tokens"].to_numpy()
     if len(num_tokens) != entry.num_sequences or int(num_tokens.sum(dtype=np.int64)) != entry.num_tokens:
@@ -70,5 +72,5 @@ def _read_num_tokens(storage: Storage, entry: ShardEntry) -> NDArray[np.int32]:
     return num_tokens
 
 
-def _give(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+def _give(rows: NDArray[np.int64]) -> NDArray[np.int64]:  # (num_rows,)
     return rows

@@ -29,11 +29,11 @@ _LONGEST_LINE = 400
 _VERDICT = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: \d+ \(pid: (\d+)\)")
 
 
-class Workers:
+class TrainingProcesses:
     """A command that runs in a process group of its own, and the processes of it that connect to a socket.
 
     A context manager: when its block is left, however, no process of the group is left. Should this process be killed
-    itself, the socket closes, which ends the processes at the other side (`worker_process`).
+    itself, the socket closes, which ends the processes at the other side (`main`).
     """
 
     def __init__(self, command: list[str], socket_path: str) -> None:
@@ -49,14 +49,14 @@ class Workers:
         self.exit_codes: dict[int, int] = {}
         """Exit codes, or negative signals, by process id, as far as they are known when the block is left."""
 
-    def __enter__(self) -> Workers:
+    def __enter__(self) -> TrainingProcesses:
         try:
             self._process = subprocess.Popen(
                 self._command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
+                start_new_session=True,  # a group of its own: ended by one signal, and Ctrl-C in the terminal is ours to pass on
             )
         except BaseException:
             self._listener.close()
@@ -64,7 +64,7 @@ class Workers:
         assert self._process.stdout is not None
         self._output = threading.Thread(target=self._read_output, args=(self._process.stdout,), name="read-output", daemon=True)
         self._output.start()
-        threading.Thread(target=self._accept, name="accept-workers", daemon=True).start()
+        threading.Thread(target=self._accept, name="accept-processes", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -44,7 +44,7 @@ class TrainingJob(Record):
         if plan.training_id != self.training_id:
             raise TrainingError(
                 f"training {self.training_id} was to be started, and its job describes {plan.training_id}: this is a fault of miniplm; "
-                "execution.launcher=inline goes around it"
+                "execution.launcher=inline avoids it"
             )
         return plan
 

@@ -17,7 +17,7 @@ from miniplm.records.manifests import TrainingManifest
 from miniplm.storage.root import Storage
 from miniplm.training.loop import train_model
 from miniplm.training.processes.count import count_processes, find_inline_reason
-from miniplm.training.processes.group import Workers
+from miniplm.training.processes.group import TrainingProcesses
 from miniplm.training.processes.job import make_job
 from miniplm.training.processes.messages import Failure, Finished, Hello, LogLine, Moment, decode_progress, rebuild_error
 from miniplm.training.recipe import TrainingPlan
@@ -28,7 +28,7 @@ _log = logging.getLogger("miniplm")
 # Processes have so long to end by themselves once one of them has failed, or all have finished.
 _PARTING_SECONDS = 10.0
 # As `multiprocessing` does it: the modules of the new process are those of this one, wherever they lie.
-_MAIN = "import sys; sys.path[:] = {path!r}; from miniplm.training.processes.worker import main; main()"
+_MAIN = "import sys; sys.path[:] = {path!r}; from miniplm.training.processes.main import main; main()"
 
 
 def launch_training(
@@ -58,11 +58,11 @@ def launch_training(
     with tempfile.TemporaryDirectory(prefix="miniplm-", dir=where, ignore_cleanup_errors=True) as folder:
         job = Path(folder, "job.json")
         job.write_text(make_job(storage, plan, num_processes).model_dump_json(), encoding="utf-8")
-        with Workers(_make_command(job, num_processes), str(Path(folder, "socket"))) as workers:
-            ends = _watch(workers, num_processes, on_progress)
+        with TrainingProcesses(_make_command(job, num_processes), str(Path(folder, "socket"))) as processes:
+            ends = _watch(processes, num_processes, on_progress)
     manifest = find_training(storage, plan.training_id)
     if manifest is None:
-        raise _explain(plan, workers, num_processes, ends)
+        raise _explain(plan, processes, num_processes, ends)
     return manifest
 
 
@@ -77,19 +77,19 @@ def _make_command(job: Path, num_processes: int) -> list[str]:
 
 @dataclass(frozen=True)
 class _End:
-    """How a process ended that has not finished: with an error of its own, or without a word."""
+    """How a process ended that has not finished: with an error of its own, or with none."""
 
     rank: int
     pid: int
     failure: Failure | None
 
 
-def _watch(workers: Workers, num_processes: int, on_progress: ProgressCallback) -> list[_End]:
+def _watch(processes: TrainingProcesses, num_processes: int, on_progress: ProgressCallback) -> list[_End]:
     """Passes on what the processes say until they have ended; gives those that have not finished, as they ended one by one."""
     pids: dict[int, int] = {}
     finished: set[int] = set()
     ends: list[_End] = []
-    for rank, message in workers.listen():
+    for rank, message in processes.listen():
         if isinstance(message, Hello):
             pids[rank] = message.pid
         elif isinstance(message, Moment):
@@ -101,35 +101,35 @@ def _watch(workers: Workers, num_processes: int, on_progress: ProgressCallback) 
         elif rank not in finished and rank not in {end.rank for end in ends}:
             ends.append(_End(rank, pids[rank], message))
         if ends or len(finished) == num_processes:
-            workers.end_within(_PARTING_SECONDS)
+            processes.end_within(_PARTING_SECONDS)
     return ends
 
 
-def _explain(plan: TrainingPlan, workers: Workers, num_processes: int, ends: list[_End]) -> Exception:
+def _explain(plan: TrainingPlan, processes: TrainingProcesses, num_processes: int, ends: list[_End]) -> Exception:
     """The error of a training that is not finished, now that all its processes have ended."""
     failures = [end.failure for end in ends if end.failure is not None]
     # What is wrong with an artifact is the reason; that the connection to another process broke is what follows from it.
     named = [failure for failure in failures if failure.error != "RunFailedError"]
-    killed = [end for end in ends if workers.exit_codes.get(end.pid, 0) < 0 and end.failure is None]
+    killed = [end for end in ends if processes.exit_codes.get(end.pid, 0) < 0 and end.failure is None]
     if named or (failures and not killed and ends[0].failure is not None):
         return rebuild_error((named or failures)[0])
     lost = [*killed, *(end for end in ends if end.failure is None)]
-    pid = lost[0].pid if lost else workers.leader_pid
+    pid = lost[0].pid if lost else processes.leader_pid
     which = f"process {lost[0].rank} of {num_processes}" if lost and num_processes > 1 else "its process"
-    message = f"training {plan.training_id}: {which} (pid {pid}) {_describe_exit(workers.exit_codes.get(pid))}. "
+    message = f"training {plan.training_id}: {which} (pid {pid}) {_describe_exit(processes.exit_codes.get(pid))}. "
     if num_processes > 1:
         message += "All of them are stopped. "
     message += "Run the same command again: it goes on from the last checkpoint"
-    if workers.last_lines:
-        message += "\nThe last it said:" + "".join(f"\n  {line}" for line in workers.last_lines)
+    if processes.last_lines:
+        message += "\nThe last it said:" + "".join(f"\n  {line}" for line in processes.last_lines)
     return TrainingProcessError(message)
 
 
 def _describe_exit(code: int | None) -> str:
     if code is None:
-        return "ended without a word"
+        return "ended and said nothing"
     if code >= 0:
-        return f"ended with exit code {code} without a word"
+        return f"ended with exit code {code} and said nothing"
     try:
         name = signal.Signals(-code).name
     except ValueError:

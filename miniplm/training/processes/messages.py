@@ -90,6 +90,7 @@ def describe_error(error: BaseException) -> Failure:
     trace = "".join(traceback.format_exception(error))
     if isinstance(error, OSError):
         failure = Failure(error="OSError", text=str(error.strerror or error), errno=error.errno, trace=trace, retry=retry)
+        # Its class, which a library may have judged by, does not come through: only where its number alone is judged the same.
         if judge_retry(rebuild_error(failure)) == retry:
             return failure
     if is_out_of_memory(error):

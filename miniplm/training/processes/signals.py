@@ -1,4 +1,4 @@
-"""Signals that a process inherited as ignored from whoever started it, taken up again."""
+"""Takes up again the signals that a process inherited as ignored."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import signal
 def restore_signals() -> None:
     """Makes this process answer SIGINT, SIGTERM and SIGCHLD, also where it was started with them ignored.
 
-    A shell script hands SIGINT down so to what it starts with `&`, and a program that ignored it would ignore Ctrl-C for ever;
-    with SIGCHLD ignored it would not get to know how its children ended. SIGHUP stays ignored, as `nohup` means it.
+    A shell script starts programs with `&` so that they ignore SIGINT, and such a program would never answer Ctrl-C; with SIGCHLD
+    ignored it would not learn how its children ended. SIGHUP stays ignored, as `nohup` means it.
     """
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

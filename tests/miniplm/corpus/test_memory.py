@@ -48,4 +48,5 @@ def test_one_document_of_50_mb_on_one_line_is_packed_whole_in_bounded_memory(tmp
     assert 200 < grown_mib < 1500
     token_ids = np.concatenate([ids for shard in manifest.shards for ids in read_token_ids(read_shard(storage, shard))])
     assert len(token_ids) == num_tokens
-    assert load_tokenizer(tokenizer).decode(token_ids) == text + EOS
+    # By the tokenizers library's own decoder, which takes a third of the time of one that knows the bytes of each token.
+    assert load_tokenizer(tokenizer).backend.decode(token_ids.tolist(), skip_special_tokens=False) == text + EOS

@@ -225,7 +225,7 @@ def test_unknown_tasks_are_refused_by_name(tasks: Path, monkeypatch: pytest.Monk
         ),
     )
     check_tasks(EvaluationConfig(tasks=("longer", "logiqa", "arc_easy"), task_folder=str(tasks)))
-    with pytest.raises(ConfigError, match=r"there is no task 'logikqa' in lm-evaluation-harness .* near are logiqa"):
+    with pytest.raises(ConfigError, match=r"there is no task 'logikqa' in lm-evaluation-harness .* similar names: logiqa"):
         check_tasks(EvaluationConfig(tasks=("longer", "logikqa"), task_folder=str(tasks)))
     with pytest.raises(ConfigError, match=r"'ai2_arc' stands for several tasks .* name them: arc_challenge, arc_easy"):
         check_tasks(EvaluationConfig(tasks=("ai2_arc",)))

@@ -1,4 +1,4 @@
-"""Compiled calls: no model is left uncompiled without a word, and another batch size is compiled for as it is."""
+"""Compiled calls: a model that is left uncompiled is named, and another batch size is compiled for as it is."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_one_that_meets_the_limit_by_itself_says_that_it_runs_uncompiled(
 
 
 def test_tiles_of_many_heads_are_all_compiled_once_for_each_shape(counter: Any) -> None:
-    """They are one function to dynamo, which by itself gives up at the eighth graph, without a word."""
+    """They are one function to dynamo, which by itself gives up at the eighth graph and says nothing."""
 
     def make_tile(scale: float) -> Any:
         return compile_each_shape(lambda values, num_columns: (values * scale)[:, :num_columns])

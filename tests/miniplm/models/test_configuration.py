@@ -82,7 +82,7 @@ UNUSABLE: dict[str, tuple[dict[str, Any], str]] = {
     "a word for a number": ({"model_type": "qwen3", "rms_norm_eps": "1e-6"}, "rms_norm_eps"),
     "a word for a size": ({"model_type": "qwen3", "num_hidden_layers": "2"}, "num_hidden_layers is '2'"),
     "a fraction": ({"model_type": "qwen3", "num_hidden_layers": 2.0}, r"num_hidden_layers is 2\.0"),
-    "no layer": ({"model_type": "llama", "num_hidden_layers": 0}, "num_hidden_layers is 0; allowed are"),
+    "no layer": ({"model_type": "llama", "num_hidden_layers": 0}, "num_hidden_layers is 0, which is no whole number from 1"),
     "layers below none": ({"model_type": "llama", "num_hidden_layers": -1}, "num_hidden_layers is -1"),
     "true": ({"model_type": "llama", "hidden_size": True}, "hidden_size is True"),
     "layers without end": ({"model_type": "llama", "num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000"),

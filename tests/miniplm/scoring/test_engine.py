@@ -10,7 +10,7 @@ from miniplm import layout
 from miniplm.errors import CorpusError, DeviceError, ModelError, ScoreError
 from miniplm.models.identity import identify_model
 from miniplm.models.loading import load_model
-from miniplm.scoring.batches import cut_segments, plan_batches
+from miniplm.scoring.batches import cut_segments, make_batches
 from miniplm.scoring.engine import Scorer
 from miniplm.scoring.forward import ForwardPass
 from miniplm.scoring.shards import check_score_shard, score_shard
@@ -79,7 +79,7 @@ def test_a_sequence_without_a_scored_target_scores_zero(llama):
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(1, 1025), max_size=60), st.integers(1, 5000), st.sampled_from(["flat", "rows"]))
 def test_batches_hold_each_segment_once_and_keep_the_budget(lengths, budget, layout):
-    batches = plan_batches(np.array(lengths, dtype=np.int64), budget, layout)
+    batches = make_batches(np.array(lengths, dtype=np.int64), budget, layout)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         computed = (

@@ -12,7 +12,7 @@ from miniplm.corpus.reader import read_shard
 from miniplm.errors import CorpusError, FidelityError
 from miniplm.models.identity import identify_model
 from miniplm.models.loading import load_model
-from miniplm.records.manifests import Calibration, CalibrationScores
+from miniplm.records.calibrations import Calibration, CalibrationScores
 from miniplm.run.fidelity_gate import check_fidelity, judge_fidelity
 from miniplm.run.plan import RunPlan
 from miniplm.scoring.engine import Scorer

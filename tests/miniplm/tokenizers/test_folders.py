@@ -260,7 +260,7 @@ def test_lossy_normalisers_stay_as_the_file_says(tmp_path: Path):
     backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer = load_tokenizer(write_folder(tmp_path, backend, {"model_type": "gpt2"}, tokenizer_class="GPT2Tokenizer"))
     assert list_ids(tokenizer, TEXTS) == raw_ids(backend, TEXTS)
-    assert tokenizer.list_losses() == ["it normalises text (NFKC, Lowercase)"]
+    assert tokenizer.list_text_changes() == ["it normalises text (NFKC, Lowercase)"]
 
 
 def test_a_copy_needs_nothing_of_the_folder_it_was_made_of(tmp_path: Path):
@@ -281,4 +281,4 @@ def test_word_level_vocabularies_keep_their_unknowns(tmp_path: Path):
     backend.decoder = decoders.Fuse()
     tokenizer = load_tokenizer(write_folder(tmp_path, backend, {"model_type": "llama"}))
     assert list_ids(tokenizer, ["a b a"]) == [[2, 1, 2]]
-    assert tokenizer.list_losses() == ["its splitting rules (WhitespaceSplit) leave characters out"]
+    assert tokenizer.list_text_changes() == ["its splitting rules (WhitespaceSplit) leave characters out"]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from miniplm.tokenizers.token_texts import TokenTexts, list_losses
+from miniplm.tokenizers.token_texts import TokenTexts, list_text_changes
 
 EOS = "<eos>"
 WORDS = [
@@ -191,7 +191,7 @@ def test_other_decoders_are_the_librarys_and_say_so():
     assert not texts.is_exact
     assert texts.join([2, 3, 4]) == "cafés x".encode()
     assert texts.unknown_id == 0
-    assert list_losses(tokenizer) == [
+    assert list_text_changes(tokenizer) == [
         "its decoder (WordPiece) does not write each token by itself",
         "it normalises text (BertNormalizer)",
         "its splitting rules (BertPreTokenizer) leave characters out",
@@ -217,7 +217,7 @@ def test_an_added_word_is_kept_from_a_decoder_that_is_not_known():
     ],
 )
 def test_what_a_normaliser_changes_is_said(normalizer: object, losses: list[str]):
-    assert list_losses(make_byte_fallback(normalizer)) == losses
+    assert list_text_changes(make_byte_fallback(normalizer)) == losses
 
 
 @settings(max_examples=60, deadline=None)
@@ -233,5 +233,5 @@ def test_of_normalised_text_the_normalised_text_comes_back(text: str):
 def test_words_that_take_spaces_with_them_are_said():
     tokenizer = make_byte_level()
     tokenizer.add_tokens([AddedToken("[MASK]", lstrip=True)])
-    assert list_losses(tokenizer) == ["added tokens such as '[MASK]' take the spaces beside them with them"]
-    assert list_losses(make_byte_level(add_prefix_space=True)) == ["it puts a space before a text unless one is there"]
+    assert list_text_changes(tokenizer) == ["added tokens such as '[MASK]' take the spaces beside them with them"]
+    assert list_text_changes(make_byte_level(add_prefix_space=True)) == ["it puts a space before a text unless one is there"]

@@ -157,7 +157,7 @@ def test_a_missing_folder_a_file_and_a_damaged_folder_are_told_apart(tmp_path: P
 
 def test_a_hub_that_is_not_reached_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(TokenizerError, match=r"neither a folder .* nor could it be had from the hub"):
+    with pytest.raises(TokenizerError, match=r"neither a folder .* nor could it be fetched from the hub"):
         load_tokenizer("no-such-owner/no-such-tokenizer")
 
 

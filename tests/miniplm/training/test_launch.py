@@ -125,18 +125,27 @@ def test_a_process_of_its_own_trains_the_same_to_the_last_bit(tmp_path: Path, ch
     assert moments == []
 
 
-def launch_and_die(root: str, plan: TrainingPlan, step: int, number: int) -> None:
+def launch_and_die(root: str, plan: TrainingPlan, step: int) -> None:
     """In a process of its own: starts a training, and kills itself after a step, having told which processes it had."""
 
     def on_progress(progress: Progress) -> None:
         if progress.done == step:
             pids = [process.pid for process in psutil.Process().children(recursive=True)]
             Path(root, "pids.json").write_text(json.dumps(pids))
-            if number == signal.SIGTERM:
-                signal.signal(number, signal.SIG_DFL)  # as in any process but those that run tests
-            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), signal.SIGKILL)
 
     launch_training(Storage(root), plan, on_progress)
+
+
+def run_until_killed(storage: Storage, plan: TrainingPlan, step: int) -> list[int]:
+    """The processes of a training whose caller was killed after a step; they are gone."""
+    caller = multiprocessing.get_context("fork").Process(target=launch_and_die, args=(storage.root, plan, step))
+    caller.start()
+    caller.join(300)
+    assert caller.exitcode == -signal.SIGKILL
+    pids: list[int] = json.loads(Path(storage.root, "pids.json").read_text())
+    wait_until_gone(pids)
+    return pids
 
 
 def test_killed_it_takes_its_training_along_and_resumed_it_is_as_if_nothing_was(tmp_path: Path) -> None:
@@ -145,15 +154,8 @@ def test_killed_it_takes_its_training_along_and_resumed_it_is_as_if_nothing_was(
     undisturbed, storage = Storage(str(tmp_path / "undisturbed")), Storage(str(tmp_path / "killed"))
     wanted = train_model(undisturbed, make_plan(make_training_corpus(undisturbed), **settings))
     plan = make_plan(make_training_corpus(storage), **settings)
-    for step, number in [(2, signal.SIGTERM), (5, signal.SIGKILL)]:
-        caller = multiprocessing.get_context("fork").Process(target=launch_and_die, args=(storage.root, plan, step, number))
-        caller.start()
-        caller.join(300)
-        assert caller.exitcode == -number
-        pids = json.loads(Path(storage.root, "pids.json").read_text())
-        assert len(pids) == 1
-        wait_until_gone(pids)
-        assert not storage.exists(layout.training_manifest(plan.training_id)), "the training was over before it was killed"
+    assert len(run_until_killed(storage, plan, 5)) == 1
+    assert not storage.exists(layout.training_manifest(plan.training_id)), "the training was over before it was killed"
     done: list[float] = []
     manifest = train_model(storage, plan, lambda progress: done.append(progress.done))
     assert done[0] in (4, 6)
@@ -167,13 +169,7 @@ def test_several_processes_train_one_model_and_end_with_whoever_has_started_them
     wanted = train_model(undisturbed, make_plan(make_training_corpus(undisturbed), **settings))
     plan = make_plan(make_training_corpus(storage), processes=2, **settings)
     assert plan.training_id == wanted.training_id
-    caller = multiprocessing.get_context("fork").Process(target=launch_and_die, args=(storage.root, plan, 3, signal.SIGKILL))
-    caller.start()
-    caller.join(300)
-    assert caller.exitcode == -signal.SIGKILL
-    pids = json.loads(Path(storage.root, "pids.json").read_text())
-    assert len(pids) == 3, "torchrun and two processes"
-    wait_until_gone(pids)
+    assert len(run_until_killed(storage, plan, 3)) == 3, "torchrun and two processes"
     done: list[float] = []
     manifest = train_model(storage, plan, lambda progress: done.append(progress.done))
     assert done[0] in (2, 4)  # on a busy machine the next checkpoint is published before the kill has its effect
@@ -250,7 +246,7 @@ def test_a_killed_process_is_told_with_its_signal_its_last_words_and_what_to_do(
 
 @pytest.mark.parametrize("code", ["os._exit(3)", "say(kind='finished'); sys.exit(3)"])
 def test_a_process_that_leaves_without_a_training_is_an_error(stand_in: Callable[..., Any], code: str) -> None:
-    with pytest.raises(TrainingProcessError, match=r"its process \(pid \d+\) ended with exit code 3 without a word"):
+    with pytest.raises(TrainingProcessError, match=r"its process \(pid \d+\) ended with exit code 3 and said nothing"):
         stand_in(code)
 
 
@@ -313,7 +309,7 @@ def test_the_log_of_the_training_is_that_of_the_library(stand_in: Callable[..., 
 
 
 def test_in_line_nothing_is_started(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "Workers", None)
+    monkeypatch.setattr(launch, "TrainingProcesses", None)
     plan = make_plan(make_training_corpus(storage), steps=2)
     assert launch_training(storage, plan, launcher="inline").num_steps == 2
     with pytest.raises(

@@ -197,8 +197,19 @@ def drop_tail(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "metrics.jsonl", "config.json", "manifest.json"])
-@pytest.mark.parametrize("damage", [flip_byte, drop_tail, Path.unlink])
+@pytest.mark.parametrize(
+    ("damage", "name"),
+    [
+        (flip_byte, "model.safetensors"),
+        (drop_tail, "model.safetensors"),
+        (Path.unlink, "model.safetensors"),
+        (flip_byte, "optimizer.safetensors"),
+        (drop_tail, "metrics.jsonl"),
+        (flip_byte, "config.json"),
+        (flip_byte, "manifest.json"),
+        (Path.unlink, "manifest.json"),
+    ],
+)
 def test_damaged_checkpoint_is_made_again_from_the_one_before(
     undisturbed: Path, tmp_path: Path, damage: Callable[[Path], None], name: str
 ) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from miniplm.progress import Progress, ignore_progress
 from miniplm.records.manifests import Record
+from miniplm.storage.root import Storage
 from miniplm.training.processes.messages import Finished, Hello, LogLine, describe_error, encode_message, encode_progress
 from miniplm.training.processes.signals import restore_signals
 
@@ -85,7 +86,6 @@ def _train(path: Path, channel: Channel, rank: int, local_rank: int, num_process
     import torch
 
     from miniplm.models.devices import device_errors
-    from miniplm.storage.root import Storage
     from miniplm.training.loop import train_model
     from miniplm.training.parallel import ProcessGroup
     from miniplm.training.processes.job import TrainingJob

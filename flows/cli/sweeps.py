@@ -1,0 +1,82 @@
+"""`sweep`: one configuration with some of its fields at several values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.cli.options import DEFAULT_STORAGE, AsJson, StorageRoot, Verbose, print_json, resolve_config, start_quietly, watched_flow
+
+if TYPE_CHECKING:
+    from miniplm.records.sweep import SweepRecord
+    from miniplm.run.sweep import SweptResult
+    from miniplm.storage.root import Storage
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE,...",
+        help="Values of a field, with commas between them; may be repeated. `--set selection.ratio=0.3,0.5 --set teacher.model=a,b` makes four runs.",
+    ),
+]
+
+
+def sweep(
+    target: Annotated[str | None, typer.Argument(metavar="CONFIG|RUN", help="The configuration that all runs start from.")] = None,
+    settings: Settings = None,
+    storage: StorageRoot = DEFAULT_STORAGE,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run a configuration for each combination of values: ratios, rules, teachers, references, students. One table and one page for all.
+
+    What runs share is computed once: ratios cost no new scores, a second reference no second teacher. A sweep that is killed goes on
+    where it was, and may grow: with more values, only theirs are new. On a fleet all runs are at work at the same time.
+    """
+    start_quietly(verbose)
+    config = resolve_config(target, (), storage)
+    with watched_flow(verbose, as_json):
+        from flows.sweep import sweep as flow
+        from miniplm.run.sweep import describe_sweep
+        from miniplm.storage.root import Storage
+
+        root = Storage(config.storage)
+        record = flow(config, settings or [])
+    results = describe_sweep(root, record)
+    if as_json:
+        print_json({"name": record.name, "runs": [result.as_json() for result in results]})
+        return
+    _print_sweep(root, record, results)
+
+
+def _print_sweep(storage: Storage, sweep: SweepRecord, results: list[SweptResult]) -> None:
+    from rich.console import Console
+
+    from flows.cli.results import difference_cell, with_error
+    from flows.cli.tables import make_table
+    from miniplm import layout
+
+    console = Console(highlight=False, markup=False)
+    table = make_table(f"Sweep {sweep.name}", *sweep.fields, "student", "kept", "tokens", "held-out loss", "less its baseline")
+    for column in table.columns[: len(sweep.fields) + 1]:
+        column.justify = "left"
+    for result in results:
+        for student in result.students or (None,):
+            loss = None if student is None else student.loss
+            difference = None if student is None else student.difference
+            table.add_row(
+                *result.values.values(),
+                "-" if student is None else student.name,
+                "-" if result.num_selected is None else f"{result.num_selected:,} of {result.num_candidates:,}",
+                "-" if result.num_selected_tokens is None else f"{result.num_selected_tokens:,}",
+                "-" if loss is None else with_error(loss.nats_per_token, loss.nats_standard_error),
+                "-" if difference is None else difference_cell(difference, difference.nats_per_token is not None),
+            )
+    console.print(table)
+    console.print(
+        "below 0 is better; ± standard error over held-out documents; nats a token, or bits a byte where tokenizers differ",
+        style="dim",
+    )
+    console.print(f"page: {storage.url(layout.sweep_page(sweep.name))}", soft_wrap=True)

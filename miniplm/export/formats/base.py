@@ -1,0 +1,67 @@
+"""What a format is: how a part's files are named, written and read back, and which files the whole needs besides."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar
+
+from numpy.typing import NDArray
+
+from miniplm.export.records import ExportedPart, ExportManifest
+from miniplm.export.rows import Row
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What the files of an export have in common. `dtype` is of token ids; `with_scores`: rows are sequences as they were scored."""
+
+    dtype: str
+    tokenizer_name: str
+    vocab_size: int
+    eos_token_id: int
+    compression: str
+    with_scores: bool
+
+
+class PartWriter(ABC):
+    """Takes the rows of a part; its files are complete when the block ends."""
+
+    @abstractmethod
+    def add(self, row: Row) -> None: ...
+
+    @abstractmethod
+    def close(self) -> None:
+        """Writes what is left."""
+
+    def __enter__(self) -> PartWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+class Format(ABC):
+    """A format. All its files are made here, by what its own library reads: docs/export.md says why."""
+
+    holds_text: ClassVar[bool] = False
+    # Token ids in its files where the vocabulary has at most 65,536 ids, and where it has more.
+    dtypes: ClassVar[tuple[str, str]] = ("uint16", "uint32")
+
+    @abstractmethod
+    def list_files(self, part_index: int, num_parts: int, compression: str) -> tuple[str, ...]:
+        """The paths of a part's files below the target, with `/`."""
+
+    @abstractmethod
+    def open(self, paths: Sequence[Path], facts: FileFacts) -> PartWriter: ...
+
+    @abstractmethod
+    def read(self, paths: Sequence[Path], facts: FileFacts) -> Iterator[str | NDArray[Any]]:
+        """The rows of a part out of its files: texts, or token ids."""
+
+    def finish(self, parts: Sequence[ExportedPart], facts: FileFacts, manifest: ExportManifest) -> dict[str, bytes]:
+        """Files of the whole, which are published after all others."""
+        return {}

@@ -1,0 +1,93 @@
+"""What a candidate shard holds, with what was kept of it: the sequences that an export is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from miniplm import layout
+from miniplm.corpus.reader import read_shard
+from miniplm.errors import CorpusError
+from miniplm.records.manifests import CorpusManifest, SelectionManifest
+from miniplm.storage.root import Storage, digest_stream
+
+_COLUMNS = ("sequence_id", "domain", "document_ids", "token_ids")
+SCORES = ("teacher_nll", "reference_nll", "difference_score")
+
+
+@dataclass(frozen=True)
+class KeptShard:
+    """The sequences of one candidate shard. Row r has `token_ids[bounds[r]:bounds[r + 1]]`, in which `ends` are the places of EOS.
+
+    `scores` are NaN where a row was not kept.
+    """
+
+    first_sequence_id: int
+    domains: list[str]
+    document_ids: list[list[int]]
+    token_ids: NDArray[Any]
+    bounds: list[int]
+    ends: NDArray[np.int64]
+    end_bounds: list[int]
+    is_kept: list[bool]
+    scores: dict[str, NDArray[np.float64]]
+
+    def __len__(self) -> int:
+        return len(self.domains)
+
+    def row_tokens(self, row: int) -> NDArray[Any]:
+        return self.token_ids[self.bounds[row] : self.bounds[row + 1]]
+
+    def row_ends(self, row: int) -> list[int]:
+        """Where in `token_ids` the row has EOS."""
+        found: list[int] = self.ends[self.end_bounds[row] : self.end_bounds[row + 1]].tolist()
+        return found
+
+
+def read_kept_shard(storage: Storage, corpus: CorpusManifest, selection: SelectionManifest, position: int) -> KeptShard:
+    """The shard at a position among the candidate shards. Raises `CorpusError` where it or its selection is damaged."""
+    entry, kept = corpus.split_shards("candidate")[position], selection.shards[position]
+    assert entry.shard_index == kept.shard_index, "a selection has one shard for each candidate shard"
+    table = read_shard(storage, entry, _COLUMNS).combine_chunks()
+    column = table["token_ids"].chunk(0) if len(table) else pa.array([], pa.list_(pa.uint16()))
+    token_ids, bounds = column.values.to_numpy(), column.offsets.to_numpy()
+    ends = np.flatnonzero(token_ids == corpus.tokenizer.eos_token_id)
+    chosen = _read_selection_shard(storage, selection.selection_id, kept.shard_index, kept.digest)
+    rows = chosen["sequence_id"].to_numpy() - entry.first_sequence_id
+    if len(rows) and not (rows[0] >= 0 and rows[-1] < len(table)):
+        raise CorpusError(f"selection {selection.selection_id} has sequences of {entry.title} that the shard does not hold")
+    is_kept = np.zeros(len(table), dtype=bool)
+    is_kept[rows] = True
+    scores = {}
+    for name in SCORES:
+        scores[name] = np.full(len(table), np.nan)
+        scores[name][rows] = chosen[name].to_numpy()
+    return KeptShard(
+        first_sequence_id=entry.first_sequence_id,
+        domains=table["domain"].cast(pa.string()).to_pylist(),
+        document_ids=table["document_ids"].to_pylist(),
+        token_ids=token_ids,
+        bounds=bounds.tolist(),
+        ends=ends,
+        end_bounds=np.searchsorted(ends, bounds).tolist(),
+        is_kept=is_kept.tolist(),
+        scores=scores,
+    )
+
+
+def _read_selection_shard(storage: Storage, selection_id: str, shard_index: int, digest: str) -> pa.Table:
+    relative = layout.selection_shard(selection_id, shard_index)
+    try:
+        content = storage.read_bytes(relative)
+    except FileNotFoundError:
+        content = b""
+    if digest_stream(pa.BufferReader(content)) != digest:
+        raise CorpusError(
+            f"{storage.url(relative)} is missing or not what its manifest says; make it again with `miniplm select CONFIG`"
+        )
+    return pq.read_table(pa.BufferReader(content))

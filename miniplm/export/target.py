@@ -1,0 +1,229 @@
+"""The folder that an export goes to: all is made aside in it, and moved to its place once every file was read back.
+
+TARGET/.miniplm-export/plan.json, parts/part-N.json, files/...    while it is made; gone at the end
+TARGET/<files of the format>, then manifest.json                  a finished export, and nothing else
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from miniplm.errors import BusyError, ConfigError, DamagedFileError, StorageError, list_offenders
+from miniplm.export.parts import ExportPlan
+from miniplm.export.records import MANIFEST, ExportedPart, ExportManifest
+from miniplm.records.stored import check_all, find_record
+from miniplm.storage.locks import exclusive
+from miniplm.storage.root import Storage
+
+STAGING = ".miniplm-export"
+_PLAN = f"{STAGING}/plan.json"
+_CLAIM = f"{STAGING}/claim.json"
+_CANNOT_WRITE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS})
+# A remote folder has no locks: who works on it says so as often as this, and is taken for dead after so many seconds of silence.
+_BEAT_SECONDS = 20.0
+_DEAD_SECONDS = 180.0
+
+
+class ExportTarget:
+    """A target by its URL. Raises `ConfigError` where the URL is a file."""
+
+    def __init__(self, url: str) -> None:
+        self.storage = Storage(url)
+        if self.storage.filesystem.isfile(self.storage.root_path):
+            raise ConfigError(f"the export's target {url} is a file; give a folder that is new or empty")
+
+    @property
+    def url(self) -> str:
+        return self.storage.root
+
+    def find_manifest(self, export_id: str) -> ExportManifest | None:
+        """The manifest of this very export, where it is finished. Raises `DamagedFileError` where a file is gone or has another size."""
+        manifest = find_record(self.storage, MANIFEST, ExportManifest)
+        if manifest is None or manifest.export_id != export_id:
+            return None
+        sizes = dict(check_all(self.storage, self._measure, [file.name for file in manifest.files]))
+        for file in manifest.files:
+            if sizes[file.name] != file.num_bytes:
+                raise DamagedFileError(
+                    f"the export at {self.url} is damaged: {file.name} is "
+                    f"{'gone' if sizes[file.name] is None else f'{sizes[file.name]:,} bytes long'}, its manifest says {file.num_bytes:,} bytes. "
+                    "Delete the folder and export again"
+                )
+        return manifest
+
+    def _measure(self, name: str) -> tuple[str, int | None]:
+        try:
+            return name, self.storage.size_bytes(name)
+        except FileNotFoundError:
+            return name, None
+
+    def check_usable(self) -> None:
+        """Raises `ConfigError` where the target holds files that are no export's: so much is known before there is a selection."""
+        names = self.storage.list_names("")
+        if names and MANIFEST not in names and STAGING not in names:
+            raise self._refuse(names)
+
+    def check_free(self, export_id: str, resume: bool) -> None:
+        """Raises `ConfigError` unless the target is empty or, with `resume`, has this very export unfinished."""
+        names = self.storage.list_names("")
+        plan = self.find_plan()
+        if not names or (names == [STAGING] and plan is None):
+            return
+        if plan is None or MANIFEST in names:
+            raise self._refuse(names)
+        if plan.export_id != export_id:
+            raise ConfigError(
+                f"the export's target {self.url} holds an unfinished export of another selection or with other settings "
+                f"({plan.export_id}, this is {export_id}). Go on with that one, give another folder, or delete it"
+            )
+        if not resume:
+            raise ConfigError(
+                f"the export's target {self.url} holds this export, unfinished. Give --resume to go on with it: finished files are kept"
+            )
+
+    def _refuse(self, names: Sequence[str]) -> ConfigError:
+        shown = list_offenders(names, most=5)
+        return ConfigError(
+            f"the export's target {self.url} is not empty: it holds {shown}. Nothing there is overwritten; give a new folder, or delete it"
+        )
+
+    def find_plan(self) -> ExportPlan | None:
+        """How the export that is being made here is cut; None where none is."""
+        return find_record(self.storage, _PLAN, ExportPlan)
+
+    def save_plan(self, plan: ExportPlan) -> None:
+        self.storage.write_json(_PLAN, plan.as_json())
+
+    def find_part(self, export_id: str, part_index: int) -> ExportedPart | None:
+        """A part that is made: its record, and its files as that says, aside or in their place already."""
+        part = find_record(self.storage, _part_record(part_index), ExportedPart)
+        if part is None or part.export_id != export_id:
+            return None
+        is_there = all(self.storage.holds(self.locate(file.name), file.digest) for file in part.files)
+        return part if is_there else None
+
+    def save_part(self, part: ExportedPart) -> None:
+        self.storage.write_json(_part_record(part.part_index), part.as_json())
+
+    def put(self, name: str, path: Path) -> None:
+        """Publishes a finished local file aside."""
+        relative = _aside(name)
+        if self.storage.is_local:
+            final = Path(self.storage.path(relative))
+            final.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(path, final)
+        else:
+            self.storage.upload(path, relative)
+
+    def locate(self, name: str) -> str:
+        """Where a file lies now: aside, or in its place once it was moved."""
+        return _aside(name) if self.storage.exists(_aside(name)) else name
+
+    def open_folder(self) -> str | None:
+        """Where local files are made that are to be put aside: on the target's own disk, where it has one."""
+        if not self.storage.is_local:
+            return None
+        folder = self.storage.path(f"{STAGING}/work")
+        os.makedirs(folder, exist_ok=True)
+        return folder
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[None]:
+        """Says of a full disk, or of a folder that may not be written, which file could not be written, and what is kept."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _CANNOT_WRITE:
+                raise
+            raise StorageError(
+                f"cannot write {name} of the export to {self.url}: {error.strerror}. Nothing is published; finished files are kept "
+                "aside: when there is room, the same command with --resume goes on"
+            ) from error
+
+    def clear_work(self, forget: bool = False) -> None:
+        """Deletes what a killed process has left half made; with `forget` all that was made aside."""
+        if self.storage.exists(STAGING):
+            self.storage.delete(STAGING if forget else f"{STAGING}/work")
+
+    def forget_part(self, part_index: int) -> None:
+        self.storage.delete(_part_record(part_index))
+
+    def publish(self, parts: Sequence[ExportedPart], others: dict[str, bytes], manifest: ExportManifest) -> None:
+        """Moves all files to their places, then writes the other ones and, last, the manifest."""
+        for part in parts:
+            for file in part.files:
+                if self.storage.exists(_aside(file.name)):
+                    self.storage.move(_aside(file.name), file.name)
+        for name, content in others.items():
+            self.storage.write_bytes(name, content)
+        self.storage.write_json(MANIFEST, manifest.as_json())
+        self.storage.delete(STAGING)
+
+    @contextmanager
+    def claim(self) -> Iterator[None]:
+        """One export at a time to one target. Raises `BusyError` where another process is at work there."""
+        what = f"an export to {self.url}"
+        if self.storage.is_local:
+            with exclusive(Storage(self.storage.path(STAGING)), "export", what):
+                yield
+            return
+        with _remote_claim(self.storage, what):
+            yield
+
+
+@contextmanager
+def _remote_claim(storage: Storage, what: str) -> Iterator[None]:
+    token = uuid.uuid4().hex
+    holder = {"token": token, "pid": os.getpid(), "host": socket.gethostname()}
+    other = _read_claim(storage)
+    if other and time.time() - other["at"] < _DEAD_SECONDS:
+        raise BusyError(
+            f"another process (pid {other['pid']} on {other['host']}) is working on {what}; wait for it or stop it. "
+            f"One that died is forgotten {_DEAD_SECONDS:.0f} s after its last sign"
+        )
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(_BEAT_SECONDS):
+            storage.write_json(_CLAIM, holder | {"at": time.time()})
+
+    storage.write_json(_CLAIM, holder | {"at": time.time()})
+    found = _read_claim(storage)
+    if found and found["token"] != token:  # both found nobody, and the other wrote last
+        raise BusyError(f"another process (pid {found['pid']} on {found['host']}) has begun {what} at the same moment; wait for it")
+    thread = threading.Thread(target=beat, daemon=True, name="export-claim")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        storage.delete(_CLAIM)
+
+
+def _read_claim(storage: Storage) -> dict[str, Any] | None:
+    try:
+        content = json.loads(storage.read_bytes(_CLAIM))
+        return content if {"token", "pid", "host", "at"} <= content.keys() else None
+    except (FileNotFoundError, ValueError, AttributeError, DamagedFileError):
+        return None
+
+
+def _aside(name: str) -> str:
+    return f"{STAGING}/files/{name}"
+
+
+def _part_record(part_index: int) -> str:
+    return f"{STAGING}/parts/part-{part_index:05d}.json"
