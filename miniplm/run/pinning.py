@@ -159,7 +159,7 @@ def save_worker(storage: Storage, run_name: str, worker: WorkerDescription) -> N
 def make_absolute(config: RunConfig) -> RunConfig:
     """The configuration with its folders as absolute paths, as other processes have another working folder."""
 
-    def change(section: Any, **fields: Any) -> Any:
+    def change(section: Any, **fields: str | None) -> Any:
         return section.model_copy(update=fields)
 
     corpus, teacher, reference, evaluation = config.corpus, config.teacher, config.reference, config.evaluation
@@ -179,7 +179,7 @@ def make_absolute(config: RunConfig) -> RunConfig:
                 reference, model=_absolute_folder(reference.model), architecture=_absolute_folder(reference.architecture)
             ),
             "students": students,
-            "evaluation": change(evaluation, task_folder=task_folder, sources=texts),
+            "evaluation": evaluation.model_copy(update={"task_folder": task_folder, "sources": texts}),
             "exports": tuple(
                 change(export, to=_absolute(export.to), tokenizer=_absolute_folder(export.tokenizer)) for export in config.exports
             ),
