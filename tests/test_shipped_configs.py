@@ -13,7 +13,7 @@ from miniplm.models.presets import PRESETS
 from miniplm.training.flops import match_training
 
 ROOT = Path(__file__).resolve().parent.parent
-SHIPPED = sorted((ROOT / "deployments" / "configs").glob("*.y*ml"))
+SHIPPED = [path for folder in ("deployments/configs", "examples") for path in sorted((ROOT / folder).glob("*.y*ml"))]
 
 
 @pytest.fixture

@@ -66,6 +66,11 @@ class ExportConfig(Section):
         """`shard_tokens`, or the format's own."""
         return self.shard_tokens or (_STREAMED_SHARD_TOKENS if self.format in ("mds", "litdata") else _SHARD_TOKENS)
 
+    @property
+    def has_scores(self) -> bool:
+        """Whether rows are documents with columns for their scores."""
+        return self.format in ("jsonl", "parquet", "hf")
+
     @model_validator(mode="after")
     def _check_fields(self) -> ExportConfig:
         if self.compression != "none" and self.format != "jsonl":

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from miniplm.export.shards import SCORES, KeptShard
+from miniplm.export.shards import SCORES, KeptShard, PartScores
 
 
 class Place(NamedTuple):
@@ -73,7 +73,8 @@ class DocumentWalk:
 class Document:
     """A document, or what was kept of it: tokens `token_start` and on, without EOS, of the sequences `sequence_ids`.
 
-    `ends`: its EOS was kept. The scores are those of its sequences, weighted by its tokens in each, in the selection's unit.
+    `ends`: its EOS was kept. `is_scored`: the scores are its own, in nats a scored token; else they are those of its sequences, in the
+    selection's unit, weighted by its tokens in each.
     """
 
     domain: str
@@ -85,6 +86,7 @@ class Document:
     teacher_nll: float
     reference_nll: float
     difference_score: float
+    is_scored: bool = False
 
     @property
     def is_whole(self) -> bool:
@@ -107,19 +109,30 @@ class _Open:
     token_ids: list[NDArray[Any]] = field(default_factory=list)
     sequence_ids: list[int] = field(default_factory=list)
     scores: list[tuple[float, ...]] = field(default_factory=list)
+    parts: list[PartScores | None] = field(default_factory=list)
 
     def extend(self, shard: KeptShard, row: int, piece: Piece) -> None:
         # A copy: a view would keep its whole shard.
         self.token_ids.append(shard.token_ids[piece.start : piece.stop].copy())
         self.sequence_ids.append(shard.first_sequence_id + row)
         self.scores.append(tuple(float(shard.scores[name][row]) for name in SCORES))
+        self.parts.append(None if shard.parts is None else shard.parts.get((self.document_id, shard.first_sequence_id + row)))
 
     def close(self, domain: str, ends: bool) -> Document:
+        token_ids = np.concatenate(self.token_ids)
+        parts = [part for part in self.parts if part is not None]
+        teacher_sum, reference_sum, num_scored = (sum(column) for column in zip(*parts, strict=True)) if parts else (0.0, 0.0, 0)
+        if num_scored and len(parts) == len(self.parts):
+            means = [teacher_sum / num_scored, reference_sum / num_scored, (reference_sum - teacher_sum) / num_scored]
+            is_scored = True
+        else:
+            means, is_scored = self._average_sequences(), False
+        return Document(domain, self.document_id, token_ids, self.token_start, ends, tuple(self.sequence_ids), *means, is_scored)
+
+    def _average_sequences(self) -> list[float]:
         weights = np.array([len(part) for part in self.token_ids], dtype=np.float64)
         weights = weights if weights.sum() else np.ones_like(weights)
-        means = [float(np.dot(weights, column) / weights.sum()) for column in np.array(self.scores).T]
-        token_ids = np.concatenate(self.token_ids)
-        return Document(domain, self.document_id, token_ids, self.token_start, ends, tuple(self.sequence_ids), *means)
+        return [float(np.dot(weights, column) / weights.sum()) for column in np.array(self.scores).T]
 
 
 class DocumentRestorer:

@@ -154,5 +154,7 @@ def _list_notes(job: ExportJob, counts: Counter[str]) -> Iterator[str]:
         yield f"U+FFFD stands for {counts['replaced_bytes']:,} bytes of characters whose rest was not kept"
     if counts["unknown_tokens"]:
         yield f"{counts['unknown_tokens']:,} tokens are unknown to the corpus's tokenizer: what they stood for is not known"
+    if job.config.has_scores and job.scored_documents is None:
+        yield "scores are those of the documents' sequences; `miniplm score CONFIG --documents` makes the documents' own"
     if job.config.format == "nanochat":
         yield "nanochat takes the last file for validation, and trains on the others"

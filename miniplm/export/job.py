@@ -19,6 +19,7 @@ from miniplm.export.formats.base import FileFacts, Format
 from miniplm.export.parts import PartPlan, PartSequences
 from miniplm.export.records import EXPORT_VERSION, DomainExport, ExportedFile, ExportedPart
 from miniplm.export.rows import Row, RowMaker
+from miniplm.export.shards import ScoredDocuments, find_scored_documents
 from miniplm.export.target import ExportTarget
 from miniplm.progress import Progress, ProgressCallback
 from miniplm.records.manifests import CorpusManifest, SelectionManifest, TokenizerEntry
@@ -85,6 +86,11 @@ class ExportJob:
         )
 
     @cached_property
+    def scored_documents(self) -> ScoredDocuments | None:
+        """The scores of documents, for formats that have columns for them."""
+        return find_scored_documents(self.storage, self.corpus, self.selection) if self.config.has_scores else None
+
+    @cached_property
     def export_id(self) -> str:
         """Named by all that decides the files' bytes, and not by where they go."""
         content = [
@@ -98,6 +104,8 @@ class ExportJob:
             None if self.own is None else [self.own.encoding_digest, self.own.eos_token_id],
             self.bos_token_id,
         ]
+        if self.scored_documents is not None:
+            content.append(self.scored_documents.digests)
         return f"{self.config.format}-{digest_content(content)}"
 
     def make_part(
@@ -113,7 +121,9 @@ class ExportJob:
         with target.writing(names[0]), tempfile.TemporaryDirectory(prefix="part-", dir=target.open_folder()) as folder:
             paths = [Path(folder) / f"{index}-{name.rsplit('/', 1)[-1]}" for index, name in enumerate(names)]
             with self.format.open(paths, self.facts) as writer:
-                for row in self._list_rows(maker, PartSequences(self.storage, self.corpus, self.selection, plan)):
+                for row in self._list_rows(
+                    maker, PartSequences(self.storage, self.corpus, self.selection, plan, self.scored_documents)
+                ):
                     writer.add(row)
                     tally.add(row)
                     on_progress(Progress(self.name, min(tally.num_source_tokens, plan.num_tokens), plan.num_tokens, "tokens"))

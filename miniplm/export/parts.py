@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from miniplm.errors import CorpusError
 from miniplm.export.documents import DocumentWalk, Place
-from miniplm.export.shards import KeptShard, read_kept_shard
+from miniplm.export.shards import KeptShard, ScoredDocuments, read_kept_shard
 from miniplm.progress import Progress, ProgressCallback
 from miniplm.records.manifests import CorpusManifest, Record, SelectionManifest
 from miniplm.storage.root import Storage
@@ -127,9 +127,16 @@ class _Planner:
 class PartSequences:
     """The sequences of a part, with their shards read one after the other; the last ones stay in memory."""
 
-    def __init__(self, storage: Storage, corpus: CorpusManifest, selection: SelectionManifest, plan: PartPlan) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        corpus: CorpusManifest,
+        selection: SelectionManifest,
+        plan: PartPlan,
+        documents: ScoredDocuments | None = None,
+    ) -> None:
         self._storage, self._corpus, self._selection = storage, corpus, selection
-        self._plan = plan
+        self._plan, self._documents = plan, documents
         self._shards: dict[int, KeptShard] = {}
 
     @property
@@ -158,5 +165,5 @@ class PartSequences:
         if position not in self._shards:
             if len(self._shards) > 1:
                 del self._shards[min(self._shards)]
-            self._shards[position] = read_kept_shard(self._storage, self._corpus, self._selection, position)
+            self._shards[position] = read_kept_shard(self._storage, self._corpus, self._selection, position, self._documents)
         return self._shards[position]

@@ -13,18 +13,49 @@ from numpy.typing import NDArray
 from miniplm import layout
 from miniplm.corpus.reader import read_shard
 from miniplm.errors import CorpusError
-from miniplm.records.manifests import CorpusManifest, SelectionManifest
+from miniplm.records.manifests import CorpusManifest, ScoreShardManifest, SelectionManifest, ShardEntry
+from miniplm.scoring.documents import read_document_scores
+from miniplm.scoring.shards import check_score_shards
 from miniplm.storage.root import Storage, digest_stream
 
 _COLUMNS = ("sequence_id", "domain", "document_ids", "token_ids")
 SCORES = ("teacher_nll", "reference_nll", "difference_score")
 
 
+# Of a document's part of a sequence: the sums of its NLL under teacher and reference, and how many of its tokens were scored.
+PartScores = tuple[float, float, int]
+
+
+@dataclass(frozen=True)
+class ScoredDocuments:
+    """The score files of a corpus under both models, by shard index, where all have the scores of documents."""
+
+    teacher: dict[int, ScoreShardManifest]
+    reference: dict[int, ScoreShardManifest]
+
+    @property
+    def digests(self) -> list[str]:
+        """What they are, in the order of the shards."""
+        manifests = [*self.teacher.values(), *self.reference.values()]
+        return [manifest.documents.digest for manifest in manifests if manifest.documents is not None]
+
+
+def find_scored_documents(storage: Storage, corpus: CorpusManifest, selection: SelectionManifest) -> ScoredDocuments | None:
+    """The scores of documents of the models that the selection is of; None where a shard has none, as those of earlier versions."""
+    found: list[dict[int, ScoreShardManifest]] = []
+    for model_id in (selection.teacher_id, selection.reference_id):
+        states = check_score_shards(storage, corpus, model_id)
+        if any(state.manifest is None or state.manifest.documents is None for state in states):
+            return None
+        found.append({state.shard_index: state.manifest for state in states if state.manifest is not None})
+    return ScoredDocuments(*found)
+
+
 @dataclass(frozen=True)
 class KeptShard:
     """The sequences of one candidate shard. Row r has `token_ids[bounds[r]:bounds[r + 1]]`, in which `ends` are the places of EOS.
 
-    `scores` are NaN where a row was not kept.
+    `scores` are NaN where a row was not kept. `parts`: the scores of a document's part of a sequence, by both ids; None where none are known.
     """
 
     first_sequence_id: int
@@ -36,6 +67,7 @@ class KeptShard:
     end_bounds: list[int]
     is_kept: list[bool]
     scores: dict[str, NDArray[np.float64]]
+    parts: dict[tuple[int, int], PartScores] | None = None
 
     def __len__(self) -> int:
         return len(self.domains)
@@ -49,8 +81,13 @@ class KeptShard:
         return found
 
 
-def read_kept_shard(storage: Storage, corpus: CorpusManifest, selection: SelectionManifest, position: int) -> KeptShard:
-    """The shard at a position among the candidate shards. Raises `CorpusError` where it or its selection is damaged."""
+def read_kept_shard(
+    storage: Storage, corpus: CorpusManifest, selection: SelectionManifest, position: int, documents: ScoredDocuments | None = None
+) -> KeptShard:
+    """The shard at a position among the candidate shards, with the scores of its documents where they are given.
+
+    Raises `CorpusError` where it or its selection is damaged, `ScoreError` where the scores of its documents are.
+    """
     entry, kept = corpus.split_shards("candidate")[position], selection.shards[position]
     assert entry.shard_index == kept.shard_index, "a selection has one shard for each candidate shard"
     table = read_shard(storage, entry, _COLUMNS).combine_chunks()
@@ -77,7 +114,31 @@ def read_kept_shard(storage: Storage, corpus: CorpusManifest, selection: Selecti
         end_bounds=np.searchsorted(ends, bounds).tolist(),
         is_kept=is_kept.tolist(),
         scores=scores,
+        parts=None if documents is None else _read_parts(storage, entry, documents, set(chosen["sequence_id"].to_pylist())),
     )
+
+
+def _read_parts(
+    storage: Storage, entry: ShardEntry, documents: ScoredDocuments, sequence_ids: set[int]
+) -> dict[tuple[int, int], PartScores]:
+    """Those of the sequences named, by document and sequence."""
+    teacher, reference = (
+        read_document_scores(storage, entry, manifests[entry.shard_index]).to_pydict()
+        for manifests in (documents.teacher, documents.reference)
+    )
+    sums: dict[tuple[int, int], PartScores] = {}
+    rows = zip(
+        teacher["document_id"],
+        teacher["sequence_id"],
+        teacher["nll_sum"],
+        reference["nll_sum"],
+        teacher["num_scored_tokens"],
+        strict=True,
+    )
+    for document_id, sequence_id, teacher_sum, reference_sum, num_scored in rows:
+        if sequence_id in sequence_ids:
+            sums[document_id, sequence_id] = (teacher_sum, reference_sum, num_scored)
+    return sums
 
 
 def _read_selection_shard(storage: Storage, selection_id: str, shard_index: int, digest: str) -> pa.Table:

@@ -7,21 +7,16 @@ TARGET/<files of the format>, then manifest.json                  a finished exp
 from __future__ import annotations
 
 import errno
-import json
 import os
-import socket
-import threading
-import time
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from miniplm.errors import BusyError, ConfigError, DamagedFileError, StorageError, list_offenders
+from miniplm.errors import ConfigError, DamagedFileError, StorageError, list_offenders
 from miniplm.export.parts import ExportPlan
 from miniplm.export.records import MANIFEST, ExportedPart, ExportManifest
 from miniplm.records.stored import check_all, find_record
+from miniplm.storage.claims import claim_remote
 from miniplm.storage.locks import exclusive
 from miniplm.storage.root import Storage
 
@@ -29,9 +24,6 @@ STAGING = ".miniplm-export"
 _PLAN = f"{STAGING}/plan.json"
 _CLAIM = f"{STAGING}/claim.json"
 _CANNOT_WRITE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS})
-# A remote folder has no locks: who works on it says so as often as this, and is taken for dead after so many seconds of silence.
-_BEAT_SECONDS = 20.0
-_DEAD_SECONDS = 180.0
 
 
 class ExportTarget:
@@ -179,46 +171,8 @@ class ExportTarget:
             with exclusive(Storage(self.storage.path(STAGING)), "export", what):
                 yield
             return
-        with _remote_claim(self.storage, what):
+        with claim_remote(self.storage, _CLAIM, what):
             yield
-
-
-@contextmanager
-def _remote_claim(storage: Storage, what: str) -> Iterator[None]:
-    token = uuid.uuid4().hex
-    holder = {"token": token, "pid": os.getpid(), "host": socket.gethostname()}
-    other = _read_claim(storage)
-    if other and time.time() - other["at"] < _DEAD_SECONDS:
-        raise BusyError(
-            f"another process (pid {other['pid']} on {other['host']}) is working on {what}; wait for it or stop it. "
-            f"One that died is forgotten {_DEAD_SECONDS:.0f} s after its last sign"
-        )
-    ended = threading.Event()
-
-    def beat() -> None:
-        while not ended.wait(_BEAT_SECONDS):
-            storage.write_json(_CLAIM, holder | {"at": time.time()})
-
-    storage.write_json(_CLAIM, holder | {"at": time.time()})
-    found = _read_claim(storage)
-    if found and found["token"] != token:  # both found nobody, and the other wrote last
-        raise BusyError(f"another process (pid {found['pid']} on {found['host']}) has begun {what} at the same moment; wait for it")
-    thread = threading.Thread(target=beat, daemon=True, name="export-claim")
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        storage.delete(_CLAIM)
-
-
-def _read_claim(storage: Storage) -> dict[str, Any] | None:
-    try:
-        content = json.loads(storage.read_bytes(_CLAIM))
-        return content if {"token", "pid", "host", "at"} <= content.keys() else None
-    except (FileNotFoundError, ValueError, AttributeError, DamagedFileError):
-        return None
 
 
 def _aside(name: str) -> str:

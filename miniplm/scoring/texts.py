@@ -1,9 +1,13 @@
-"""Texts scored by two models, for a notebook: no storage root, no configuration, nothing written."""
+"""Texts scored by two models, for a notebook: no storage root, no configuration, nothing written.
+
+Shapes: T tokens of a window, W windows, N texts.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -89,7 +93,7 @@ def _check_texts(texts: Iterable[str]) -> list[str]:
 
 
 def _cut(tokenizer: CorpusTokenizer, texts: list[str], window: int) -> tuple[list[TokenIds], list[int], list[int]]:
-    """Windows of token ids, at least two ids each; where the windows of each text begin, and the last ends; tokens a text, EOS included."""
+    """Windows of token ids (T,), at least two ids each; where the windows of each text begin, and the last ends; tokens a text, EOS included."""
     windows: list[TokenIds] = []
     bounds, num_tokens = [0], []
     eos = np.array([tokenizer.eos_token_id], dtype=np.uint32)
@@ -104,9 +108,8 @@ def _cut(tokenizer: CorpusTokenizer, texts: list[str], window: int) -> tuple[lis
     return windows, bounds, num_tokens
 
 
-def _sum_by_text(
-    values: np.ndarray[tuple[int], np.dtype[np.float64]], bounds: list[int]
-) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    totals = np.concatenate([np.zeros(1), np.cumsum(values, dtype=np.float64)])
-    at = totals[np.array(bounds, dtype=np.int64)]
-    return np.diff(at)
+def _sum_by_text(values_W: np.ndarray[Any, Any], bounds: list[int]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The sum of each text's windows, (N,)."""
+    totals = np.concatenate([np.zeros(1), np.cumsum(values_W, dtype=np.float64)])
+    sums: np.ndarray[Any, np.dtype[np.float64]] = np.diff(totals[np.array(bounds, dtype=np.int64)])
+    return sums

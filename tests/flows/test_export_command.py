@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 import yaml
 
@@ -15,6 +16,7 @@ from miniplm.config.exports import FORMATS, ExportConfig
 from miniplm.config.files import check_config, load_config
 from miniplm.config.run import config_as_dict
 from miniplm.errors import ConfigError
+from miniplm.records.manifests import SelectionManifest
 from miniplm.run import stages
 from miniplm.run.references import require_reference
 from miniplm.run.resolution import resolve
@@ -43,6 +45,24 @@ def read_folder(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def check_scores(data: Path, corpus_id: str, selection: SelectionManifest, out: Path) -> None:
+    """A document's scores are the sums of its parts, by SQL over the score files and the exported rows alone."""
+    parts = [
+        f"read_parquet('{data}/scores/{corpus_id}/{model}/documents/*.parquet')"
+        for model in (selection.teacher_id, selection.reference_id)
+    ]
+    rows = duckdb.sql(f"""
+        SELECT e.id, any_value(e.difference_score), sum(r.nll_sum - t.nll_sum) / sum(t.num_scored_tokens),
+               any_value(e.teacher_nll), sum(t.nll_sum) / sum(t.num_scored_tokens)
+        FROM (SELECT *, unnest(sequence_ids) AS sequence_id FROM read_json_auto('{out}/*.jsonl')) e
+        JOIN {parts[0]} t USING (document_id, sequence_id) JOIN {parts[1]} r USING (document_id, sequence_id)
+        GROUP BY e.id HAVING sum(t.num_scored_tokens) > 0
+    """).fetchall()
+    assert len(rows) > 50
+    for _, difference, expected, teacher, expected_teacher in rows:
+        assert (difference, teacher) == (pytest.approx(expected, abs=1e-9), pytest.approx(expected_teacher, abs=1e-9))
+
+
 def test_a_run_is_complete_when_its_exports_are(config: Path, on_prefect_server: None, tmp_path: Path) -> None:
     from flows.export_selection import export_selection
 
@@ -55,6 +75,7 @@ def test_a_run_is_complete_when_its_exports_are(config: Path, on_prefect_server:
     corpus = require_corpus(storage, plan)
     selection = require_selection(storage, plan, corpus, require_reference(storage, plan, corpus))
     assert manifest["num_source_tokens"] == selection.num_selected_tokens
+    check_scores(config.parent / "data", corpus.corpus_id, selection, config.parent / "out" / selection.selection_id)
     status = check_run(storage, plan)
     assert status.complete
     assert {stage.name: stage.num_done for stage in status.stages}["export jsonl"] == manifest["num_files"] > 2

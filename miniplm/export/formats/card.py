@@ -44,7 +44,7 @@ Difference Sampling kept of corpus {manifest.corpus_id}: the text that the teach
 | `is_whole`, `token_start`, `token_end` | whether it is all of the document; which of the document's tokens it is |
 | `domain`, `source`, `record`, `document_id`, `id` | where it comes from: the source file and its record, counted from 1 |
 | `sequence_ids` | the packed sequences that were scored |
-| `teacher_nll`, `reference_nll`, `difference_score` | mean of those sequences' scores, nats a token, weighted by the document's tokens in each |
+| `teacher_nll`, `reference_nll`, `difference_score` | NLL a scored token under both models, nats, of what was kept of the document, and reference less teacher |
 
 {manifest.num_whole:,} documents are whole, {manifest.num_parts:,} are parts. The license is that of the sources.
 {notes}"""

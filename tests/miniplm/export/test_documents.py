@@ -51,7 +51,7 @@ def list_runs(tokens: dict[int, tuple[int, int]], eos: int) -> list[tuple[int, i
     return [run for run in runs if run[1] > run[0]]
 
 
-@pytest.mark.parametrize(("corpus", "shard_tokens"), [("small", 1), ("small", 150), ("small", 10**9), ("large", 150)])
+@pytest.mark.parametrize(("corpus", "shard_tokens"), [("small", 60), ("small", 150), ("small", 10**9), ("large", 150)])
 def test_documents_are_the_unbroken_runs_of_kept_tokens(
     request: pytest.FixtureRequest, tmp_path: Path, corpus: str, shard_tokens: int
 ) -> None:
