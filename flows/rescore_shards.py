@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from prefect import flow
 from pydantic import Field
 
-from flows.run_parameter import RunName, StorageUrl, load_run_config
+from flows.parameters import RunName, StorageUrl, load_run_config
 from flows.score_corpus import score_corpus
 from flows.work_pool.cancellation import cancel_children
 from flows.work_pool.pinning import make_portable

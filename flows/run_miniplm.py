@@ -8,8 +8,8 @@ from prefect import flow, task
 from prefect.runtime import flow_run
 
 from flows.calibrate_dtypes import calibrate_dtypes
-from flows.config_parameter import ConfigUrl, InlineConfig, resolve_parameter
 from flows.export_selection import export_selection
+from flows.parameters import ConfigUrl, InlineConfig, resolve_parameter
 from flows.score_corpus import score_corpus
 from flows.stages import evaluate_student, prepare_corpus, select_sequences, write_report
 from flows.train_reference import train_reference

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from prefect import flow
 from pydantic import Field
 
+from flows.parameters import RunName, StorageUrl, load_run_config
 from flows.run_miniplm import run_miniplm
-from flows.run_parameter import RunName, StorageUrl, load_run_config
 from flows.work_pool.cancellation import cancel_children
 from flows.work_pool.subflows import crash_subflows, tagged_subflows
 from miniplm.config.files import check_config

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from prefect import flow, get_run_logger, task
 from prefect.runtime import flow_run
 
-from flows.config_parameter import ConfigUrl, InlineConfig, resolve_parameter
+from flows.parameters import ConfigUrl, InlineConfig, resolve_parameter
 from flows.run_miniplm import run_miniplm
 from flows.work_pool import fleet
 from flows.work_pool.cancellation import cancel_children

@@ -34,6 +34,6 @@ def train_reference(
     corpus = load_corpus(storage, corpus_id)
     if plan.is_on_work_pool and find_reference(storage, plan, corpus) is None:
         parameters = {"plan": plan.for_worker().as_json(), "corpus_id": corpus_id, "version": __version__}
-        tag = f"training:{know_reference(plan, corpus).training_id}"
+        tag = f"training:{know_reference(storage, plan, corpus).training_id}"
         run_on_pool("train-reference", f"train reference of {corpus_id}", parameters, plan, tag)
     return stages.provide_reference(storage, plan, corpus)

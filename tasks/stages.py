@@ -73,7 +73,7 @@ def train_student(
     storage: Storage, plan: RunPlan, corpus: CorpusManifest, selection: SelectionManifest, student_name: str
 ) -> tuple[StudentRecord, StageRecord]:
     """Trains one student from scratch, from its last checkpoint where there is one."""
-    training_id = know_student(plan, corpus, selection, student_name).training_id
+    training_id = know_student(storage, plan, corpus, selection, student_name).training_id
     with training_progress(f"train {student_name}", f"train {student_name} {training_id}") as on_progress:
         return stages.train(storage, plan, corpus, selection, student_name, on_progress)
 

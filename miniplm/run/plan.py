@@ -104,11 +104,11 @@ class RunPlan(Record):
         names = ", ".join(student.name for student in self.students) or "none"
         raise ConfigError(f"run {self.name} has no student {student_name!r}; its students are {names}")
 
-    def learn(self, key: str, training: PlannedTraining) -> PlannedTraining:
+    def learn(self, storage: Storage, key: str, training: PlannedTraining) -> PlannedTraining:
         """Keeps what is known of a training from now on."""
         self.trainings[key] = training
         if self.key:
-            save_plan(self)
+            save_plan(storage, self)
         return training
 
     def for_worker(self) -> RunPlan:
@@ -131,7 +131,7 @@ def find_plan(storage: Storage, run_name: str) -> RunPlan | None:
         return None
 
 
-def save_plan(plan: RunPlan) -> None:
+def save_plan(storage: Storage, plan: RunPlan) -> None:
     """Keeps a plan beside the run's record, with a digest of itself. There is no secret in it, as there is none in a configuration."""
     content = plan.model_copy(update={"text_id": None}).as_json()
-    Storage(plan.storage).write_json(layout.run_plan(plan.name), content | {"digest": digest_content(content)})
+    storage.write_json(layout.run_plan(plan.name), content | {"digest": digest_content(content)})

@@ -45,5 +45,5 @@ def pin_plan(storage: Storage, plan: RunPlan, worker: WorkerDescription) -> RunP
     # What was named with other dtypes has other ids.
     changes = {"key": key if may_be_kept else "", "trainings": {}, "config": config_as_dict(config)}
     plan = identify_scorers(pinned.model_copy(update=changes), storage)
-    save_plan(plan)
+    save_plan(storage, plan)
     return plan

@@ -17,7 +17,7 @@ def find_reference(storage: Storage, plan: RunPlan, corpus: CorpusManifest) -> M
     """The reference's entry: of the given model, or of the one trained here; None where it is yet to be trained."""
     if plan.reference.model is not None:
         return plan.reference_entry
-    training = find_training(storage, know_reference(plan, corpus).training_id)
+    training = find_training(storage, know_reference(storage, plan, corpus).training_id)
     if training is None:
         return None
     entry = name_trained(plan, training)
@@ -29,7 +29,7 @@ def require_reference(storage: Storage, plan: RunPlan, corpus: CorpusManifest) -
     entry = find_reference(storage, plan, corpus)
     if entry is not None:
         return entry
-    training = find_training(storage, know_reference(plan, corpus).training_id)
+    training = find_training(storage, know_reference(storage, plan, corpus).training_id)
     if training is None:
         raise ModelError(
             f"the reference model of corpus {corpus.corpus_id} is not trained yet; run `miniplm train-reference CONFIG`"

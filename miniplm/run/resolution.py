@@ -33,7 +33,7 @@ def resolve(config: RunConfig, *, emulated: bool = False, checks: bool = True) -
     if checks:
         _plans[key] = plan
     if is_kept:
-        save_plan(plan)
+        save_plan(storage, plan)
     return plan
 
 

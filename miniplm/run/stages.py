@@ -148,7 +148,7 @@ def train(
     from miniplm.run.students import train_student
     from miniplm.training.records import find_training
 
-    reused = find_training(storage, know_student(plan, corpus, selection, student_name).training_id) is not None
+    reused = find_training(storage, know_student(storage, plan, corpus, selection, student_name).training_id) is not None
     record, training = train_student(storage, plan, corpus, selection, student_name, on_progress)
     return record, _record(f"train {student_name}", training.seconds, reused, training.num_tokens, "tokens")
 

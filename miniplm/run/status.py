@@ -299,7 +299,7 @@ def _later_stages(
                 name=f"train {student.name}",
                 state="done" if record else "missing",
                 num_done=record.num_steps if record else 0,
-                num_total=record.num_steps if record else _count_planned_steps(plan, student.name, corpus, selection),
+                num_total=record.num_steps if record else _count_planned_steps(storage, plan, student.name, corpus, selection),
                 unit="steps",
                 detail=record.folder if record else "",
             )
@@ -319,10 +319,10 @@ def _later_stages(
 
 
 def _count_planned_steps(
-    plan: RunPlan, student_name: str, corpus: CorpusManifest | None, selection: SelectionManifest | None
+    storage: Storage, plan: RunPlan, student_name: str, corpus: CorpusManifest | None, selection: SelectionManifest | None
 ) -> int:
     """Steps of a student that is not trained yet; 0 where the data will decide."""
     student = plan.find_student(student_name)
     if student.flop_matched:  # what the teacher costs is only known with its files
-        return know_student(plan, corpus, selection, student_name).steps or 0 if corpus and selection else 0
+        return know_student(storage, plan, corpus, selection, student_name).steps or 0 if corpus and selection else 0
     return student.training.steps or 0

@@ -23,7 +23,7 @@ def find_student(
     storage: Storage, plan: RunPlan, corpus: CorpusManifest, selection: SelectionManifest, student_name: str
 ) -> StudentRecord | None:
     """The record of a student that is trained and in its folder, with its evaluation where there is one; else None."""
-    training = find_training(storage, know_student(plan, corpus, selection, student_name).training_id)
+    training = find_training(storage, know_student(storage, plan, corpus, selection, student_name).training_id)
     if training is None or find_export(storage, layout.student_folder(plan.name, student_name)) != training:
         return None
     return make_record(plan, student_name, training, *find_kept_evaluations(storage, plan, corpus, training))
@@ -45,7 +45,7 @@ def list_needed_sets(
     storage: Storage, plan: RunPlan, corpus: CorpusManifest, selection: SelectionManifest, student_name: str
 ) -> tuple[str, ...]:
     """The ids of the derived sets that a student still needs: for its training until it is trained, for its measurement until that is done."""
-    training = know_student(plan, corpus, selection, student_name)
+    training = know_student(storage, plan, corpus, selection, student_name)
     needed: tuple[str, ...] = ()
     if training.derived_ids and find_training(storage, training.training_id) is None:
         needed = training.derived_ids

@@ -45,7 +45,7 @@ def list_pending_jobs(
     if not needed:
         return []
     jobs = list_derived_jobs(plan_student(plan, corpus, selection, student_name))
-    return [job for job in [*jobs, *list_text_conversions(plan, corpus, student_name)] if job.derived_id in needed]
+    return [job for job in [*jobs, *list_text_conversions(storage, plan, corpus, student_name)] if job.derived_id in needed]
 
 
 def train_student(

@@ -37,14 +37,16 @@ def plan_reference(plan: RunPlan, corpus: CorpusManifest) -> TrainingPlan:
     )
 
 
-def describe_training(plan: RunPlan, corpus: CorpusManifest, selection: SelectionManifest, student_name: str) -> PlannedTraining:
+def describe_training(
+    storage: Storage, plan: RunPlan, corpus: CorpusManifest, selection: SelectionManifest, student_name: str
+) -> PlannedTraining:
     """What is to be known of a student's training without reading its parts again."""
     training = plan_student(plan, corpus, selection, student_name)
     return PlannedTraining(
         training_id=training.training_id,
         steps=training.config.steps,
         derived_ids=tuple(job.derived_id for job in list_derived_jobs(training)),
-        heldout_ids=tuple(job.derived_id for job in list_text_conversions(plan, corpus, student_name)),
+        heldout_ids=tuple(job.derived_id for job in list_text_conversions(storage, plan, corpus, student_name)),
     )
 
 
@@ -77,9 +79,8 @@ def load_own_tokenizer(student: StudentConfig, corpus: CorpusConfig) -> CorpusTo
     return load_tokenizer(student.tokenizer, student.eos_token, corpus.trust_remote_code, field)
 
 
-def list_text_conversions(plan: RunPlan, corpus: CorpusManifest, student_name: str) -> list[ConversionJob]:
+def list_text_conversions(storage: Storage, plan: RunPlan, corpus: CorpusManifest, student_name: str) -> list[ConversionJob]:
     """The held-out texts that are prepared in a student's own tokens; none where it has the corpus's."""
-    storage = Storage(plan.storage)
     texts = list_texts(storage, plan, corpus) if plan.evaluation.measures_losses else []
     found = {text: find_text(storage, text, corpus) for text in texts}
     jobs = [plan_text_conversion(plan, whole, text, student_name) for text, whole in found.items() if whole is not None]

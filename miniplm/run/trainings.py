@@ -8,7 +8,7 @@ from miniplm.run.plan import PlannedTraining, RunPlan
 from miniplm.storage.root import Storage
 
 
-def know_reference(plan: RunPlan, corpus: CorpusManifest) -> PlannedTraining:
+def know_reference(storage: Storage, plan: RunPlan, corpus: CorpusManifest) -> PlannedTraining:
     """The training of the reference model, of a run that has one trained."""
     key = f"reference of {corpus.corpus_id}"
     if key in plan.trainings:
@@ -16,15 +16,16 @@ def know_reference(plan: RunPlan, corpus: CorpusManifest) -> PlannedTraining:
     from miniplm.run.training_plans import plan_reference  # imports torch
 
     training = plan_reference(plan, corpus)
-    return plan.learn(key, PlannedTraining(training_id=training.training_id, steps=training.config.steps))
+    return plan.learn(storage, key, PlannedTraining(training_id=training.training_id, steps=training.config.steps))
 
 
-def know_student(plan: RunPlan, corpus: CorpusManifest, selection: SelectionManifest, student_name: str) -> PlannedTraining:
+def know_student(
+    storage: Storage, plan: RunPlan, corpus: CorpusManifest, selection: SelectionManifest, student_name: str
+) -> PlannedTraining:
     """The training of a student on this selection, and what is to be derived for it."""
     # The plan's own key says nothing of the selection, and its id nothing of the seed, which only some students draw by.
     key = f"student {student_name} of {corpus.corpus_id} {selection.selection_id} seed {plan.selection.seed}"
     # Nor of held-out text from elsewhere, of which a student needs its own tokens once it is prepared.
-    storage = Storage(plan.storage)
     for text in list_texts(storage, plan, corpus) if plan.evaluation.sources else ():
         if find_text(storage, text, corpus) is not None:
             key += f" {text.split} {text.corpus_id}"
@@ -32,4 +33,4 @@ def know_student(plan: RunPlan, corpus: CorpusManifest, selection: SelectionMani
         return plan.trainings[key]
     from miniplm.run.training_plans import describe_training  # imports torch
 
-    return plan.learn(key, describe_training(plan, corpus, selection, student_name))
+    return plan.learn(storage, key, describe_training(storage, plan, corpus, selection, student_name))

@@ -6,7 +6,7 @@ import torch
 from miniplm.errors import DeviceError, ModelError
 from miniplm.models import devices
 from miniplm.models.devices import device_errors, is_device_lost, is_out_of_memory
-from miniplm.models.placement import spread_weights
+from miniplm.models.loading import spread_weights
 
 GIB = 1 << 30
 

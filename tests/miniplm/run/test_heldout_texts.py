@@ -81,7 +81,7 @@ def test_all_of_the_text_is_packed_once_under_an_id_of_its_content(tmp_path: Pat
     named = name_text(storage, plan)
     (tmp_path / "out" / "b.jsonl").unlink()
     assert list_texts(storage, named.for_worker(), corpus)[0].corpus_id == text.corpus_id
-    save_plan(named)
+    save_plan(storage, named)
     kept = find_plan(storage, "r")
     assert kept is not None
     assert kept.text_id is None

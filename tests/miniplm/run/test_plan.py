@@ -130,13 +130,13 @@ def test_a_known_training_is_that_of_its_own_draw(config: Path) -> None:
     assert (record.corpus_id, record.reference) == (corpus.corpus_id, None)
     save_run(root, record.model_copy(update={"corpus_id": None}))
     assert provide_record(root, load_config(str(config))) == record
-    drawn, other = (know_student(plans[seed], corpus, selection, "pretrain") for seed in (0, 1))
-    assert drawn.training_id == describe_training(plans[0], corpus, selection, "pretrain").training_id != other.training_id
+    drawn, other = (know_student(root, plans[seed], corpus, selection, "pretrain") for seed in (0, 1))
+    assert drawn.training_id == describe_training(root, plans[0], corpus, selection, "pretrain").training_id != other.training_id
     assert plans[0].trainings is plans[1].trainings
     # Of a run that is only looked at nothing is kept, what is learned of it included.
     kept = find_plan(Storage(plans[0].storage), "tiny")
     looked_at = resolve(load_config(str(config), ["selection.seed=2"]), checks=False)
-    know_student(looked_at, corpus, selection, "pretrain")
+    know_student(root, looked_at, corpus, selection, "pretrain")
     assert find_plan(Storage(plans[0].storage), "tiny") == kept
 
 

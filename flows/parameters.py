@@ -1,4 +1,4 @@
-"""A configuration as a flow's parameter: all of it, or the URL of its YAML file, if that URL may be read."""
+"""A flow's parameters: a configuration, as all of it or as the URL of its YAML file, if that URL may be read; a run that is there, by its name."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from urllib.parse import unquote
 from pydantic import Field
 
 from miniplm.config.files import apply_override, check_config, load_config
-from miniplm.config.run import RunConfig, config_as_dict
+from miniplm.config.run import RunConfig, Url, config_as_dict
 from miniplm.errors import ConfigError
+from miniplm.records.run import load_run
+from miniplm.storage.root import Storage
 
 ConfigUrl = Annotated[
     str,
@@ -24,6 +26,9 @@ ConfigUrl = Annotated[
 ]
 
 InlineConfig = Annotated[RunConfig, Field(title="All of it, here")]
+
+StorageUrl = Url
+RunName = Annotated[str, Field(min_length=1)]
 
 # Below which URLs a worker reads configurations, separated by spaces; without it, any URL of the protocols below.
 ALLOWED_VARIABLE = "MINIPLM_CONFIG_URLS"
@@ -73,3 +78,9 @@ def _is_below(url: str, folder: str) -> bool:
     # HTTP clients resolve `%2e%2e` as they do `..`.
     goes_up = ".." in unquote(url).replace("\\", "/").split("/")
     return not goes_up and (url == folder or url.startswith(folder.rstrip("/") + "/"))
+
+
+def load_run_config(storage: str, run: str) -> RunConfig:
+    """The configuration that a run's record keeps, at this root. Raises `RunError` naming the runs there are."""
+    content = load_run(Storage(storage), run).config | {"storage": storage}
+    return check_config(content, f"run {run} at {storage}")

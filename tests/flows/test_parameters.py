@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.config_parameter import ALLOWED_VARIABLE, check_url, resolve_parameter
+from flows.parameters import ALLOWED_VARIABLE, check_url, resolve_parameter
 from miniplm.config.run import RunConfig
 from miniplm.errors import ConfigError
 
