@@ -127,7 +127,18 @@ class _Open:
             is_scored = True
         else:
             means, is_scored = self._average_sequences(), False
-        return Document(domain, self.document_id, token_ids, self.token_start, ends, tuple(self.sequence_ids), *means, is_scored)
+        return Document(
+            domain,
+            self.document_id,
+            token_ids,
+            self.token_start,
+            ends,
+            tuple(self.sequence_ids),
+            means[0],
+            means[1],
+            means[2],
+            is_scored,
+        )
 
     def _average_sequences(self) -> list[float]:
         weights = np.array([len(part) for part in self.token_ids], dtype=np.float64)
