@@ -88,9 +88,9 @@ def test_the_real_teacher_scores_as_in_float64(demo):
 
 
 def test_the_teacher_knows_more_than_the_reference(demo):
-    """SmolLM2 reads real English at 2 to 4.5 nats a token; a reference trained for seconds does not."""
+    """SmolLM2 reads real English at 2 to 4.5 nats a token, and with the dirt among it under 7; a reference trained for seconds does not."""
     data, record = demo
     manifest = json.loads((data / "selections" / record["selection_id"] / "manifest.json").read_text())
     for domain, counts in manifest["domains"].items():
-        assert 1.5 < counts["mean_teacher_nll"] < 5, domain
+        assert 1.5 < counts["mean_teacher_nll"] < 7, domain
         assert counts["mean_reference_nll"] > counts["mean_teacher_nll"] + 1, domain
