@@ -24,6 +24,8 @@ _REPOSITORY = Path(__file__).resolve().parents[1]
 # By the title of a column: the keys of a row, of which the first that is there is shown, and their format.
 _COLUMNS = {
     "side": ("side kernel", ""),
+    "CPU s": ("cpu_seconds", ".2f"),
+    "x read": ("ratio_to_read", ".2f"),
     "kernel": ("kernel", ""),
     "version": ("version", ""),
     "dtype": ("dtype", ""),

@@ -53,10 +53,13 @@ def print_truth(console: Console, truth: TruthSummary) -> None:
         soft_wrap=True,
     )
     curve = make_table("What another ratio would do", "ratio", "precision", "recall")
-    for row in truth.ratios:
-        if row.ratio in _SHOWN_RATIOS:
+    for point in truth.ratios:
+        if point.ratio in _SHOWN_RATIOS:
             curve.add_row(
-                f"{row.ratio:g}", _share(row.precision), _share(row.recall), style="bold" if row.ratio == truth.ratio else None
+                f"{point.ratio:g}",
+                _share(point.precision),
+                _share(point.recall),
+                style="bold" if point.ratio == truth.ratio else None,
             )
     console.print(curve)
 

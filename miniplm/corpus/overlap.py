@@ -13,7 +13,7 @@ from miniplm.records.manifests import CorpusManifest, Split
 from miniplm.records.stored import find_record
 from miniplm.records.texts import OverlapRecord
 from miniplm.sources.documents import Document
-from miniplm.sources.reading import read_records
+from miniplm.sources.reading import read_source_records
 from miniplm.storage.root import Storage
 
 
@@ -69,7 +69,7 @@ def _look_up(
 def _list_digests(files: Iterable[PlannedFile]) -> Iterator[tuple[bytes, str, str]]:
     """Digest, place and text of each document of the files; records without one are left out, as they are of a corpus."""
     for planned in files:
-        for record in read_records(planned.file, planned.source, 0, 0, lambda num_bytes: None):
+        for record in read_source_records(planned.file, planned.source, 0, 0, lambda num_bytes: None):
             if isinstance(record, Document):
                 place = f"{record.origin.path}, {record.origin.unit} {record.origin.number}"
                 yield hashlib.blake2b(record.text.encode("utf-8"), digest_size=16).digest(), place, record.text

@@ -10,6 +10,7 @@ import logging
 from miniplm.config.run import CorpusConfig, SplitsConfig
 from miniplm.corpus.identity import plan_corpus
 from miniplm.corpus.overlap import find_overlap
+from miniplm.corpus.preparation import prepare_corpus
 from miniplm.corpus.reader import find_corpus, load_corpus
 from miniplm.errors import CorpusError, list_offenders
 from miniplm.progress import ProgressCallback, ignore_progress
@@ -67,8 +68,6 @@ def prepare_text(
     """
     if not plan.evaluation.sources:
         return None
-    from miniplm.corpus.preparation import prepare_corpus
-
     config = describe_text(plan)
     planned = plan_corpus(storage, config, plan.tokenizer)
     text = prepare_corpus(storage, config, on_progress, planned)

@@ -179,7 +179,7 @@ def make_absolute(config: RunConfig) -> RunConfig:
                 reference, model=_absolute_folder(reference.model), architecture=_absolute_folder(reference.architecture)
             ),
             "students": students,
-            "evaluation": change(evaluation, task_folder=task_folder, sources=texts),
+            "evaluation": evaluation.model_copy(update={"task_folder": task_folder, "sources": texts}),
             "exports": tuple(
                 change(export, to=_absolute(export.to), tokenizer=_absolute_folder(export.tokenizer)) for export in config.exports
             ),

@@ -77,6 +77,8 @@ def raise_join_faults(storage: Storage, corpus: CorpusManifest, teacher_id: str,
             raise CorpusError(
                 f"a candidate shard of corpus {corpus.corpus_id} {fault} ({first_line(error)}). {FIND_DAMAGE}"
             ) from error
+    # All ids are there, once, but in other shards than their own.
+    check_scores(storage, corpus, teacher_id, reference_id)
 
 
 def _has_its_scores(storage: Storage, shard: ShardEntry, model_id: str) -> bool:

@@ -69,15 +69,19 @@ class LocalFleet:
 
     def start(self) -> None:
         self.script("start", "--gpu-workers", "2", *self._ports)
+        self._take_client()
+
+    def _take_client(self) -> None:
+        """Becomes a client of the fleet, as a terminal does."""
         self.client = {}
         for line in self.script("env").splitlines():
             name, _, value = line.removeprefix("export ").partition("=")
             self.client[name] = shlex.split(value)[0] if value else ""
         user, password = self.client["PREFECT_API_AUTH_STRING"].split(":", 1)
         self.api = httpx.Client(base_url=self.client["PREFECT_API_URL"], auth=(user, password), timeout=30)
-        self._shorten_wait("miniplm: crashed run", 30)
+        self.shorten_wait("miniplm: crashed run", 30)
 
-    def _shorten_wait(self, name: str, seconds: float) -> None:
+    def shorten_wait(self, name: str, seconds: float) -> None:
         """An automation that acts sooner than the shipped one."""
         (found,) = [automation for automation in self.call("POST", "/automations/filter", json={}) if automation["name"] == name]
         kept = ("name", "description", "tags", "enabled", "actions", "actions_on_trigger", "actions_on_resolve")

@@ -1,0 +1,207 @@
+"""Seconds and memory of a selection, beside one read of what it needs, the SQL that it was until 2026-11-28, and a sort in memory.
+
+Sides, each a process of its own (so that its most memory is its own), repeated; the least seconds count:
+
+    read         every column that a selection needs, of all files, once, summed by DuckDB
+    ours         `select_sequences`: proofs, digests, domains, quantiles, files written and synced
+    sql          hash joins of ids, a sort of all rows, quantiles of whole columns, in DuckDB; the same files
+    torch-sort   the published script: all differences in one tensor, sorted; its ids are kept in memory, nothing is proven or written
+
+CPU seconds are those of all threads; where other work shares the cores, only they can be compared.
+
+    python -m benchmarks.selection --rows 1000000 10000000 --sides read ours sql torch-sort
+    python -m benchmarks.selection --rows 100000000 --sides read ours
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.records import append_rows, describe_place, format_rows, make_parser, run_benchmark
+from benchmarks.selection_inputs import REFERENCE, TEACHER, write_scored_corpus
+from miniplm import layout
+from miniplm.config.run import SelectionConfig
+from miniplm.records.manifests import CorpusManifest
+from miniplm.selection.connection import connect
+from miniplm.selection.cut import SELECTION_SCHEMA
+from miniplm.selection.ranking import QUANTILES, count_selected, select_sequences
+from miniplm.selection.scans import scan_parquet
+from miniplm.storage.root import Storage, digest_file
+
+_RATIO = 0.5
+Ids = NDArray[np.int64]
+
+
+def _scan(storage: Storage, corpus: CorpusManifest, model_id: str | None = None) -> str:
+    """The corpus shards, or the scores of a model, in SQL."""
+    shards = corpus.split_shards("candidate")
+    if model_id is None:
+        return scan_parquet(storage, [layout.corpus_shard(shard.corpus_id, shard.split, shard.shard_index) for shard in shards])
+    return scan_parquet(storage, [layout.score_shard(shard.corpus_id, model_id, shard.shard_index) for shard in shards])
+
+
+def read_once(storage: Storage, corpus: CorpusManifest) -> None:
+    with connect(storage) as connection:
+        connection.execute(
+            f"SELECT sum(sequence_id), max(domain), sum(num_tokens) FROM {_scan(storage, corpus)} "
+            f"UNION ALL SELECT sum(sequence_id), NULL, sum(num_scored_tokens) + sum(nll_sum) FROM {_scan(storage, corpus, TEACHER)} "
+            f"UNION ALL SELECT sum(sequence_id), NULL, sum(num_scored_tokens) + sum(nll_sum) FROM {_scan(storage, corpus, REFERENCE)}"
+        ).fetchall()
+
+
+def select_ours(storage: Storage, corpus: CorpusManifest) -> Callable[[], Ids]:
+    manifest = select_sequences(storage, corpus, TEACHER, REFERENCE, SelectionConfig(ratio=_RATIO))
+
+    def read_ids() -> Ids:
+        ids = []
+        for shard in manifest.shards:
+            with storage.open(layout.selection_shard(manifest.selection_id, shard.shard_index)) as file:
+                ids.append(pq.read_table(file, columns=["sequence_id"])["sequence_id"].to_numpy())
+        return np.concatenate(ids)
+
+    return read_ids
+
+
+def select_by_sql(storage: Storage, corpus: CorpusManifest) -> Callable[[], Ids]:
+    shards = corpus.split_shards("candidate")
+    num_selected = count_selected(sum(shard.num_sequences for shard in shards), _RATIO)
+    nll = "{0}.nll_sum / greatest({0}.num_scored_tokens, 1)".format
+    queries = [
+        "SELECT count(*), count(DISTINCT sequence_id), sum(num_tokens) FROM candidates",
+        *(f"SELECT count(*) FROM candidates ANTI JOIN {role} USING (sequence_id)" for role in (TEACHER, REFERENCE)),
+        *(f"SELECT sequence_id FROM {role} GROUP BY sequence_id HAVING count(*) > 1" for role in (TEACHER, REFERENCE)),
+        *(f"SELECT count(*) FROM {role} ANTI JOIN candidates USING (sequence_id)" for role in (TEACHER, REFERENCE)),
+        f"SELECT count(*) FROM {TEACHER} t JOIN {REFERENCE} r USING (sequence_id) WHERE t.num_scored_tokens <> r.num_scored_tokens",
+        f"CREATE TEMP TABLE scores AS SELECT sequence_id, domain, num_tokens, {nll(TEACHER)} AS teacher_nll, {nll(REFERENCE)} AS "
+        "reference_nll, reference_nll - teacher_nll AS difference_score "
+        f"FROM candidates JOIN {TEACHER} USING (sequence_id) JOIN {REFERENCE} USING (sequence_id)",
+        "CREATE TEMP TABLE selected AS SELECT * FROM (SELECT * FROM scores ORDER BY difference_score DESC, sequence_id "
+        f"LIMIT {num_selected}) ORDER BY sequence_id",
+        f"SELECT domain, count(*), sum(num_tokens), avg(teacher_nll), avg(reference_nll), quantile_cont(difference_score, {list(QUANTILES)}) "
+        "FROM scores GROUP BY domain",
+    ]
+    with connect(storage) as connection:
+        connection.execute(f"CREATE TEMP VIEW candidates AS SELECT sequence_id, domain, num_tokens FROM {_scan(storage, corpus)}")
+        for role in (TEACHER, REFERENCE):
+            connection.execute(f"CREATE TEMP VIEW {role} AS SELECT * FROM {_scan(storage, corpus, role)}")
+        for query in queries:
+            connection.execute(query).fetchall()
+        kept = []
+        for shard in shards:
+            rows = connection.sql(
+                "SELECT sequence_id, teacher_nll, reference_nll, difference_score FROM selected WHERE sequence_id BETWEEN "
+                f"{shard.first_sequence_id} AND {shard.first_sequence_id + shard.num_sequences - 1} ORDER BY sequence_id"
+            ).to_arrow_table()
+            with storage.publish(f"selections/sql/shard-{shard.shard_index:05d}.parquet") as path:
+                pq.write_table(rows.cast(SELECTION_SCHEMA), path, compression="zstd")
+                digest_file(path)
+            kept.append(rows["sequence_id"].to_numpy())
+    return lambda: np.concatenate(kept)
+
+
+def select_by_torch_sort(storage: Storage, corpus: CorpusManifest) -> Callable[[], Ids]:
+    nll = []
+    for model_id in (TEACHER, REFERENCE):
+        tables = []
+        for shard in corpus.split_shards("candidate"):
+            with storage.open(layout.score_shard(shard.corpus_id, model_id, shard.shard_index)) as file:
+                tables.append(pq.read_table(file, columns=["num_scored_tokens", "nll_sum"]))
+        table = pa.concat_tables(tables)
+        nll.append(torch.from_numpy(table["nll_sum"].to_numpy() / table["num_scored_tokens"].to_numpy()))
+    order = torch.sort(nll[1] - nll[0], descending=True, stable=True).indices
+    kept = torch.sort(order[: count_selected(len(order), _RATIO)]).values.numpy()
+    return lambda: kept
+
+
+SIDES: dict[str, Callable[[Storage, CorpusManifest], Any]] = {
+    "read": read_once,
+    "ours": select_ours,
+    "sql": select_by_sql,
+    "torch-sort": select_by_torch_sort,
+}
+
+
+def measure_side(side: str, root: str) -> dict[str, Any]:
+    """One side in this process: seconds by the clock and of all threads, most resident memory, and the sum of the kept ids."""
+    storage = Storage(root)
+    corpus = CorpusManifest.model_validate(storage.read_json(layout.corpus_manifest("synthetic")))
+    storage.delete("selections")
+    before, started = os.times(), time.perf_counter()
+    read_ids = SIDES[side](storage, corpus)
+    seconds, after = time.perf_counter() - started, os.times()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    ids = None if read_ids is None else read_ids()
+    return {
+        "side": side,
+        "seconds": round(seconds, 3),
+        "cpu_seconds": round(after.user + after.system - before.user - before.system, 3),
+        "host_memory_gib": round(peak, 3),
+        "num_kept": None if ids is None else len(ids),
+        "sum_of_ids": None if ids is None else int(ids.sum()),
+    }
+
+
+def _measure_apart(side: str, root: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.selection", "--measure", side, "--storage", root]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"side": side, "reason": (done.stderr.strip().splitlines() or ["killed"])[-1]}
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return row
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = make_parser("selection", __doc__)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000], help="candidate sequences; 42 bytes each on the disk")
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
+    parser.add_argument("--repeats", type=int, default=3, help="the least seconds of so many count")
+    parser.add_argument(
+        "--storage", help="storage root for the scores, local or s3://; default a folder that is deleted afterwards"
+    )
+    parser.add_argument("--measure", choices=list(SIDES), help=argparse.SUPPRESS)
+    return parser
+
+
+def _run(arguments: argparse.Namespace, scratch: Path) -> int:
+    if arguments.measure:
+        print(json.dumps(measure_side(arguments.measure, arguments.storage)))
+        return 0
+    rows = []
+    for num_rows in arguments.rows:
+        root = f"{arguments.storage or scratch}/{num_rows}"
+        place = describe_place(torch.device("cpu"))
+        corpus = write_scored_corpus(Storage(root), num_rows)
+        Storage(root).write_json(layout.corpus_manifest(corpus.corpus_id), corpus.as_json())
+        # A round of all sides after the other, so that a busy minute of the machine meets them alike.
+        rounds = [[_measure_apart(side, root) for side in arguments.sides] for _ in range(arguments.repeats)]
+        for side in zip(*rounds, strict=True):
+            best = min(side, key=lambda row: row.get("cpu_seconds", float("inf")))
+            rows.append({"benchmark": "selection", "size": f"{num_rows:,}", **place, **best, "all_runs": list(side)})
+        Storage(root).delete("")
+    for row in rows:
+        reads = [other for other in rows if other["side"] == "read" and other["size"] == row["size"] and "cpu_seconds" in other]
+        if reads and "cpu_seconds" in row:
+            row["ratio_to_read"] = row["cpu_seconds"] / reads[0]["cpu_seconds"]
+    print(format_rows(rows, "what", "side", "seconds", "CPU s", "x read", "host GiB"))
+    if arguments.json:
+        append_rows(arguments.json, rows)
+    return 0
+
+
+if __name__ == "__main__":
+    run_benchmark(_make_parser(), _run)
