@@ -2,7 +2,8 @@
 
 Values go to sorted runs in a scratch file, of which every 64th stays in memory. A rank lies between two of these; the few
 values of each run between the two are read back, and settle it. So nothing is sorted whole, nothing is assumed of the
-distribution, and ties cost nothing. Memory: an eighth of a byte a value, and 128 MiB of values that are in no run yet.
+distribution, and ties cost nothing. Memory: an eighth of a byte a value, thrice that while a rank is looked for, and 128 MiB
+of values that are in no run yet.
 """
 
 from __future__ import annotations
