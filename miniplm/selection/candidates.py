@@ -1,7 +1,7 @@
 """One candidate shard with the scores of both models, joined by position and proven to be in order: what a selection reads.
 
-The ids of a shard are contiguous, so its files are joined row by row, and that they may be is seen from the ids themselves. On
-two cores this reads 10 M rows in a third of the time of DuckDB's positional join, most of it spent on making values of its own;
+The ids of a shard are contiguous, so its files are joined row by row, and that they may be is seen from the ids themselves. For
+10 M rows this takes 0.4 s of CPU, DuckDB's positional join 0.9 s (2026-11-28, EPYC), most of it to make values of its own;
 everything that asks for SQL gets the same rows as a DuckDB view (`join`).
 """
 

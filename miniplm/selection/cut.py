@@ -21,6 +21,8 @@ from miniplm.selection.join import run_in_order
 from miniplm.selection.survey import Survey
 from miniplm.storage.root import Storage, digest_file
 
+# At a time: a thread waits until its file is on the disk, a hundredth of a second and more on a busy one.
+_MOST_WRITES = 8
 # Fixed, so that the same rows give the same bytes.
 _CHUNK_ROWS = 122_880
 
@@ -126,7 +128,7 @@ def publish_shards(
             num_tokens=num_tokens,
         )
 
-    for done, entry in enumerate(run_in_order(publish, cut_shards(), count_threads(storage)), start=1):
+    for done, entry in enumerate(run_in_order(publish, cut_shards(), max(_MOST_WRITES, count_threads(storage))), start=1):
         yield entry
         on_progress(Progress("select", done, len(shards), "shards"))
 

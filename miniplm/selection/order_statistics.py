@@ -2,11 +2,13 @@
 
 Values go to sorted runs in a scratch file, of which every 64th stays in memory. A rank lies between two of these; the few
 values of each run between the two are read back, and settle it. So nothing is sorted whole, nothing is assumed of the
-distribution, and ties cost nothing. Memory: an eighth of a byte a value, and 128 MiB of values that are in no run yet.
+distribution, and ties cost nothing. Memory: an eighth of a byte a value, thrice that while a rank is looked for, and 128 MiB
+of values that are in no run yet.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Iterable, Sequence
@@ -16,6 +18,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from miniplm.errors import StorageError
 
 _RUN_VALUES = 1 << 16
 _SAMPLE_STEP = 64
@@ -29,6 +33,7 @@ class ScratchFile:
     """Arrays in a temporary file: appended by any thread, read back by their place."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         self._lock = threading.Lock()
         self._end = 0
@@ -45,8 +50,16 @@ class ScratchFile:
             place = self._end
             self._end += len(content)
         written = 0
-        while written < len(content):
-            written += os.pwrite(self._descriptor, content[written:], place + written)
+        try:
+            while written < len(content):
+                written += os.pwrite(self._descriptor, content[written:], place + written)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise StorageError(
+                f"cannot write {self._path}: {error.strerror}. A selection needs some 11 bytes a candidate there, and 40 more where the "
+                "storage root is remote; free some space, or give TMPDIR a folder that has it"
+            ) from error
         return StoredArray(self, place, len(values), values.dtype)
 
     def read(self, place: int, num_bytes: int) -> bytes:
