@@ -83,6 +83,7 @@ def _write_shard(storage: Storage, start: int, num_sequences: int, shard_sequenc
 
 
 def _write_scores(storage: Storage, entry: ShardEntry, model_id: str, num_scored: np.ndarray, nll_sum: np.ndarray) -> None:  # type: ignore[type-arg]
+    """Both columns are (num_sequences,)."""
     ids = np.arange(entry.first_sequence_id, entry.first_sequence_id + entry.num_sequences)
     table = pa.Table.from_arrays([pa.array(ids), pa.array(num_scored), pa.array(nll_sum)], schema=SCORE_SCHEMA)
     with storage.publish(layout.score_shard("synthetic", model_id, entry.shard_index)) as path:

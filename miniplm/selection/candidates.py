@@ -36,15 +36,15 @@ class ShardScores:
     reference_nll_sum: Floats
 
     @property
-    def teacher_nll(self) -> Floats:
+    def teacher_nll(self) -> Floats:  # (num_sequences,)
         return self.teacher_nll_sum / np.maximum(self.num_scored_tokens, 1)
 
     @property
-    def reference_nll(self) -> Floats:
+    def reference_nll(self) -> Floats:  # (num_sequences,)
         return self.reference_nll_sum / np.maximum(self.num_scored_tokens, 1)
 
     def difference_score(self, kind: ScoreKind) -> Floats:
-        """Reference less teacher, in nats a scored token (`mean`, MiniPLM's r(x)) or a sequence (`sum`)."""
+        """Reference less teacher (num_sequences,), in nats a scored token (`mean`, MiniPLM's r(x)) or a sequence (`sum`)."""
         if kind == "sum":
             return self.reference_nll_sum - self.teacher_nll_sum
         return self.reference_nll - self.teacher_nll

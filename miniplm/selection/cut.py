@@ -61,7 +61,7 @@ class Cut:
                 self._thresholds[number], self._num_ties[number] = threshold, pool.num_kept - num_above
 
     def find_kept(self, domains: Integers, difference_score: Floats) -> Integers:
-        """The rows of the next shard that are kept, ascending. Shards are asked for in the order of their ids."""
+        """The rows (num_kept,) of the next shard that are kept, ascending, of all (num_sequences,). Shards are asked for in the order of their ids."""
         if len(self._thresholds) == 1:
             pools, threshold = None, self._thresholds[0]
         else:
@@ -86,6 +86,7 @@ class KeptDomains:
         self.threshold: Floats = np.full(num_domains, math.inf)
 
     def add(self, domains: Integers, num_tokens: Integers, difference_score: Floats) -> None:
+        """Counts kept sequences, (num_kept,) each."""
         size = len(self.num_sequences)
         self.num_sequences += np.bincount(domains, minlength=size)
         self.num_tokens += np.bincount(domains, weights=num_tokens, minlength=size).astype(np.int64)
@@ -134,7 +135,7 @@ def publish_shards(
 
 
 def _make_table(columns: Sequence[NDArray[Any]]) -> pa.Table:
-    """The rows in chunks, whose ends decide where Parquet pages end."""
+    """The columns (num_kept,) in chunks, whose ends decide where Parquet pages end."""
     starts = range(0, max(1, len(columns[0])), _CHUNK_ROWS)
     chunks = [pa.chunked_array([pa.array(column[start : start + _CHUNK_ROWS]) for start in starts]) for column in columns]
     return pa.Table.from_arrays(chunks, schema=SELECTION_SCHEMA)

@@ -45,6 +45,7 @@ class ScratchFile:
         os.close(self._descriptor)
 
     def append(self, values: NDArray[Any]) -> StoredArray:
+        """Writes values (num_values,) at the end; gives their place."""
         content = memoryview(np.ascontiguousarray(values).view(np.uint8).data)
         with self._lock:
             place = self._end
@@ -79,7 +80,7 @@ class StoredArray:
     dtype: np.dtype[Any]
 
     def read(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-        """Its elements from `start` to before `stop`, as a slice gives them."""
+        """Its elements from `start` to before `stop`, (num_elements,), as a slice gives them."""
         start, stop, _ = slice(start, stop).indices(self.length)
         size = self.dtype.itemsize
         return np.frombuffer(self.file.read(self.place + start * size, max(0, stop - start) * size), self.dtype)
@@ -122,6 +123,7 @@ class GroupedRuns:
         self._waiting, self._num_waiting = {}, {}
 
     def _take_full(self, pieces: Iterable[tuple[int, Floats]]) -> list[tuple[int, list[Floats]]]:
+        """Keeps pieces (num_values,) of groups; gives those of the groups that now fill a run, or of all where too many wait."""
         full = []
         with self._lock:
             for group, piece in pieces:
@@ -137,6 +139,7 @@ class GroupedRuns:
         return taken
 
     def _make_run(self, group: int, pieces: list[Floats]) -> None:
+        """Sorts pieces (num_values,) of a group together and puts them aside."""
         values = np.concatenate(pieces)
         values.sort()
         run = _Run(self._scratch.append(values), values[::_SAMPLE_STEP].copy(), float(values[-1]))
@@ -160,7 +163,7 @@ class GroupedRuns:
         return [self._find(runs, samples, rank) for rank in ranks]
 
     def _find(self, runs: list[_Run], samples: Floats, rank: int) -> float:
-        """A value with j samples below it has at most 64 j values below it, and at least that less 63 a run."""
+        """Of samples (num_samples,): a value with j samples below it has at most 64 j values below it, and at least that less 63 a run."""
         low = samples[rank // _SAMPLE_STEP]
         place = -(-(rank + 1 + (_SAMPLE_STEP - 1) * len(runs)) // _SAMPLE_STEP) - 1
         high = samples[place] if place < len(samples) else max(run.largest for run in runs)
