@@ -25,7 +25,8 @@ _SHARES = (1 / np.arange(1, 21)) / (1 / np.arange(1, 21)).sum()
 def write_scored_corpus(storage: Storage, num_sequences: int, shard_sequences: int = SHARD_SEQUENCES) -> CorpusManifest:
     """Writes corpus shards and the scores of two models: 20 domains of unequal size, of which each has another mean difference."""
     starts = range(0, num_sequences, shard_sequences)
-    with ThreadPoolExecutor(2) as pool:
+    # A thread waits for the disk most of the time.
+    with ThreadPoolExecutor(16) as pool:
         shards = pool.map(
             lambda start: _write_shard(storage, start, min(shard_sequences, num_sequences - start), shard_sequences), starts
         )
@@ -82,6 +83,7 @@ def _write_shard(storage: Storage, start: int, num_sequences: int, shard_sequenc
 
 
 def _write_scores(storage: Storage, entry: ShardEntry, model_id: str, num_scored: np.ndarray, nll_sum: np.ndarray) -> None:  # type: ignore[type-arg]
+    """Both columns are (num_sequences,)."""
     ids = np.arange(entry.first_sequence_id, entry.first_sequence_id + entry.num_sequences)
     table = pa.Table.from_arrays([pa.array(ids), pa.array(num_scored), pa.array(nll_sum)], schema=SCORE_SCHEMA)
     with storage.publish(layout.score_shard("synthetic", model_id, entry.shard_index)) as path:

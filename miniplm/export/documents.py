@@ -73,7 +73,7 @@ class DocumentWalk:
 class Document:
     """A document, or what was kept of it: tokens `token_start` and on, without EOS, of the sequences `sequence_ids`.
 
-    `ends`: its EOS was kept. `is_scored`: the scores are its own, in nats a scored token; else they are those of its sequences, in the
+    `ends`: its EOS was kept. The scores are its own, in nats a scored token, where they are known; else those of its sequences, in the
     selection's unit, weighted by its tokens in each.
     """
 
@@ -86,7 +86,6 @@ class Document:
     teacher_nll: float
     reference_nll: float
     difference_score: float
-    is_scored: bool = False
 
     @property
     def is_whole(self) -> bool:
@@ -123,16 +122,16 @@ class _Open:
         parts = [part for part in self.parts if part is not None]
         teacher_sum, reference_sum, num_scored = (sum(column) for column in zip(*parts, strict=True)) if parts else (0.0, 0.0, 0)
         if num_scored and len(parts) == len(self.parts):
-            means = [teacher_sum / num_scored, reference_sum / num_scored, (reference_sum - teacher_sum) / num_scored]
-            is_scored = True
+            means = (teacher_sum / num_scored, reference_sum / num_scored, (reference_sum - teacher_sum) / num_scored)
         else:
-            means, is_scored = self._average_sequences(), False
-        return Document(domain, self.document_id, token_ids, self.token_start, ends, tuple(self.sequence_ids), *means, is_scored)
+            means = self._average_sequences()
+        return Document(domain, self.document_id, token_ids, self.token_start, ends, tuple(self.sequence_ids), *means)
 
-    def _average_sequences(self) -> list[float]:
+    def _average_sequences(self) -> tuple[float, float, float]:
         weights = np.array([len(part) for part in self.token_ids], dtype=np.float64)
         weights = weights if weights.sum() else np.ones_like(weights)
-        return [float(np.dot(weights, column) / weights.sum()) for column in np.array(self.scores).T]
+        teacher, reference, difference = (float(np.dot(weights, column) / weights.sum()) for column in np.array(self.scores).T)
+        return teacher, reference, difference
 
 
 class DocumentRestorer:

@@ -1,7 +1,7 @@
 """One candidate shard with the scores of both models, joined by position and proven to be in order: what a selection reads.
 
-The ids of a shard are contiguous, so its files are joined row by row, and that they may be is seen from the ids themselves. On
-two cores this reads 10 M rows in a third of the time of DuckDB's positional join, most of it spent on making values of its own;
+The ids of a shard are contiguous, so its files are joined row by row, and that they may be is seen from the ids themselves. For
+10 M rows this takes 0.4 s of CPU, DuckDB's positional join 0.9 s (2026-11-28, EPYC), most of it to make values of its own;
 everything that asks for SQL gets the same rows as a DuckDB view (`join`).
 """
 
@@ -36,15 +36,15 @@ class ShardScores:
     reference_nll_sum: Floats
 
     @property
-    def teacher_nll(self) -> Floats:
+    def teacher_nll(self) -> Floats:  # (num_sequences,)
         return self.teacher_nll_sum / np.maximum(self.num_scored_tokens, 1)
 
     @property
-    def reference_nll(self) -> Floats:
+    def reference_nll(self) -> Floats:  # (num_sequences,)
         return self.reference_nll_sum / np.maximum(self.num_scored_tokens, 1)
 
     def difference_score(self, kind: ScoreKind) -> Floats:
-        """Reference less teacher, in nats a scored token (`mean`, MiniPLM's r(x)) or a sequence (`sum`)."""
+        """Reference less teacher (num_sequences,), in nats a scored token (`mean`, MiniPLM's r(x)) or a sequence (`sum`)."""
         if kind == "sum":
             return self.reference_nll_sum - self.teacher_nll_sum
         return self.reference_nll - self.teacher_nll

@@ -19,7 +19,9 @@ _REMOTE_THREADS = 16
 
 def count_threads(storage: Storage) -> int:
     """How many shards are worked on at a time: as many as this process may use cores, more where it waits for a store."""
-    return len(os.sched_getaffinity(0)) if storage.is_local else _REMOTE_THREADS
+    if not storage.is_local:
+        return _REMOTE_THREADS
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

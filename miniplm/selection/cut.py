@@ -21,6 +21,8 @@ from miniplm.selection.join import run_in_order
 from miniplm.selection.survey import Survey
 from miniplm.storage.root import Storage, digest_file
 
+# At a time: a thread waits until its file is on the disk, a hundredth of a second and more on a busy one.
+_MOST_WRITES = 8
 # Fixed, so that the same rows give the same bytes.
 _CHUNK_ROWS = 122_880
 
@@ -59,7 +61,7 @@ class Cut:
                 self._thresholds[number], self._num_ties[number] = threshold, pool.num_kept - num_above
 
     def find_kept(self, domains: Integers, difference_score: Floats) -> Integers:
-        """The rows of the next shard that are kept, ascending. Shards are asked for in the order of their ids."""
+        """The rows (num_kept,) of the next shard that are kept, ascending, of all (num_sequences,). Shards are asked for in the order of their ids."""
         if len(self._thresholds) == 1:
             pools, threshold = None, self._thresholds[0]
         else:
@@ -84,6 +86,7 @@ class KeptDomains:
         self.threshold: Floats = np.full(num_domains, math.inf)
 
     def add(self, domains: Integers, num_tokens: Integers, difference_score: Floats) -> None:
+        """Counts kept sequences, (num_kept,) each."""
         size = len(self.num_sequences)
         self.num_sequences += np.bincount(domains, minlength=size)
         self.num_tokens += np.bincount(domains, weights=num_tokens, minlength=size).astype(np.int64)
@@ -126,13 +129,13 @@ def publish_shards(
             num_tokens=num_tokens,
         )
 
-    for done, entry in enumerate(run_in_order(publish, cut_shards(), count_threads(storage)), start=1):
+    for done, entry in enumerate(run_in_order(publish, cut_shards(), max(_MOST_WRITES, count_threads(storage))), start=1):
         yield entry
         on_progress(Progress("select", done, len(shards), "shards"))
 
 
 def _make_table(columns: Sequence[NDArray[Any]]) -> pa.Table:
-    """The rows in chunks, whose ends decide where Parquet pages end."""
+    """The columns (num_kept,) in chunks, whose ends decide where Parquet pages end."""
     starts = range(0, max(1, len(columns[0])), _CHUNK_ROWS)
     chunks = [pa.chunked_array([pa.array(column[start : start + _CHUNK_ROWS]) for start in starts]) for column in columns]
     return pa.Table.from_arrays(chunks, schema=SELECTION_SCHEMA)

@@ -2,11 +2,13 @@
 
 Values go to sorted runs in a scratch file, of which every 64th stays in memory. A rank lies between two of these; the few
 values of each run between the two are read back, and settle it. So nothing is sorted whole, nothing is assumed of the
-distribution, and ties cost nothing. Memory: an eighth of a byte a value, and 128 MiB of values that are in no run yet.
+distribution, and ties cost nothing. Memory: an eighth of a byte a value, thrice that while a rank is looked for, and 128 MiB
+of values that are in no run yet.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Iterable, Sequence
@@ -16,6 +18,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from miniplm.errors import StorageError
 
 _RUN_VALUES = 1 << 16
 _SAMPLE_STEP = 64
@@ -29,6 +33,7 @@ class ScratchFile:
     """Arrays in a temporary file: appended by any thread, read back by their place."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         self._lock = threading.Lock()
         self._end = 0
@@ -40,13 +45,22 @@ class ScratchFile:
         os.close(self._descriptor)
 
     def append(self, values: NDArray[Any]) -> StoredArray:
+        """Writes values (num_values,) at the end; gives their place."""
         content = memoryview(np.ascontiguousarray(values).view(np.uint8).data)
         with self._lock:
             place = self._end
             self._end += len(content)
         written = 0
-        while written < len(content):
-            written += os.pwrite(self._descriptor, content[written:], place + written)
+        try:
+            while written < len(content):
+                written += os.pwrite(self._descriptor, content[written:], place + written)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise StorageError(
+                f"cannot write {self._path}: {error.strerror}. A selection needs some 11 bytes a candidate there, and 40 more where the "
+                "storage root is remote; free some space, or give TMPDIR a folder that has it"
+            ) from error
         return StoredArray(self, place, len(values), values.dtype)
 
     def read(self, place: int, num_bytes: int) -> bytes:
@@ -66,7 +80,7 @@ class StoredArray:
     dtype: np.dtype[Any]
 
     def read(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-        """Its elements from `start` to before `stop`, as a slice gives them."""
+        """Its elements from `start` to before `stop`, (num_elements,), as a slice gives them."""
         start, stop, _ = slice(start, stop).indices(self.length)
         size = self.dtype.itemsize
         return np.frombuffer(self.file.read(self.place + start * size, max(0, stop - start) * size), self.dtype)
@@ -109,6 +123,7 @@ class GroupedRuns:
         self._waiting, self._num_waiting = {}, {}
 
     def _take_full(self, pieces: Iterable[tuple[int, Floats]]) -> list[tuple[int, list[Floats]]]:
+        """Keeps pieces (num_values,) of groups; gives those of the groups that now fill a run, or of all where too many wait."""
         full = []
         with self._lock:
             for group, piece in pieces:
@@ -124,6 +139,7 @@ class GroupedRuns:
         return taken
 
     def _make_run(self, group: int, pieces: list[Floats]) -> None:
+        """Sorts pieces (num_values,) of a group together and puts them aside."""
         values = np.concatenate(pieces)
         values.sort()
         run = _Run(self._scratch.append(values), values[::_SAMPLE_STEP].copy(), float(values[-1]))
@@ -147,7 +163,7 @@ class GroupedRuns:
         return [self._find(runs, samples, rank) for rank in ranks]
 
     def _find(self, runs: list[_Run], samples: Floats, rank: int) -> float:
-        """A value with j samples below it has at most 64 j values below it, and at least that less 63 a run."""
+        """Of samples (num_samples,): a value with j samples below it has at most 64 j values below it, and at least that less 63 a run."""
         low = samples[rank // _SAMPLE_STEP]
         place = -(-(rank + 1 + (_SAMPLE_STEP - 1) * len(runs)) // _SAMPLE_STEP) - 1
         high = samples[place] if place < len(samples) else max(run.largest for run in runs)

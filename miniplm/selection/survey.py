@@ -158,6 +158,7 @@ def _add(survey: Survey, sums: _ShardSums) -> None:
 
 
 def _sum_by(groups: Integers, values: NDArray[Any], num_groups: int) -> NDArray[np.float64]:
+    """Sums (num_groups,) of values (num_values,)."""
     return np.bincount(groups, weights=values, minlength=num_groups).astype(np.float64)
 
 

@@ -70,7 +70,7 @@ def test_a_failed_shard_is_named_and_retry_on_its_page_repairs_it(
     page.picture(pictures / "failed-shard.png")
     fleet.bucket.pipe_file(shard, whole)
     page.press("Retry")
-    page.wait_for("Retry Flow Run")
+    page.wait_for("This will retry flow run")
     page.press_last("Retry")
     fleet.wait_until(lambda: fleet.read(repair["id"])["state"]["type"] == "COMPLETED", 240)
     page.wait_for("Completed")

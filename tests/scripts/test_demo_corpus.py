@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
@@ -11,14 +13,13 @@ from tokenizers import Tokenizer
 
 from scripts.demo_corpus import (
     DOMAINS,
-    MAX_CHARS,
-    MIN_CHARS,
     TOKENS_PER_DOMAIN,
     cut_text,
     read_speeches,
     split_text,
     take_documents,
 )
+from scripts.demo_dirt import CLEAN, KINDS, SHARE, add_dirt
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -48,34 +49,47 @@ def test_a_long_paragraph_is_cut_at_lines_and_then_at_sentences() -> None:
 
 
 def test_documents_are_taken_by_digest_until_there_are_enough_tokens_and_no_text_twice() -> None:
-    texts = [(f"source-{i}", letter * 600) for i, letter in enumerate("abcda")]
-    taken = take_documents(iter(texts), len, 1_500)
+    texts = [(f"source-{i}", letter * 800) for i, letter in enumerate("abcda")]
+    [taken] = take_documents(iter(texts), len, 2_000)
     assert len(taken) == 3
     assert len({text for _, text in taken}) == 3
-    assert taken == take_documents(iter(texts), len, 1_500)
-    assert {text for _, text in take_documents(iter(reversed(texts)), len, 1_500)} == {text for _, text in taken}
+    assert [taken] == take_documents(iter(texts), len, 2_000)
+    assert {text for _, text in take_documents(iter(reversed(texts)), len, 2_000)[0]} == {text for _, text in taken}
+    # What a second list takes is in no other.
+    first, second = take_documents(iter(texts), len, 1_000, 1_000)
+    assert first == taken[:2]
+    assert len({text for _, text in first + second}) == 4
 
 
 def test_too_little_text_is_refused_with_the_counts() -> None:
-    with pytest.raises(ValueError, match=r"hold 600 tokens where 601 are wanted"):
-        take_documents(iter([("source", "a" * 600)]), len, 601)
+    with pytest.raises(ValueError, match=r"hold 800 tokens where 801 are wanted"):
+        take_documents(iter([("source", "a" * 800)]), len, 801)
 
 
 @pytest.mark.real
-def test_the_sample_corpus_has_its_domains_in_even_parts() -> None:
+def test_the_sample_corpus_has_its_domains_and_its_dirt_in_even_parts() -> None:
     for domain in DOMAINS:
-        path = ROOT / "samples" / "demo" / f"{domain.name}.jsonl.zst"
-        documents = [json.loads(line) for line in zstandard.decompress(path.read_bytes()).decode().splitlines()]
-        assert 150 <= len(documents) <= 300
-        assert {document["meta"]["domain"] for document in documents} == {domain.name}
-        assert all(MIN_CHARS // 2 <= len(document["text"]) < 2 * MAX_CHARS for document in documents)
-        assert len({document["text"] for document in documents}) == len(documents)
+        documents, heldout = (read_documents(folder, domain.name) for folder in ("", "heldout/"))
+        assert 50 <= len(documents) <= 150
+        assert {document["meta"]["domain"] for document in documents + heldout} == {domain.name}
+        kinds = Counter(document["meta"]["kind"] for document in documents)
+        assert set(kinds) == {CLEAN, *KINDS}
+        assert kinds[CLEAN] == len(documents) - round(SHARE * len(documents))
+        assert max(kinds[kind] for kind in KINDS) - min(kinds[kind] for kind in KINDS) <= 1
+        assert {document["meta"]["kind"] for document in heldout} == {CLEAN}
+        assert not {document["text"] for document in documents} & {document["text"] for document in heldout}
 
 
 @pytest.mark.real
-def test_a_domain_is_assembled_to_the_same_bytes_again() -> None:
+def test_a_domain_is_assembled_to_the_same_documents_again() -> None:
     tokenizer = Tokenizer.from_file(str(ROOT / "models/smollm2-135m/tokenizer.json"))
     texts = read_speeches(ROOT / ".cache" / "packages")
-    again = take_documents(texts, lambda text: len(tokenizer.encode(text).ids), TOKENS_PER_DOMAIN)
-    stored = zstandard.decompress((ROOT / "samples/demo/speeches.jsonl.zst").read_bytes()).decode().splitlines()
-    assert [text for _, text in again] == [json.loads(line)["text"] for line in stored]
+    [whole] = take_documents(texts, lambda text: len(tokenizer.encode(text).ids), TOKENS_PER_DOMAIN)
+    clean = {document["text"] for document in read_documents("", "speeches") if document["meta"]["kind"] == CLEAN}
+    again = add_dirt(whole, ["Eine Meldung."])
+    assert {text for _, text, kind in again if kind == CLEAN} == clean
+
+
+def read_documents(folder: str, domain: str) -> list[dict[str, Any]]:
+    path = ROOT / "samples" / "demo" / f"{folder}{domain}.jsonl.zst"
+    return [json.loads(line) for line in zstandard.decompress(path.read_bytes()).decode().splitlines()]

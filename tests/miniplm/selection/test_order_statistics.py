@@ -1,8 +1,12 @@
+import errno
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from miniplm.errors import StorageError
 from miniplm.selection.order_statistics import GroupedRuns, ScratchFile
 
 
@@ -50,3 +54,13 @@ def test_a_scratch_file_gives_back_what_was_appended(tmp_path, dtype):
         assert [array.read().tolist() for array in stored] == [list(range(5)), [], list(range(200))]
         assert stored[2].read(190, 5000).tolist() == list(range(190, 200))
         assert stored[2].read().dtype == dtype
+
+
+def test_a_full_disk_names_the_folder_and_what_is_needed(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with ScratchFile(tmp_path / "scratch") as scratch:
+        monkeypatch.setattr(os, "pwrite", refuse)
+        with pytest.raises(StorageError, match=r"cannot write .*scratch: No space left on device.*11 bytes a candidate.*TMPDIR"):
+            scratch.append(np.zeros(3))
