@@ -130,6 +130,11 @@ def selection_shard(selection_id: str, shard_index: int) -> str:
     return f"{selection_folder(selection_id)}/{shard_name(shard_index)}.parquet"
 
 
+def selection_diversity(selection_id: str) -> str:
+    """How varied and how hard a sample of what was kept is, against random candidates; measured by the report, read by `inspect`."""
+    return f"{selection_folder(selection_id)}/diversity.json"
+
+
 def training_folder(training_id: str) -> str:
     """The workspace of one training, named by everything that goes into it: checkpoints, metrics, manifest."""
     return f"training/{training_id}"

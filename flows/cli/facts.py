@@ -51,8 +51,12 @@ def inspect(
         bool, typer.Option("--documents", help="Whole documents by their own score, with source file and record.")
     ] = False,
     limit: Annotated[int, typer.Option(min=1, help="How many sequences or documents.")] = 10,
+    diversity: Annotated[
+        bool,
+        typer.Option("--diversity", help="How varied and how hard what was kept is, against as many random candidates."),
+    ] = False,
 ) -> None:
-    """Look at what a run kept and dropped: the most or least wanted sequences, decoded, or documents; one by id; or each domain or kind."""
+    """Look at what a run kept and dropped: the most or least wanted sequences, decoded, or documents; one by id; or each domain or kind; or how varied it is."""
     from flows.cli.tables import print_documents, print_domains, print_sequences
     from miniplm.run import inspection
     from miniplm.run.status import provide_record
@@ -61,6 +65,12 @@ def inspect(
     config = asked.resolve_config()
     root = Storage(config.storage)
     record = provide_record(root, config)
+    if diversity:
+        from flows.cli.diversity import print_diversity
+
+        measured = inspection.inspect_diversity(root, record)
+        print_json(measured.as_json()) if asked.as_json else print_diversity(measured)
+        return
     if by_kind:
         from flows.cli.truth import print_truth
         from miniplm.run.truth import inspect_truth, with_truth

@@ -31,6 +31,7 @@ from miniplm.run.inspection import (
     rank_sequences,
 )
 from miniplm.run.truth import find_truth
+from miniplm.selection.diversity_sample import SelectionDiversity, provide_diversity
 from miniplm.selection.ranking import load_selection
 from miniplm.storage.root import Storage
 
@@ -78,13 +79,14 @@ class ReportContent:
     truth: TruthSummary | None = None
     split_comparisons: dict[str, StudentComparison] = field(default_factory=dict)
     overlap: str | None = None
+    diversity: SelectionDiversity | None = None
 
 
 def gather_content(storage: Storage, record: RunRecord) -> ReportContent:
     """Reads what a run has at the storage root. Raises as the inspection does where it is damaged."""
     corpus = load_run_corpus(storage, record) if record.corpus_id is not None else None
     selection = load_selection(storage, record.selection_id) if record.selection_id is not None else None
-    histogram = None
+    histogram = diversity = None
     most_wanted: list[InspectedSequence] = []
     least_wanted: list[InspectedSequence] = []
     if corpus is not None and selection is not None:
@@ -94,6 +96,9 @@ def gather_content(storage: Storage, record: RunRecord) -> ReportContent:
             bottom = rank_sequences(connection, "bottom", limit=NUM_SHOWN)
         most_wanted = describe_sequences(storage, record, corpus, top)
         least_wanted = describe_sequences(storage, record, corpus, bottom)
+        assert record.reference is not None  # `open_scores` has refused a run without
+        trust_remote_code = bool(record.config.get("corpus", {}).get("trust_remote_code", False))
+        diversity = provide_diversity(storage, corpus, selection, record.reference, trust_remote_code)
     metrics = read_student_metrics(storage, record)
     return ReportContent(
         record=record,
@@ -109,6 +114,7 @@ def gather_content(storage: Storage, record: RunRecord) -> ReportContent:
         split_comparisons=compare_students(storage, record.on_own_split()),
         overlap=_describe_overlap(storage, record, corpus),
         comparisons=compare_students(storage, record),
+        diversity=diversity,
     )
 
 

@@ -17,6 +17,7 @@ from miniplm.records.manifests import CorpusManifest, DomainCounts, DomainSelect
 from miniplm.records.run import RunRecord
 from miniplm.scoring.shards import check_score_shard
 from miniplm.selection.connection import connect
+from miniplm.selection.diversity_sample import SelectionDiversity, find_diversity
 from miniplm.selection.documents import document_scores
 from miniplm.selection.join import candidate_scores
 from miniplm.selection.ranking import load_selection
@@ -168,6 +169,16 @@ def inspect_domains(storage: Storage, record: RunRecord) -> list[InspectedDomain
     corpus = load_run_corpus(storage, record)
     selection = load_selection(storage, record.selection_id) if record.selection_id is not None else None
     return describe_domains(corpus, selection)
+
+
+def inspect_diversity(storage: Storage, record: RunRecord) -> SelectionDiversity:
+    """What the report measured of a sample of what was kept. Raises `RunError` where it has not been written since the selection."""
+    found = None if record.selection_id is None else find_diversity(storage, record.selection_id)
+    if found is None:
+        raise RunError(
+            f"run {record.run_name!r} has no measure of its selection's diversity yet; `miniplm report` with its config makes it"
+        )
+    return found
 
 
 def describe_domains(corpus: CorpusManifest, selection: SelectionManifest | None) -> list[InspectedDomain]:
