@@ -1,4 +1,7 @@
-"""How varied a sample of sequences is: distinct n-grams, compression, near-duplicates, spread of embeddings. NumPy only, no model."""
+"""How varied a sample of sequences is: distinct n-grams, compression, near-duplicates, spread of embeddings. NumPy only, no model.
+
+Shapes: N rows, H width of an embedding.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,7 @@ def measure_compression(texts: Sequence[str]) -> float:
 
 
 def find_near_duplicates(sequences: Sequence[Tokens]) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Which sequences have another one in the sample with an estimated Jaccard similarity of 5-token shingles of 0.8 or more.
+    """Which sequences (num_sequences,) have another one in the sample with an estimated Jaccard similarity of 5-token shingles of 0.8 or more.
 
     The estimate is MinHash with 128 hashes (standard error 0.035 at 0.8). Memory: one row of comparisons at a time.
     """
@@ -75,6 +78,7 @@ def measure_spread(embeddings: FloatArray) -> float:
 
 
 def _hash_ngrams(sequence: Tokens, size: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """A number for each n-gram (num_ngrams,) of a sequence, in its order."""
     tokens = sequence.astype(np.uint64) + np.uint64(1)
     num = len(tokens) - size + 1
     hashes = np.zeros(num, dtype=np.uint64)
@@ -85,6 +89,7 @@ def _hash_ngrams(sequence: Tokens, size: int) -> np.ndarray[Any, np.dtype[np.uin
 
 
 def _sign(sequence: Tokens, multipliers: np.ndarray[Any, np.dtype[np.uint64]]) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """The MinHash signature (num_hashes,) of a sequence by multipliers (num_hashes,)."""
     shingles = np.unique(_hash_ngrams(sequence, min(_SHINGLE_SIZE, max(1, len(sequence)))))
     # High bits of a product are mixed by all bits below, low ones are not.
     return np.asarray((shingles[:, None] * multipliers[None, :] >> _MOST_SIGNIFICANT).min(axis=0))

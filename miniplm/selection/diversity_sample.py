@@ -1,4 +1,7 @@
-"""Diversity and difficulty of what a selection kept, against as many random candidates: drawn, measured and kept beside the selection."""
+"""Diversity and difficulty of what a selection kept, against as many random candidates: drawn, measured and kept beside the selection.
+
+Shapes: N sequences, T tokens, H width of an embedding.
+"""
 
 from __future__ import annotations
 
@@ -173,12 +176,13 @@ class _Sample:
         teacher_nll: np.ndarray[Any, Any],
         reference_nll: np.ndarray[Any, Any],
     ) -> None:
+        """Takes the rows (num_rows,) of a shard, of which all sequences (T,) and NLLs (num_sequences,) are given."""
         self.sequences += [sequences[row].copy() for row in rows]
         self.teacher_nll += teacher_nll[rows].tolist()
         self.reference_nll += reference_nll[rows].tolist()
 
     def spread_out(self, num: int) -> list[np.ndarray[Any, Any]]:
-        """So many of the sequences, evenly from all shards."""
+        """So many of the sequences (T,), evenly from all shards."""
         return [self.sequences[row * len(self.sequences) // num] for row in range(num)]
 
 
@@ -201,19 +205,21 @@ def _describe(sample: _Sample, num_compared: int, spread: float | None, decode: 
 
 
 def _draw(generator: np.random.Generator, num: int, sizes: Sequence[int]) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
-    """`num` different rows of shards of these sizes, each as likely as any other: the rows of each shard, ascending."""
+    """`num` different rows of shards of these sizes, each as likely as any other: the rows (num_rows,) of each shard, ascending."""
     places = np.sort(generator.choice(sum(sizes), size=num, replace=False)).astype(np.int64)
     ends = np.cumsum(sizes)
     return [places[(places >= end - size) & (places < end)] - (end - size) for end, size in zip(ends, sizes, strict=True)]
 
 
 def _read_nlls(storage: Storage, corpus_id: str, model_id: str, shard_index: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """NLLs (num_sequences,) of a shard, nats a scored token."""
     path = layout.score_shard(corpus_id, model_id, shard_index)
     sums, counts = (_read_column(storage, path, name) for name in ("nll_sum", "num_scored_tokens"))
     return np.asarray(sums / np.maximum(counts, 1), dtype=np.float64)
 
 
 def _read_column(storage: Storage, relative: str, column: str) -> np.ndarray[Any, Any]:
+    """One column (num_sequences,) of a file."""
     try:
         with storage.open(relative) as file:
             return np.asarray(pq.read_table(file, columns=[column])[column].to_numpy())
@@ -234,6 +240,7 @@ def _make_embed(storage: Storage, entry: ModelEntry) -> Embed:
     """Opens a model on this machine's CPU: the mean of its last hidden states over a sequence's tokens."""
 
     def embed(sequences: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """One embedding (N, H) of each sequence (T,)."""
         import torch
 
         from miniplm.models.loading import split_head
