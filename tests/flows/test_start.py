@@ -31,6 +31,7 @@ from miniplm.config.files import load_config
 from miniplm.errors import MachineError
 from miniplm.run.resolution import resolve
 from miniplm.run.stages import prepare
+from miniplm.storage.root import Storage
 from tests.command_line import MINIPLM, environment, run_miniplm, run_script, start_miniplm
 from tests.tiny_runs import make_tiny_run
 
@@ -44,7 +45,8 @@ DEAD_PROXIES = dict.fromkeys(("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose corpus is prepared, so that `score` has something to do."""
     path = make_tiny_run(tmp_path_factory.mktemp("start"))
-    prepare(resolve(load_config(str(path))))
+    plan = resolve(load_config(str(path)))
+    prepare(Storage(plan.storage), plan)
     return path
 
 
