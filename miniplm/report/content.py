@@ -98,7 +98,8 @@ def gather_content(storage: Storage, record: RunRecord) -> ReportContent:
         least_wanted = describe_sequences(storage, record, corpus, bottom)
         assert record.reference is not None  # `open_scores` has refused a run without
         trust_remote_code = bool(record.config.get("corpus", {}).get("trust_remote_code", False))
-        diversity = provide_diversity(storage, corpus, selection, record.reference, trust_remote_code)
+        # A report is written at the end of every run, also by parents without PyTorch in memory: the model waits for `inspect --diversity`.
+        diversity = provide_diversity(storage, corpus, selection, record.reference, trust_remote_code, embeds=False)
     metrics = read_student_metrics(storage, record)
     return ReportContent(
         record=record,

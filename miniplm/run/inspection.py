@@ -17,7 +17,7 @@ from miniplm.records.manifests import CorpusManifest, DomainCounts, DomainSelect
 from miniplm.records.run import RunRecord
 from miniplm.scoring.shards import check_score_shard
 from miniplm.selection.connection import connect
-from miniplm.selection.diversity_sample import SelectionDiversity, find_diversity
+from miniplm.selection.diversity_sample import SelectionDiversity, provide_diversity
 from miniplm.selection.documents import document_scores
 from miniplm.selection.join import candidate_scores
 from miniplm.selection.ranking import load_selection
@@ -172,13 +172,15 @@ def inspect_domains(storage: Storage, record: RunRecord) -> list[InspectedDomain
 
 
 def inspect_diversity(storage: Storage, record: RunRecord) -> SelectionDiversity:
-    """What the report measured of a sample of what was kept. Raises `RunError` where it has not been written since the selection."""
-    found = None if record.selection_id is None else find_diversity(storage, record.selection_id)
-    if found is None:
-        raise RunError(
-            f"run {record.run_name!r} has no measure of its selection's diversity yet; `miniplm report` with its config makes it"
-        )
-    return found
+    """How varied and how hard a sample of what was kept is, with the embeddings, which the report shows from then on.
+
+    Raises `RunError` where nothing is selected yet, and as `provide_diversity`.
+    """
+    corpus = load_run_corpus(storage, record)
+    if record.selection_id is None or record.reference is None:
+        raise RunError(f"run {record.run_name!r} has no selection yet; `miniplm run` with its config makes it")
+    trust_remote_code = bool(record.config.get("corpus", {}).get("trust_remote_code", False))
+    return provide_diversity(storage, corpus, load_selection(storage, record.selection_id), record.reference, trust_remote_code)
 
 
 def describe_domains(corpus: CorpusManifest, selection: SelectionManifest | None) -> list[InspectedDomain]:

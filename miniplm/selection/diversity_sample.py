@@ -77,14 +77,19 @@ def find_diversity(storage: Storage, selection_id: str) -> SelectionDiversity | 
 
 
 def provide_diversity(
-    storage: Storage, corpus: CorpusManifest, selection: SelectionManifest, reference: ModelEntry, trust_remote_code: bool = False
+    storage: Storage,
+    corpus: CorpusManifest,
+    selection: SelectionManifest,
+    reference: ModelEntry,
+    trust_remote_code: bool = False,
+    embeds: bool = True,
 ) -> SelectionDiversity:
     """Finds or measures the diversity of a selection; without the reference's files the embeddings are left out, and measured once they are there.
 
-    Raises `CorpusError` where a shard is damaged, `ModelError` where the reference is not what it was.
+    `embeds` false loads no model: what was measured before is given as it is, and else the embeddings are left out. Raises `CorpusError` where a shard is damaged, `ModelError` where the reference is not what it was.
     """
     found = find_diversity(storage, selection.selection_id)
-    num_embedded = count_embedded(reference.num_parameters) if _has_files(storage, reference) else 0
+    num_embedded = count_embedded(reference.num_parameters) if embeds and _has_files(storage, reference) else 0
     if found is not None and (found.num_embedded or not num_embedded):
         return found
     embed = _make_embed(storage, reference) if num_embedded else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from miniplm import layout
 from miniplm.corpus.reader import load_corpus
 from miniplm.errors import CorpusError, RunError
-from miniplm.records.run import RunRecord
+from miniplm.records.run import RunRecord, load_run
 from miniplm.run.inspection import inspect_diversity
 from miniplm.selection.diversity_sample import count_embedded, measure_diversity, provide_diversity
 from miniplm.selection.ranking import load_selection
@@ -63,8 +64,8 @@ def test_the_same_selection_is_always_sampled_alike(made: Made) -> None:
 
 def test_measured_once_and_read_by_inspect(tmp_path: Path) -> None:
     storage, record = make_run(tmp_path, plan=RunPlan())
-    with pytest.raises(RunError, match="miniplm report"):
-        inspect_diversity(storage, record)
+    with pytest.raises(RunError, match="has no selection yet"):
+        inspect_diversity(storage, record.model_copy(update={"selection_id": None}))
     corpus, selection = load_corpus(storage, record.corpus_id), load_selection(storage, record.selection_id)
     measured = provide_diversity(storage, corpus, selection, REFERENCE)
     for shard in selection.shards:  # found, not measured again
@@ -79,10 +80,15 @@ def test_a_larger_reference_embeds_fewer_and_a_huge_one_none() -> None:
     assert [count_embedded(size) for size in (1, 10_000_000, 135_000_000, 7_000_000_000)] == [64, 64, 14, 0]
 
 
-def test_a_finished_run_has_the_spread_by_its_own_reference(finished_run: FinishedRun) -> None:
-    storage = Storage(str(finished_run.data))
-    (selection_id,) = storage.list_names("selections")
-    found = storage.read_json(layout.selection_diversity(selection_id))
-    assert found["num_embedded"] == 64
-    assert 0 < found["kept"]["embedding_spread"] < 1.5
+def test_inspect_adds_the_spread_by_the_runs_own_reference(finished_run: FinishedRun, tmp_path: Path) -> None:
     assert "How varied and how hard" in (finished_run.data / "runs" / "tiny" / "report.html").read_text()
+    shutil.copytree(finished_run.data, tmp_path / "data")
+    storage = Storage(str(tmp_path / "data"))
+    record = load_run(storage, "tiny")
+    before = storage.read_json(layout.selection_diversity(record.selection_id))
+    assert (before["num_embedded"], before["kept"]["embedding_spread"]) == (0, None)
+    measured = inspect_diversity(storage, record)
+    assert measured.num_embedded == 64
+    assert 0 < measured.kept.embedding_spread < 1.5
+    assert measured.kept.distinct_ngrams == tuple(before["kept"]["distinct_ngrams"])
+    assert storage.read_json(layout.selection_diversity(record.selection_id)) == measured.as_json()
