@@ -143,23 +143,15 @@ def print_sequences(sequences: list[InspectedSequence], whole: bool) -> None:
 def print_documents(inspected: InspectedDocuments) -> None:
     """Documents with their scores and where they come from."""
     console = Console(highlight=False, markup=False)
-    table = make_table(
-        "Documents", "document", "difference", "teacher", "reference", "tokens", "domain", "first sequence", "source"
-    )
-    table.columns[-1].justify = "left"
     for document in inspected.documents:
-        source = "-" if document.path is None else f"{document.path}, record {document.record_number}"
-        scores = (f"{value:.3f}" for value in (document.teacher_nll, document.reference_nll))
-        table.add_row(
-            str(document.document_id),
-            f"{document.difference_score:+.3f}",
-            *scores,
-            f"{document.num_scored_tokens:,}",
-            document.domain,
-            str(document.first_sequence_id),
-            source,
+        scores = f"difference {document.difference_score:+.3f}  teacher {document.teacher_nll:.3f}  reference {document.reference_nll:.3f}"
+        console.print(
+            f"document {document.document_id}  {document.domain}  {document.num_scored_tokens:,} scored tokens  {scores}",
+            style="bold",
         )
-    console.print(table)
+        source = "source unknown" if document.path is None else f"{document.path}, record {document.record_number}"
+        where = f"sequence {document.first_sequence_id}" + (" and on" if document.num_sequences > 1 else "")
+        console.print(f"{source}; {where}", soft_wrap=True)
     console.print(f"{len(inspected.documents)} of {inspected.num_documents:,} documents", style="dim")
     if inspected.num_unattributed:
         console.print(
