@@ -110,8 +110,12 @@ def resolve_config(target: str | None, overrides: Sequence[str] | None, storage:
     from miniplm.records.run import load_run
     from miniplm.storage.root import Storage
 
-    # Where its record was found, there the run is: the root may have been moved, copied or mounted elsewhere since.
-    content = load_run(Storage(storage), target).config | {"storage": storage}
+    found = Storage(storage)
+    content = load_run(found, target).config
+    # Where its record was found, there the run is: the root may have been moved, copied or mounted elsewhere since. The same place
+    # keeps the configuration's own spelling, as a run's plan is kept for that.
+    if Storage(content["storage"]).root_path != found.root_path:
+        content["storage"] = storage
     for override in overrides or ():
         apply_override(content, override)
     return _as_on_workers(check_config(content, f"run {target} at {storage}"))
