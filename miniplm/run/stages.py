@@ -17,6 +17,7 @@ from miniplm.progress import ProgressCallback, ignore_progress
 from miniplm.records.manifests import CorpusManifest, ModelEntry, SelectionManifest
 from miniplm.records.run import StageRecord, StudentRecord
 from miniplm.run.plan import RunPlan
+from miniplm.run.proxies import find_scorer_ids, judge_proxy, require_run_proxy
 from miniplm.run.references import find_reference
 from miniplm.run.trainings import know_student
 from miniplm.selection.ranking import find_selection, resolve_selection_id, select_sequences
@@ -87,12 +88,15 @@ def select(
     storage: Storage, plan: RunPlan, corpus: CorpusManifest, reference: ModelEntry, on_progress: ProgressCallback = ignore_progress
 ) -> tuple[SelectionManifest, StageRecord]:
     """Joins the scores of both models and keeps the sequences with the largest difference score."""
-    started, teacher = time.monotonic(), plan.require_teacher()
-    selection_id = resolve_selection_id(storage, corpus, teacher.model_id, reference.model_id, plan.selection)
+    started = time.monotonic()
+    if plan.scoring.proxy is not None:  # at another ratio it may not be good enough
+        judge_proxy(storage, require_run_proxy(storage, plan, corpus, reference), plan)
+    scorer_ids = find_scorer_ids(storage, plan, corpus, reference)
+    selection_id = resolve_selection_id(storage, corpus, *scorer_ids, plan.selection)
     manifest = find_selection(storage, selection_id)
     reused = manifest is not None
     if manifest is None:
-        manifest = select_sequences(storage, corpus, teacher.model_id, reference.model_id, plan.selection, on_progress)
+        manifest = select_sequences(storage, corpus, *scorer_ids, plan.selection, on_progress)
     return manifest, _record("select", time.monotonic() - started, reused, manifest.num_candidates, "sequences")
 
 
