@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from miniplm.config.methods import METHOD_FACTS
+from miniplm.config.proxy import ProxyConfig
 from miniplm.config.run import TrainingConfig
 from miniplm.corpus.identity import CorpusPlan, plan_corpus
 from miniplm.corpus.reader import find_corpus
@@ -33,8 +34,11 @@ from miniplm.models.loading import LoadedModel, load_model, split_head
 from miniplm.models.nll import sum_nll_of_hidden
 from miniplm.models.skeleton import read_skeleton
 from miniplm.models.throughput import Throughput
+from miniplm.proxy.cost import count_flops
 from miniplm.records.manifests import CorpusManifest, ModelEntry, Record
 from miniplm.run.plan import RunPlan
+from miniplm.run.proxies import find_run_proxy
+from miniplm.run.proxy_cost import count_left_labels, probe_proxy, warn_of_few_labels
 from miniplm.run.references import find_reference
 from miniplm.run.training_plans import load_own_tokenizer
 from miniplm.scoring.engine import Scorer
@@ -118,11 +122,17 @@ def plan_run(plan: RunPlan, usd_per_gpu_hour: float | None = None) -> RunCost:
         plan.teacher.trust_remote_code,
         plan.scoring.compile is True,
     )
+    proxy = plan.scoring.proxy
     left = _left_to_score(storage, counts, plan.require_teacher() if counts.prepared else None)
+    if proxy is not None:
+        left = count_left_labels(storage, plan, proxy, counts.prepared, counts.new_candidate_tokens)
     by_teacher = probe_scoring(teacher, plan, tokenizer)
     stages.append(_scoring_stage("score teacher", left, by_teacher, counts.num_shards))
     del teacher
-    stages += _plan_reference(storage, plan, counts, tokenizer, device)
+    of_reference, num_reference_parameters = _plan_reference(storage, plan, counts, tokenizer, device)
+    stages += of_reference
+    if proxy is not None:
+        notes += _describe_proxy(plan, proxy, counts, num_teacher_parameters, num_reference_parameters)
     model_bytes = 0
     selected = int(counts.candidate_tokens * plan.selection.ratio)
     for student in plan.students:
@@ -235,17 +245,21 @@ def _stage(name: str, num_tokens: int, rate: float, num_shards: int | None = Non
 
 def _plan_reference(
     storage: Storage, plan: RunPlan, counts: _Counts, tokenizer: CorpusTokenizer, device: torch.device
-) -> list[StageCost]:
+) -> tuple[list[StageCost], int]:
+    """The stages of the reference, and of the proxy that reads what it gives; and its parameters."""
     reference, stages = plan.reference, []
     entry = find_reference(storage, plan, counts.prepared) if counts.prepared else None
     dtype = resolve_dtype(reference.dtype, device)
     if reference.model is not None:
-        loaded = load_model(locate_model(reference.model, reference.revision), dtype, device, reference.trust_remote_code)
+        folder = locate_model(reference.model, reference.revision)
+        num_parameters = read_skeleton(folder, reference.trust_remote_code).num_parameters
+        loaded = load_model(folder, dtype, device, reference.trust_remote_code)
     else:
         assert reference.architecture is not None
         assert reference.training is not None
         vocab_size = resolve_vocab_size(reference.vocab_size, tokenizer.entry.vocab_size)
         model = build_model(reference.architecture, vocab_size, plan.corpus.sequence_length + 1, reference.training.seed)
+        num_parameters = count_parameters(model)
         if entry is None:
             num_tokens = _training_tokens(reference.training, plan, counts.reference_tokens)
             stages.append(_stage("train reference", num_tokens, probe_training(model, reference.training, plan, device)))
@@ -266,7 +280,24 @@ def _plan_reference(
             has_fp8_head=dtype == HEAD_TOO,
         )
     left = _left_to_score(storage, counts, entry)
-    return [*stages, _scoring_stage("score reference", left, probe_scoring(loaded, plan, tokenizer), counts.num_shards)]
+    stages.append(_scoring_stage("score reference", left, probe_scoring(loaded, plan, tokenizer), counts.num_shards))
+    if plan.scoring.proxy is not None:
+        scorer = Scorer(loaded, plan.scoring.tokens_per_batch, plan.scoring.attention, plan.scoring.compile)
+        fitted = find_run_proxy(storage, plan, counts.prepared, entry) if counts.prepared else None
+        left = _left_to_score(storage, counts, fitted.entry if fitted else None)
+        rate = probe_proxy(plan, plan.scoring.proxy, scorer, tokenizer.entry.vocab_size, tokenizer.eos_token_id)
+        stages.append(_stage("score proxy", left, rate, counts.num_shards))
+    return stages, num_parameters
+
+
+def _describe_proxy(
+    plan: RunPlan, config: ProxyConfig, counts: _Counts, num_teacher_parameters: int, num_reference_parameters: int
+) -> list[str]:
+    """What the proxy saves, for people."""
+    notes = [] if counts.prepared else warn_of_few_labels(plan, config, counts.candidate_tokens)
+    num_tokens, num_labels = counts.candidate_tokens, round(config.share * counts.candidate_tokens)
+    flops = count_flops(config.scorer, num_tokens, num_labels, num_teacher_parameters, num_reference_parameters)
+    return [*notes, f"scoring.proxy: {flops.describe()}"]
 
 
 def _left_to_score(storage: Storage, counts: _Counts, entry: ModelEntry | None) -> int:
