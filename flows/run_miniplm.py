@@ -27,11 +27,10 @@ from miniplm.run.fidelity_gate import check_fidelity, find_sufficient
 from miniplm.run.heldout_texts import name_text
 from miniplm.run.log import RunLog
 from miniplm.run.plan import RunPlan
-from miniplm.run.proxies import judge_proxy
+from miniplm.run.proxies import judge_proxy, provide_labelled_corpus
 from miniplm.selection.fidelity import needs_calibration
 from miniplm.storage.locks import exclusive
 from miniplm.storage.root import Storage
-from tasks.proxies import draw_labels
 from tasks.retries import TASK_OPTIONS
 from tasks.stages import resolve_plan
 from tasks.workers import rename_run, use_credentials
@@ -104,7 +103,7 @@ def _score(storage: Storage, plan: RunPlan, corpus: CorpusManifest, log: RunLog)
     """Both models score the corpus, the teacher a share of it where a proxy stands in its place: on a work pool at the same time, here one
     after the other. Returns the reference."""
     by_teacher, teacher = None, plan.require_teacher()
-    labels_id = draw_labels(storage, plan, corpus).corpus_id
+    labels_id = provide_labelled_corpus(storage, plan, corpus).corpus_id
     fleet.start_waiting()
     if plan.is_on_work_pool:
         by_teacher = _score_beside.submit(plan, labels_id, teacher)

@@ -1,4 +1,4 @@
-"""The labelled sequences of a run with a proxy, and the proxy, as tasks."""
+"""The proxy of a run as a task."""
 
 from __future__ import annotations
 
@@ -12,12 +12,6 @@ from miniplm.storage.root import Storage
 from tasks.progress import report_progress
 from tasks.retries import TASK_OPTIONS
 from tasks.scoring import release_model
-
-
-@task(name="draw-labels", task_run_name="draw labels of {corpus.corpus_id}", **TASK_OPTIONS)
-def draw_labels(storage: Storage, plan: RunPlan, corpus: CorpusManifest) -> CorpusManifest:
-    """The sequences that the teacher scores: all of the corpus, or the share that a proxy learns from."""
-    return proxies.provide_labelled_corpus(storage, plan, corpus, report_progress)
 
 
 @task(name="fit-proxy", task_run_name="fit the proxy of {corpus.corpus_id}", **TASK_OPTIONS)

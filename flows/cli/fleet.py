@@ -30,6 +30,7 @@ class Models(StrEnum):
     both = "both"
     teacher = "teacher"
     reference = "reference"
+    proxy = "proxy"
 
 
 def rescore(

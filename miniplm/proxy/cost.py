@@ -24,11 +24,16 @@ class ScoringFlops(Record):
     def with_proxy(self) -> float:
         return self.teacher + self.reference + self.proxy
 
+    @property
+    def saved(self) -> float:
+        """The share of the FLOPs that the proxy saves; below 0 where it costs more than the teacher would."""
+        return 1 - self.with_proxy / self.without_proxy if self.without_proxy else 0.0
+
     def describe(self) -> str:
         """For people."""
-        saved = 1 - self.with_proxy / self.without_proxy if self.without_proxy else 0.0
+        change = f"{abs(self.saved):.0%} {'less' if self.saved >= 0 else 'more, so that it does not pay'}"
         return (
-            f"{self.with_proxy:.3g} FLOPs where scoring all by both models takes {self.without_proxy:.3g} ({saved:.0%} less): teacher {self.teacher:.2g}, "
+            f"{self.with_proxy:.3g} FLOPs where scoring all by both models takes {self.without_proxy:.3g} ({change}): teacher {self.teacher:.2g}, "
             f"reference {self.reference:.2g}, proxy {self.proxy:.2g}"
         )
 

@@ -124,7 +124,7 @@ def draw_labels(
 
 
 def _draw(storage: Storage, corpus: CorpusManifest, config: ProxyConfig, on_progress: ProgressCallback) -> CorpusManifest:
-    if (found := find_labels(storage, corpus, config)) is not None and _is_whole(storage, found):
+    if (found := find_labels(storage, corpus, config)) is not None and _has_files(storage, found):
         return found
     earlier: tuple[ShardEntry, ...] = ()
     if corpus.parent is not None:
@@ -159,10 +159,9 @@ def _draw(storage: Storage, corpus: CorpusManifest, config: ProxyConfig, on_prog
     return manifest
 
 
-def _is_whole(storage: Storage, labels: CorpusManifest) -> bool:
-    return all(
-        storage.holds(layout.corpus_shard(shard.corpus_id, shard.split, shard.shard_index), shard.digest) for shard in labels.shards
-    )
+def _has_files(storage: Storage, labels: CorpusManifest) -> bool:
+    """Whether no shard was deleted; their digests are looked at where they are read, as those of any corpus."""
+    return all(storage.exists(layout.corpus_shard(shard.corpus_id, shard.split, shard.shard_index)) for shard in labels.shards)
 
 
 def _group_shards(corpus: CorpusManifest, config: ProxyConfig) -> list[list[ShardEntry]]:

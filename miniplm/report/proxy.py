@@ -11,7 +11,6 @@ from miniplm.run.proxy_summary import ProxySummary
 def render_proxy(summary: ProxySummary) -> Markup:
     """What was predicted, how well, and what that saved."""
     manifest, fidelity, flops = summary.manifest, summary.measured, summary.flops
-    saved = 1 - flops.with_proxy / flops.without_proxy if flops.without_proxy else 0.0
     rows = [
         (
             "Labelled sequences",
@@ -27,7 +26,7 @@ def render_proxy(summary: ProxySummary) -> Markup:
         ("Least overlap allowed", "scoring.proxy.min_overlap", f"{summary.min_overlap:.1%}"),
         ("Spearman", "rank correlation of predicted and full difference scores", f"{fidelity.spearman:.3f}"),
         ("FLOPs of scoring", "teacher on its share, reference and proxy on all candidates", f"{flops.with_proxy:.3g}"),
-        ("FLOPs without it", "teacher and reference on all candidates", f"{flops.without_proxy:.3g} ({saved:.0%} saved)"),
+        ("FLOPs without it", "teacher and reference on all candidates", f"{flops.without_proxy:.3g} ({flops.saved:.0%} saved)"),
         *(
             [("Hours saved", "the teacher's on the rest, at the rate of its share, less the proxy's", f"{summary.hours_saved:.2f}")]
             if summary.hours_saved is not None

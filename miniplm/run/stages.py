@@ -17,7 +17,7 @@ from miniplm.progress import ProgressCallback, ignore_progress
 from miniplm.records.manifests import CorpusManifest, ModelEntry, SelectionManifest
 from miniplm.records.run import StageRecord, StudentRecord
 from miniplm.run.plan import RunPlan
-from miniplm.run.proxies import find_scorer_ids, judge_proxy, require_run_proxy
+from miniplm.run.proxies import find_scorer_ids, judge_proxy, provide_labelled_corpus, require_run_proxy
 from miniplm.run.references import find_reference
 from miniplm.run.trainings import know_student
 from miniplm.selection.ranking import find_selection, resolve_selection_id, select_sequences
@@ -25,7 +25,7 @@ from miniplm.storage.root import Storage
 
 
 def prepare(storage: Storage, plan: RunPlan, on_progress: ProgressCallback = ignore_progress) -> tuple[CorpusManifest, StageRecord]:
-    """Cuts the sources into sequences in shards, with some in each split that the run needs."""
+    """Cuts the sources into sequences in shards, with some in each split that the run needs, and draws those that a proxy learns from."""
     from miniplm.corpus.preparation import prepare_corpus
 
     started = time.monotonic()
@@ -39,6 +39,7 @@ def prepare(storage: Storage, plan: RunPlan, on_progress: ProgressCallback = ign
             storage, plan.corpus, manifest, planned.found
         )  # now, while the sources are there; a wrong field costs no scores
     check_splits(plan, manifest)
+    provide_labelled_corpus(storage, plan, manifest, on_progress)
     if plan.evaluation.sources and plan.students:
         from miniplm.run.heldout_texts import prepare_text
 
