@@ -9,8 +9,9 @@ from miniplm.corpus.reader import read_shard
 from miniplm.errors import ProxyError
 from miniplm.proxy.labels import check_labels, draw_labels, find_labelled, find_places
 from miniplm.records.manifests import CorpusManifest
+from miniplm.scoring.shards import check_score_shards
 from tests.miniplm.made_corpora import make_corpus
-from tests.miniplm.proxy.made_labels import draw_sequences
+from tests.miniplm.proxy.made_labels import TEACHER, draw_sequences, score
 
 CONFIG = ProxyConfig(share=0.3)
 
@@ -73,15 +74,19 @@ def test_a_draw_that_was_killed_goes_on_to_the_same_bytes(storage):
     assert first.stat().st_ino == before  # the same file: it was not made again
 
 
-def test_a_corpus_that_grew_keeps_its_labels(storage):
+def test_a_corpus_that_grew_keeps_its_labels_and_their_scores(storage):
     corpus = make(storage, 400)
     labels = draw_labels(storage, corpus, CONFIG)
+    score(storage, labels, TEACHER)
     whole = make(storage, 600, corpus_id="grown")
     own = [shard for shard in whole.shards if shard.first_sequence_id >= 400]
     grown = whole.model_copy(update={"parent": "made", "shards": (*corpus.shards, *own)})
     more = draw_labels(storage, grown, CONFIG)
     assert more.shards[: len(labels.shards)] == labels.shards
     assert {shard.corpus_id for shard in more.shards[len(labels.shards) :]} == {more.corpus_id}
+    # What the teacher scored stays scored.
+    states = [state.state for state in check_score_shards(storage, more, TEACHER.model_id)]
+    assert states == ["done"] * len(labels.shards) + ["missing"] * (len(more.shards) - len(labels.shards))
     rows, candidates = read_all(storage, more), read_all(storage, whole)
     assert [row["token_ids"] for row in rows] == [
         candidates[index]["token_ids"] for index in np.flatnonzero(find_labelled(np.arange(600), 0.3, 0))
