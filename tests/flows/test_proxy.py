@@ -12,8 +12,9 @@ import yaml
 
 from miniplm.config.files import load_config
 from miniplm.corpus.reader import read_shard, read_token_ids
-from miniplm.errors import ProxyError, ScoreError
+from miniplm.errors import ProxyError, ScoreError, ScoreJoinError
 from miniplm.proxy.labels import find_labelled
+from miniplm.proxy.prediction import predict_shard
 from miniplm.records.manifests import is_proxy
 from miniplm.records.run import load_run
 from miniplm.run import inspection, proxies, stages
@@ -50,11 +51,11 @@ def config(finished_run: FinishedRun, tmp_path: Path) -> Path:
     return path
 
 
-def test_a_run_selects_by_a_proxy_and_says_so(finished_run: FinishedRun, config: Path, embedded_prefect: dict[str, str]) -> None:
+def test_a_run_selects_by_a_proxy_and_says_so(finished_run: FinishedRun, config: Path, prefect_server: dict[str, str]) -> None:
     storage = Storage(str(config.parent / "data"))
     before = read_tree(storage, "scores") | read_tree(storage, "selections")
     full = load_run(storage, "tiny")
-    result = run_miniplm("run", str(config), prefect=embedded_prefect)
+    result = run_miniplm("run", str(config), prefect=prefect_server)
     assert result.returncode == 0, result.stderr
     assert "predicts the difference scores, and with them the teacher's NLLs, of all but the" in result.stdout
     record = load_run(storage, "tiny")
@@ -102,10 +103,10 @@ def test_a_run_selects_by_a_proxy_and_says_so(finished_run: FinishedRun, config:
     lost = storage.path(f"scores/{corpus.corpus_id}/{record.proxy.model_id}/shard-00002.json")
     content = Path(lost).read_bytes()
     Path(lost).unlink()
-    result = run_miniplm("select", str(config), "--ratio", "0.6", prefect=embedded_prefect)
-    assert "shard-00002 has no proxy scores. Run `miniplm score CONFIG --model proxy --shard 2`" in result.stderr
-    result = run_miniplm("score", str(config), "--model", "proxy", "--json", prefect=embedded_prefect)
-    assert json.loads(result.stdout)["model"]["model_id"] == record.proxy.model_id
+    with pytest.raises(ScoreJoinError, match="shard-00002 has no proxy scores. Run `miniplm score CONFIG --model proxy --shard 2`"):
+        stages.select(storage, plan, corpus, record.reference)
+    scorer = open_proxy_scorer(storage, record.proxy, plan.scoring, corpus.sequence_length)
+    predict_shard(storage, corpus, corpus.split_shards("candidate")[2], record.proxy, scorer)
     assert json.loads(Path(lost).read_text())["digest"] == json.loads(content)["digest"]
 
 
@@ -128,8 +129,7 @@ def test_a_head_reads_the_references_states(config: Path) -> None:
     assert together == pytest.approx([scorer.predict([one], np.array([5.0]))[0] for one in sequences], abs=1e-4)
 
 
-def test_a_share_that_labels_too_few_is_refused_before_anything_is_scored(config: Path, embedded_prefect: dict[str, str]) -> None:
-    result = run_miniplm("run", str(config), "--set", "scoring.proxy.share=0.05", prefect=embedded_prefect)
-    assert result.returncode == 2
-    assert "ProxyError: scoring.proxy.share 0.05 of" in result.stderr
-    assert "score teacher" not in result.stderr
+def test_a_share_that_labels_too_few_is_refused_before_anything_is_scored(config: Path) -> None:
+    plan = resolve(load_config(str(config), ["scoring.proxy.share=0.05"]))
+    with pytest.raises(ProxyError, match=r"scoring.proxy.share 0.05 of \d+ candidate sequences gives \d+ labels"):
+        stages.prepare(Storage(plan.storage), plan)
