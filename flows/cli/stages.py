@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from flows.cli.options import Asked, on_a_run, print_json, try_again, watched_flow, watched_stage
+from flows.cli.options import Asked, on_a_run, print_json, refuse_beside, take_one, try_again, watched_flow, watched_stage
 from miniplm.errors import ConfigError, ModelError, list_offenders
 
 if TYPE_CHECKING:
@@ -108,6 +108,8 @@ def score(
     """Score the candidate shards by one model; shards with verified scores are not scored again."""
     if (model is None) == (calibrate is None):
         raise ConfigError("give either --model teacher or --model reference (score its shards), or --calibrate N (compare dtypes)")
+    if model is None:
+        refuse_beside("--calibrate", {"--shard": shard, "--again": again, "--documents": documents})
     storage, plan = begin(asked, emulated=model is None)
     if model is None:
         assert calibrate is not None
@@ -181,6 +183,8 @@ def select(
     ] = None,
 ) -> None:
     """Keep the sequences with the largest difference score, from the scores that are there; another ratio costs no new scores."""
+    changes = [change for change in asked.overrides or () if change.partition("=")[0].strip() == "selection.ratio"]
+    take_one({"--ratio": ratio, "--set selection.ratio": changes})
     storage, plan = begin(asked, *([] if ratio is None else [f"selection.ratio={ratio!r}"]))
     with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
         corpus = _require_corpus(storage, plan)
