@@ -62,6 +62,10 @@ class Page:
     def open(self, url: str) -> None:
         self.call("Page.navigate", url=url)
 
+    def size(self, width: int, height: int) -> None:
+        """How much of a page is seen."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+
     def leave(self) -> None:
         """To an empty page: the UI asks its server every second and draws what moves, which takes half a core."""
         self.open("about:blank")
@@ -143,7 +147,7 @@ def open_browser(width: int = 1200, height: int = 900) -> Iterator[Page]:
         (page,) = [one for one in httpx.get(f"http://127.0.0.1:{port}/json").json() if one["type"] == "page"]
         with connect(page["webSocketDebuggerUrl"], max_size=None) as socket:
             opened = Page(socket)
-            opened.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+            opened.size(width, height)
             yield opened
     finally:
         process.kill()
