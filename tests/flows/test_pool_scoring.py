@@ -93,31 +93,6 @@ def test_two_thousand_shards_make_few_flow_runs(tmp_path: Path, monkeypatch: pyt
     assert sorted(index for batch in played.submitted for index in batch) == list(range(2000))
 
 
-def test_looking_at_what_is_published_takes_a_twentieth_of_the_time(
-    start: Callable[..., Fleet], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A listing that takes 15 s, as that of 150,000 shards of a store may, while workers take 40 looks of 2 s."""
-    played = start(4)
-    listings: list[float] = []
-
-    def list_slowly(storage: Storage, relative: str) -> list[str]:
-        listings.append(played.now)
-        played.now += 15
-        return real_listing(storage, relative)
-
-    def finish_late(run: FlowRun, indices: list[int]) -> State | None:
-        return played.score(run, indices) if played.now > 1_600 else None
-
-    real_listing = Storage.list_names
-    monkeypatch.setattr(Storage, "list_names", list_slowly)
-    monkeypatch.setattr(scoring.Pulse, "is_dead", lambda pulse, run: False)
-    played.work = finish_late
-    assert len(run_scoring(played, 4)) == 4
-    # One under the lock, one that people see after it, the next 300 s later, and the last.
-    assert len(listings) <= 5
-    assert listings[2] - listings[1] >= 300
-
-
 def test_a_pool_without_workers_is_told_every_five_minutes_and_its_work_waits(start: Callable[..., Fleet]) -> None:
     played = start(8, num_workers=0)
     played.work = lambda run, indices: played.score(run, indices) if played.now > 1700 else Scheduled()
