@@ -17,6 +17,7 @@ from miniplm.config.methods import METHOD_FACTS
 from miniplm.config.run import TrainingConfig
 from miniplm.corpus.identity import CorpusPlan, plan_corpus
 from miniplm.corpus.reader import find_corpus
+from miniplm.corpus.sampled_work import SampledWork
 from miniplm.models.architectures import build_model, count_parameters, resolve_vocab_size
 from miniplm.models.devices import (
     describe_device,
@@ -39,15 +40,14 @@ from miniplm.run.references import find_reference
 from miniplm.run.training_plans import load_own_tokenizer
 from miniplm.scoring.engine import Scorer
 from miniplm.scoring.shards import check_score_shards
-from miniplm.sources.documents import Document
-from miniplm.sources.reading import read_source_records
+from miniplm.sources.reading import read_source_parts
 from miniplm.storage.root import Storage
 from miniplm.tokenizers.tokenizer import CorpusTokenizer, load_tokenizer
 from miniplm.training.flops import match_training
 from miniplm.training.micro_batches import choose_on_device
 
 _PROBE_SECONDS = 3.0
-_SAMPLE_CHARACTERS = 4 << 20
+_SAMPLE_BYTES = 4 << 20
 _SAMPLE_FILES = 4
 _SCORE_BYTES = 20  # a row: sequence id, number of scored tokens, sum of NLL
 
@@ -318,8 +318,9 @@ def _count_tokens(storage: Storage, plan: RunPlan, tokenizer: CorpusTokenizer) -
 
 
 def _estimate_tokens(plan: RunPlan, planned: CorpusPlan, tokenizer: CorpusTokenizer) -> tuple[int, float, list[str]]:
-    """Tokens of all files to be prepared by the tokens a stored byte of a sample, and the tokens a second that the sample took."""
-    total, seconds, sampled, notes = 0.0, 0.0, 0, []
+    """Tokens of all files to be prepared by the tokens a stored byte of a sample, and the tokens a second that this machine prepares."""
+    total, notes = 0.0, []
+    work = SampledWork(tokenizer, plan.corpus)
     for source in plan.corpus.sources:
         files = [file.file for file in planned.files if file.source is source]
         if not files:
@@ -332,20 +333,15 @@ def _estimate_tokens(plan: RunPlan, planned: CorpusPlan, tokenizer: CorpusTokeni
             num_bytes += count
 
         for file in files[::step][:_SAMPLE_FILES]:
-            texts, characters = [], 0
-            for record in read_source_records(file, source, 0, 0, on_bytes):
-                if isinstance(record, Document):
-                    texts.append(record.text)
-                    characters += len(record.text)
-                if characters >= _SAMPLE_CHARACTERS // _SAMPLE_FILES:
+            left = _SAMPLE_BYTES // _SAMPLE_FILES
+            for part in read_source_parts(file, source, 0, 0, on_bytes):
+                num_tokens += work.encode(part)
+                left -= part.num_bytes
+                if left <= 0:
                     break
-            started = time.perf_counter()
-            num_tokens += sum(len(token_ids) + 1 for token_ids in tokenizer.encode_documents(texts))
-            seconds += time.perf_counter() - started
         source_bytes = sum(file.num_bytes for file in files)
         share = min(1.0, num_bytes / max(1, source_bytes))
         total += num_tokens / max(share, 1e-12)
-        sampled += num_tokens
         if share < 1:
             notes.append(f"{source.path}: tokens estimated from {share:.2%} of {source_bytes / 1e9:.2f} GB")
-    return int(total), sampled / max(seconds, 1e-9), notes
+    return int(total), work.rate(sum(planned_file.file.num_bytes for planned_file in planned.files)), notes
