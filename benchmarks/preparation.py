@@ -161,7 +161,7 @@ def measure_side(side: str, folder: Path, cores: int) -> dict[str, Any]:
         "num_cores": cores,
         "num_tokens": num_tokens,
         "seconds": round(seconds, 3),
-        "cpu_seconds": round(sum(used), 3),
+        "cpu_seconds": max(0.01, round(sum(used), 3)),  # it is counted in ticks of 10 ms
         "first_process_cpu_seconds": round(sum(used[:2]), 3),
         "host_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
         "process_memory_gib": round(children / 2**20, 3),

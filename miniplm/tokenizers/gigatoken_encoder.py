@@ -6,7 +6,6 @@ batch is encoded by both.
 
 from __future__ import annotations
 
-import importlib
 import json
 from importlib.metadata import packages_distributions, version
 from typing import Any
@@ -75,11 +74,11 @@ def name_version() -> str:
 
 def _load_library() -> Any:
     try:
-        library = importlib.import_module("gigatoken")
+        import gigatoken
     except ImportError:
         raise ConfigError(f'{_FIELD} needs the library: pip install "miniplm[gigatoken]"; or {_OTHER}') from None
-    if not hasattr(library, "set_max_cache_bytes"):
+    if not hasattr(gigatoken, "set_max_cache_bytes"):
         raise ConfigError(
             f"{_FIELD}: the installed one remembers without bound, as 0.10.0 and older ones do; install a newer one, or {_OTHER}"
         )
-    return library
+    return gigatoken
