@@ -98,6 +98,9 @@ class SplitsConfig(Section):
         return self
 
 
+EncoderName = Literal["tokenizers", "gigatoken"]
+
+
 class CorpusConfig(Section):
     """The corpus and how it is cut into sequences."""
 
@@ -121,6 +124,11 @@ class CorpusConfig(Section):
     )
     clean: tuple[str, ...] = Field(
         ("clean",), min_length=1, description="with `truth`: the labels of text that is worth keeping; what bears another is dirt"
+    )
+    encoder: EncoderName = Field(
+        "tokenizers",
+        description="the library that makes token ids of texts; it is in no id. gigatoken: several times as fast, for the byte-level tokenizers "
+        'that it takes (pip install "miniplm[gigatoken]"); a piece of every batch is encoded by both, and a difference stops the preparation',
     )
     trust_remote_code: bool = Field(False, description="run Python code that comes with the tokenizer; only for sources you trust")
 

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
 import torch
 
 from miniplm.config.methods import METHOD_FACTS
-from miniplm.config.run import CorpusConfig, TrainingConfig
-from miniplm.corpus.identity import CorpusPlan, plan_corpus
-from miniplm.corpus.reader import find_corpus
+from miniplm.config.run import TrainingConfig
 from miniplm.models.architectures import build_model, count_parameters, resolve_vocab_size
 from miniplm.models.devices import (
     describe_device,
@@ -34,24 +32,20 @@ from miniplm.models.loading import LoadedModel, load_model, split_head
 from miniplm.models.nll import sum_nll_of_hidden
 from miniplm.models.skeleton import read_skeleton
 from miniplm.models.throughput import Throughput
-from miniplm.records.manifests import CorpusManifest, ModelEntry, Record
+from miniplm.records.manifests import ModelEntry, Record
 from miniplm.run.pinning import find_width
 from miniplm.run.plan import RunPlan
 from miniplm.run.references import find_reference
-from miniplm.run.targets import describe_target
+from miniplm.run.token_counts import CorpusCounts, count_target_tokens, count_tokens
 from miniplm.run.training_plans import load_own_tokenizer
 from miniplm.scoring.engine import Scorer
 from miniplm.scoring.shards import check_score_shards
-from miniplm.sources.documents import Document
-from miniplm.sources.reading import read_source_records
 from miniplm.storage.root import Storage
 from miniplm.tokenizers.tokenizer import CorpusTokenizer, load_tokenizer
 from miniplm.training.flops import match_training
 from miniplm.training.micro_batches import choose_on_device
 
 _PROBE_SECONDS = 3.0
-_SAMPLE_CHARACTERS = 4 << 20
-_SAMPLE_FILES = 4
 _SCORE_BYTES = 20  # a row: sequence id, number of scored tokens, sum of NLL
 
 
@@ -86,19 +80,6 @@ class RunCost(Record):
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Counts:
-    """Tokens of the whole corpus; `prepared` is what is there of it, `new_...` what is yet to be prepared, estimated."""
-
-    candidate_tokens: int
-    reference_tokens: int
-    total_tokens: int
-    num_shards: int
-    prepared: CorpusManifest | None
-    new_candidate_tokens: int = 0
-    new_tokens: int = 0
-
-
 def plan_run(plan: RunPlan, usd_per_gpu_hour: float | None = None) -> RunCost:
     """Counts, samples and measures; writes nothing but the digests of source files. Takes some seconds a model.
 
@@ -108,7 +89,7 @@ def plan_run(plan: RunPlan, usd_per_gpu_hour: float | None = None) -> RunCost:
     storage = Storage(plan.storage)
     device = resolve_device(plan.scoring.device)
     tokenizer = load_tokenizer(plan.corpus.tokenizer, plan.corpus.eos_token, plan.corpus.trust_remote_code)
-    counts, prepare_rate, notes = _count_tokens(storage, plan, tokenizer)
+    counts, prepare_rate, notes = count_tokens(storage, plan, tokenizer)
     stages = []
     if counts.prepared is None or counts.new_tokens:
         stages.append(_stage("prepare", counts.new_tokens, prepare_rate))
@@ -159,7 +140,7 @@ def plan_run(plan: RunPlan, usd_per_gpu_hour: float | None = None) -> RunCost:
 
 
 def _plan_scorers(
-    storage: Storage, plan: RunPlan, counts: _Counts, tokenizer: CorpusTokenizer, device: torch.device
+    storage: Storage, plan: RunPlan, counts: CorpusCounts, tokenizer: CorpusTokenizer, device: torch.device
 ) -> tuple[int, Throughput, list[StageCost]]:
     """Parameters and throughput of the teacher, and what is left for both models to score."""
     given = plan.teacher
@@ -178,19 +159,10 @@ def _plan_scorers(
     tuning = []
     if plan.teacher_entry is None:
         assert given.tuned_on is not None
-        num_tokens = _training_tokens(given.tuned_on.training, plan, _count_target_tokens(storage, plan, tokenizer))
+        num_tokens = _training_tokens(given.tuned_on.training, plan, count_target_tokens(storage, plan, tokenizer))
         tuning = [_stage("tune teacher", num_tokens, by_reference.tokens_per_second / 3)]
     scoring = _scoring_stage("score teacher", left, by_reference, counts.num_shards)
     return num_parameters, by_reference, [*of_reference, *tuning, scoring]
-
-
-def _count_target_tokens(storage: Storage, plan: RunPlan, tokenizer: CorpusTokenizer) -> int:
-    config = describe_target(plan)
-    planned = plan_corpus(storage, config, plan.tokenizer)
-    prepared = find_corpus(storage, planned.corpus_id)
-    if prepared is not None:
-        return prepared.split_counts("candidate").num_tokens
-    return _estimate_tokens(config, planned, tokenizer)[0]
 
 
 def _is_faster_in_bfloat16(plan: RunPlan) -> bool:
@@ -265,7 +237,7 @@ def _stage(name: str, num_tokens: int, rate: float, num_shards: int | None = Non
 
 
 def _plan_reference(
-    storage: Storage, plan: RunPlan, counts: _Counts, tokenizer: CorpusTokenizer, device: torch.device
+    storage: Storage, plan: RunPlan, counts: CorpusCounts, tokenizer: CorpusTokenizer, device: torch.device
 ) -> tuple[int, Throughput, list[StageCost]]:
     """Parameters and throughput of the reference, and what is left of its training and scoring."""
     reference, stages = plan.reference, []
@@ -305,7 +277,7 @@ def _plan_reference(
     return num_parameters, achieved, [*stages, _scoring_stage("score reference", left, achieved, counts.num_shards)]
 
 
-def _left_to_score(storage: Storage, counts: _Counts, entry: ModelEntry | None) -> int:
+def _left_to_score(storage: Storage, counts: CorpusCounts, entry: ModelEntry | None) -> int:
     if counts.prepared is None or entry is None:
         return counts.candidate_tokens
     done = {state.shard_index for state in check_score_shards(storage, counts.prepared, entry.model_id) if state.state == "done"}
@@ -324,64 +296,3 @@ def _training_tokens(training: TrainingConfig, plan: RunPlan, data_tokens: int) 
         return int(training.epochs * data_tokens)
     assert training.steps is not None
     return training.steps * training.batch_size * plan.corpus.sequence_length
-
-
-def _count_tokens(storage: Storage, plan: RunPlan, tokenizer: CorpusTokenizer) -> tuple[_Counts, float, list[str]]:
-    """What is prepared is counted, the rest estimated: the whole corpus, or the new files of one that grows."""
-    planned = plan_corpus(storage, plan.corpus, plan.tokenizer)
-    prepared = find_corpus(storage, planned.corpus_id)
-    is_whole = prepared is not None
-    prepared = prepared or planned.parent
-    tokens = {split: prepared.split_counts(split).num_tokens for split in prepared.domains} if prepared else {}
-    num_shards = len(prepared.split_shards("candidate")) if prepared else 0
-    # The reference stays that of the first corpus.
-    reference_tokens = sum(shard.num_tokens for shard in prepared.root_shards("reference")) if prepared else 0
-    total, rate, notes = (0, 0.0, []) if is_whole else _estimate_tokens(plan.corpus, planned, tokenizer)
-    splits = plan.corpus.splits
-    candidates = int(total * (1 - splits.reference - splits.heldout))
-    num_sequences = candidates / (plan.corpus.sequence_length + 1)
-    num_new_shards = 0 if is_whole else max(1, -(-int(num_sequences) // plan.corpus.sequences_per_shard))
-    counts = _Counts(
-        candidate_tokens=tokens.get("candidate", 0) + candidates,
-        reference_tokens=reference_tokens if prepared else int(total * splits.reference),
-        total_tokens=sum(tokens.values()) + total,
-        num_shards=num_shards + num_new_shards,
-        prepared=prepared,
-        new_candidate_tokens=candidates,
-        new_tokens=total,
-    )
-    return counts, rate, notes
-
-
-def _estimate_tokens(config: CorpusConfig, planned: CorpusPlan, tokenizer: CorpusTokenizer) -> tuple[int, float, list[str]]:
-    """Tokens of all files to be prepared by the tokens a stored byte of a sample, and the tokens a second that the sample took."""
-    total, seconds, sampled, notes = 0.0, 0.0, 0, []
-    for source in config.sources:
-        files = [file.file for file in planned.files if file.source is source]
-        if not files:
-            continue
-        step = max(1, len(files) // _SAMPLE_FILES)
-        num_bytes, num_tokens = 0, 0
-
-        def on_bytes(count: int) -> None:
-            nonlocal num_bytes
-            num_bytes += count
-
-        for file in files[::step][:_SAMPLE_FILES]:
-            texts, characters = [], 0
-            for record in read_source_records(file, source, 0, 0, on_bytes):
-                if isinstance(record, Document):
-                    texts.append(record.text)
-                    characters += len(record.text)
-                if characters >= _SAMPLE_CHARACTERS // _SAMPLE_FILES:
-                    break
-            started = time.perf_counter()
-            num_tokens += sum(len(token_ids) + 1 for token_ids in tokenizer.encode_documents(texts))
-            seconds += time.perf_counter() - started
-        source_bytes = sum(file.num_bytes for file in files)
-        share = min(1.0, num_bytes / max(1, source_bytes))
-        total += num_tokens / max(share, 1e-12)
-        sampled += num_tokens
-        if share < 1:
-            notes.append(f"{source.path}: tokens estimated from {share:.2%} of {source_bytes / 1e9:.2f} GB")
-    return int(total), sampled / max(seconds, 1e-9), notes
