@@ -11,6 +11,8 @@ on the sequences that were not labelled:
     reference alone        the reference's NLL itself, which needs no label
 
 `gate` is the overlap that the product measures by the labels alone, `overlap` the one on the rest that it stands for.
+
+Shapes: N sequences, D columns that are scaled, F columns in all.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from miniplm.config.exports import ExportConfig
 from miniplm.config.fields import LARGEST_SEED, MOST_SHARD_TOKENS, Location, Name, Section, Url
 from miniplm.config.methods import Method as Method
 from miniplm.config.proxy import ProxyConfig
+from miniplm.config.scoring import ScoringConfig
 from miniplm.config.training import (
     ARCHITECTURE,
     LOCATION,
@@ -33,7 +34,6 @@ __all__ = [
     "ExportConfig",
     "GenerationConfig",
     "Method",
-    "ModelConfig",
     "Name",
     "ProxyConfig",
     "ReferenceConfig",
@@ -45,7 +45,9 @@ __all__ = [
     "SourceConfig",
     "SplitsConfig",
     "StudentConfig",
+    "TeacherConfig",
     "TrainingConfig",
+    "TuningConfig",
     "Url",
     "config_as_dict",
 ]
@@ -99,6 +101,9 @@ class SplitsConfig(Section):
         return self
 
 
+EncoderName = Literal["tokenizers", "gigatoken"]
+
+
 class CorpusConfig(Section):
     """The corpus and how it is cut into sequences."""
 
@@ -123,6 +128,11 @@ class CorpusConfig(Section):
     clean: tuple[str, ...] = Field(
         ("clean",), min_length=1, description="with `truth`: the labels of text that is worth keeping; what bears another is dirt"
     )
+    encoder: EncoderName = Field(
+        "tokenizers",
+        description="the library that makes token ids of texts; it is in no id. gigatoken: several times as fast, for the byte-level tokenizers "
+        'that it takes (pip install "miniplm[gigatoken]"); a piece of every batch is encoded by both, and a difference stops the preparation',
+    )
     trust_remote_code: bool = Field(False, description="run Python code that comes with the tokenizer; only for sources you trust")
 
     @model_validator(mode="after")
@@ -142,13 +152,37 @@ _SCORING_DTYPE = (
 )
 
 
-class ModelConfig(Section):
-    """A causal language model that scores."""
+class TuningConfig(Section):
+    """Target text, and how the reference is tuned on it to become the teacher (CoLoR-Filter, arXiv 2406.10670)."""
 
-    model: Location = Field(description=f"{LOCATION} of a transformers model with safetensors weights")
-    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    sources: tuple[SourceConfig, ...] = Field(
+        min_length=1,
+        description="the text that the selection is to be like, in the form of corpus.sources, with domains of its own; packed once, by the corpus's tokenizer",
+    )
+    training: TrainingConfig = Field(description="how the reference's weights are trained further on it")
+
+
+class TeacherConfig(Section):
+    """The large scorer, which is given (`model`), or the reference tuned on target text (`tuned_on`), which needs no large model."""
+
+    model: Location | None = Field(None, description=f"{LOCATION} of a transformers model with safetensors weights")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub, with `model`")
     dtype: ScoringDtype = Field("auto", description=f"precision of weights and activations; {_SCORING_DTYPE}")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model; only for sources you trust")
+    # Left out while there is none, so that runs with a given teacher have the record that they had.
+    tuned_on: TuningConfig | None = Field(
+        None,
+        exclude_if=lambda tuned_on: tuned_on is None,
+        description="instead of `model`: the reference trained further on target text; what is kept is then what became likelier by that (docs/scoring.md)",
+    )
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> TeacherConfig:
+        if (self.model is None) == (self.tuned_on is None):
+            raise ValueError("give exactly one of `model` (a finished model) and `tuned_on` (the reference, tuned on target text)")
+        if self.tuned_on is not None and (self.revision is not None or self.trust_remote_code):
+            raise ValueError("`revision` and `trust_remote_code` go with `model`; a tuned teacher has those of the reference")
+        return self
 
 
 class ReferenceConfig(Section):
@@ -168,50 +202,6 @@ class ReferenceConfig(Section):
             raise ValueError("give exactly one of `model` (a finished model) and `architecture` (train one on the reference split)")
         if (self.architecture is None) != (self.training is None):
             raise ValueError("`architecture` and `training` go together: what to train, and how")
-        return self
-
-
-class ScoringConfig(Section):
-    """How the two models run over the candidate shards. Of it, only `attention` and `proxy` change the scores beyond rounding."""
-
-    attention: Literal["sequence", "document"] = Field(
-        "sequence",
-        description="what a token sees: sequence: all before it in its packed sequence, across documents (the paper's); document: its own document only",
-    )
-    tokens_per_batch: int | Literal["auto"] = Field(
-        "auto", description="tokens a forward pass, padding included; halved by itself when memory runs out"
-    )
-    device: str = Field(
-        "auto",
-        pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$",
-        description="auto (a GPU where there is one), cpu, cuda, cuda:N or mps; with auto and cuda a model larger than one GPU is spread over all",
-    )
-    compile: Literal["auto"] | bool = Field(
-        "auto",
-        description="torch.compile of the model; auto: on a GPU, where batches have one shape (segments in one row). A model that does not compile runs as it is",
-    )
-    min_overlap: float = Field(
-        0.98,
-        ge=0,
-        le=1,
-        description="fidelity gate: least share of the sequences selected by float32 scores that the chosen dtypes select too, in [0, 1]",
-    )
-    calibration_sequences: int = Field(
-        1024,
-        ge=16,
-        description="sequences on which fp8 and fp8-head are compared with float32 before they may score; `score --calibrate N` takes N",
-    )
-    # Left out while there is none, so that runs without a proxy have the record and the plan that they had.
-    proxy: ProxyConfig | None = Field(
-        None,
-        exclude_if=lambda proxy: proxy is None,
-        description="the teacher scores a share of the candidates alone, and a small scorer that learns from it predicts the rest (docs/scoring.md)",
-    )
-
-    @model_validator(mode="after")
-    def _check_budget(self) -> ScoringConfig:
-        if self.tokens_per_batch != "auto" and self.tokens_per_batch < 1:
-            raise ValueError(f"tokens_per_batch is {self.tokens_per_batch}; it must be at least 1, or auto")
         return self
 
 
@@ -309,7 +299,7 @@ class RunConfig(Section):
         "./data", description="fsspec URL of the storage root: a folder or s3://; another file system of fsspec may work"
     )
     corpus: CorpusConfig
-    teacher: ModelConfig
+    teacher: TeacherConfig
     reference: ReferenceConfig
     scoring: ScoringConfig = ScoringConfig()
     selection: SelectionConfig = SelectionConfig()
@@ -339,6 +329,10 @@ class RunConfig(Section):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"students: the name {repeated[0]!r} is given twice; each student needs its own")
+        if self.scoring.proxy is not None and self.teacher.tuned_on is not None:
+            raise ValueError(
+                "scoring.proxy stands in for a large teacher, and teacher.tuned_on makes one as small as the reference, which costs as little; leave one out"
+            )
         targets = [export.to.rstrip("/") for export in self.exports]
         twice = sorted({target for target in targets if targets.count(target) > 1})
         if twice:

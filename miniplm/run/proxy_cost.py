@@ -8,10 +8,13 @@ from collections.abc import Callable
 import numpy as np
 
 from miniplm.config.proxy import ProxyConfig
+from miniplm.proxy.cost import count_flops
 from miniplm.proxy.labels import FEWEST_LABELS, check_labels, find_labels
 from miniplm.proxy.ngrams import count_ngrams
-from miniplm.records.manifests import CorpusManifest
+from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.run.plan import RunPlan
+from miniplm.run.proxies import find_run_proxy
+from miniplm.run.token_counts import CorpusCounts
 from miniplm.scoring.engine import Scorer
 from miniplm.scoring.pooling import pool_states
 from miniplm.scoring.shards import check_score_shards
@@ -21,31 +24,55 @@ _PROBE_SECONDS = 1.0
 _PROBE_SEQUENCES = 8
 
 
-def count_left_labels(
-    storage: Storage, plan: RunPlan, config: ProxyConfig, prepared: CorpusManifest | None, new_tokens: int
-) -> int:
-    """Tokens that the teacher has yet to score: those of the labels, or a share of what is not prepared yet.
+def count_left_tokens(storage: Storage, counts: CorpusCounts, entry: ModelEntry | None) -> int:
+    """Candidate tokens that a model has yet to score; all where it is not there yet."""
+    if counts.prepared is None or entry is None:
+        return counts.candidate_tokens
+    return _count_left(storage, counts.prepared, entry) + counts.new_candidate_tokens
+
+
+def count_teacher_tokens(storage: Storage, plan: RunPlan, counts: CorpusCounts) -> int:
+    """Tokens that the teacher has yet to score: candidates, or those of the labels, a share of what is not prepared or not drawn yet.
 
     Raises `ProxyError` where a prepared corpus has too few labels.
     """
+    config, prepared, teacher = plan.scoring.proxy, counts.prepared, plan.teacher_entry
+    if config is None:
+        return count_left_tokens(storage, counts, teacher if prepared else None)
     if prepared is None:
-        return round(config.share * new_tokens)
+        return round(config.share * counts.candidate_tokens)
     check_labels(prepared, config)
     labels = find_labels(storage, prepared, config)
-    if labels is None:
-        return round(config.share * (prepared.split_counts("candidate").num_tokens + new_tokens))
-    states = check_score_shards(storage, labels, plan.require_teacher().model_id)
-    done = {state.shard_index for state in states if state.state == "done"}
-    left = sum(shard.num_tokens for shard in labels.split_shards("candidate") if shard.shard_index not in done)
-    return left + round(config.share * new_tokens)
+    if labels is None or teacher is None:
+        return round(config.share * counts.candidate_tokens)
+    return _count_left(storage, labels, teacher) + round(config.share * counts.new_candidate_tokens)
 
 
-def warn_of_few_labels(plan: RunPlan, config: ProxyConfig, num_candidate_tokens: int) -> list[str]:
-    """A note where an estimated corpus may have too few labels."""
-    num_labels = round(config.share * num_candidate_tokens / (plan.corpus.sequence_length + 1))
-    if num_labels >= 1.2 * FEWEST_LABELS:
+def count_proxy_tokens(storage: Storage, plan: RunPlan, counts: CorpusCounts, reference: ModelEntry | None) -> int:
+    """Tokens that the proxy has yet to score; a corpus that grows has all predicted anew."""
+    fitted = find_run_proxy(storage, plan, counts.prepared, reference) if counts.prepared else None
+    if fitted is None or counts.new_candidate_tokens:
+        return counts.candidate_tokens
+    return count_left_tokens(storage, counts, fitted.entry)
+
+
+def _count_left(storage: Storage, corpus: CorpusManifest, entry: ModelEntry) -> int:
+    done = {state.shard_index for state in check_score_shards(storage, corpus, entry.model_id) if state.state == "done"}
+    return sum(shard.num_tokens for shard in corpus.split_shards("candidate") if shard.shard_index not in done)
+
+
+def describe_proxy(plan: RunPlan, counts: CorpusCounts, num_teacher_parameters: int, num_reference_parameters: int) -> list[str]:
+    """What a run's proxy saves, for people, and a warning where a corpus that is only estimated may have too few labels."""
+    config = plan.scoring.proxy
+    if config is None:
         return []
-    return [f"scoring.proxy.share {config.share:g} gives about {num_labels} labels; a proxy needs {FEWEST_LABELS}"]
+    num_tokens, num_label_tokens = counts.candidate_tokens, round(config.share * counts.candidate_tokens)
+    flops = count_flops(config.scorer, num_tokens, num_label_tokens, num_teacher_parameters, num_reference_parameters)
+    notes = [f"scoring.proxy: {flops.describe()}"]
+    num_labels = num_label_tokens // (plan.corpus.sequence_length + 1)
+    if counts.prepared is None and num_labels < 1.2 * FEWEST_LABELS:
+        notes.append(f"scoring.proxy.share {config.share:g} gives about {num_labels} labels; a proxy needs {FEWEST_LABELS}")
+    return notes
 
 
 def probe_proxy(plan: RunPlan, config: ProxyConfig, reference: Scorer, vocab_size: int, eos_token_id: int) -> float:

@@ -103,7 +103,9 @@ def test_a_run_selects_by_a_proxy_and_says_so(finished_run: FinishedRun, config:
     lost = storage.path(f"scores/{corpus.corpus_id}/{record.proxy.model_id}/shard-00002.json")
     content = Path(lost).read_bytes()
     Path(lost).unlink()
-    with pytest.raises(ScoreJoinError, match=r"shard-00002 has no proxy scores\. Run `miniplm score CONFIG --model proxy --shard 2`"):
+    with pytest.raises(
+        ScoreJoinError, match=r"shard-00002 has no proxy scores\. Run `miniplm score CONFIG --model proxy --shard 2`"
+    ):
         stages.select(storage, plan, corpus, record.reference)
     scorer = open_proxy_scorer(storage, record.proxy, plan.scoring, corpus.sequence_length)
     predict_shard(storage, corpus, corpus.split_shards("candidate")[2], record.proxy, scorer)
