@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from miniplm.run.plan import RunPlan
     from miniplm.storage.root import Storage
 
-Role = Literal["teacher", "reference"]
+Role = Literal["teacher", "reference", "proxy"]
 Students = Annotated[list[str] | None, typer.Option(help="Only this student; may be repeated. Default: all of the configuration.")]
 
 
@@ -85,7 +85,10 @@ def tune_teacher(asked: Asked) -> None:
 @on_a_run
 def score(
     asked: Asked,
-    model: Annotated[Role | None, typer.Option("--model", help="Which of the two models scores.")] = None,
+    model: Annotated[
+        Role | None,
+        typer.Option("--model", help="Which of the two models scores, or the proxy that stands in the teacher's place."),
+    ] = None,
     shard: Annotated[
         list[int] | None,
         typer.Option("--shard", min=0, help="Only this shard; may be repeated. Default: all that are missing or broken."),
@@ -107,7 +110,10 @@ def score(
 ) -> None:
     """Score the candidate shards by one model; shards with verified scores are not scored again."""
     if (model is None) == (calibrate is None):
-        raise ConfigError("give either --model teacher or --model reference (score its shards), or --calibrate N (compare dtypes)")
+        raise ConfigError(
+            "give either --model teacher or --model reference (score its shards; --model proxy where scoring.proxy has the teacher score a share), "
+            "or --calibrate N (compare dtypes)"
+        )
     if model is None:
         refuse_beside("--calibrate", {"--shard": shard, "--again": again, "--documents": documents})
     storage, plan = begin(asked, emulated=model is None)
@@ -118,11 +124,9 @@ def score(
     with watched_flow(asked.verbose, asked.as_json) as console:
         from flows.score_corpus import score_corpus
 
-        corpus = _require_corpus(storage, plan)
-        entry = plan.require_teacher() if model == "teacher" else _require_reference(storage, plan, corpus)
-        _check_gate(storage, plan, corpus, model, entry)
+        corpus, entry = _find_work(storage, plan, model)
         stage = score_corpus(plan, corpus.corpus_id, entry, model, shard, again)
-        if documents and (without := _list_without_documents(storage, plan, corpus, entry, shard)):
+        if documents and model != "proxy" and (without := _list_without_documents(storage, plan, corpus, entry, shard)):
             stage = score_corpus(plan, corpus.corpus_id, entry, model, without, again=True)
     _say(
         console,
@@ -131,6 +135,26 @@ def score(
         f"{stage.num_units:,} tokens of {corpus.corpus_id} are scored by {entry.model_id}"
         + (" (nothing was missing)" if stage.reused else ""),
     )
+
+
+def _find_work(storage: Storage, plan: RunPlan, model: Role) -> tuple[CorpusManifest, ModelEntry]:
+    """What is scored, and by what; a proxy is fitted for it, and refused where it predicts too badly."""
+    from miniplm.run import proxies
+
+    corpus = _require_corpus(storage, plan)
+    if model == "proxy":
+        if plan.scoring.proxy is None:
+            raise ConfigError(
+                "--model proxy: the configuration has no scoring.proxy; give one, e.g. --set scoring.proxy.share=0.05"
+            )
+        from flows.fit_proxy import fit_proxy
+
+        manifest = fit_proxy(plan, corpus.corpus_id, _require_reference(storage, plan, corpus))
+        proxies.judge_proxy(storage, manifest, plan)
+        return corpus, manifest.entry
+    entry = plan.require_teacher() if model == "teacher" else _require_reference(storage, plan, corpus)
+    _check_gate(storage, plan, corpus, model, entry)
+    return proxies.provide_labelled_corpus(storage, plan, corpus) if model == "teacher" else corpus, entry
 
 
 def _list_without_documents(

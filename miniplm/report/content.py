@@ -30,6 +30,7 @@ from miniplm.run.inspection import (
     open_scores,
     rank_sequences,
 )
+from miniplm.run.proxy_summary import ProxySummary, summarise_proxy
 from miniplm.run.truth import find_truth
 from miniplm.selection.diversity_sample import SelectionDiversity, provide_diversity
 from miniplm.selection.ranking import load_selection
@@ -80,6 +81,7 @@ class ReportContent:
     split_comparisons: dict[str, StudentComparison] = field(default_factory=dict)
     overlap: str | None = None
     diversity: SelectionDiversity | None = None
+    proxy: ProxySummary | None = None
 
 
 def gather_content(storage: Storage, record: RunRecord) -> ReportContent:
@@ -116,6 +118,7 @@ def gather_content(storage: Storage, record: RunRecord) -> ReportContent:
         overlap=_describe_overlap(storage, record, corpus),
         comparisons=compare_students(storage, record),
         diversity=diversity,
+        proxy=None if corpus is None else summarise_proxy(storage, record, corpus),
     )
 
 

@@ -17,6 +17,7 @@ from miniplm.progress import ProgressCallback, ignore_progress
 from miniplm.records.manifests import CorpusManifest, ModelEntry, SelectionManifest
 from miniplm.records.run import StageRecord, StudentRecord
 from miniplm.run.plan import RunPlan
+from miniplm.run.proxies import find_scorer_ids, judge_proxy, provide_labelled_corpus, require_run_proxy
 from miniplm.run.references import find_reference
 from miniplm.run.trainings import know_student
 from miniplm.selection.ranking import find_selection, resolve_selection_id, select_sequences
@@ -24,7 +25,7 @@ from miniplm.storage.root import Storage
 
 
 def prepare(storage: Storage, plan: RunPlan, on_progress: ProgressCallback = ignore_progress) -> tuple[CorpusManifest, StageRecord]:
-    """Cuts the sources into sequences in shards, with some in each split that the run needs."""
+    """Cuts the sources into sequences in shards, with some in each split that the run needs, and draws those that a proxy learns from."""
     from miniplm.corpus.preparation import prepare_corpus
 
     started = time.monotonic()
@@ -38,6 +39,7 @@ def prepare(storage: Storage, plan: RunPlan, on_progress: ProgressCallback = ign
             storage, plan.corpus, manifest, planned.found
         )  # now, while the sources are there; a wrong field costs no scores
     check_splits(plan, manifest)
+    provide_labelled_corpus(storage, plan, manifest, on_progress)
     if plan.evaluation.sources and plan.students:
         from miniplm.run.heldout_texts import prepare_text
 
@@ -103,12 +105,15 @@ def select(
     storage: Storage, plan: RunPlan, corpus: CorpusManifest, reference: ModelEntry, on_progress: ProgressCallback = ignore_progress
 ) -> tuple[SelectionManifest, StageRecord]:
     """Joins the scores of both models and keeps the sequences with the largest difference score."""
-    started, teacher = time.monotonic(), plan.require_teacher()
-    selection_id = resolve_selection_id(storage, corpus, teacher.model_id, reference.model_id, plan.selection)
+    started = time.monotonic()
+    if plan.scoring.proxy is not None:  # at another ratio it may not be good enough
+        judge_proxy(storage, require_run_proxy(storage, plan, corpus, reference), plan)
+    scorer_ids = find_scorer_ids(storage, plan, corpus, reference)
+    selection_id = resolve_selection_id(storage, corpus, *scorer_ids, plan.selection)
     manifest = find_selection(storage, selection_id)
     reused = manifest is not None
     if manifest is None:
-        manifest = select_sequences(storage, corpus, teacher.model_id, reference.model_id, plan.selection, on_progress)
+        manifest = select_sequences(storage, corpus, *scorer_ids, plan.selection, on_progress)
     return manifest, _record("select", time.monotonic() - started, reused, manifest.num_candidates, "sequences")
 
 

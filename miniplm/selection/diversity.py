@@ -26,7 +26,7 @@ _MOST_SIGNIFICANT = np.uint64(32)
 
 def count_distinct_ngrams(sequences: Sequence[Tokens], size: int) -> tuple[int, int]:
     """How many n-grams of `size` tokens differ, and how many there are; none goes from one sequence into the next."""
-    hashes = [_hash_ngrams(sequence, size) for sequence in sequences if len(sequence) >= size]
+    hashes = [hash_ngrams(sequence, size) for sequence in sequences if len(sequence) >= size]
     if not hashes:
         return 0, 0
     every = np.concatenate(hashes)
@@ -77,7 +77,7 @@ def measure_spread(embeddings: FloatArray) -> float:
     return float(1 - (np.square(units.sum(axis=0)).sum() - np.square(units).sum()) / (num * (num - 1)))
 
 
-def _hash_ngrams(sequence: Tokens, size: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
+def hash_ngrams(sequence: Tokens, size: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
     """A number for each n-gram (num_ngrams,) of a sequence, in its order."""
     tokens = sequence.astype(np.uint64) + np.uint64(1)
     num = len(tokens) - size + 1
@@ -90,6 +90,6 @@ def _hash_ngrams(sequence: Tokens, size: int) -> np.ndarray[Any, np.dtype[np.uin
 
 def _sign(sequence: Tokens, multipliers: np.ndarray[Any, np.dtype[np.uint64]]) -> np.ndarray[Any, np.dtype[np.uint64]]:
     """The MinHash signature (num_hashes,) of a sequence by multipliers (num_hashes,)."""
-    shingles = np.unique(_hash_ngrams(sequence, min(_SHINGLE_SIZE, max(1, len(sequence)))))
+    shingles = np.unique(hash_ngrams(sequence, min(_SHINGLE_SIZE, max(1, len(sequence)))))
     # High bits of a product are mixed by all bits below, low ones are not.
     return np.asarray((shingles[:, None] * multipliers[None, :] >> _MOST_SIGNIFICANT).min(axis=0))

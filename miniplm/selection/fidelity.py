@@ -23,15 +23,13 @@ from miniplm.records.calibrations import Calibration, CalibrationScores
 from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.stored import find_record
 from miniplm.scoring.engine import Scorer
-from miniplm.selection.ranking import count_selected
+from miniplm.selection.agreement import FloatArray, compare_selections, correlate_ranks, group_rows
 from miniplm.storage.root import Storage
 from miniplm.versions import list_versions
 
 # Shards that sequences are drawn from: reading one costs more than scoring a few of its sequences.
 _MOST_SHARDS = 8
 
-FloatArray = np.ndarray[Any, np.dtype[np.float64]]
-IndexArray = np.ndarray[Any, np.dtype[np.int64]]
 OpenScorer = Callable[[ModelEntry], Scorer]
 
 
@@ -64,13 +62,8 @@ def measure_fidelity(calibration: Calibration, ratio: float, score: str) -> Fide
     teacher, reference = calibration.teacher, calibration.reference
     chosen = (np.array(reference.nll) - np.array(teacher.nll)) * weight
     exact = (np.array(reference.float32_nll) - np.array(teacher.float32_nll)) * weight
-    groups = [np.arange(len(counts))]
-    if calibration.within == "domain":
-        domains = np.array(calibration.domains, dtype=object)
-        groups = [np.flatnonzero(domains == domain) for domain in sorted(set(calibration.domains))]
-    num_selected = sum(count_selected(len(rows), ratio) for rows in groups)
-    kept = _select(chosen, groups, ratio) & _select(exact, groups, ratio)
-    overlap = len(kept) / num_selected if num_selected else 0.0
+    groups = group_rows(calibration.domains if calibration.within == "domain" else None, len(counts))
+    num_selected, overlap = compare_selections(chosen, exact, groups, ratio)
     return Fidelity(
         num_sequences=len(counts),
         num_selected=num_selected,
@@ -85,27 +78,6 @@ def measure_fidelity(calibration: Calibration, ratio: float, score: str) -> Fide
 def _weighted_bias(scores: CalibrationScores, counts: FloatArray) -> float:
     """The mean difference of NLLs a scored token; counts (N,)."""
     return float(np.average(np.array(scores.nll) - np.array(scores.float32_nll), weights=counts))
-
-
-def _select(difference_scores: FloatArray, groups: list[IndexArray], ratio: float) -> set[int]:
-    """The floor(ratio * N) rows of each group with the largest scores (N,), ties by the smaller row, as `select_sequences` does."""
-    selected: set[int] = set()
-    for rows in groups:
-        order = np.lexsort((rows, -difference_scores[rows]))[: count_selected(len(rows), ratio)]
-        selected.update(rows[order].tolist())
-    return selected
-
-
-def correlate_ranks(left: FloatArray, right: FloatArray) -> float:
-    """Spearman's rank correlation of values (N,); equal values share the mean of their ranks. 1 where all ranks of one side are equal."""
-    ranks = []
-    for values in (left, right):
-        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-        last = np.cumsum(counts)
-        ranks.append((last - (counts - 1) / 2)[inverse])
-    if any(np.ptp(rank) == 0 for rank in ranks):
-        return 1.0
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def calibrate(
