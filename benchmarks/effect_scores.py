@@ -25,10 +25,10 @@ from miniplm.records.manifests import CorpusManifest
 from miniplm.run.references import require_reference
 from miniplm.run.resolution import resolve
 from miniplm.run.status import require_corpus
+from miniplm.selection.budgets import count_selected
 from miniplm.selection.connection import connect
 from miniplm.selection.fidelity import correlate_ranks
 from miniplm.selection.join import candidate_scores
-from miniplm.selection.ranking import count_selected
 from miniplm.storage.root import Storage
 
 RATIOS = (0.3, 0.5, 0.7)

@@ -37,9 +37,10 @@ from benchmarks.selection_inputs import REFERENCE, TEACHER, write_scored_corpus
 from miniplm import layout
 from miniplm.config.run import SelectionConfig
 from miniplm.records.manifests import CorpusManifest
+from miniplm.selection.budgets import count_selected
 from miniplm.selection.connection import connect
 from miniplm.selection.cut import SELECTION_SCHEMA
-from miniplm.selection.ranking import QUANTILES, count_selected, select_sequences
+from miniplm.selection.ranking import QUANTILES, select_sequences
 from miniplm.selection.scans import scan_parquet
 from miniplm.storage.root import Storage, digest_file
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, model_validator
 from miniplm.config.exports import ExportConfig
 from miniplm.config.fields import LARGEST_SEED, MOST_SHARD_TOKENS, Location, Name, Section, Url
 from miniplm.config.methods import Method as Method
+from miniplm.config.selection import SelectionConfig
 from miniplm.config.training import (
     ARCHITECTURE,
     LOCATION,
@@ -205,19 +206,6 @@ class ScoringConfig(Section):
         if self.tokens_per_batch != "auto" and self.tokens_per_batch < 1:
             raise ValueError(f"tokens_per_batch is {self.tokens_per_batch}; it must be at least 1, or auto")
         return self
-
-
-class SelectionConfig(Section):
-    """Difference Sampling: the floor(ratio * candidates) sequences with the largest difference score."""
-
-    ratio: float = Field(0.5, gt=0, le=1, description="kept share of the candidate sequences, in (0, 1]")
-    score: Literal["mean", "sum"] = Field("mean", description="mean: NLL a scored token; sum: NLL a sequence")
-    within: Literal["corpus", "domain"] = Field(
-        "corpus",
-        description="corpus: the best of all candidates (the paper's), which changes the mix of domains; domain: the best of each domain, "
-        "floor(ratio * its candidates), which keeps the mix",
-    )
-    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seed of the random draw that the `pretrain` baseline trains on")
 
 
 class EvaluationConfig(Section):

@@ -23,7 +23,7 @@ from miniplm.records.calibrations import Calibration, CalibrationScores
 from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.stored import find_record
 from miniplm.scoring.engine import Scorer
-from miniplm.selection.ranking import count_selected
+from miniplm.selection.budgets import count_selected
 from miniplm.storage.root import Storage
 from miniplm.versions import list_versions
 

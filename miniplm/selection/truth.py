@@ -14,7 +14,7 @@ from miniplm.corpus.truth import resolve_truth_id
 from miniplm.errors import CorpusError
 from miniplm.records.manifests import CorpusManifest, SelectionManifest
 from miniplm.records.truth import UNKNOWN, KindRow, RatioRow, TruthManifest, TruthSummary
-from miniplm.selection.ranking import count_selected
+from miniplm.selection.budgets import count_selected
 from miniplm.selection.scans import scan_parquet
 from miniplm.storage.root import Storage
 
