@@ -42,12 +42,18 @@ def export_selection(
 
 
 @contextmanager
-def begin_export(job: ExportJob, target: ExportTarget, resume: bool, on_progress: ProgressCallback) -> Iterator[ExportPlan]:
-    """Holds the target while the block runs, and says which parts are to be made. Whatever was there already is looked at first."""
+def begin_export(
+    job: ExportJob, target: ExportTarget, resume: bool, on_progress: ProgressCallback, by_others: bool = False
+) -> Iterator[ExportPlan]:
+    """Holds the target while the block runs, and says which parts are to be made. Whatever was there already is looked at first.
+
+    `by_others`: other processes make the parts, and may be at it still for an earlier attempt; nothing of theirs is cleared.
+    """
     target.check_free(job.export_id, resume)
     with target.claim():
         target.check_free(job.export_id, resume)
-        target.clear_work()
+        if not by_others:
+            target.clear_work()
         plan = target.find_plan()
         if plan is None:
             parts = plan_parts(

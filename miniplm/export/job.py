@@ -128,6 +128,7 @@ class ExportJob:
                     tally.add(row)
                     on_progress(Progress(self.name, min(tally.num_source_tokens, plan.num_tokens), plan.num_tokens, "tokens"))
             files = []
+            target.require_open(self.export_id)
             for name, path in zip(names, paths, strict=True):
                 files.append(ExportedFile(name=name, digest=digest_file(path), num_bytes=path.stat().st_size))
                 target.put(name, path)
