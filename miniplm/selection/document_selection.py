@@ -13,20 +13,24 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from miniplm import layout
 from miniplm.config.selection import SelectionConfig
-from miniplm.errors import ConfigError
 from miniplm.progress import Progress, ProgressCallback
 from miniplm.records.manifests import CorpusManifest, SelectionShardEntry, ShardEntry
-from miniplm.selection.budgets import RankedRows
 from miniplm.selection.candidates import Floats, Integers
 from miniplm.selection.cut import Cut, KeptDomains
 from miniplm.selection.documents import document_scores, rank_documents
+from miniplm.selection.expressions import Expressions
 from miniplm.selection.keys import RankingKeys
 from miniplm.selection.noise import draw_gumbel
 from miniplm.selection.order_statistics import GroupedRuns, ScratchFile
+from miniplm.selection.prefixes import RankedRows
+from miniplm.selection.signals import DocumentSignals
+from miniplm.selection.steering import check_rule, list_columns
 from miniplm.selection.survey import ShardSums, Survey, add_sums, sum_by
 from miniplm.storage.root import Storage, digest_file
 
@@ -40,6 +44,7 @@ _COLUMNS = (
     "reference_nll",
     "difference_score",
 )
+_MORE_COLUMNS = ("num_scored_tokens", "num_sequences", "teacher_nll_sum", "reference_nll_sum")
 
 DOCUMENT_SELECTION_SCHEMA = pa.schema(
     [
@@ -56,10 +61,12 @@ DOCUMENT_SELECTION_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class _Block:
-    """Documents in the order of their ids: places of domains in `Survey.domains`, ranking keys, and their columns, (num_documents,) each."""
+    """Documents in the order of their ids: places of domains in `Survey.domains`, ranking keys, NaN where one is left out, the value of
+    the expression where one is the score, and their columns, (num_documents,) each."""
 
     domains: Integers
     keys: Floats
+    expression: Floats | None
     columns: dict[str, Any]
 
 
@@ -68,6 +75,8 @@ class DocumentSurvey(Survey):
     """What is known of all documents, as `Survey` of sequences; `connection` has them as `ranked_documents`."""
 
     connection: duckdb.DuckDBPyConnection | None = None
+    expressions: Expressions | None = None
+    signals: DocumentSignals | None = None
 
     @property
     def ranked(self) -> RankedRows:
@@ -78,20 +87,35 @@ class DocumentSurvey(Survey):
             yield block.domains, block.columns["num_tokens"], block.keys
 
     def read_blocks(self) -> Iterator[_Block]:
-        """All documents that are ranked, by id."""
+        """All documents, by id."""
         assert self.connection is not None
         config = self.keys.config
         # A cursor, as what is kept is written to the same database meanwhile.
         cursor = self.connection.cursor()
         names = pa.array(self.domains, pa.string())
-        reader = cursor.sql(f"SELECT domain, {', '.join(_COLUMNS)} FROM ranked_documents").to_arrow_reader(_BLOCK_ROWS)
-        for batch in reader:
-            columns = {name: batch[name].to_numpy() for name in _COLUMNS}
-            places = pa.compute.index_in(batch["domain"].cast(pa.string()), names).to_numpy()
-            keys = columns["difference_score"]
+        more = _MORE_COLUMNS if self.expressions is not None else ()
+        query = f"SELECT domain, {', '.join((*_COLUMNS, *more))} FROM ranked_documents"
+        for batch in cursor.sql(query).to_arrow_reader(_BLOCK_ROWS):
+            columns = {name: batch[name].to_numpy() for name in (*_COLUMNS, *more)}
+            places = pc.index_in(batch["domain"].cast(pa.string()), names).to_numpy()
+            keys, expression = columns["difference_score"].astype(np.float64), None
+            if self.expressions is not None:
+                expression, is_met = self._evaluate(batch, columns)
+                keys = keys if expression is None else expression.copy()
+                if is_met is not None:
+                    keys[~is_met] = np.nan
             if config.temperature:
                 keys = keys + config.temperature * draw_gumbel(columns["document_id"], config.seed)
-            yield _Block(places, keys, columns)
+            yield _Block(places, keys, expression, columns)
+
+    def _evaluate(self, batch: pa.RecordBatch, columns: dict[str, Any]) -> tuple[Floats | None, NDArray[np.bool_] | None]:
+        """The expression and the condition of documents with these columns (num_documents,) by name."""
+        assert self.expressions is not None
+        values = columns | {"domain": batch["domain"].cast(pa.string())}
+        if self.signals is not None:
+            values |= self.signals.values_of(columns["document_id"])
+        schema = list_columns(self.keys.config)
+        return self.expressions.evaluate(pa.table({name: values[name] for name in schema.names}, schema=schema))
 
 
 def survey_documents(
@@ -100,25 +124,34 @@ def survey_documents(
     corpus: CorpusManifest,
     teacher_id: str,
     reference_id: str,
-    keys: RankingKeys,
+    config: SelectionConfig,
     scratch: ScratchFile,
     on_progress: ProgressCallback,
 ) -> DocumentSurvey:
-    """Adds up the scores of every document's parts. Raises as `document_scores` and `rank_documents`."""
-    config = keys.config
-    check_document_rule(config)
+    """Adds up the scores of every document's parts. Raises as `check_rule`, `document_scores` and `rank_documents`, and for values of
+    signals that cannot be used."""
+    check_rule(config)
     on_progress(Progress("add up documents", 0, 2, "steps"))
     document_scores(connection, storage, corpus, teacher_id, reference_id, config.difference)
     on_progress(Progress("add up documents", 1, 2, "steps"))
     num_unknown = rank_documents(connection, storage, corpus, teacher_id)
     rows = connection.execute("SELECT DISTINCT domain FROM ranked_documents ORDER BY domain").fetchall()
-    runs = GroupedRuns(scratch)
+    runs, keys = GroupedRuns(scratch), RankingKeys(config)
     survey = DocumentSurvey(
-        keys, runs, GroupedRuns(scratch) if config.temperature else runs, {}, [row[0] for row in rows], connection=connection
+        keys,
+        runs,
+        runs if keys.are_differences else GroupedRuns(scratch),
+        {},
+        [row[0] for row in rows],
+        connection=connection,
+        expressions=Expressions(config, list_columns(config)) if config.has_expressions else None,
+        signals=DocumentSignals(connection, storage, corpus, teacher_id, config, on_progress) if config.signals else None,
     )
     for block in survey.read_blocks():
         num_tokens, difference = block.columns["num_tokens"], block.columns["difference_score"]
-        survey.key_runs.add(block.domains, block.keys, num_tokens if config.has_token_budget else None)
+        ranked = ~np.isnan(block.keys)
+        weights = num_tokens[ranked] if config.has_token_budget else None
+        survey.key_runs.add(block.domains[ranked], block.keys[ranked], weights)
         if survey.runs is not survey.key_runs:
             survey.runs.add(block.domains, difference)
         add_sums(survey, _sum_block(block, len(rows)))
@@ -130,30 +163,19 @@ def survey_documents(
     return survey
 
 
-def check_document_rule(config: SelectionConfig) -> None:
-    """Raises `ConfigError` for a rule that is of sequences alone."""
-    for name in ("where", "signals"):
-        if getattr(config, name):
-            raise ConfigError(
-                f"selection.{name} is evaluated for sequences; leave it out beside unit: document, or use unit: sequence"
-            )
-    if config.is_expression:
-        raise ConfigError("selection.score is an expression, which is evaluated for sequences; with unit: document use mean or sum")
-
-
 def _sum_block(block: _Block, num_domains: int) -> ShardSums:
-    num_rows = np.bincount(block.domains, minlength=num_domains)
-    num_tokens = sum_by(block.domains, block.columns["num_tokens"], num_domains).astype(np.int64)
+    num_tokens, ranked = block.columns["num_tokens"], ~np.isnan(block.keys)
+    num_left_out = int(np.count_nonzero(~ranked))
     return ShardSums(
         domains=np.arange(num_domains),
-        num_sequences=num_rows,
-        num_tokens=num_tokens,
+        num_sequences=np.bincount(block.domains, minlength=num_domains),
+        num_tokens=sum_by(block.domains, num_tokens, num_domains).astype(np.int64),
         teacher_nll=sum_by(block.domains, block.columns["teacher_nll"], num_domains),
         reference_nll=sum_by(block.domains, block.columns["reference_nll"], num_domains),
-        num_ranked=num_rows,
-        ranked_tokens=num_tokens,
+        num_ranked=np.bincount(block.domains[ranked], minlength=num_domains),
+        ranked_tokens=sum_by(block.domains[ranked], num_tokens[ranked], num_domains).astype(np.int64),
         num_negative=int(np.count_nonzero(block.columns["difference_score"] < 0)),
-        left_out={},
+        left_out={"where": num_left_out} if num_left_out else {},
     )
 
 
@@ -190,13 +212,15 @@ def _list_kept(survey: DocumentSurvey, cut: Cut, kept_domains: KeptDomains) -> p
     """What is kept, in the order of first sequences and, in one, of ids."""
     assert survey.connection is not None
     columns = {**dict.fromkeys(_COLUMNS[:4], "BIGINT"), **dict.fromkeys(_COLUMNS[4:], "DOUBLE")}
+    if survey.keys.config.is_expression:
+        columns["score"] = "DOUBLE"
     if survey.keys.config.temperature:
         columns["ranking_key"] = "DOUBLE"
     described = ", ".join(f"{name} {kind}" for name, kind in columns.items())
     survey.connection.execute(f"CREATE OR REPLACE TABLE kept_documents ({described})")
     for block in survey.read_blocks():
         rows = cut.find_kept(block.domains, block.keys)
-        found = block.columns | {"ranking_key": block.keys}
+        found = block.columns | {"ranking_key": block.keys, "score": block.expression}
         kept_domains.add(block.domains[rows], found["num_tokens"][rows], found["difference_score"][rows])
         batch = pa.table({name: found[name][rows] for name in columns})
         survey.connection.register("kept_batch", batch)

@@ -33,7 +33,7 @@ def document_scores(
     num_unattributed = 0
     for role, model_id in (("teacher", teacher_id), ("reference", reference_id)):
         manifests = [state.manifest for state in check_score_shards(storage, corpus, model_id)]
-        num_unattributed = _check_files(storage, corpus, role, manifests)
+        num_unattributed = check_document_scores(storage, corpus, role, manifests)
         files = scan_parquet(storage, [layout.document_scores(shard.corpus_id, model_id, shard.shard_index) for shard in shards])
         # A document may lie in several sequences. Their order is fixed, as a sum of floats depends on it in its last bits.
         connection.execute(f"""
@@ -57,7 +57,8 @@ def document_scores(
 
 
 def rank_documents(connection: duckdb.DuckDBPyConnection, storage: Storage, corpus: CorpusManifest, teacher_id: str) -> int:
-    """Creates `ranked_documents` of `document_scores`, by `document_id`: its columns and `num_tokens`, EOS included. Cursors see it too.
+    """Creates `ranked_documents` of `document_scores`, by `document_id`: its columns, `num_tokens`, EOS included, and the
+    NLL sums of both models. Cursors see it too.
 
     What is not known of a document makes it no candidate: those of sequences in which an EOS hides which part is whose are in no
     row; returns their number. Raises `CorpusError` where the documents' tokens are not those of the corpus.
@@ -78,7 +79,9 @@ def rank_documents(connection: duckdb.DuckDBPyConnection, storage: Storage, corp
     """)
     connection.execute("""
         CREATE OR REPLACE TABLE ranked_documents AS
-        SELECT d.*, s.num_tokens FROM document_scores d JOIN document_sizes s USING (document_id)
+        SELECT d.*, s.num_tokens, t.nll_sum AS teacher_nll_sum, r.nll_sum AS reference_nll_sum
+        FROM document_scores d JOIN document_sizes s USING (document_id)
+        JOIN teacher_documents t USING (document_id) JOIN reference_documents r USING (document_id)
         WHERE NOT EXISTS (FROM unknown_documents u WHERE u.document_id = d.document_id) ORDER BY document_id
     """)
     (num_unknown,) = _fetch_one(connection, "SELECT count(*) FROM unknown_documents")
@@ -98,7 +101,7 @@ def _fetch_one(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[int, 
     return tuple(int(value) for value in row)
 
 
-def _check_files(storage: Storage, corpus: CorpusManifest, role: str, manifests: list[ScoreShardManifest | None]) -> int:
+def check_document_scores(storage: Storage, corpus: CorpusManifest, role: str, manifests: list[ScoreShardManifest | None]) -> int:
     """Raises `ScoreError` where a shard's scores of documents are not there or are damaged; the sequences without known parts."""
     missing, num_unattributed = [], 0
     for shard, manifest in zip(corpus.split_shards("candidate"), manifests, strict=True):

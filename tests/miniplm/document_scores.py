@@ -102,7 +102,7 @@ class Scored:
         return frame.assign(tokens=pd.Series(tokens), domain=pd.Series(domains)).sort_index()
 
     def select(self, **rule: Any) -> SelectionManifest:
-        return select_sequences(self.storage, self.corpus, "t", "r", SelectionConfig(unit="document", **rule))
+        return select_sequences(self.storage, self.corpus, "t", "r", SelectionConfig.model_validate({"unit": "document", **rule}))
 
     def read(self, manifest: SelectionManifest) -> list[pd.DataFrame]:
         return [

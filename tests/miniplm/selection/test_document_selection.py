@@ -6,14 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from miniplm import layout
 from miniplm.config.selection import SelectionConfig
 from miniplm.corpus.reader import read_shard
-from miniplm.errors import ScoreError
+from miniplm.errors import ConfigError, ScoreError
+from miniplm.records.manifests import SelectionManifest
 from miniplm.selection.noise import draw_gumbel
 from miniplm.selection.ranking import resolve_selection_id
+from miniplm.selection.steering import check_rule
 from tests.miniplm.document_scores import Scored
 
 
@@ -43,6 +47,48 @@ def test_the_best_documents_are_kept_ties_by_the_smaller_id(scored: Scored, rule
         of_domain = documents[documents["domain"] == name]
         assert (domain.num_candidates, domain.num_candidate_tokens) == (len(of_domain), of_domain["tokens"].sum())
         assert domain.num_selected_tokens == kept[kept["domain"] == name]["tokens"].sum()
+
+
+def test_token_budgets_mixes_conditions_and_outside_scores_are_of_documents(scored: Scored, tmp_path: Path) -> None:
+    documents = scored.documents
+    budget = int(documents["tokens"].sum()) // 3
+    ranked = documents.sort_values("mean", ascending=False, kind="stable")
+    fits = ranked[ranked["tokens"].cumsum() <= budget]
+    manifest = scored.select(tokens=budget)
+    assert sorted(read_ids(scored, manifest)) == sorted(fits.index)
+    assert manifest.num_selected_tokens == fits["tokens"].sum()
+    mixed = scored.select(tokens=budget, mix={"web": 0.25, "code": {"at_most": 0.2}})
+    for domain, least, most in (("web", 0.25 - documents["tokens"].max() / budget, 0.25), ("code", 0, 0.2)):
+        assert least <= mixed.domains[domain].num_selected_tokens / budget <= most
+    path = tmp_path / "edu.parquet"
+    shuffled = documents.sample(frac=1, random_state=1).index
+    pq.write_table(pa.table({"document_id": shuffled, "edu": [(i * 7) % 10 / 10 for i in shuffled]}), path)
+    signal = {"name": "edu", "path": str(path), "key": "document_id", "column": "edu"}
+    rule = {
+        "ratio": 0.5,
+        "score": "difference_score + 2 * edu",
+        "where": "num_tokens > 20 AND domain <> 'rare'",
+        "signals": [signal],
+    }
+    manifest = scored.select(**rule)
+    met = documents[(documents["tokens"] > 20) & (documents["domain"] != "rare")]
+    score = (met["mean"] + 2 * pd.Series(met.index * 7 % 10 / 10, met.index)).sort_values(ascending=False, kind="stable")
+    assert sorted(read_ids(scored, manifest)) == sorted(score.index[: len(met) // 2])
+    assert manifest.left_out == {"where": len(documents) - len(met)}
+    rows = pd.concat(scored.read(manifest)).drop_duplicates("document_id").set_index("document_id")
+    assert rows["score"].tolist() == pytest.approx(score[rows.index].tolist())
+
+
+def read_ids(scored: Scored, manifest: SelectionManifest) -> set[int]:
+    return set(pd.concat(scored.read(manifest))["document_id"])
+
+
+def test_what_is_of_sequences_is_refused(scored: Scored) -> None:
+    signal = {"name": "edu", "path": "x.parquet", "key": "sequence_id", "column": "edu"}
+    with pytest.raises(ConfigError, match="edu has values by sequence, and documents are ranked"):
+        check_rule(SelectionConfig.model_validate({"unit": "document", "score": "edu", "signals": [signal]}))
+    with pytest.raises(ConfigError, match="unknown column 'sequence_id'; the columns are document_id, domain"):
+        scored.select(where="sequence_id < 5")
 
 
 def test_each_shard_names_the_kept_documents_that_have_text_in_it(scored: Scored) -> None:
