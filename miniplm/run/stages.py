@@ -97,7 +97,7 @@ def select(
 
             provide_text_digests(storage, plan.corpus, corpus)
         manifest = select_sequences(storage, corpus, teacher.model_id, reference.model_id, plan.selection, on_progress)
-    return manifest, _record("select", time.monotonic() - started, reused, manifest.num_candidates, "sequences")
+    return manifest, _record("select", time.monotonic() - started, reused, manifest.num_candidates, manifest.units)
 
 
 def export(
