@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from miniplm import layout
 from miniplm.derived.sequences import TrainingShard
 from miniplm.errors import TrainingError
-from miniplm.records.manifests import SelectionShardEntry, ShardEntry
+from miniplm.records.manifests import ShardEntry
+from miniplm.records.selections import SelectionShardEntry
 from miniplm.storage.root import Storage, digest_content, digest_stream
 from miniplm.training.methods.method import MethodInputs, TrainingMethod
 
