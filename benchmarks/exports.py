@@ -37,7 +37,7 @@ from miniplm.corpus.reader import load_corpus
 from miniplm.errors import RunFailedError
 from miniplm.export.exporting import export_selection
 from miniplm.export.job import ExportJob
-from miniplm.records.manifests import SelectionManifest
+from miniplm.records.selections import SelectionManifest
 from miniplm.storage.root import Storage
 
 _BLOCK = 257

@@ -15,7 +15,8 @@ from miniplm import layout
 from miniplm.config.run import CorpusConfig
 from miniplm.corpus.preparation import prepare_corpus
 from miniplm.corpus.reader import read_shard
-from miniplm.records.manifests import CorpusManifest, SelectionManifest, SelectionShardEntry
+from miniplm.records.manifests import CorpusManifest
+from miniplm.records.selections import SelectionManifest, SelectionShardEntry
 from miniplm.selection.cut import SELECTION_SCHEMA
 from miniplm.storage.root import Storage, digest_file
 
