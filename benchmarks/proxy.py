@@ -183,11 +183,11 @@ def measure_draw(
     return {"num_labels": len(label), "gate": gate, "overlap": overlap, "spearman": spearman, "fit_seconds": seconds}
 
 
-def compare(found: Candidates, predicted: Values, rows: NDArray[np.int64], ratio: float, within: str) -> tuple[float, float]:
+def compare(found: Candidates, predicted: Values, rows: NDArray[np.int64], ratio: float, within: Literal["corpus", "domain"]) -> tuple[float, float]:
     """Spearman and overlap of predicted scores (num_rows,) of some rows with full ones."""
     truth = (found.reference_nll - found.teacher_nll)[rows]
     groups = group_rows([found.domains[row] for row in rows] if within == "domain" else None, len(rows))
-    return correlate_ranks(predicted, truth), compare_selections(predicted, truth, groups, ratio)[1]
+    return correlate_ranks(predicted, truth), compare_selections(predicted, truth, groups, SelectionConfig(within=within), ratio)[1]
 
 
 def measure_reference(found: Candidates, ratio: float, within: str) -> dict[str, Any]:

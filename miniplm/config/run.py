@@ -13,6 +13,7 @@ from miniplm.config.exports import ExportConfig
 from miniplm.config.fields import LARGEST_SEED, MOST_SHARD_TOKENS, Location, Name, Section, Url
 from miniplm.config.methods import Method as Method
 from miniplm.config.proxy import ProxyConfig
+from miniplm.config.selection import SelectionConfig
 from miniplm.config.training import (
     ARCHITECTURE,
     LOCATION,
@@ -248,19 +249,6 @@ class ScoringConfig(Section):
         return self
 
 
-class SelectionConfig(Section):
-    """Difference Sampling: the floor(ratio * candidates) sequences with the largest difference score."""
-
-    ratio: float = Field(0.5, gt=0, le=1, description="kept share of the candidate sequences, in (0, 1]")
-    score: Literal["mean", "sum"] = Field("mean", description="mean: NLL a scored token; sum: NLL a sequence")
-    within: Literal["corpus", "domain"] = Field(
-        "corpus",
-        description="corpus: the best of all candidates (the paper's), which changes the mix of domains; domain: the best of each domain, "
-        "floor(ratio * its candidates), which keeps the mix",
-    )
-    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seed of the random draw that the `pretrain` baseline trains on")
-
-
 class EvaluationConfig(Section):
     """What the students are measured on."""
 
@@ -387,6 +375,10 @@ class RunConfig(Section):
         if self.scoring.proxy is not None and self.teacher.tuned_on is not None:
             raise ValueError(
                 "scoring.proxy stands in a large teacher's place, and teacher.tuned_on has one as small as the reference: leave one of them out"
+            )
+        if self.scoring.proxy is not None and self.selection.unit == "document":
+            raise ValueError(
+                "selection.unit is document, and scoring.proxy predicts scores of sequences alone: leave one of them out"
             )
         if self.evaluation.tasks and not self.evaluation.measures_losses:
             raise ValueError(
