@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from benchmarks.records import append_rows, describe_place, format_table, make_parser, run_benchmark
 from miniplm.config.files import load_config
+from miniplm.config.selection import SelectionConfig
 from miniplm.corpus.reader import read_shard, read_token_ids
 from miniplm.errors import ScoreJoinError
 from miniplm.proxy.cost import count_flops
@@ -189,7 +190,7 @@ def compare(found: Candidates, predicted: Values, rows: NDArray[np.int64], ratio
     """Spearman and overlap of predicted scores (num_rows,) of some rows with full ones."""
     truth = (found.reference_nll - found.teacher_nll)[rows]
     groups = group_rows([found.domains[row] for row in rows] if within == "domain" else None, len(rows))
-    return correlate_ranks(predicted, truth), compare_selections(predicted, truth, groups, ratio)[1]
+    return correlate_ranks(predicted, truth), compare_selections(predicted, truth, groups, SelectionConfig(ratio=ratio), ratio)[1]
 
 
 def measure_reference(found: Candidates, ratio: float, within: str) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from miniplm.errors import ConfigError, ModelError, list_offenders
 
 if TYPE_CHECKING:
     from miniplm.progress import ProgressCallback
-    from miniplm.records.manifests import CorpusManifest, ModelEntry, SelectionManifest
+    from miniplm.records.manifests import CorpusManifest, ModelEntry
     from miniplm.records.run import StudentRecord
+    from miniplm.records.selections import SelectionManifest
     from miniplm.run.plan import RunPlan
     from miniplm.storage.root import Storage
 
@@ -193,10 +194,10 @@ def _calibrate(storage: Storage, plan: RunPlan, num_sequences: int, as_json: boo
         reference = _require_reference(storage, plan, corpus)
         calibration = calibrate_dtypes(plan, corpus.corpus_id, plan.require_teacher(), reference, num_sequences)
     if as_json:
-        print_json(describe_fidelity(calibration, plan))
+        print_json(describe_fidelity(calibration, plan, corpus))
     else:
-        print_fidelity(console, storage, calibration, plan)
-    judge_fidelity(calibration, plan)
+        print_fidelity(console, storage, calibration, plan, corpus)
+    judge_fidelity(calibration, plan, corpus)
 
 
 @on_a_run
@@ -209,7 +210,9 @@ def select(
     """Keep the sequences with the largest difference score, from the scores that are there; another ratio costs no new scores."""
     changes = [change for change in asked.overrides or () if change.partition("=")[0].strip() == "selection.ratio"]
     take_one({"--ratio": ratio, "--set selection.ratio": changes})
-    storage, plan = begin(asked, *([] if ratio is None else [f"selection.ratio={ratio!r}"]))
+    storage, plan = begin(
+        asked, *([] if ratio is None else [f"selection.ratio={ratio!r}", "selection.tokens=null", "selection.threshold=null"])
+    )
     with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
         corpus = _require_corpus(storage, plan)
         reference = _require_reference(storage, plan, corpus)
@@ -223,7 +226,7 @@ def select(
             manifest, _ = try_again(partial(stages.select, storage, plan, corpus, reference, on_progress))
 
     truth = None
-    if plan.corpus.truth is not None:
+    if plan.corpus.truth is not None and manifest.unit == "sequence":
         from miniplm.run.truth import judge_selection
 
         truth = judge_selection(storage, plan.corpus, corpus, manifest)

@@ -19,6 +19,7 @@ DEPLOYMENTS = (
     "calibrate-dtypes",
     "fit-proxy",
     "describe-worker",
+    "export-parts",
 )
 
 

@@ -14,6 +14,7 @@ from miniplm.config.fields import LARGEST_SEED, MOST_SHARD_TOKENS, Location, Nam
 from miniplm.config.methods import Method as Method
 from miniplm.config.proxy import ProxyConfig
 from miniplm.config.scoring import ScoringConfig
+from miniplm.config.selection import SelectionConfig
 from miniplm.config.training import (
     ARCHITECTURE,
     LOCATION,
@@ -205,19 +206,6 @@ class ReferenceConfig(Section):
         return self
 
 
-class SelectionConfig(Section):
-    """Difference Sampling: the floor(ratio * candidates) sequences with the largest difference score."""
-
-    ratio: float = Field(0.5, gt=0, le=1, description="kept share of the candidate sequences, in (0, 1]")
-    score: Literal["mean", "sum"] = Field("mean", description="mean: NLL a scored token; sum: NLL a sequence")
-    within: Literal["corpus", "domain"] = Field(
-        "corpus",
-        description="corpus: the best of all candidates (the paper's), which changes the mix of domains; domain: the best of each domain, "
-        "floor(ratio * its candidates), which keeps the mix",
-    )
-    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seed of the random draw that the `pretrain` baseline trains on")
-
-
 class EvaluationConfig(Section):
     """What the students are measured on."""
 
@@ -329,10 +317,6 @@ class RunConfig(Section):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"students: the name {repeated[0]!r} is given twice; each student needs its own")
-        if self.scoring.proxy is not None and self.teacher.tuned_on is not None:
-            raise ValueError(
-                "scoring.proxy stands in for a large teacher, and teacher.tuned_on makes one as small as the reference, which costs as little; leave one out"
-            )
         targets = [export.to.rstrip("/") for export in self.exports]
         twice = sorted({target for target in targets if targets.count(target) > 1})
         if twice:
@@ -344,6 +328,14 @@ class RunConfig(Section):
         if self.students and self.evaluation.heldout and self.corpus.splits.heldout == 0:
             raise ValueError(
                 "corpus.splits.heldout is 0, but evaluation.heldout is on; give the split a share, or turn the evaluation off"
+            )
+        if self.scoring.proxy is not None and self.teacher.tuned_on is not None:
+            raise ValueError(
+                "scoring.proxy stands in a large teacher's place, and teacher.tuned_on has one as small as the reference: leave one of them out"
+            )
+        if self.scoring.proxy is not None and self.selection.unit == "document":
+            raise ValueError(
+                "selection.unit is document, and scoring.proxy predicts scores of sequences alone: leave one of them out"
             )
         if self.evaluation.tasks and not self.evaluation.measures_losses:
             raise ValueError(

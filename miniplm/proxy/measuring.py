@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from miniplm import layout
+from miniplm.config.selection import SelectionConfig
 from miniplm.errors import DamagedFileError
 from miniplm.records.proxies import ProxyManifest
-from miniplm.selection.agreement import compare_selections, correlate_ranks, group_rows
-from miniplm.selection.ranking import count_selected
+from miniplm.selection.agreement import add_noise, compare_selections, correlate_ranks, group_rows
+from miniplm.selection.budgets import count_selected
 from miniplm.storage.root import Storage
 
 
@@ -60,19 +60,21 @@ def read_measurement(storage: Storage, manifest: ProxyManifest) -> pa.Table:
     return pq.read_table(pa.BufferReader(content))
 
 
-def measure_proxy(
-    measured: pa.Table, ratio: float, score: Literal["mean", "sum"], within: Literal["corpus", "domain"]
-) -> ProxyFidelity:
-    """What `read_measurement` says of a selection by this rule."""
+def measure_proxy(measured: pa.Table, rule: SelectionConfig, num_candidate_tokens: int) -> ProxyFidelity:
+    """What `read_measurement` says of a selection by this rule from candidates of so many tokens, as far as `measure_fidelity` applies it."""
     counts = measured["num_scored_tokens"].to_numpy().astype(np.float64)
-    weight = counts if score == "sum" else np.ones_like(counts)
+    weight = counts if rule.score == "sum" else np.ones_like(counts)
     reference = measured["reference_nll"].to_numpy()
     exact = (reference - measured["teacher_nll"].to_numpy()) * weight
     predicted = (reference - measured["predicted_nll"].to_numpy()) * weight
-    groups = group_rows(measured["domain"].to_pylist() if within == "domain" else None, len(counts))
-    num_selected, overlap = compare_selections(predicted, exact, groups, ratio)
+    predicted, exact = (add_noise(rule, measured["sequence_id"].to_pylist(), scores) for scores in (predicted, exact))
+    groups = group_rows(measured["domain"].to_pylist() if rule.within == "domain" else None, len(counts))
+    share = rule.expect_share(num_candidate_tokens)
+    num_selected, overlap = compare_selections(predicted, exact, groups, rule, share)
+    if rule.threshold is not None:
+        share = num_selected / max(len(counts), 1)
     # Of n, k and k are drawn by chance: k / n of those k are in both, by the hypergeometric distribution.
-    sizes = [(len(rows), count_selected(len(rows), ratio)) for rows in groups]
+    sizes = [(len(rows), count_selected(len(rows), share)) for rows in groups]
     mean = sum(k * k / n for n, k in sizes)
     variance = sum(k * (k / n) * (1 - k / n) * (n - k) / (n - 1) for n, k in sizes if n > 1)
     return ProxyFidelity(

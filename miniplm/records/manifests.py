@@ -250,55 +250,6 @@ def is_proxy(model_id: str) -> bool:
     return re.fullmatch(r"proxy-(linear|head)-[0-9a-f]{12}", model_id) is not None
 
 
-class SelectionShardEntry(Record):
-    """The kept sequences of one candidate shard."""
-
-    shard_index: int
-    corpus_id: str
-    digest: str
-    num_bytes: int
-    num_sequences: int
-    num_tokens: int
-
-
-class DomainSelection(Record):
-    """What was kept of one domain, and quantiles of its difference scores (at 0, .1, .25, .5, .75, .9, 1), nats a token.
-
-    `threshold` is the lowest difference score that was kept of it; None where nothing was.
-    """
-
-    num_candidates: int
-    num_selected: int
-    num_candidate_tokens: int
-    num_selected_tokens: int
-    mean_teacher_nll: float
-    mean_reference_nll: float
-    difference_score_quantiles: tuple[float, ...]
-    threshold: float | None = None
-
-
-class SelectionManifest(Record):
-    """A selection; the same inputs give the same bytes.
-
-    `threshold` is the lowest difference score that was kept, None where each domain has one of its own (`within`).
-    """
-
-    selection_id: str
-    corpus_id: str
-    teacher_id: str
-    reference_id: str
-    ratio: float
-    score: Literal["mean", "sum"]
-    within: Literal["corpus", "domain"] = "corpus"
-    num_candidates: int
-    num_selected: int
-    num_selected_tokens: int
-    num_negative: int
-    threshold: float | None
-    domains: dict[str, DomainSelection]
-    shards: tuple[SelectionShardEntry, ...]
-
-
 class CheckpointMetrics(Record):
     """One optimizer step: loss in nats a scored token over the global batch, gradient norm before clipping."""
 

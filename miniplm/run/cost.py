@@ -96,7 +96,13 @@ def plan_run(plan: RunPlan, usd_per_gpu_hour: float | None = None) -> RunCost:
     num_teacher_parameters, by_teacher, of_scorers = _plan_scorers(storage, plan, counts, tokenizer, device, notes)
     stages += of_scorers
     model_bytes = 0
-    selected = int(counts.candidate_tokens * plan.selection.ratio)
+    selected = int(counts.candidate_tokens * plan.selection.expect_share(counts.candidate_tokens))
+    if plan.selection.threshold is not None:
+        notes.append(
+            "selection.threshold: how much is kept is known once all is scored; students are planned as if it were everything"
+        )
+    if plan.selection.where is not None:
+        notes.append("selection.where leaves candidates out that are counted here")
     for student in plan.students:
         own = load_own_tokenizer(student, plan.corpus) or tokenizer
         vocab_size = resolve_vocab_size(student.vocab_size, own.entry.vocab_size)
@@ -168,7 +174,7 @@ def _plan_scorers(
         num_tokens = _training_tokens(given.tuned_on.training, plan, count_target_tokens(storage, plan, tokenizer))
         tuning = [_stage("tune teacher", num_tokens, by_reference.tokens_per_second / 3)]
     scoring = _scoring_stage("score teacher", left, by_reference, counts.num_shards)
-    return num_parameters, by_reference, [*of_reference, *tuning, scoring]
+    return num_parameters, by_reference, [*of_reference, *tuning, scoring], notes
 
 
 def _is_faster_in_bfloat16(plan: RunPlan) -> bool:

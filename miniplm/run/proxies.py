@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from miniplm.corpus.reader import load_corpus
 from miniplm.errors import ProxyError, ScoreJoinError
 from miniplm.progress import ProgressCallback, ignore_progress
 from miniplm.proxy.identity import find_proxy, resolve_proxy_id
@@ -81,8 +82,8 @@ def provide_proxy(
 
 def measure_run_proxy(storage: Storage, manifest: ProxyManifest, plan: RunPlan) -> ProxyFidelity:
     """How well a proxy predicts what the run's rule selects."""
-    selection = plan.selection
-    return measure_proxy(read_measurement(storage, manifest), selection.ratio, selection.score, selection.within)
+    num_tokens = load_corpus(storage, manifest.corpus_id).split_counts("candidate").num_tokens
+    return measure_proxy(read_measurement(storage, manifest), plan.selection, num_tokens)
 
 
 def judge_proxy(storage: Storage, manifest: ProxyManifest, plan: RunPlan) -> ProxyFidelity:
@@ -97,10 +98,9 @@ def judge_proxy(storage: Storage, manifest: ProxyManifest, plan: RunPlan) -> Pro
         f"Label more (scoring.proxy.share is {config.share:g}, {manifest.num_labels:,} labels), try scoring.proxy.scorer={other}, "
         "or leave scoring.proxy out, which has the teacher score all"
     )
-    of_each = " of each domain" if selection.within == "domain" else ""
     if fidelity.num_selected == 0:
         raise ProxyError(
-            f"proxy {manifest.proxy_id}: of {fidelity.num_sequences:,} labelled sequences selection.ratio {selection.ratio:g}{of_each} selects "
+            f"proxy {manifest.proxy_id}: of {fidelity.num_sequences:,} labelled sequences {selection.title} selects "
             f"none, so that nothing was measured. {way_out}"
         )
     if not fidelity.beats_chance:
@@ -109,7 +109,7 @@ def judge_proxy(storage: Storage, manifest: ProxyManifest, plan: RunPlan) -> Pro
         limit = f"less than scoring.proxy.min_overlap {config.min_overlap:g}; chance gives {fidelity.chance:.1%}"
     raise ProxyError(
         f"proxy {manifest.proxy_id}: of the {fidelity.num_selected:,} sequences that full scores select from {fidelity.num_sequences:,} labelled "
-        f"ones (ratio {selection.ratio:g}{of_each}), its predictions, made without their scores, select {fidelity.overlap:.1%} "
+        f"ones ({selection.title}), its predictions, made without their scores, select {fidelity.overlap:.1%} "
         f"(standard error {fidelity.overlap_error:.1%}, Spearman {fidelity.spearman:.3f}): {limit}. {way_out}"
         + ("" if not fidelity.beats_chance else ", or allow less overlap")
     )

@@ -42,12 +42,13 @@ def summarise_proxy(storage: Storage, record: RunRecord, corpus: CorpusManifest)
     config = ProxyConfig.model_validate(record.config["scoring"]["proxy"])
     selection = SelectionConfig.model_validate(record.config.get("selection", {}))
     manifest = load_proxy(storage, record.proxy.model_id)
-    fidelity = measure_proxy(read_measurement(storage, manifest), selection.ratio, selection.score, selection.within)
+    num_tokens = corpus.split_counts("candidate").num_tokens
+    fidelity = measure_proxy(read_measurement(storage, manifest), selection, num_tokens)
     return ProxySummary(
         manifest=manifest,
         min_overlap=config.min_overlap,
         fidelity=asdict(fidelity),
-        flops=count_proxy_flops(manifest, corpus.split_counts("candidate").num_tokens),
+        flops=count_proxy_flops(manifest, num_tokens),
         hours_saved=_count_hours(record, corpus),
     )
 

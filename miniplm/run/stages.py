@@ -14,8 +14,9 @@ from miniplm.corpus.reader import find_corpus
 from miniplm.errors import CorpusError
 from miniplm.export.records import ExportManifest
 from miniplm.progress import ProgressCallback, ignore_progress
-from miniplm.records.manifests import CorpusManifest, ModelEntry, SelectionManifest
+from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.run import StageRecord, StudentRecord
+from miniplm.records.selections import SelectionManifest
 from miniplm.run.plan import RunPlan
 from miniplm.run.proxies import find_scorer_ids, judge_proxy, provide_labelled_corpus, require_run_proxy
 from miniplm.run.references import find_reference
@@ -113,8 +114,12 @@ def select(
     manifest = find_selection(storage, selection_id)
     reused = manifest is not None
     if manifest is None:
+        if any(signal.key == "text_digest" for signal in plan.selection.signals):
+            from miniplm.corpus.text_digests import provide_text_digests
+
+            provide_text_digests(storage, plan.corpus, corpus)
         manifest = select_sequences(storage, corpus, *scorer_ids, plan.selection, on_progress)
-    return manifest, _record("select", time.monotonic() - started, reused, manifest.num_candidates, "sequences")
+    return manifest, _record("select", time.monotonic() - started, reused, manifest.num_candidates, manifest.units)
 
 
 def export(

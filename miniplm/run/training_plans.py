@@ -11,7 +11,8 @@ from miniplm.derived.conversion import ConversionJob
 from miniplm.models.architectures import build_empty_model, count_parameters, resolve_vocab_size
 from miniplm.models.configuration import read_config
 from miniplm.models.opening import model_files
-from miniplm.records.manifests import CorpusManifest, ModelEntry, SelectionManifest
+from miniplm.records.manifests import CorpusManifest, ModelEntry
+from miniplm.records.selections import SelectionManifest
 from miniplm.records.texts import MeasuredText
 from miniplm.run.heldout_texts import find_text, list_texts
 from miniplm.run.plan import PlannedTraining, RunPlan

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from miniplm.records.manifests import CorpusManifest, ModelEntry, SelectionManifest
+from miniplm.records.manifests import CorpusManifest, ModelEntry
+from miniplm.records.selections import SelectionManifest
 from miniplm.run.heldout_texts import find_text, list_texts
 from miniplm.run.plan import PlannedTraining, RunPlan
 from miniplm.run.targets import resolve_target_id

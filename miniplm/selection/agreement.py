@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from miniplm.selection.ranking import count_selected
+from miniplm.config.selection import SelectionConfig
+from miniplm.selection.budgets import count_selected
+from miniplm.selection.noise import draw_gumbel
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 IndexArray = np.ndarray[Any, np.dtype[np.int64]]
@@ -24,10 +26,26 @@ def group_rows(domains: Sequence[str] | None, num_rows: int) -> list[IndexArray]
     return [np.flatnonzero(of_rows == domain) for domain in sorted(set(domains))]
 
 
-def compare_selections(chosen: FloatArray, exact: FloatArray, groups: list[IndexArray], ratio: float) -> tuple[int, float]:
-    """How many rows the exact scores (N,) select, `ratio` of each group, and which share of them the chosen ones (N,) select too."""
-    num_selected = sum(count_selected(len(rows), ratio) for rows in groups)
-    kept = _select(chosen, groups, ratio) & _select(exact, groups, ratio)
+def add_noise(rule: SelectionConfig, sequence_ids: Sequence[int], scores: FloatArray) -> FloatArray:
+    """Scores (N,) with the noise that the rule draws for their sequences (N,); as they are where it draws none."""
+    if not rule.temperature:
+        return scores
+    return scores + rule.temperature * draw_gumbel(np.array(sequence_ids, dtype=np.int64), rule.seed)
+
+
+def compare_selections(
+    chosen: FloatArray, exact: FloatArray, groups: list[IndexArray], rule: SelectionConfig, share: float
+) -> tuple[int, float]:
+    """How many rows are selected, and which share of them by the exact scores (N,) and the chosen ones (N,) both.
+
+    A least score of the rule is applied as it is; any other rule keeps `share` of each group.
+    """
+    if rule.threshold is not None and not rule.is_expression:
+        wanted, found = (set(np.flatnonzero(scores >= rule.threshold).tolist()) for scores in (exact, chosen))
+    else:
+        wanted, found = _select(exact, groups, share), _select(chosen, groups, share)
+    # A threshold may keep other numbers by both; the larger counts, so that what is kept too much lowers the overlap as well.
+    num_selected, kept = max(len(wanted), len(found)), wanted & found
     return num_selected, len(kept) / num_selected if num_selected else 0.0
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from miniplm import layout
+from miniplm.config.selection import SelectionConfig
 from miniplm.corpus.reader import read_shard, read_token_ids
 from miniplm.errors import CorpusError, FidelityError
 from miniplm.models.devices import describe_device
@@ -23,7 +24,7 @@ from miniplm.records.calibrations import Calibration, CalibrationScores
 from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.stored import find_record
 from miniplm.scoring.engine import Scorer
-from miniplm.selection.agreement import FloatArray, compare_selections, correlate_ranks, group_rows
+from miniplm.selection.agreement import FloatArray, add_noise, compare_selections, correlate_ranks, group_rows
 from miniplm.storage.root import Storage
 from miniplm.versions import list_versions
 
@@ -55,15 +56,21 @@ class Fidelity:
         return self.num_selected > 0 and self.overlap >= min_overlap
 
 
-def measure_fidelity(calibration: Calibration, ratio: float, score: str) -> Fidelity:
-    """What a calibration says of a selection of `ratio` by `score` (mean or sum), within what it was made for: the corpus or each domain."""
+def measure_fidelity(calibration: Calibration, rule: SelectionConfig, num_candidate_tokens: int = 0) -> Fidelity:
+    """What a calibration says of a selection from candidates of so many tokens, within what it was made for: the corpus or each domain.
+
+    Of a budget of tokens its share of the candidates is measured, of a least score that score, at a temperature with its noise. An
+    expression, a condition and a mix are not applied: for these it is the difference score that is compared.
+    """
+    ratio = rule.expect_share(num_candidate_tokens)
     counts = np.array(calibration.num_scored_tokens, dtype=np.float64)
-    weight = counts if score == "sum" else np.ones_like(counts)
+    weight = counts if rule.score == "sum" else np.ones_like(counts)
     teacher, reference = calibration.teacher, calibration.reference
     chosen = (np.array(reference.nll) - np.array(teacher.nll)) * weight
     exact = (np.array(reference.float32_nll) - np.array(teacher.float32_nll)) * weight
+    chosen, exact = (add_noise(rule, calibration.sequence_ids, scores) for scores in (chosen, exact))
     groups = group_rows(calibration.domains if calibration.within == "domain" else None, len(counts))
-    num_selected, overlap = compare_selections(chosen, exact, groups, ratio)
+    num_selected, overlap = compare_selections(chosen, exact, groups, rule, ratio)
     return Fidelity(
         num_sequences=len(counts),
         num_selected=num_selected,

@@ -4,7 +4,7 @@ import pytest
 
 from miniplm import layout
 from miniplm.config.proxy import ProxyConfig
-from miniplm.config.run import SelectionConfig
+from miniplm.config.selection import SelectionConfig
 from miniplm.corpus.reader import read_shard, read_token_ids
 from miniplm.errors import ScoreJoinError
 from miniplm.proxy.fitting import fit_proxy
@@ -51,7 +51,9 @@ def test_unlabelled_rows_have_the_predicted_difference_labelled_ones_the_teacher
 
 def test_what_is_measured_is_how_well_the_rest_is_predicted(made):
     """The held-out predictions of labels, against those of sequences that the proxy never saw and whose truth is known here."""
-    measured = measure_proxy(read_measurement(made.storage, made.manifest), 0.5, "mean", "corpus")
+    measured = measure_proxy(
+        read_measurement(made.storage, made.manifest), SelectionConfig(ratio=0.5, score="mean", within="corpus"), 0
+    )
     predicted, truth = [], []
     scorer = open_proxy(made.storage, made.manifest)
     for shard in made.corpus.split_shards("candidate"):
@@ -104,15 +106,17 @@ def test_noise_is_no_better_than_chance_whatever_the_ratio(storage):
     made = make_proxy(storage, CONFIG, informative=False)
     measured = read_measurement(storage, made.manifest)
     for ratio in (0.3, 0.5, 0.9):
-        fidelity = measure_proxy(measured, ratio, "mean", "corpus")
+        fidelity = measure_proxy(measured, SelectionConfig(ratio=ratio, score="mean", within="corpus"), 0)
         assert not fidelity.beats_chance, ratio
         assert not fidelity.passes(0.0)
-    assert measure_proxy(measured, 0.9, "mean", "corpus").overlap > 0.8
-    assert measure_proxy(measured, 1.0, "mean", "corpus").passes(1.0)
+    assert measure_proxy(measured, SelectionConfig(ratio=0.9, score="mean", within="corpus"), 0).overlap > 0.8
+    assert measure_proxy(measured, SelectionConfig(ratio=1.0, score="mean", within="corpus"), 0).passes(1.0)
 
 
 def test_each_domain_is_measured_by_its_own_best(made):
-    fidelity = measure_proxy(read_measurement(made.storage, made.manifest), 0.5, "sum", "domain")
+    fidelity = measure_proxy(
+        read_measurement(made.storage, made.manifest), SelectionConfig(ratio=0.5, score="sum", within="domain"), 0
+    )
     assert fidelity.num_selected in (fidelity.num_sequences // 2, fidelity.num_sequences // 2 - 1)
 
 
