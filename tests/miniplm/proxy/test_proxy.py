@@ -4,6 +4,7 @@ import pytest
 
 from miniplm import layout
 from miniplm.config.proxy import ProxyConfig
+from miniplm.config.run import ScoringConfig, config_as_dict
 from miniplm.config.selection import SelectionConfig
 from miniplm.corpus.reader import read_shard, read_token_ids
 from miniplm.errors import ScoreJoinError
@@ -13,6 +14,7 @@ from miniplm.proxy.labels import find_labelled, list_ids
 from miniplm.proxy.measuring import measure_proxy, read_measurement
 from miniplm.proxy.prediction import open_proxy, predict_shard
 from miniplm.records.manifests import is_proxy
+from miniplm.records.run import RunRecord
 from miniplm.selection.agreement import correlate_ranks
 from miniplm.selection.ranking import select_sequences
 from miniplm.storage.root import Storage
@@ -118,6 +120,22 @@ def test_each_domain_is_measured_by_its_own_best(made):
         read_measurement(made.storage, made.manifest), SelectionConfig(ratio=0.5, score="sum", within="domain"), 0
     )
     assert fidelity.num_selected in (fidelity.num_sequences // 2, fidelity.num_sequences // 2 - 1)
+
+
+def test_without_a_proxy_records_and_configurations_say_nothing_of_one():
+    assert "proxy" not in config_as_dict(ScoringConfig())
+    assert "proxy" not in TEACHER.as_json()
+    record = RunRecord(run_name="r", config={"scoring": {}}, teacher=TEACHER, reference=REFERENCE, started_at="")
+    assert "proxy" not in record.as_json()
+    assert record.scorer_ids == ("teacher", "reference")
+
+
+def test_a_run_that_is_to_have_a_proxy_joins_nothing_before():
+    config = {"scoring": config_as_dict(ScoringConfig(proxy=CONFIG))}
+    record = RunRecord(run_name="r", config=config, teacher=TEACHER, reference=REFERENCE, started_at="")
+    assert record.scorer_ids is None
+    entry = TEACHER.model_copy(update={"model_id": "proxy-linear-0123456789ab", "proxy": "linear"})
+    assert record.model_copy(update={"proxy": entry}).scorer_ids == (entry.model_id, "reference")
 
 
 def test_missing_scores_of_the_reference_are_named(made):
