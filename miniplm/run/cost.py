@@ -93,8 +93,9 @@ def plan_run(plan: RunPlan, usd_per_gpu_hour: float | None = None) -> RunCost:
     stages = []
     if counts.prepared is None or counts.new_tokens:
         stages.append(_stage("prepare", counts.new_tokens, prepare_rate))
-    num_teacher_parameters, by_teacher, of_scorers = _plan_scorers(storage, plan, counts, tokenizer, device, notes)
+    num_teacher_parameters, by_teacher, of_scorers, of_proxy = _plan_scorers(storage, plan, counts, tokenizer, device)
     stages += of_scorers
+    notes += of_proxy
     model_bytes = 0
     selected = int(counts.candidate_tokens * plan.selection.expect_share(counts.candidate_tokens))
     if plan.selection.threshold is not None:
@@ -146,14 +147,9 @@ def plan_run(plan: RunPlan, usd_per_gpu_hour: float | None = None) -> RunCost:
 
 
 def _plan_scorers(
-    storage: Storage,
-    plan: RunPlan,
-    counts: CorpusCounts,
-    tokenizer: CorpusTokenizer,
-    device: torch.device,
-    notes: list[str],
-) -> tuple[int, Throughput, list[StageCost]]:
-    """Parameters and throughput of the teacher, and what is left for both models, and a proxy, to score; adds to `notes` what the proxy saves."""
+    storage: Storage, plan: RunPlan, counts: CorpusCounts, tokenizer: CorpusTokenizer, device: torch.device
+) -> tuple[int, Throughput, list[StageCost], list[str]]:
+    """Parameters and throughput of the teacher, what is left for both models and a proxy to score, and what the proxy saves."""
     given = plan.teacher
     left = count_teacher_tokens(storage, plan, counts)
     if given.model is not None:
@@ -164,8 +160,9 @@ def _plan_scorers(
         del teacher
         num_parameters = read_skeleton(folder, given.trust_remote_code).num_parameters
         num_reference_parameters, _, of_reference = _plan_reference(storage, plan, counts, tokenizer, device)
-        notes += describe_proxy(plan, counts, num_parameters, num_reference_parameters)
-        return num_parameters, by_teacher, [_scoring_stage("score teacher", left, by_teacher, counts.num_shards), *of_reference]
+        scoring = _scoring_stage("score teacher", left, by_teacher, counts.num_shards)
+        notes = describe_proxy(plan, counts, num_parameters, num_reference_parameters)
+        return num_parameters, by_teacher, [scoring, *of_reference], notes
     # The teacher is the reference with other weights, and a step costs about three forward passes.
     num_parameters, by_reference, of_reference = _plan_reference(storage, plan, counts, tokenizer, device)
     tuning = []
@@ -174,7 +171,7 @@ def _plan_scorers(
         num_tokens = _training_tokens(given.tuned_on.training, plan, count_target_tokens(storage, plan, tokenizer))
         tuning = [_stage("tune teacher", num_tokens, by_reference.tokens_per_second / 3)]
     scoring = _scoring_stage("score teacher", left, by_reference, counts.num_shards)
-    return num_parameters, by_reference, [*of_reference, *tuning, scoring], notes
+    return num_parameters, by_reference, [*of_reference, *tuning, scoring], []
 
 
 def _is_faster_in_bfloat16(plan: RunPlan) -> bool:
