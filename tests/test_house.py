@@ -38,7 +38,7 @@ ROOMS = (
 )
 MAX_FLAT = 8
 # Used where they are there: PyTorch for CUDA brings triton, the user the others.
-OPTIONAL = {"triton", "wandb", "liger_kernel", "vllm", "pytest_timeout"}
+OPTIONAL = {"triton", "wandb", "liger_kernel", "vllm", "pytest_timeout", "gigatoken"}
 # What set-up puts aside for tests and benchmarks of exports (scripts/readers.txt), and `datasets`, which lm-eval brings.
 READERS = {"datatrove", "megatron", "litdata", "streaming", "datasets"}
 # The main of a process: torchrun tells it by the environment which of several it is.
