@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from benchmarks.records import append_rows, describe_place, format_table, make_parser, run_benchmark
 from miniplm.config.files import load_config
+from miniplm.config.selection import SelectionConfig
 from miniplm.corpus.reader import read_shard, read_token_ids
 from miniplm.errors import ScoreJoinError
 from miniplm.proxy.cost import count_flops
@@ -161,7 +162,13 @@ def measure(work: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def measure_draw(
-    found: Candidates, ngrams: sp.csr_matrix | None, columns: Values, share: float, ratio: float, within: str, seed: int
+    found: Candidates,
+    ngrams: sp.csr_matrix | None,
+    columns: Values,
+    share: float,
+    ratio: float,
+    within: Literal["corpus", "domain"],
+    seed: int,
 ) -> dict[str, float]:
     """One draw of labels, fitted from the features of all candidates (N, F) and columns to be scaled (N, D), and held against full scores."""
     truth = found.reference_nll - found.teacher_nll
@@ -183,14 +190,16 @@ def measure_draw(
     return {"num_labels": len(label), "gate": gate, "overlap": overlap, "spearman": spearman, "fit_seconds": seconds}
 
 
-def compare(found: Candidates, predicted: Values, rows: NDArray[np.int64], ratio: float, within: Literal["corpus", "domain"]) -> tuple[float, float]:
+def compare(
+    found: Candidates, predicted: Values, rows: NDArray[np.int64], ratio: float, within: Literal["corpus", "domain"]
+) -> tuple[float, float]:
     """Spearman and overlap of predicted scores (num_rows,) of some rows with full ones."""
     truth = (found.reference_nll - found.teacher_nll)[rows]
     groups = group_rows([found.domains[row] for row in rows] if within == "domain" else None, len(rows))
     return correlate_ranks(predicted, truth), compare_selections(predicted, truth, groups, SelectionConfig(within=within), ratio)[1]
 
 
-def measure_reference(found: Candidates, ratio: float, within: str) -> dict[str, Any]:
+def measure_reference(found: Candidates, ratio: float, within: Literal["corpus", "domain"]) -> dict[str, Any]:
     """Selecting by the reference's NLL alone: the text that it finds hardest."""
     spearman, overlap = compare(found, found.reference_nll, np.arange(len(found.ids)), ratio, within)
     return {"side": "reference alone", "ratio": ratio, "overlap": overlap, "spearman": spearman}
