@@ -62,6 +62,27 @@ def train_reference(asked: Asked) -> None:
 
 
 @on_a_run
+def tune_teacher(asked: Asked) -> None:
+    """Tune the reference on target text, where that is the teacher (`teacher.tuned_on`); a teacher that is given needs no tuning."""
+    storage, plan = begin(asked)
+    if plan.teacher.tuned_on is None:
+        raise ConfigError(f"the teacher of run {plan.name} is given (teacher.model), so there is nothing to tune")
+    with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
+        corpus = _require_corpus(storage, plan)
+        reference = _require_reference(storage, plan, corpus)
+        if on_progress is None:
+            from flows.tune_teacher import tune_teacher as flow
+
+            plan, _ = flow(plan, corpus.corpus_id, reference)
+        else:
+            from miniplm.run import stages
+
+            plan, _ = try_again(partial(stages.provide_teacher, storage, plan, corpus, reference, on_progress))
+    entry = plan.require_teacher()
+    _say(console, asked.as_json, entry.as_json(), f"teacher {entry.model_id}: the reference {reference.model_id}, tuned")
+
+
+@on_a_run
 def score(
     asked: Asked,
     model: Annotated[Role | None, typer.Option("--model", help="Which of the two models scores.")] = None,
