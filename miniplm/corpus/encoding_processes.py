@@ -161,7 +161,7 @@ class _Process:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(10)  # the pipe is closed a moment before the process is gone
         code = self._process.returncode
-        how = f"was ended by signal {-code} ({signal.Signals(-code).name})" if code is not None and code < 0 else f"ended ({code})"
+        how = f"was ended by signal {-code} ({_name_signal(-code)})" if code is not None and code < 0 else f"ended ({code})"
         hint = ", as the kernel does where memory runs out; `dmesg` tells" if code == -signal.SIGKILL else ""
         first = parts[0]
         return EncodingProcessError(
@@ -174,3 +174,7 @@ class _Process:
         self._process.kill()
         self._process.wait()
         self._connection.close()
+
+
+def _name_signal(number: int) -> str:
+    return next((known.name for known in signal.Signals if known == number), "unknown")
