@@ -54,6 +54,24 @@ def corpus_overlap(text_id: str, corpus_id: str) -> str:
     return f"{corpus_folder(text_id)}/overlap/{corpus_id}.json"
 
 
+def fingerprint_shard(corpus_id: str, shard_index: int) -> str:
+    """Digest and signature of each document of a candidate shard, by which copies are found."""
+    return f"{corpus_folder(corpus_id)}/fingerprints/{shard_name(shard_index)}.parquet"
+
+
+def fingerprint_manifest(corpus_id: str, shard_index: int) -> str:
+    return f"{corpus_folder(corpus_id)}/fingerprints/{shard_name(shard_index)}.json"
+
+
+def corpus_copies(corpus_id: str) -> str:
+    """The documents among the candidates that have a copy there, exact or near, in groups."""
+    return f"{corpus_folder(corpus_id)}/copies.parquet"
+
+
+def corpus_copies_manifest(corpus_id: str) -> str:
+    return f"{corpus_folder(corpus_id)}/copies.json"
+
+
 def quarantine_folder(corpus_id: str) -> str:
     return f"{corpus_folder(corpus_id)}/quarantine"
 

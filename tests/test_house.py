@@ -29,6 +29,7 @@ ROOMS = (
     "corpus",
     "scoring",
     "selection",
+    "overlap",
     "derived",
     "export",
     "training",
