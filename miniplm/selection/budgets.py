@@ -6,32 +6,14 @@ prefix of its ranking, and its length is all that the second pass has to know.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from miniplm.config.selection import SelectionConfig
-from miniplm.errors import ScoreJoinError
-from miniplm.selection.candidates import Floats, Integers
-from miniplm.selection.order_statistics import GroupedRuns
-
-
-@dataclass(frozen=True)
-class RankedRows:
-    """What is ranked, sequences or documents: names of domains, rows and tokens of each (num_domains,), and keys by domain with tokens as weights.
-
-    `read_blocks` gives the domain, tokens and key of every row, (num_rows_of_block,) each, in the order of ids; a key is NaN where
-    the row is not ranked, and it is in no count here.
-    """
-
-    domains: list[str]
-    num_rows: NDArray[np.int64]
-    num_tokens: NDArray[np.int64]
-    keys: GroupedRuns
-    read_blocks: Callable[[], Iterator[tuple[Integers, Integers, Floats]]]
+from miniplm.errors import ConfigError, ScoreJoinError
+from miniplm.selection.mix import share_out
+from miniplm.selection.prefixes import Demand, RankedRows, find_prefixes
 
 
 @dataclass(frozen=True)
@@ -49,19 +31,71 @@ def count_selected(num_candidates: int, ratio: float) -> int:
 
 
 def make_pools(ranked: RankedRows, config: SelectionConfig) -> list[Pool]:
-    """What is ranked together and how much of it is kept. Raises `ConfigError` where the rule asks for what is not there, or keeps nothing."""
-    assert config.ratio is not None
-    groups = (
-        [list(range(len(ranked.domains)))] if config.within == "corpus" else [[domain] for domain in range(len(ranked.domains))]
-    )
-    pools = []
-    for domains in groups:
-        num_rows = int(ranked.num_rows[domains].sum())
-        pools.append(Pool(domains, num_rows, count_selected(num_rows, config.ratio)))
+    """What is ranked together and how much of it is kept.
+
+    Raises `ConfigError` where the rule asks for what is not there or keeps nothing, and `ScoreJoinError` where the ratio does.
+    """
+    num_rows = int(ranked.num_rows.sum())
+    if num_rows == 0 and (config.where is not None or config.ratio is None):
+        raise ConfigError("no candidate is left to rank; loosen selection.where, or whatever else leaves candidates out")
+    if config.threshold is not None:
+        return [_cut_at(ranked, config.threshold)]
+    if config.mix:
+        kept = share_out(ranked, config.bounds, _count_budget(ranked, config))
+    elif config.tokens is not None:
+        kept = _fill(ranked, config)
+    else:
+        assert config.ratio is not None
+        kept = [(domains, count_selected(int(ranked.num_rows[domains].sum()), config.ratio)) for domains in _group(ranked, config)]
+    pools = [Pool(domains, int(ranked.num_rows[domains].sum()), num_kept) for domains, num_kept in kept]
     if not any(pool.num_kept for pool in pools):
         of_each = " of each domain" if config.within == "domain" else ""
-        raise ScoreJoinError(
-            f"ratio {config.ratio:g} of {int(ranked.num_rows.sum())} candidate sequences{of_each} keeps none; "
-            "use a larger selection.ratio or corpus"
+        if not config.has_token_budget:
+            raise ScoreJoinError(
+                f"ratio {config.ratio:g} of {num_rows} candidate sequences{of_each} keeps none; use a larger selection.ratio or corpus"
+            )
+        raise ConfigError(
+            f"{config.title} keep none of {num_rows:,} candidates with {int(ranked.num_tokens.sum()):,} tokens{of_each}: the best is longer; "
+            "use a larger budget"
         )
     return pools
+
+
+def _group(ranked: RankedRows, config: SelectionConfig) -> list[list[int]]:
+    """The domains that are ranked together: all, or each by itself."""
+    everything = list(range(len(ranked.domains)))
+    return [everything] if config.within == "corpus" else [[domain] for domain in everything]
+
+
+def _count_budget(ranked: RankedRows, config: SelectionConfig) -> int:
+    """How many tokens may be kept: as many as asked for, or a share of those that are ranked."""
+    total = int(ranked.num_tokens.sum())
+    if config.tokens is None:
+        assert config.ratio is not None
+        return count_selected(total, config.ratio)
+    if config.tokens > total:
+        raise ConfigError(
+            f"selection.tokens is {config.tokens:,}, but the {int(ranked.num_rows.sum()):,} candidates that are ranked have {total:,} tokens "
+            "together; lower the budget, or use a larger corpus"
+        )
+    return config.tokens
+
+
+def _fill(ranked: RankedRows, config: SelectionConfig) -> list[tuple[list[int], int]]:
+    """The best that fit into the budget, of all or of each domain by its share of the candidates' tokens."""
+    budget, total = _count_budget(ranked, config), int(ranked.num_tokens.sum())
+    groups = _group(ranked, config)
+    budgets = [budget * int(ranked.num_tokens[domains].sum()) // total for domains in groups]
+    prefixes = find_prefixes(ranked, [Demand(domains, tokens) for domains, tokens in zip(groups, budgets, strict=True)])
+    return [(domains, prefix.num_rows) for domains, prefix in zip(groups, prefixes, strict=True)]
+
+
+def _cut_at(ranked: RankedRows, threshold: float) -> Pool:
+    domains, num_rows = list(range(len(ranked.domains))), int(ranked.num_rows.sum())
+    num_kept = num_rows - ranked.keys.count_at_most(domains, math.nextafter(threshold, -math.inf))
+    if num_kept == 0:
+        (highest,) = ranked.keys.find(domains, [num_rows - 1])
+        raise ConfigError(
+            f"selection.threshold {threshold:g} keeps none of {num_rows:,} candidates, whose highest score is {highest:g}; use a lower one"
+        )
+    return Pool(domains, num_rows, num_kept)

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from miniplm import layout
 from miniplm.progress import Progress, ProgressCallback
 from miniplm.records.manifests import CorpusManifest, SelectionShardEntry, ShardEntry
-from miniplm.selection.budgets import Pool, RankedRows
+from miniplm.selection.budgets import Pool
 from miniplm.selection.candidates import Floats, Integers
 from miniplm.selection.connection import count_threads
 from miniplm.selection.join import run_in_order
+from miniplm.selection.prefixes import RankedRows
 from miniplm.selection.survey import Survey
 from miniplm.storage.root import Storage, digest_file
 

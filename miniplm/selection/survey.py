@@ -22,11 +22,11 @@ from miniplm import layout
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.records.manifests import CorpusManifest, ScoreShardManifest, ShardEntry
 from miniplm.scoring.shards import read_scores
-from miniplm.selection.budgets import RankedRows
 from miniplm.selection.candidates import Floats, Integers, ShardScores, ShardSequences, join_scores
 from miniplm.selection.join import ManifestPair, find_manifests, join_shards
 from miniplm.selection.keys import RankingKeys, ShardKeys, ShardRows
 from miniplm.selection.order_statistics import GroupedRuns, ScratchFile, StoredArray
+from miniplm.selection.prefixes import RankedRows
 from miniplm.storage.root import Storage
 
 # Sums of many NLLs: the shards are added in their order, and in more bits than a float64 has, so that the mean comes out the same.
@@ -66,7 +66,8 @@ class Survey:
     def _read_blocks(self) -> Iterator[tuple[Integers, Integers, Floats]]:
         """Domain, length and key of the sequences of each shard, (num_sequences,) each."""
         for index in sorted(self._keys):
-            yield *(array.read() for array in self._sequences[index]), self._keys[index][0].read()
+            domains, num_tokens = self._sequences[index]
+            yield domains.read(), num_tokens.read(), self._keys[index][0].read()
 
     @property
     def num_candidates(self) -> int:
