@@ -72,6 +72,28 @@ def corpus_copies_manifest(corpus_id: str) -> str:
     return f"{corpus_folder(corpus_id)}/copies.json"
 
 
+def contamination_folder(corpus_id: str, contamination_id: str) -> str:
+    """Where texts of evaluation were found among the candidates; the id is of the texts that were looked for."""
+    return f"{corpus_folder(corpus_id)}/contamination/{contamination_id}"
+
+
+def contamination_manifest(corpus_id: str, contamination_id: str) -> str:
+    return f"{contamination_folder(corpus_id, contamination_id)}/manifest.json"
+
+
+def contamination_items(corpus_id: str, contamination_id: str) -> str:
+    """What was looked for: tasks' questions, held-out documents."""
+    return f"{contamination_folder(corpus_id, contamination_id)}/items.parquet"
+
+
+def contamination_shard(corpus_id: str, contamination_id: str, shard_index: int) -> str:
+    return f"{contamination_folder(corpus_id, contamination_id)}/{shard_name(shard_index)}.parquet"
+
+
+def contamination_shard_manifest(corpus_id: str, contamination_id: str, shard_index: int) -> str:
+    return f"{contamination_folder(corpus_id, contamination_id)}/{shard_name(shard_index)}.json"
+
+
 def quarantine_folder(corpus_id: str) -> str:
     return f"{corpus_folder(corpus_id)}/quarantine"
 

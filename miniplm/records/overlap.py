@@ -33,3 +33,37 @@ class CopiesManifest(Record):
     num_near: int
     num_crowded: int
     seconds: float
+
+
+class ContaminationSource(Record):
+    """Texts that were looked for: `num_short` of the items have no text of 13 words, and cannot be found.
+
+    `reason` says why a source could not be read, and was not looked for.
+    """
+
+    name: str
+    num_items: int
+    num_words: int
+    num_short: int
+    reason: str = ""
+
+
+class ContaminationShard(Record):
+    """What was found in a candidate shard: `num_matches` runs of words in `num_sequences` sequences."""
+
+    shard_index: int
+    shard_digest: str
+    digest: str
+    num_sequences: int
+    num_matches: int
+
+
+class ContaminationManifest(Record):
+    """All candidates of a corpus looked through for texts of evaluation, which have `num_ngrams` different runs of 13 words."""
+
+    contamination_id: str
+    corpus_id: str
+    sources: tuple[ContaminationSource, ...]
+    num_ngrams: int
+    shards: tuple[ContaminationShard, ...]
+    seconds: float
