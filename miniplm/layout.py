@@ -49,6 +49,15 @@ def truth_file(corpus_id: str, truth_id: str) -> str:
     return f"truth/{corpus_id}/{truth_id}.parquet"
 
 
+def text_digests(corpus_id: str) -> str:
+    """The SHA-256 of the text of each document, for scores from elsewhere that name it so."""
+    return f"{corpus_folder(corpus_id)}/text-digests.parquet"
+
+
+def text_digests_manifest(corpus_id: str) -> str:
+    return f"{corpus_folder(corpus_id)}/text-digests.json"
+
+
 def corpus_overlap(text_id: str, corpus_id: str) -> str:
     """Which documents of held-out text from elsewhere are in a corpus too."""
     return f"{corpus_folder(text_id)}/overlap/{corpus_id}.json"

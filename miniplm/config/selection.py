@@ -12,6 +12,11 @@ from miniplm.config.fields import LARGEST_SEED, Section, Url
 # A column of an expression: what DuckDB takes without quotes.
 ColumnName = Annotated[str, Field(pattern=r"^[a-z_][a-z0-9_]{0,62}$")]
 SignalKey = Literal["sequence_id", "document_id", "text_digest"]
+# What an expression sees of a candidate beside signals; NLLs a scored token, unless the name ends in _sum.
+EXPRESSION_COLUMNS = (
+    *("sequence_id", "domain", "num_tokens", "num_scored_tokens", "teacher_nll", "reference_nll", "difference_score"),
+    *("teacher_nll_sum", "reference_nll_sum"),
+)
 # The fields that every id of a selection has told of since the first; the others enter it where they are not at their default.
 PUBLISHED_FIELDS = frozenset({"ratio", "score", "within", "seed"})
 
@@ -151,9 +156,11 @@ class SelectionConfig(Section):
         floors = sum(Decimal(repr(share)) for share, _ in self.bounds.values())
         if floors > 1:
             raise ValueError(f"the least shares of mix add up to {floors:g}, more than 1: {self._list_floors()}")
-        names = [signal.name for signal in self.signals]
+        if self.signals and not (self.is_expression or self.where):
+            raise ValueError("signals are columns of score and where; name them in one of these, or leave signals out")
+        names = [*EXPRESSION_COLUMNS, *(signal.name for signal in self.signals)]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"signals: the name {repeated[0]!r} is given twice")
+            raise ValueError(f"signals: the name {repeated[0]!r} is taken; the columns are {', '.join(dict.fromkeys(names))}")
         return self
 
     def _list_floors(self) -> str:
@@ -175,6 +182,10 @@ class SelectionConfig(Section):
     @property
     def is_expression(self) -> bool:
         return self.score not in ("mean", "sum")
+
+    @property
+    def has_expressions(self) -> bool:
+        return self.is_expression or self.where is not None
 
     @property
     def ranks_by_difference(self) -> bool:

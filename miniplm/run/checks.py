@@ -17,6 +17,7 @@ from miniplm.models.lengths import find_max_positions
 from miniplm.models.skeleton import check_forward, read_skeleton
 from miniplm.run.exports import check_exports
 from miniplm.run.training_plans import load_own_tokenizer
+from miniplm.selection.steering import check_rule
 from miniplm.sources.files import find_source_files
 from miniplm.storage.file_facts import pass_once
 from miniplm.storage.root import Storage
@@ -47,6 +48,7 @@ def check_inputs(config: RunConfig, emulated: bool = False) -> CorpusTokenizer:
     for source in (*config.corpus.sources, *config.evaluation.sources):
         find_source_files(source)
     tokenizer = load_tokenizer(config.corpus.tokenizer, config.corpus.eos_token, config.corpus.trust_remote_code)
+    check_rule(config.selection)
     check_exports(config)
     _check_trainings(config, tokenizer)
     check_model("teacher", locate_model(config.teacher.model, config.teacher.revision), config, tokenizer)

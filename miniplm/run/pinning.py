@@ -169,6 +169,7 @@ def make_absolute(config: RunConfig) -> RunConfig:
         change(student, architecture=_absolute_folder(student.architecture), tokenizer=_absolute_folder(student.tokenizer))
         for student in config.students
     )
+    signals = tuple(change(signal, path=_absolute(signal.path)) for signal in config.selection.signals)
     task_folder = None if evaluation.task_folder is None else _absolute(evaluation.task_folder)
     return config.model_copy(
         update={
@@ -178,6 +179,7 @@ def make_absolute(config: RunConfig) -> RunConfig:
             "reference": change(
                 reference, model=_absolute_folder(reference.model), architecture=_absolute_folder(reference.architecture)
             ),
+            "selection": config.selection.model_copy(update={"signals": signals}),
             "students": students,
             "evaluation": evaluation.model_copy(update={"task_folder": task_folder, "sources": texts}),
             "exports": tuple(

@@ -24,6 +24,10 @@ def resolve(config: RunConfig, *, emulated: bool = False, checks: bool = True) -
         if not checks:
             return plan.model_copy(update={"key": ""})  # what is learned of it is not kept either
         storage.check_writable()
+        if config.selection.has_expressions:
+            from miniplm.selection.steering import check_rule
+
+            check_rule(config.selection)
         _plans[key] = plan
         return plan
     from miniplm.run.planning import make_plan

@@ -92,6 +92,10 @@ def select(
     manifest = find_selection(storage, selection_id)
     reused = manifest is not None
     if manifest is None:
+        if any(signal.key == "text_digest" for signal in plan.selection.signals):
+            from miniplm.corpus.text_digests import provide_text_digests
+
+            provide_text_digests(storage, plan.corpus, corpus)
         manifest = select_sequences(storage, corpus, teacher.model_id, reference.model_id, plan.selection, on_progress)
     return manifest, _record("select", time.monotonic() - started, reused, manifest.num_candidates, "sequences")
 

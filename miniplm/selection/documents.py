@@ -32,7 +32,7 @@ def document_scores(
     num_unattributed = 0
     for role, model_id in (("teacher", teacher_id), ("reference", reference_id)):
         manifests = [state.manifest for state in check_score_shards(storage, corpus, model_id)]
-        num_unattributed = _check_files(storage, corpus, role, manifests)
+        num_unattributed = check_document_scores(storage, corpus, role, manifests)
         files = scan_parquet(storage, [layout.document_scores(shard.corpus_id, model_id, shard.shard_index) for shard in shards])
         # A document may lie in several sequences. Their order is fixed, as a sum of floats depends on it in its last bits.
         connection.execute(f"""
@@ -55,7 +55,7 @@ def document_scores(
     return num_unattributed
 
 
-def _check_files(storage: Storage, corpus: CorpusManifest, role: str, manifests: list[ScoreShardManifest | None]) -> int:
+def check_document_scores(storage: Storage, corpus: CorpusManifest, role: str, manifests: list[ScoreShardManifest | None]) -> int:
     """Raises `ScoreError` where a shard's scores of documents are not there or are damaged; the sequences without known parts."""
     missing, num_unattributed = [], 0
     for shard, manifest in zip(corpus.split_shards("candidate"), manifests, strict=True):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from miniplm import layout
 from miniplm.config.selection import SelectionConfig
@@ -16,8 +15,8 @@ from miniplm.records.stored import find_record
 from miniplm.selection.budgets import Pool, make_pools
 from miniplm.selection.cut import Cut, KeptDomains, publish_shards
 from miniplm.selection.join import find_manifests
-from miniplm.selection.keys import RankingKeys
 from miniplm.selection.order_statistics import ScratchFile
+from miniplm.selection.steering import open_keys, resolve_rule
 from miniplm.selection.survey import Survey, survey_candidates
 from miniplm.storage.locks import exclusive
 from miniplm.storage.root import Storage, digest_content
@@ -43,11 +42,6 @@ def resolve_selection_id(
     if rule := resolve_rule(storage, config):
         content.append(rule)
     return f"{config.name}-{digest_content(content)}"
-
-
-def resolve_rule(storage: Storage, config: SelectionConfig) -> dict[str, Any]:
-    """All that steers a selection beside ratio, score and within, by content: the part of the id and of the manifest that is empty for the published rule."""
-    return config.describe_rule()
 
 
 def find_selection(storage: Storage, selection_id: str) -> SelectionManifest | None:
@@ -96,8 +90,9 @@ def select_sequences(
         if (existing := find_selection(storage, selection_id)) is not None:  # made by another process meanwhile
             return existing
         storage.delete_temporary_files(layout.selection_folder(selection_id))
-        rule, keys = resolve_rule(storage, config), RankingKeys(config)
-        survey = survey_candidates(storage, corpus, teacher_id, reference_id, keys, scratch, on_progress)
+        rule = resolve_rule(storage, config)
+        with open_keys(storage, corpus, teacher_id, config, on_progress=on_progress) as keys:
+            survey = survey_candidates(storage, corpus, teacher_id, reference_id, keys, scratch, on_progress)
         pools = make_pools(survey.ranked, config)
         num_selected = sum(pool.num_kept for pool in pools)
         storage.delete(layout.selection_manifest(selection_id))
