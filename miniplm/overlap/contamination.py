@@ -136,7 +136,7 @@ def _read_sources(sources: Sequence[EvaluationSource]) -> tuple[NgramIndex, tupl
     rows: dict[str, list[Any]] = {name: [] for name in ITEMS_SCHEMA.names}
     for source in sources:
         num_items = num_words = num_short = 0
-        for item in source.read() if not source.reason else ():
+        for item in source.read():
             number = len(rows["item"])
             listed = [list_words(text) for text in item.texts]
             num_short += not sum([index.add(number, words) for words in listed])
@@ -144,11 +144,7 @@ def _read_sources(sources: Sequence[EvaluationSource]) -> tuple[NgramIndex, tupl
             shown = max(item.texts, key=len, default="")[:_MOST_SHOWN_CHARACTERS]
             for name, value in zip(rows, (number, source.name, item.place, shown), strict=True):
                 rows[name].append(value)
-        told.append(
-            ContaminationSource(
-                name=source.name, num_items=num_items, num_words=num_words, num_short=num_short, reason=source.reason
-            )
-        )
+        told.append(ContaminationSource(name=source.name, num_items=num_items, num_words=num_words, num_short=num_short))
     index.finish()
     return index, tuple(told), pa.table(rows, schema=ITEMS_SCHEMA)
 

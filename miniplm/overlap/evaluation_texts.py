@@ -24,15 +24,11 @@ class EvaluationItem(NamedTuple):
 
 @dataclass(frozen=True)
 class EvaluationSource:
-    """A task, or held-out documents. `digest` follows from all that decides the items, which are read when they are needed.
-
-    `reason` says why they cannot be; it is empty where they can.
-    """
+    """A task, or held-out documents. `digest` follows from all that decides the items, which are read when they are needed."""
 
     name: str
     digest: str
     read: Callable[[], Iterator[EvaluationItem]]
-    reason: str = ""
 
 
 def heldout_source(name: str, storage: Storage, corpus: CorpusManifest, split: Split, trust_remote_code: bool) -> EvaluationSource:

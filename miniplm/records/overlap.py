@@ -36,16 +36,12 @@ class CopiesManifest(Record):
 
 
 class ContaminationSource(Record):
-    """Texts that were looked for: `num_short` of the items have no text of 13 words, and cannot be found.
-
-    `reason` says why a source could not be read, and was not looked for.
-    """
+    """Texts that were looked for: `num_short` of the items have no text of 13 words, and cannot be found."""
 
     name: str
     num_items: int
     num_words: int
     num_short: int
-    reason: str = ""
 
 
 class ContaminationShard(Record):

@@ -34,9 +34,9 @@ def list_ngrams(words):
     return {tuple(words[start : start + 13]) for start in range(len(words) - 12)}
 
 
-def make_source(name, *items, reason=""):
+def make_source(name, *items):
     return EvaluationSource(
-        name, f"digest of {items}", lambda: iter([EvaluationItem(f"document {n}", item) for n, item in enumerate(items)]), reason
+        name, f"digest of {items}", lambda: iter([EvaluationItem(f"document {n}", item) for n, item in enumerate(items)])
     )
 
 
@@ -84,14 +84,13 @@ def test_a_question_in_other_spelling_is_found_with_its_text(tmp_path, tokenizer
     storage, corpus = prepare(tmp_path, tokenizer, documents, sequence_length=400)
     sources = [
         make_source("task quiz", ("Too short to be found.",), ("the answer", QUESTION)),
-        make_source("task gone", reason="no hub here"),
     ]
     manifest = provide_contamination(storage, corpus, sources)
     (row,) = read_all(storage, manifest)
     assert (row["document_id"], row["item"], row["num_words"]) == (1, 1, 19)
     assert list_words(row["text"]) == list_words(QUESTION)
-    told = {source.name: (source.num_items, source.num_short, source.reason) for source in manifest.sources}
-    assert told == {"task quiz": (2, 1, ""), "task gone": (0, 0, "no hub here")}
+    told = {source.name: (source.num_items, source.num_short) for source in manifest.sources}
+    assert told == {"task quiz": (2, 1)}
     assert read_items(storage, manifest).to_pylist()[1] == {
         "item": 1,
         "source": "task quiz",
