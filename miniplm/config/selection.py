@@ -90,6 +90,11 @@ class SelectionConfig(Section):
         description="seed of the random draw that the `pretrain` baseline trains on, and of the noise of `temperature`",
     )
     # What follows is left out while it is at its default, so that runs without it have the record that they had.
+    unit: Literal["sequence", "document"] = Field(
+        "sequence",
+        exclude_if=lambda value: value == "sequence",
+        description="what is ranked and kept: packed sequences (the paper's); or whole documents by their own score, the kept ones packed anew",
+    )
     tokens: Count | None = Field(
         None,
         gt=0,

@@ -98,16 +98,16 @@ class _Planner:
         domain = shard.domains[row]
         pieces = self._walk.take(shard, row)
         owner = self._owners.pop(domain, None)
-        if not shard.is_kept[row]:
-            return
         for piece in pieces:
+            if not piece.is_kept:
+                continue
             if not piece.joins or owner is None:
                 owner = self._parts[-1]
             elif owner is not self._parts[-1]:
                 owner.rest.append((position, row))
             owner.num_tokens += piece.stop - piece.start + piece.is_end
             owner.num_text_tokens += piece.stop - piece.start
-        if owner is not None and pieces and not pieces[-1].is_end:
+        if owner is not None and pieces and pieces[-1].is_kept and not pieces[-1].is_end:
             self._owners[domain] = owner
 
     def finish(self, stop: tuple[int, int]) -> tuple[PartPlan, ...]:
@@ -155,7 +155,7 @@ class PartSequences:
     def list_rest(self) -> Iterator[tuple[KeptShard, int]]:
         for position, row in self._plan.rest:
             shard = self._read(position)
-            if not shard.is_kept[row]:
+            if not shard.keeps(row, shard.document_ids[row][0]):
                 raise CorpusError(
                     f"sequence {row} of candidate shard {position} was kept when the export was planned, and is not now"
                 )

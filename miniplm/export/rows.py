@@ -40,7 +40,7 @@ class RowMaker:
     """Makes the rows of a part. `counts` says what became of its documents."""
 
     def __init__(self, corpus: CorpusManifest, source: CorpusTokenizer) -> None:
-        self._corpus = corpus
+        self._corpus, self._source = corpus, source
         self._bytes = TokenBytes(source)
         self._origins = _Origins(corpus)
         self.counts: Counter[str] = Counter(
@@ -72,16 +72,17 @@ class RowMaker:
                 token_ids = shard.row_tokens(row)
                 yield Row(shard.domains[row], len(token_ids), facts, token_ids=token_ids)
 
-    def list_packed(self, sequences: PartSequences, own: CorpusTokenizer) -> Iterator[Row]:
-        """Documents in the tokens of another tokenizer, packed anew as a corpus is; what fills no sequence is a shorter one at the part's end."""
-        ends = SentenceEnds(own)
+    def list_packed(self, sequences: PartSequences, own: CorpusTokenizer | None) -> Iterator[Row]:
+        """Documents packed anew as a corpus is, in the tokens of another tokenizer where one is given; what fills no sequence is a shorter one at the part's end."""
+        tokenizer = self._source if own is None else own
+        ends = SentenceEnds(tokenizer)
         packers: dict[str, DomainPacker] = {}
         num_source_tokens: Counter[str] = Counter()
         for document, token_ids in self._encode(sequences, own):
             domain = document.domain
             self.counts["eos_added"] += not document.ends
             if domain not in packers:
-                packers[domain] = DomainPacker(ends, self._corpus.sequence_length, own.eos_token_id)
+                packers[domain] = DomainPacker(ends, self._corpus.sequence_length, tokenizer.eos_token_id)
             num_source_tokens[domain] += document.num_source_tokens
             for packed in packers[domain].add_document(document.document_id, token_ids):
                 yield Row(domain, num_source_tokens.pop(domain, 0), {}, token_ids=packed.token_ids)

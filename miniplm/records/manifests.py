@@ -245,7 +245,7 @@ class ModelEntry(Record):
 
 
 class SelectionShardEntry(Record):
-    """The kept sequences of one candidate shard."""
+    """The kept sequences of one candidate shard, or the kept documents that begin in it."""
 
     shard_index: int
     corpus_id: str
@@ -308,6 +308,11 @@ class SelectionManifest(Record):
     domains: dict[str, DomainSelection]
     pools: tuple[PoolSelection, ...] = Field((), exclude_if=lambda value: not value)
     shards: tuple[SelectionShardEntry, ...]
+
+    @property
+    def unit(self) -> Literal["sequence", "document"]:
+        """What was ranked, so what counts of candidates and kept are of."""
+        return "document" if self.rule.get("unit") == "document" else "sequence"
 
     @property
     def is_expression(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from miniplm import layout
@@ -13,7 +14,9 @@ from miniplm.progress import ProgressCallback, ignore_progress
 from miniplm.records.manifests import CorpusManifest, DomainSelection, PoolSelection, SelectionManifest
 from miniplm.records.stored import find_record
 from miniplm.selection.budgets import Pool, make_pools
+from miniplm.selection.connection import connect
 from miniplm.selection.cut import Cut, KeptDomains, publish_shards
+from miniplm.selection.document_selection import DocumentSurvey, publish_documents, survey_documents
 from miniplm.selection.join import find_manifests
 from miniplm.selection.order_statistics import ScratchFile
 from miniplm.selection.steering import open_keys, resolve_rule
@@ -72,7 +75,7 @@ def select_sequences(
     """Selects the K = floor(ratio * N) candidates with the largest difference score, ties by the smaller sequence id.
 
     With `within: domain` so many of each domain, N being its candidates; one too small to keep any keeps none. Other rules
-    rank something else or keep another number (`keys`, `budgets`).
+    rank something else or keep another number (`keys`, `budgets`), or documents instead of sequences (`document_selection`).
     Publishes `selections/SELECTION_ID/shard-N.parquet`, one file a candidate shard (`sequence_id` ascending,
     `teacher_nll`, `reference_nll`, `difference_score`, nats; `score` where that is an expression, `ranking_key` at a temperature),
     then the manifest. The same inputs give the same bytes, and a selection that is there whole is not made again.
@@ -86,18 +89,28 @@ def select_sequences(
         exclusive(storage, layout.selection_folder(selection_id), f"selection {selection_id}"),
         tempfile.TemporaryDirectory(prefix="miniplm-select-") as folder,
         ScratchFile(Path(folder) / "scratch") as scratch,
+        ExitStack() as stack,
     ):
         if (existing := find_selection(storage, selection_id)) is not None:  # made by another process meanwhile
             return existing
         storage.delete_temporary_files(layout.selection_folder(selection_id))
         rule = resolve_rule(storage, config)
-        with open_keys(storage, corpus, teacher_id, config, on_progress=on_progress) as keys:
+        survey: Survey | DocumentSurvey
+        if config.unit == "document":
+            connection = stack.enter_context(connect(storage))
+            survey = survey_documents(connection, storage, corpus, teacher_id, reference_id, config, scratch, on_progress)
+        else:
+            keys = stack.enter_context(open_keys(storage, corpus, teacher_id, config, on_progress=on_progress))
             survey = survey_candidates(storage, corpus, teacher_id, reference_id, keys, scratch, on_progress)
         pools = make_pools(survey.ranked, config)
         num_selected = sum(pool.num_kept for pool in pools)
         storage.delete(layout.selection_manifest(selection_id))
         kept = KeptDomains(len(survey.domains))
-        entries = tuple(publish_shards(storage, corpus, survey, selection_id, Cut(survey.ranked, pools), kept, on_progress))
+        cut = Cut(survey.ranked, pools)
+        if isinstance(survey, DocumentSurvey):
+            entries = tuple(publish_documents(storage, corpus, survey, selection_id, cut, kept, on_progress))
+        else:
+            entries = tuple(publish_shards(storage, corpus, survey, selection_id, cut, kept, on_progress))
         manifest = SelectionManifest(
             selection_id=selection_id,
             corpus_id=corpus.corpus_id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from miniplm import layout
+from miniplm.derived.documents import DocumentsJob
+from miniplm.derived.reader import load_derived
 from miniplm.derived.sequences import TrainingShard
+from miniplm.derived.sets import DerivedJob, list_derived_shards
 from miniplm.errors import TrainingError
 from miniplm.records.manifests import SelectionShardEntry, ShardEntry
 from miniplm.storage.root import Storage, digest_content, digest_stream
@@ -20,15 +24,19 @@ from miniplm.training.methods.method import MethodInputs, TrainingMethod
 
 class MiniplmMethod(TrainingMethod):
     def describe_data(self, inputs: MethodInputs) -> dict[str, Any]:
-        selection = inputs.require_selection("miniplm")
-        return {
-            "candidate": inputs.digest_split("candidate"),
-            "selection": digest_content([[shard.shard_index, shard.digest] for shard in selection.shards], length=16),
-        }
+        if inputs.require_selection("miniplm").unit == "document":
+            return {"documents": _pack_documents(inputs).recipe.as_json()}
+        return _describe_kept(inputs)
+
+    def list_derived_jobs(self, inputs: MethodInputs) -> Sequence[DerivedJob]:
+        """Kept documents are packed anew, once for all trainings."""
+        return [_pack_documents(inputs)] if inputs.require_selection("miniplm").unit == "document" else []
 
     def list_shards(self, storage: Storage, inputs: MethodInputs) -> list[TrainingShard]:
-        """Raises `TrainingError` where the selection names a shard that the corpus lacks."""
+        """Raises `TrainingError` where the selection names a shard that the corpus lacks, `DerivedError` where its documents are not packed yet."""
         selection = inputs.require_selection("miniplm")
+        if selection.unit == "document":
+            return list_derived_shards(load_derived(storage, _pack_documents(inputs).derived_id))
         entries = {entry.shard_index: entry for entry in inputs.corpus.split_shards("candidate")}
         unknown = [shard.shard_index for shard in selection.shards if shard.shard_index not in entries]
         if unknown:
@@ -44,6 +52,19 @@ class MiniplmMethod(TrainingMethod):
             )
             for selected in selection.shards
         ]
+
+
+def _describe_kept(inputs: MethodInputs) -> dict[str, Any]:
+    """What decides which sequences or documents are kept, by content."""
+    selection = inputs.require_selection("miniplm")
+    return {
+        "candidate": inputs.digest_split("candidate"),
+        "selection": digest_content([[shard.shard_index, shard.digest] for shard in selection.shards], length=16),
+    }
+
+
+def _pack_documents(inputs: MethodInputs) -> DocumentsJob:
+    return DocumentsJob(inputs.corpus, inputs.require_selection("miniplm"), _describe_kept(inputs))
 
 
 def load_selected_rows(storage: Storage, selection_id: str, selected: SelectionShardEntry, entry: ShardEntry) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""Each format opened by the library that trainers read it with, where that is installed; `test_formats` reads all of them without."""
+"""Each format opened by the library that trainers read it with, where set-up could install it; `test_formats` reads all of them without."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ from tests.miniplm.export.test_documents import read_rows
 from tests.miniplm.export.test_formats import read_datatrove, read_litdata, read_megatron
 
 pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(autouse=True)
+def _readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder in which set-up puts these libraries, and in which nothing else looks: they are there without what they depend on."""
+    monkeypatch.setattr(sys, "path", [*sys.path, str(Path(sys.prefix) / "readers")])
 
 
 def test_datasets_loads_the_folder_and_its_card(small: Selected, tmp_path: Path) -> None:
