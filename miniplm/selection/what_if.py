@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,22 +16,23 @@ from miniplm.config.selection import SelectionConfig
 from miniplm.config.what_if import GridSelection, parse_grid
 from miniplm.errors import MiniplmError
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
-from miniplm.records.manifests import CorpusManifest, ShardEntry
+from miniplm.records.manifests import CorpusManifest
 from miniplm.records.what_if import Outcome, WhatIf
 from miniplm.selection.budgets import Pool, make_pools
-from miniplm.selection.candidates import Floats, Integers
 from miniplm.selection.cut import Cut
-from miniplm.selection.keys import RankingKeys
+from miniplm.selection.document_selection import DocumentSurvey
+from miniplm.selection.exclusions import NOTHING_EXCLUDED, Exclusions
 from miniplm.selection.order_statistics import ScratchFile, StoredArray
 from miniplm.selection.outcomes import Outcomes
 from miniplm.selection.ranking import resolve_selection_id
-from miniplm.selection.survey import Survey, survey_candidates
+from miniplm.selection.survey import Survey
+from miniplm.selection.surveying import open_survey, read_ranked
 from miniplm.storage.root import Storage
 
 # What decides how rows are ranked is all but what decides how many are kept.
 _BUDGET_FIELDS = {"ratio", "tokens", "threshold", "within", "mix"}
-# Of the rows of a shard: which the current selection has, a bit each.
-_Current = dict[int, StoredArray]
+# Of the rows of each block: which the current selection has, a bit each.
+_Current = list[StoredArray]
 
 
 def try_selections(
@@ -42,6 +43,7 @@ def try_selections(
     config: SelectionConfig,
     grid: str,
     on_progress: ProgressCallback = ignore_progress,
+    plan_exclusions: Callable[[SelectionConfig], Exclusions] = lambda config: NOTHING_EXCLUDED,
 ) -> WhatIf:
     """What each selection of a grid would keep, and how much of it `config` keeps too. Nothing is published.
 
@@ -50,23 +52,29 @@ def try_selections(
     """
     started = time.monotonic()
     selections = parse_grid(grid, config)
-    selection_id = resolve_selection_id(storage, corpus, teacher_id, reference_id, config)
+    selection_id = resolve_selection_id(storage, corpus, teacher_id, reference_id, config, plan_exclusions(config))
     rankings: dict[str, list[int]] = {_name_ranking(config): []}
     for place, selection in enumerate(selections):
         rankings.setdefault(_name_ranking(selection.config), []).append(place)
     outcomes: dict[int, Outcome] = {}
     current, num_candidates, tokens = Outcome(settings={}), 0, {}
     with _open_scratch() as scratch:
-        members: _Current = {}
+        members: _Current = []
         for number, places in enumerate(rankings.values()):
             chosen = [selections[place] for place in places]
             if number == 0:  # that of the current selection, against which all are held
                 chosen = [GridSelection({}, config), *chosen]
-            with _open_scratch() as own:
-                ranking = _Ranking(storage, corpus, teacher_id, reference_id, [one.config for one in chosen], own, on_progress)
+            # Any of them ranks alike; one with a budget of tokens has these weighed.
+            ranked_by = next((one.config for one in chosen if one.config.has_token_budget), chosen[0].config)
+            excluded = plan_exclusions(ranked_by).find()
+            with (
+                _open_scratch() as own,
+                open_survey(storage, corpus, teacher_id, reference_id, ranked_by, own, excluded, on_progress) as survey,
+            ):
+                ranking = _Ranking(storage, corpus, survey, on_progress)
                 if number == 0:
                     members = ranking.find_members(config, scratch)
-                    num_candidates = ranking.survey.num_candidates
+                    num_candidates = survey.num_candidates
                     tokens = ranking.describe_tokens()
                 found = ranking.count(chosen, members)
             if number == 0:
@@ -104,21 +112,9 @@ class _Ranking:
     """The candidates ranked in one way, for selections that differ in how many they keep."""
 
     def __init__(
-        self,
-        storage: Storage,
-        corpus: CorpusManifest,
-        teacher_id: str,
-        reference_id: str,
-        configs: Sequence[SelectionConfig],
-        scratch: ScratchFile,
-        on_progress: ProgressCallback,
+        self, storage: Storage, corpus: CorpusManifest, survey: Survey | DocumentSurvey, on_progress: ProgressCallback
     ) -> None:
-        self._storage, self._shards, self._on_progress = storage, corpus.split_shards("candidate"), on_progress
-        # Any of them ranks alike; one with a budget of tokens has these weighed.
-        config = next((config for config in configs if config.has_token_budget), configs[0])
-        self.survey: Survey = survey_candidates(
-            storage, corpus, teacher_id, reference_id, RankingKeys(config), scratch, on_progress
-        )
+        self._storage, self._corpus, self.survey, self._on_progress = storage, corpus, survey, on_progress
 
     def describe_tokens(self) -> dict[str, int]:
         """Tokens of all candidates by domain."""
@@ -128,11 +124,11 @@ class _Ranking:
     def find_members(self, config: SelectionConfig, scratch: ScratchFile) -> _Current:
         """Which rows a selection keeps, put aside."""
         cut = Cut(self.survey.ranked, make_pools(self.survey.ranked, config))
-        members = {}
-        for shard, domains, _, keys in self._read():
-            is_kept = np.zeros(len(keys), dtype=np.bool_)
-            is_kept[cut.find_kept(domains, keys)] = True
-            members[shard.shard_index] = scratch.append(np.packbits(is_kept))
+        members = []
+        for block in read_ranked(self._storage, self._corpus, self.survey):
+            is_kept = np.zeros(len(block.keys), dtype=np.bool_)
+            is_kept[cut.find_kept(block.domains, block.keys)] = True
+            members.append(scratch.append(np.packbits(is_kept)))
         return members
 
     def count(self, selections: Sequence[GridSelection], members: _Current) -> list[Outcome]:
@@ -149,11 +145,12 @@ class _Ranking:
         for place, one in pools.items():
             families.setdefault(tuple(tuple(pool.domains) for pool in one), []).append(place)
         counted = [Outcomes(self.survey.ranked, [pools[place] for place in family]) for family in families.values()]
-        for done, (shard, domains, num_tokens, keys) in enumerate(self._read(), start=1):
-            is_current = np.unpackbits(members[shard.shard_index].read(), count=len(keys)).astype(np.bool_)
+        blocks = zip(read_ranked(self._storage, self._corpus, self.survey), members, strict=True)
+        for done, (block, member) in enumerate(blocks, start=1):
+            is_current = np.unpackbits(member.read(), count=len(block.keys)).astype(np.bool_)
             for outcomes in counted:
-                outcomes.add(domains, num_tokens, keys, is_current)
-            self._on_progress(Progress("try selections", done, len(self._shards), "shards"))
+                outcomes.add(block.domains, block.num_tokens, block.keys, is_current)
+            self._on_progress(Progress("try selections", done, len(members), "blocks"))
         for family, outcomes in zip(families.values(), counted, strict=True):
             rows, tokens, shared = outcomes.counts()
             for number, place in enumerate(family):
@@ -187,10 +184,3 @@ class _Ranking:
             num_shared=int(shared.sum()),
             left_out=self.survey.left_out,
         )
-
-    def _read(self) -> Iterator[tuple[ShardEntry, Integers, Integers, Floats]]:
-        """Each shard with domain, length and ranking key of its sequences, (num_sequences,) each, in the order of ids."""
-        for shard in self._shards:
-            domains, num_tokens = self.survey.read_sequences(shard)
-            keys = self.survey.read_keys(shard, self.survey.read_scores(self._storage, shard))
-            yield shard, domains, num_tokens, keys.ranking_key
