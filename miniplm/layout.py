@@ -184,6 +184,11 @@ def selection_diversity(selection_id: str) -> str:
     return f"{selection_folder(selection_id)}/diversity.json"
 
 
+def selection_overlap(selection_id: str) -> str:
+    """Copies and texts of evaluation among what was kept, against all candidates."""
+    return f"{selection_folder(selection_id)}/overlap.json"
+
+
 def training_folder(training_id: str) -> str:
     """The workspace of one training, named by everything that goes into it: checkpoints, metrics, manifest."""
     return f"training/{training_id}"
@@ -289,6 +294,11 @@ def sweep_record(sweep_name: str) -> str:
 
 def sweep_page(sweep_name: str) -> str:
     return f"{run_folder(sweep_name)}/sweep.html"
+
+
+def run_what_if(run_name: str) -> str:
+    """What the last grid of selections that was tried would keep; nothing is made of it."""
+    return f"{run_folder(run_name)}/what-if.json"
 
 
 def worker_description(run_name: str) -> str:

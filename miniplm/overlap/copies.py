@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from miniplm import layout
 from miniplm.errors import CorpusError
-from miniplm.overlap.fingerprints import SCHEMA, digest_tokens, find_fingerprints, provide_fingerprints
+from miniplm.overlap.fingerprints import FINGERPRINT_VERSION, SCHEMA, digest_tokens, find_fingerprints, provide_fingerprints
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.records.manifests import CorpusManifest
 from miniplm.records.overlap import CopiesManifest
@@ -34,7 +34,8 @@ from miniplm.selection.minhash import NUM_PERMUTATIONS, are_alike, sign
 from miniplm.storage.locks import exclusive
 from miniplm.storage.root import Storage, digest_content, digest_file
 
-_VERSION = "1"
+# Raised whenever other documents would be copies; the version of their fingerprints is a part of it.
+COPIES_VERSION = f"1-{FINGERPRINT_VERSION}"
 _BAND_BYTES = 5
 _NUM_BANDS = NUM_PERMUTATIONS // _BAND_BYTES
 # Of many documents that share a band each is compared with the first so many and with so many before it.
@@ -47,8 +48,8 @@ COPIES_SCHEMA = pa.schema(
     [
         ("sequence_id", pa.int64()),
         ("document_id", pa.int64()),
+        ("text_id", pa.int64()),
         ("group_id", pa.int64()),
-        ("is_exact", pa.bool_()),
         ("num_tokens", pa.int32()),
         ("document_tokens", pa.int64()),
     ]
@@ -58,7 +59,7 @@ COPIES_SCHEMA = pa.schema(
 def find_copies(storage: Storage, corpus: CorpusManifest) -> CopiesManifest | None:
     """What is known of a corpus's copies; None where nobody looked, or it is of an earlier version."""
     manifest = find_record(storage, layout.corpus_copies_manifest(corpus.corpus_id), CopiesManifest)
-    if manifest is None or manifest.version != _VERSION:
+    if manifest is None or manifest.version != COPIES_VERSION:
         return None
     entries = [find_fingerprints(storage, shard) for shard in corpus.split_shards("candidate")]
     if None in entries or manifest.fingerprints != digest_content([entry.digest for entry in entries if entry is not None]):
@@ -69,7 +70,7 @@ def find_copies(storage: Storage, corpus: CorpusManifest) -> CopiesManifest | No
 def provide_copies(storage: Storage, corpus: CorpusManifest, on_progress: ProgressCallback = ignore_progress) -> CopiesManifest:
     """Finds or looks for the copies among the candidates, and publishes a row for each part of a document that has one:
 
-        sequence_id, document_id, group_id (the least document id of the group), is_exact (it has a copy token for token),
+        sequence_id, document_id, text_id (the least id of the documents with the same tokens), group_id (the least id of its group),
         num_tokens (of the part), document_tokens
 
     in the order of sequences. After a kill, shards that were looked at are not looked at again. Raises `CorpusError` where one is damaged.
@@ -94,7 +95,7 @@ def provide_copies(storage: Storage, corpus: CorpusManifest, on_progress: Progre
                 documents.write(path.as_posix())
                 digest = digest_file(path)
         manifest = CopiesManifest(
-            version=_VERSION,
+            version=COPIES_VERSION,
             corpus_id=corpus.corpus_id,
             fingerprints=digest_content([entry.digest for entry in entries]),
             digest=digest,
@@ -211,7 +212,7 @@ class _Documents:
         return _count(execute(f"SELECT count(DISTINCT document_id) FROM shared WHERE place > {2 * _MOST_NEIGHBOURS}"))
 
     def group(self) -> dict[str, int]:
-        """Creates `copies`: document_id, group_id, is_exact; gives the counts of the manifest."""
+        """Creates `copies`: document_id, text_id, group_id, num_tokens; gives the counts of the manifest."""
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import connected_components
 
@@ -225,8 +226,9 @@ class _Documents:
         self._connection.register("grouped", pa.table({"document_id": ids, "group_id": ids[first][labels]}))
         execute("CREATE TABLE grouped_documents AS SELECT * FROM grouped")
         execute("""
-            CREATE TABLE copies AS SELECT d.document_id, g.group_id, d.num_tokens, count(*) OVER (PARTITION BY d.digest) > 1 AS is_exact
-            FROM documents d JOIN grouped_documents g USING (document_id)
+            CREATE TABLE copies AS
+            SELECT d.document_id, t.document_id AS text_id, g.group_id, d.num_tokens, count(*) OVER (PARTITION BY d.digest) > 1 AS is_exact
+            FROM documents d JOIN grouped_documents g USING (document_id) JOIN texts t USING (digest)
         """)
         return {
             "num_documents": _count(execute("SELECT count(*) FROM documents")),
@@ -239,7 +241,7 @@ class _Documents:
     def write(self, path: str) -> None:
         """Writes the rows of `COPIES_SCHEMA` to a file."""
         rows = self._fetch("""
-            SELECT p.sequence_id, document_id, group_id, is_exact, p.num_tokens, c.num_tokens AS document_tokens
+            SELECT p.sequence_id, document_id, text_id, group_id, p.num_tokens, c.num_tokens AS document_tokens
             FROM parts p JOIN copies c USING (document_id) ORDER BY sequence_id, document_id
         """)
         with pq.ParquetWriter(path, COPIES_SCHEMA, compression="zstd") as writer:

@@ -23,7 +23,7 @@ from miniplm.selection.minhash import NUM_PERMUTATIONS, SIGNATURE_VERSION, sign
 from miniplm.storage.root import Storage, digest_file
 
 # Raised whenever the same tokens would get another fingerprint; the version of the signatures is looked at too.
-_VERSION = f"1-{SIGNATURE_VERSION}"
+FINGERPRINT_VERSION = f"1-{SIGNATURE_VERSION}"
 # Their shingles take 8 bytes each, some copies of them at a time.
 _BLOCK_TOKENS = 1 << 20
 
@@ -43,7 +43,7 @@ SCHEMA = pa.schema(
 def find_fingerprints(storage: Storage, shard: ShardEntry) -> FingerprintEntry | None:
     """What is known of a shard's documents; None where they were not looked at, or it is of another file or version."""
     entry = find_record(storage, layout.fingerprint_manifest(shard.corpus_id, shard.shard_index), FingerprintEntry)
-    if entry is None or entry.version != _VERSION or entry.shard_digest != shard.digest:
+    if entry is None or entry.version != FINGERPRINT_VERSION or entry.shard_digest != shard.digest:
         return None
     return entry if storage.holds(layout.fingerprint_shard(shard.corpus_id, shard.shard_index), entry.digest) else None
 
@@ -57,7 +57,7 @@ def provide_fingerprints(storage: Storage, corpus: CorpusManifest, shard: ShardE
     with storage.publish(layout.fingerprint_shard(shard.corpus_id, shard.shard_index)) as path:
         pq.write_table(_make_table(documents), path, compression="zstd")
         entry = FingerprintEntry(
-            version=_VERSION,
+            version=FINGERPRINT_VERSION,
             shard_digest=shard.digest,
             digest=digest_file(path),
             num_bytes=path.stat().st_size,

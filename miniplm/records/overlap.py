@@ -63,3 +63,74 @@ class ContaminationManifest(Record):
     num_ngrams: int
     shards: tuple[ContaminationShard, ...]
     seconds: float
+
+
+class CopiedShare(Record):
+    """The documents in a set of sequences that have a copy in it: `num_exact` token for token, `num_near` others that are alike.
+
+    `repeated_tokens` of its `num_tokens` are of documents beyond the longest of each group: what would be read once more.
+    """
+
+    num_exact: int
+    num_near: int
+    repeated_tokens: int
+    num_tokens: int
+
+
+class CopiedGroup(Record):
+    """Documents that are copies of each other, of which some were kept: `text` is the beginning of one, document `document_id`."""
+
+    document_id: int
+    num_documents: int
+    num_kept: int
+    text: str
+
+
+class CopiesSummary(Record):
+    """Copies among what a selection kept, against all candidates; `groups` are those with most kept documents."""
+
+    kept: CopiedShare
+    candidates: CopiedShare
+    num_crowded: int
+    groups: tuple[CopiedGroup, ...]
+
+
+class FoundSource(Record):
+    """Of the items of a source: how many were found among the candidates, and in what was kept."""
+
+    name: str
+    num_items: int
+    num_short: int
+    num_found: int
+    num_found_kept: int
+
+
+class FoundText(Record):
+    """Words of an item that a sequence has too: `text` as the sequence has them, `item_text` the beginning of the item."""
+
+    source: str
+    place: str
+    sequence_id: int
+    document_id: int
+    num_words: int
+    is_kept: bool
+    text: str
+    item_text: str
+
+
+class ContaminationSummary(Record):
+    """Texts of evaluation in what a selection kept, against all candidates; `texts` are the longest, those that were kept first."""
+
+    contamination_id: str
+    sources: tuple[FoundSource, ...]
+    num_sequences: int
+    num_kept: int
+    texts: tuple[FoundText, ...]
+
+
+class OverlapSummary(Record):
+    """What a selection shares with itself and with the texts of evaluation, kept beside it. None is what nobody looked for."""
+
+    selection_id: str
+    copies: CopiesSummary | None = None
+    contamination: ContaminationSummary | None = None

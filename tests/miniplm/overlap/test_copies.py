@@ -72,7 +72,8 @@ def test_groups_are_those_of_all_pairs_however_shards_lie(tmp_path, seed, rows_a
     expected = list_groups(documents)
     assert dict(zip(rows.document_id, rows.group_id, strict=True)) == expected
     exact = {number for number in expected if documents.count(documents[number]) > 1}
-    assert set(rows.document_id[rows.is_exact]) == exact
+    texts = dict(zip(rows.document_id, rows.text_id, strict=True))
+    assert texts == {number: documents.index(documents[number]) for number in expected}
     assert (manifest.num_exact, manifest.num_near) == (len(exact), len(expected) - len(exact))
     assert (manifest.num_groups, manifest.num_documents) == (len(set(expected.values())), len(documents))
     assert manifest.num_tokens == sum(len(document) + 1 for document in documents)
