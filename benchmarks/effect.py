@@ -21,7 +21,8 @@ from typing import Any
 from benchmarks.records import format_table
 from miniplm import layout
 from miniplm.errors import MiniplmError, RunError
-from miniplm.records.manifests import Evaluation, SelectionManifest, TrainingManifest
+from miniplm.records.manifests import Evaluation, TrainingManifest
+from miniplm.records.selections import SelectionManifest
 from miniplm.selection.ranking import find_selection
 from miniplm.storage.root import Storage, digest_content
 

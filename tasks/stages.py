@@ -10,8 +10,9 @@ import base64
 from prefect import task
 
 from miniplm.config.run import RunConfig
-from miniplm.records.manifests import CorpusManifest, ModelEntry, SelectionManifest
+from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.run import StageRecord, StudentRecord
+from miniplm.records.selections import SelectionManifest
 from miniplm.report import write_report as write_page
 from miniplm.run import resolution, stages
 from miniplm.run.plan import RunPlan
@@ -42,7 +43,7 @@ def provide_reference(storage: Storage, plan: RunPlan, corpus: CorpusManifest) -
         return stages.provide_reference(storage, plan, corpus, on_progress)
 
 
-@task(name="select-sequences", task_run_name="select {plan.selection.ratio} of {corpus.corpus_id}", **TASK_OPTIONS)
+@task(name="select-sequences", task_run_name="select {plan.selection.title} of {corpus.corpus_id}", **TASK_OPTIONS)
 def select_sequences(
     storage: Storage, plan: RunPlan, corpus: CorpusManifest, reference: ModelEntry
 ) -> tuple[SelectionManifest, StageRecord]:

@@ -13,8 +13,9 @@ from miniplm.errors import ConfigError, ModelError, list_offenders
 
 if TYPE_CHECKING:
     from miniplm.progress import ProgressCallback
-    from miniplm.records.manifests import CorpusManifest, ModelEntry, SelectionManifest
+    from miniplm.records.manifests import CorpusManifest, ModelEntry
     from miniplm.records.run import StudentRecord
+    from miniplm.records.selections import SelectionManifest
     from miniplm.run.plan import RunPlan
     from miniplm.storage.root import Storage
 
@@ -146,10 +147,10 @@ def _calibrate(storage: Storage, plan: RunPlan, num_sequences: int, as_json: boo
         reference = _require_reference(storage, plan, corpus)
         calibration = calibrate_dtypes(plan, corpus.corpus_id, plan.require_teacher(), reference, num_sequences)
     if as_json:
-        print_json(describe_fidelity(calibration, plan))
+        print_json(describe_fidelity(calibration, plan, corpus))
     else:
-        print_fidelity(console, storage, calibration, plan)
-    judge_fidelity(calibration, plan)
+        print_fidelity(console, storage, calibration, plan, corpus)
+    judge_fidelity(calibration, plan, corpus)
 
 
 @on_a_run
@@ -160,7 +161,9 @@ def select(
     ] = None,
 ) -> None:
     """Keep the sequences with the largest difference score, from the scores that are there; another ratio costs no new scores."""
-    storage, plan = begin(asked, *([] if ratio is None else [f"selection.ratio={ratio!r}"]))
+    storage, plan = begin(
+        asked, *([] if ratio is None else [f"selection.ratio={ratio!r}", "selection.tokens=null", "selection.threshold=null"])
+    )
     with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
         corpus = _require_corpus(storage, plan)
         reference = _require_reference(storage, plan, corpus)

@@ -219,6 +219,12 @@ class SelectionConfig(Section):
         """Whether what is kept is a number of tokens, not of sequences."""
         return self.tokens is not None or bool(self.mix)
 
+    def expect_share(self, num_candidate_tokens: int) -> float:
+        """Which share of the candidates' tokens is about to be kept, before anything is scored; all of them where a least score says it."""
+        if self.ratio is not None:
+            return self.ratio
+        return 1.0 if self.tokens is None else min(1.0, self.tokens / max(1, num_candidate_tokens))
+
     def describe_rule(self) -> dict[str, Any]:
         """All that steers the selection beside ratio, score and within, as it is written; empty where it is the paper's."""
         rule = self.model_dump(mode="json", exclude_defaults=True, exclude=set(PUBLISHED_FIELDS))

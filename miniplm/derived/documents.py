@@ -22,13 +22,8 @@ from miniplm.derived.sequences import TrainingShard
 from miniplm.derived.sets import DerivedJob, DerivedSource, MadeShard, ShardMaker
 from miniplm.errors import CorpusError
 from miniplm.progress import Progress, ProgressCallback
-from miniplm.records.manifests import (
-    CorpusManifest,
-    SelectionManifest,
-    SelectionShardEntry,
-    ShardEntry,
-    TokenizerEntry,
-)
+from miniplm.records.manifests import CorpusManifest, ShardEntry, TokenizerEntry
+from miniplm.records.selections import SelectionManifest, SelectionShardEntry
 from miniplm.selection.kept import read_selection_shard
 from miniplm.storage.root import Storage
 

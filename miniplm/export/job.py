@@ -22,7 +22,8 @@ from miniplm.export.rows import Row, RowMaker
 from miniplm.export.shards import ScoredDocuments, find_scored_documents
 from miniplm.export.target import ExportTarget
 from miniplm.progress import Progress, ProgressCallback
-from miniplm.records.manifests import CorpusManifest, SelectionManifest, TokenizerEntry
+from miniplm.records.manifests import CorpusManifest, TokenizerEntry
+from miniplm.records.selections import SelectionManifest
 from miniplm.storage.root import Storage, digest_content, digest_file
 from miniplm.tokenizers.tokenizer import CorpusTokenizer, load_tokenizer
 

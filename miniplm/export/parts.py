@@ -12,7 +12,8 @@ from miniplm.errors import CorpusError
 from miniplm.export.documents import DocumentWalk, Place
 from miniplm.export.shards import KeptShard, ScoredDocuments, read_kept_shard
 from miniplm.progress import Progress, ProgressCallback
-from miniplm.records.manifests import CorpusManifest, Record, SelectionManifest
+from miniplm.records.manifests import CorpusManifest, Record
+from miniplm.records.selections import SelectionManifest
 from miniplm.storage.root import Storage
 
 

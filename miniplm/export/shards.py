@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from miniplm.corpus.reader import read_shard
 from miniplm.errors import CorpusError
-from miniplm.records.manifests import CorpusManifest, ScoreShardManifest, SelectionManifest, ShardEntry
+from miniplm.records.manifests import CorpusManifest, ScoreShardManifest, ShardEntry
+from miniplm.records.selections import SelectionManifest
 from miniplm.scoring.documents import read_document_scores
 from miniplm.scoring.shards import check_score_shards
 from miniplm.selection.kept import read_selection_shard

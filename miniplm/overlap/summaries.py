@@ -15,7 +15,7 @@ from miniplm.corpus.reader import load_corpus_tokenizer, read_shard
 from miniplm.overlap.contamination import read_items, read_matches
 from miniplm.overlap.copies import read_copies
 from miniplm.overlap.evaluation_texts import decode_document
-from miniplm.records.manifests import CorpusManifest, SelectionManifest
+from miniplm.records.manifests import CorpusManifest
 from miniplm.records.overlap import (
     ContaminationManifest,
     ContaminationSummary,
@@ -26,6 +26,7 @@ from miniplm.records.overlap import (
     FoundSource,
     FoundText,
 )
+from miniplm.records.selections import SelectionManifest
 from miniplm.selection.connection import connect
 from miniplm.selection.scans import scan_parquet
 from miniplm.storage.root import Storage

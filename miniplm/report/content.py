@@ -15,9 +15,10 @@ import numpy as np
 from miniplm.corpus.overlap import find_kept_overlap
 from miniplm.evaluation.comparison import StudentComparison, compare_students
 from miniplm.evaluation.curves import StudentCurve, gather_curves
-from miniplm.records.manifests import CheckpointMetrics, CorpusManifest, SelectionManifest
+from miniplm.records.manifests import CheckpointMetrics, CorpusManifest
 from miniplm.records.metrics import read_student_metrics
 from miniplm.records.run import RunRecord
+from miniplm.records.selections import SelectionManifest
 from miniplm.records.texts import MeasuredText
 from miniplm.records.truth import TruthSummary
 from miniplm.run.heldout_texts import describe_overlap

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from miniplm.records.manifests import DomainSelection, SelectionManifest
+from miniplm.records.selections import DomainSelection, SelectionManifest
 from miniplm.report.charts import choose_ticks, draw_distribution, place_ticks
 from miniplm.report.content import ReportContent
 from miniplm.report.markup import cut_text, format_count, format_name, format_nats, format_share, render, swatch
@@ -17,7 +17,8 @@ _NUM_SNIPPET_LINES = 8
 
 
 def score_unit(selection: SelectionManifest) -> str:
-    return "nats a token" if selection.score == "mean" else "nats a sequence"
+    """The unit of difference scores, which beside an expression are a token's."""
+    return "nats a sequence" if selection.score == "sum" else "nats a token"
 
 
 def domain_colour(selection: SelectionManifest, domain: str) -> str:
@@ -34,7 +35,9 @@ def render_distribution(content: ReportContent) -> Markup:
     rows = []
     for domain, counts in sorted(selection.domains.items()):
         colour = domain_colour(selection, domain)
-        threshold = counts.threshold if selection.within == "domain" else selection.threshold
+        # Of each domain by itself where it was ranked so; none where something else than the difference decided.
+        by_domain = selection.within == "domain" or "mix" in selection.rule
+        threshold = (counts.threshold if by_domain else selection.threshold) if selection.ranks_by_difference else None
         label = f"Distribution of difference scores of the domain {domain}"
         chart = draw_distribution(histogram.edges, histogram.counts[domain], threshold, colour, label)
         rows.append((domain, colour, chart, counts.difference_score_quantiles[_MEDIAN], counts.num_candidates))

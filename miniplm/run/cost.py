@@ -124,7 +124,13 @@ def plan_run(plan: RunPlan, usd_per_gpu_hour: float | None = None) -> RunCost:
     del teacher
     stages += _plan_reference(storage, plan, counts, tokenizer, device)
     model_bytes = 0
-    selected = int(counts.candidate_tokens * plan.selection.ratio)
+    selected = int(counts.candidate_tokens * plan.selection.expect_share(counts.candidate_tokens))
+    if plan.selection.threshold is not None:
+        notes.append(
+            "selection.threshold: how much is kept is known once all is scored; students are planned as if it were everything"
+        )
+    if plan.selection.where is not None:
+        notes.append("selection.where leaves candidates out that are counted here")
     for student in plan.students:
         own = load_own_tokenizer(student, plan.corpus) or tokenizer
         vocab_size = resolve_vocab_size(student.vocab_size, own.entry.vocab_size)

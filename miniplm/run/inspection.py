@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 from miniplm import layout
 from miniplm.corpus.reader import load_corpus, load_corpus_tokenizer
 from miniplm.errors import ConfigError, CorpusError, RunError, list_offenders
-from miniplm.records.manifests import CorpusManifest, DomainCounts, DomainSelection, Record, SelectionManifest, ShardEntry, Split
+from miniplm.records.manifests import CorpusManifest, DomainCounts, Record, ShardEntry, Split
 from miniplm.records.run import RunRecord
+from miniplm.records.selections import DomainSelection, SelectionManifest
 from miniplm.scoring.shards import check_score_shard
 from miniplm.selection.connection import connect
 from miniplm.selection.diversity_sample import SelectionDiversity, provide_diversity

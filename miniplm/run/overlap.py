@@ -14,8 +14,9 @@ from miniplm.overlap.evaluation_texts import EvaluationItem, EvaluationSource, h
 from miniplm.overlap.exclusions import plan_exclusions
 from miniplm.overlap.summaries import summarise_contamination, summarise_copies
 from miniplm.progress import ProgressCallback, ignore_progress
-from miniplm.records.manifests import CorpusManifest, SelectionManifest
+from miniplm.records.manifests import CorpusManifest
 from miniplm.records.overlap import OverlapSummary
+from miniplm.records.selections import SelectionManifest
 from miniplm.records.stored import find_record
 from miniplm.run.heldout_texts import resolve_text_id
 from miniplm.run.plan import RunPlan

@@ -14,8 +14,9 @@ from miniplm.corpus.reader import find_corpus
 from miniplm.errors import CorpusError
 from miniplm.export.records import ExportManifest
 from miniplm.progress import ProgressCallback, ignore_progress
-from miniplm.records.manifests import CorpusManifest, ModelEntry, SelectionManifest
+from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.run import StageRecord, StudentRecord
+from miniplm.records.selections import SelectionManifest
 from miniplm.run.plan import RunPlan
 from miniplm.run.references import find_reference
 from miniplm.run.trainings import know_student

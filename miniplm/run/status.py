@@ -11,8 +11,9 @@ from miniplm.corpus.identity import plan_corpus
 from miniplm.corpus.reader import find_corpus, load_corpus
 from miniplm.corpus.taken_files import list_files_without_documents
 from miniplm.errors import ConfigError, DamagedFileError, DerivedError, MiniplmError, RunError, ScoreJoinError
-from miniplm.records.manifests import CorpusManifest, ModelEntry, Record, SelectionManifest
+from miniplm.records.manifests import CorpusManifest, ModelEntry, Record
 from miniplm.records.run import RunRecord, load_run, save_run
+from miniplm.records.selections import SelectionManifest
 from miniplm.run.heldout_texts import resolve_text_id
 from miniplm.run.plan import RunPlan
 from miniplm.run.references import find_reference

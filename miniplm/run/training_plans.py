@@ -8,7 +8,8 @@ from __future__ import annotations
 from miniplm.config.run import CorpusConfig, StudentConfig, TrainingConfig
 from miniplm.derived.conversion import ConversionJob
 from miniplm.models.architectures import build_empty_model, count_parameters, resolve_vocab_size
-from miniplm.records.manifests import CorpusManifest, ModelEntry, SelectionManifest
+from miniplm.records.manifests import CorpusManifest, ModelEntry
+from miniplm.records.selections import SelectionManifest
 from miniplm.records.texts import MeasuredText
 from miniplm.run.heldout_texts import find_text, list_texts
 from miniplm.run.plan import PlannedTraining, RunPlan

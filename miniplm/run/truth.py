@@ -6,8 +6,9 @@ from miniplm.config.run import CorpusConfig, RunConfig, config_as_dict
 from miniplm.corpus.reader import load_corpus
 from miniplm.corpus.truth import provide_truth
 from miniplm.errors import ConfigError, RunError
-from miniplm.records.manifests import CorpusManifest, SelectionManifest
+from miniplm.records.manifests import CorpusManifest
 from miniplm.records.run import RunRecord
+from miniplm.records.selections import SelectionManifest
 from miniplm.records.truth import TruthSummary
 from miniplm.selection.connection import connect
 from miniplm.selection.join import candidate_scores

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from miniplm import layout
 from miniplm.progress import Progress, ProgressCallback
-from miniplm.records.manifests import CorpusManifest, SelectionShardEntry, ShardEntry
+from miniplm.records.manifests import CorpusManifest, ShardEntry
+from miniplm.records.selections import SelectionShardEntry
 from miniplm.selection.budgets import Pool
 from miniplm.selection.candidates import Floats, Integers
 from miniplm.selection.connection import count_threads

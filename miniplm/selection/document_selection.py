@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from miniplm import layout
 from miniplm.config.selection import SelectionConfig
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
-from miniplm.records.manifests import CorpusManifest, SelectionShardEntry, ShardEntry
+from miniplm.records.manifests import CorpusManifest, ShardEntry
+from miniplm.records.selections import SelectionShardEntry
 from miniplm.selection.candidates import Floats, Integers
 from miniplm.selection.cut import Cut, KeptDomains
 from miniplm.selection.documents import document_scores, rank_documents

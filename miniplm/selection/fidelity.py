@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from miniplm import layout
+from miniplm.config.selection import SelectionConfig
 from miniplm.corpus.reader import read_shard, read_token_ids
 from miniplm.errors import CorpusError, FidelityError
 from miniplm.models.devices import describe_device
@@ -24,6 +25,7 @@ from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.stored import find_record
 from miniplm.scoring.engine import Scorer
 from miniplm.selection.budgets import count_selected
+from miniplm.selection.noise import draw_gumbel
 from miniplm.storage.root import Storage
 from miniplm.versions import list_versions
 
@@ -57,19 +59,31 @@ class Fidelity:
         return self.num_selected > 0 and self.overlap >= min_overlap
 
 
-def measure_fidelity(calibration: Calibration, ratio: float, score: str) -> Fidelity:
-    """What a calibration says of a selection of `ratio` by `score` (mean or sum), within what it was made for: the corpus or each domain."""
+def measure_fidelity(calibration: Calibration, rule: SelectionConfig, num_candidate_tokens: int = 0) -> Fidelity:
+    """What a calibration says of a selection from candidates of so many tokens, within what it was made for: the corpus or each domain.
+
+    Of a budget of tokens its share of the candidates is measured, of a least score that score, at a temperature with its noise. An
+    expression, a condition and a mix are not applied: for these it is the difference score that is compared.
+    """
+    ratio = rule.expect_share(num_candidate_tokens)
     counts = np.array(calibration.num_scored_tokens, dtype=np.float64)
-    weight = counts if score == "sum" else np.ones_like(counts)
+    weight = counts if rule.score == "sum" else np.ones_like(counts)
     teacher, reference = calibration.teacher, calibration.reference
     chosen = (np.array(reference.nll) - np.array(teacher.nll)) * weight
     exact = (np.array(reference.float32_nll) - np.array(teacher.float32_nll)) * weight
+    if rule.temperature:
+        noise = rule.temperature * draw_gumbel(np.array(calibration.sequence_ids, dtype=np.int64), rule.seed)
+        chosen, exact = chosen + noise, exact + noise
     groups = [np.arange(len(counts))]
     if calibration.within == "domain":
         domains = np.array(calibration.domains, dtype=object)
         groups = [np.flatnonzero(domains == domain) for domain in sorted(set(calibration.domains))]
-    num_selected = sum(count_selected(len(rows), ratio) for rows in groups)
-    kept = _select(chosen, groups, ratio) & _select(exact, groups, ratio)
+    if rule.threshold is not None and not rule.is_expression:
+        wanted, found = (set(np.flatnonzero(scores >= rule.threshold).tolist()) for scores in (exact, chosen))
+    else:
+        wanted, found = _select(exact, groups, ratio), _select(chosen, groups, ratio)
+    # A threshold may keep other numbers by both; the larger counts, so that what is kept too much lowers the overlap as well.
+    num_selected, kept = max(len(wanted), len(found)), wanted & found
     overlap = len(kept) / num_selected if num_selected else 0.0
     return Fidelity(
         num_sequences=len(counts),

@@ -12,7 +12,8 @@ from miniplm import layout
 from miniplm.config.selection import SelectionConfig
 from miniplm.errors import CorpusError
 from miniplm.progress import ProgressCallback, ignore_progress
-from miniplm.records.manifests import CorpusManifest, DomainSelection, PoolSelection, SelectionManifest
+from miniplm.records.manifests import CorpusManifest
+from miniplm.records.selections import DomainSelection, PoolSelection, SelectionManifest
 from miniplm.records.stored import find_record
 from miniplm.selection.budgets import Pool, make_pools
 from miniplm.selection.cut import Cut, KeptDomains, publish_shards

@@ -19,7 +19,8 @@ from miniplm.models.architectures import describe_architecture, resolve_vocab_si
 from miniplm.models.devices import resolve_device, resolve_dtype
 from miniplm.models.identity import slug
 from miniplm.models.presets import PRESETS
-from miniplm.records.manifests import CorpusManifest, ModelEntry, Record, SelectionManifest
+from miniplm.records.manifests import CorpusManifest, ModelEntry, Record
+from miniplm.records.selections import SelectionManifest
 from miniplm.storage.root import Storage, digest_content
 from miniplm.tokenizers.tokenizer import CorpusTokenizer
 from miniplm.training.methods import METHODS, MethodInputs, TrainingMethod

@@ -14,7 +14,8 @@ from miniplm import layout
 from miniplm.config.selection import SelectionConfig
 from miniplm.corpus.preparation import prepare_corpus
 from miniplm.corpus.reader import read_shard, read_token_ids
-from miniplm.records.manifests import CorpusManifest, SelectionManifest
+from miniplm.records.manifests import CorpusManifest
+from miniplm.records.selections import SelectionManifest
 from miniplm.scoring.documents import publish_document_scores
 from miniplm.scoring.engine import SequenceScores
 from miniplm.selection.ranking import select_sequences

@@ -13,7 +13,8 @@ from miniplm.config.run import DistillationConfig, GenerationConfig
 from miniplm.derived.sequences import TrainingShard
 from miniplm.derived.sets import DerivedJob
 from miniplm.errors import TrainingError
-from miniplm.records.manifests import CorpusManifest, ModelEntry, SelectionManifest, ShardEntry, Split
+from miniplm.records.manifests import CorpusManifest, ModelEntry, ShardEntry, Split
+from miniplm.records.selections import SelectionManifest
 from miniplm.storage.root import Storage, digest_content
 from miniplm.training.losses import LossFunction, sum_language_model_loss
 

@@ -17,7 +17,8 @@ from miniplm.derived.reader import load_derived
 from miniplm.derived.sequences import TrainingShard
 from miniplm.derived.sets import DerivedJob, list_derived_shards
 from miniplm.errors import TrainingError
-from miniplm.records.manifests import SelectionShardEntry, ShardEntry
+from miniplm.records.manifests import ShardEntry
+from miniplm.records.selections import SelectionShardEntry
 from miniplm.storage.root import Storage, digest_content, digest_stream
 from miniplm.training.methods.method import MethodInputs, TrainingMethod
 

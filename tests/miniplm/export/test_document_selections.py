@@ -11,7 +11,7 @@ from miniplm.config.exports import ExportConfig
 from miniplm.export.exporting import export_selection
 from miniplm.export.job import ExportJob
 from miniplm.export.records import ExportManifest
-from miniplm.records.manifests import SelectionManifest
+from miniplm.records.selections import SelectionManifest
 from tests.miniplm.document_scores import Scored
 from tests.miniplm.export.test_documents import read_rows
 from tests.miniplm.export.test_formats import read_megatron

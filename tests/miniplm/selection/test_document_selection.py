@@ -14,7 +14,7 @@ from miniplm import layout
 from miniplm.config.selection import SelectionConfig
 from miniplm.corpus.reader import read_shard
 from miniplm.errors import ConfigError, ScoreError
-from miniplm.records.manifests import SelectionManifest
+from miniplm.records.selections import SelectionManifest
 from miniplm.selection.noise import draw_gumbel
 from miniplm.selection.ranking import resolve_selection_id
 from miniplm.selection.steering import check_rule

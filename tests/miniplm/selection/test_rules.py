@@ -14,16 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from miniplm import layout
-from miniplm.config.selection import EXPRESSION_COLUMNS, SelectionConfig
+from miniplm.config.selection import SelectionConfig
 from miniplm.errors import ConfigError, ScoreError
 from miniplm.progress import Progress
-from miniplm.records.manifests import CorpusManifest, DocumentScoresEntry, SelectionManifest
+from miniplm.records.manifests import CorpusManifest, DocumentScoresEntry
+from miniplm.records.selections import SelectionManifest
 from miniplm.scoring.documents import DOCUMENT_SCHEMA
 from miniplm.scoring.shards import check_score_shards
-from miniplm.selection.expressions import COLUMNS, Expressions
 from miniplm.selection.noise import draw_gumbel
 from miniplm.selection.ranking import resolve_selection_id, select_sequences
 from miniplm.storage.root import Storage, digest_file
@@ -363,43 +362,6 @@ def test_interrupted_in_either_pass_a_rule_gives_the_same_bytes(two_orders) -> N
         assert list_files(select_sequences(storage, corpus, TEACHER, REFERENCE, config).selection_id) == whole
 
 
-def test_columns_of_expressions_are_those_of_the_configuration() -> None:
-    assert tuple(COLUMNS.names) == EXPRESSION_COLUMNS
-
-
-@pytest.mark.parametrize(
-    ("rule", "message"),
-    [
-        (
-            {"score": "quality + 1"},
-            r"selection\.score: 'quality \+ 1' names an unknown column 'quality'; the columns are sequence_id, domain, num_tokens",
-        ),
-        ({"where": "domain.name = 'a'"}, r"names an unknown column 'domain.name'"),
-        ({"where": "num_tokens IN (SELECT 1)"}, r"selection\.where: .* holds a subquery, which is not allowed"),
-        ({"where": "EXISTS (FROM 'x.csv')"}, r"holds a subquery"),
-        ({"score": "read_text('/etc/passwd')"}, r"calls read_text, which is not allowed; allowed are abs, ceil"),
-        ({"score": "getenv('HOME')::DOUBLE"}, r"calls getenv, which is not allowed"),
-        ({"score": "random()"}, r"calls random, which"),
-        ({"score": "sum(num_tokens)"}, r"calls sum, which"),
-        ({"score": "main.abs(num_tokens)"}, r"calls abs, which is not allowed"),
-        ({"score": "rank() OVER (ORDER BY num_tokens)"}, r"holds a window function"),
-        ({"score": "COLUMNS('num.*')"}, r"holds `\*`"),
-        ({"score": "list_transform([1], x -> x)[1]"}, r"not allowed"),
-        ({"score": "$1"}, r"holds a parameter"),
-        ({"score": "1) FROM read_csv('x') WHERE (true"}, r"is more than one expression"),
-        ({"score": "1), (2"}, r"is more than one expression"),
-        ({"score": "1); SELECT (2"}, r"is more than one expression"),
-        ({"score": "difference_score +"}, r"cannot be parsed: syntax error .* The columns are sequence_id"),
-        ({"score": "domain"}, r"is a VARCHAR, not a number"),
-        ({"where": "num_tokens"}, r"is a BIGINT, not a condition"),
-        ({"score": "num_tokens + domain"}, r"is no expression over sequence_id"),
-    ],
-)
-def test_an_expression_that_is_not_allowed_is_refused(rule: dict[str, str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        Expressions(SelectionConfig.model_validate(rule), COLUMNS)
-
-
 def test_a_score_that_is_no_number_is_refused_with_its_row(made) -> None:
     with pytest.raises(
         ConfigError, match=r"is NULL, NaN or infinite in \d+ rows \(sequence_id .*; the first is \{'sequence_id'.*selection\.where"
@@ -411,34 +373,3 @@ def test_a_score_that_is_no_number_is_refused_with_its_row(made) -> None:
     assert len(rows) == 48
     with pytest.raises(ConfigError, match="no candidate is left to rank"):
         select(made, where="num_tokens > 100")
-
-
-@pytest.mark.parametrize(
-    ("rule", "message"),
-    [
-        (
-            {"ratio": 0.5, "tokens": 5},
-            r"exactly one of ratio, tokens and threshold says how much is kept, here ratio 0\.5 and tokens 5; set the others to null",
-        ),
-        ({"tokens": 5, "threshold": 0.1}, r"here tokens 5 and threshold 0\.1"),
-        ({"ratio": None}, r"here none of them"),
-        ({"tokens": "5.5"}, r"valid integer"),
-        ({"tokens": 0}, r"greater than 0"),
-        ({"mix": {"a": 1.5}}, r"mix of 'a' is 1\.5; a share"),
-        ({"mix": {"a": 0.7, "b": {"at_least": 0.5}}}, r"least shares of mix add up to 1\.2, more than 1: a 0\.7, b 0\.5"),
-        ({"mix": {"a": {"at_least": 0.5, "at_most": 0.4}}}, r"at_least 0\.5 is more than at_most 0\.4"),
-        ({"mix": {"a": 0.5}, "within": "domain"}, r"both say what the mix of domains is"),
-        ({"threshold": 0, "mix": {"a": 0.5}}, r"mix says nothing beside threshold"),
-        ({"threshold": 0, "temperature": 1}, r"temperature says nothing beside threshold"),
-        ({"temperature": -1}, r"greater than or equal to 0"),
-        (
-            {"score": "x", "signals": [{"name": "domain", "path": "x", "key": "sequence_id", "column": "y"}]},
-            r"the name 'domain' is taken",
-        ),
-        ({"signals": [{"name": "x", "path": "x", "key": "sequence_id", "column": "y"}]}, r"signals are columns of score and where"),
-        ({"score": "x", "signals": [{"name": "a b", "path": "x", "key": "sequence_id", "column": "y"}]}, r"match pattern"),
-    ],
-)
-def test_a_rule_that_contradicts_itself_is_refused(rule: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        SelectionConfig.model_validate(rule)

@@ -1,0 +1,101 @@
+"""What a selection writes down of itself."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from miniplm.config.selection import name_budget
+from miniplm.records.manifests import Record
+
+
+class SelectionShardEntry(Record):
+    """The kept sequences of one candidate shard, or the kept documents that begin in it."""
+
+    shard_index: int
+    corpus_id: str
+    digest: str
+    num_bytes: int
+    num_sequences: int
+    num_tokens: int
+
+
+class DomainSelection(Record):
+    """What was kept of one domain, and quantiles of its difference scores (at 0, .1, .25, .5, .75, .9, 1), nats a token.
+
+    `threshold` is the lowest difference score that was kept of it; None where nothing was.
+    """
+
+    num_candidates: int
+    num_selected: int
+    num_candidate_tokens: int
+    num_selected_tokens: int
+    mean_teacher_nll: float
+    mean_reference_nll: float
+    difference_score_quantiles: tuple[float, ...]
+    threshold: float | None = None
+
+
+class PoolSelection(Record):
+    """Domains that were ranked together: what could be kept, what was, and the lowest ranking key of that (None where nothing was)."""
+
+    domains: tuple[str, ...]
+    num_ranked: int
+    num_ranked_tokens: int
+    num_selected: int
+    num_selected_tokens: int
+    threshold: float | None
+
+
+class SelectionManifest(Record):
+    """A selection; the same inputs give the same bytes.
+
+    `threshold` is the lowest difference score that was kept, None where each domain has one of its own (`within`), or something
+    else was ranked. `rule` is all that steered it beside ratio, score and within, with the digests of the files of `signals`;
+    `left_out` counts the candidates that were not ranked, by reason; `pools` says what was ranked together. These are left out
+    where they are empty, as they are by the published rule.
+    """
+
+    selection_id: str
+    corpus_id: str
+    teacher_id: str
+    reference_id: str
+    ratio: float | None
+    score: str
+    within: Literal["corpus", "domain"] = "corpus"
+    rule: dict[str, Any] = Field({}, exclude_if=lambda value: not value)
+    num_candidates: int
+    num_selected: int
+    num_selected_tokens: int
+    num_negative: int
+    left_out: dict[str, int] = Field({}, exclude_if=lambda value: not value)
+    threshold: float | None
+    domains: dict[str, DomainSelection]
+    pools: tuple[PoolSelection, ...] = Field((), exclude_if=lambda value: not value)
+    shards: tuple[SelectionShardEntry, ...]
+
+    @property
+    def unit(self) -> Literal["sequence", "document"]:
+        """What was ranked, so what counts of candidates and kept are of."""
+        return "document" if self.rule.get("unit") == "document" else "sequence"
+
+    @property
+    def is_expression(self) -> bool:
+        """Whether the score that was ranked is an SQL expression."""
+        return self.score not in ("mean", "sum")
+
+    @property
+    def ranks_by_difference(self) -> bool:
+        """Whether what was ranked is the difference score itself, so that a threshold of it tells what was kept."""
+        return not self.is_expression and "temperature" not in self.rule
+
+    @property
+    def title(self) -> str:
+        """How much was asked for, for people, as `SelectionConfig.title`."""
+        return name_budget(self.ratio, self.rule.get("tokens"), self.rule.get("threshold"), self.within)
+
+    @property
+    def kept_share(self) -> float:
+        """The ratio where that was asked for, else which share of the candidates was kept."""
+        return self.num_selected / max(1, self.num_candidates) if self.ratio is None else self.ratio
