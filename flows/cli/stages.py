@@ -177,7 +177,7 @@ def select(
             manifest, _ = try_again(partial(stages.select, storage, plan, corpus, reference, on_progress))
 
     truth = None
-    if plan.corpus.truth is not None:
+    if plan.corpus.truth is not None and manifest.unit == "sequence":
         from miniplm.run.truth import judge_selection
 
         truth = judge_selection(storage, plan.corpus, corpus, manifest)

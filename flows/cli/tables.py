@@ -47,7 +47,9 @@ def make_table(title: str, *columns: str) -> Table:
 
 def print_selection(console: Console, storage: Storage, manifest: SelectionManifest) -> None:
     """What was kept, by domain."""
-    title = f"Kept {manifest.num_selected:,} of {manifest.num_candidates:,} sequences ({manifest.num_selected_tokens:,} tokens)"
+    title = (
+        f"Kept {manifest.num_selected:,} of {manifest.num_candidates:,} {manifest.units} ({manifest.num_selected_tokens:,} tokens)"
+    )
     table = make_table(title, *_KEPT_COLUMNS)
     for domain, counts in manifest.domains.items():
         table.add_row(domain, *_kept_cells(counts))

@@ -101,6 +101,14 @@ class SelectionConfig(Section):
         exclude_if=lambda value: value is None,
         description="budget: the best candidates whose tokens together are at most so many, e.g. 5e9; in place of `ratio`",
     )
+    repetitions: int = Field(
+        1,
+        ge=1,
+        le=1000,
+        exclude_if=lambda value: value == 1,
+        description="how often what is kept may be used to fill `tokens`, where that is more than there is: all of it in whole passes, then the "
+        "best of it once more. An epoch of a training and an export hold it so often",
+    )
     threshold: float | None = Field(
         None,
         exclude_if=lambda value: value is None,
@@ -164,6 +172,12 @@ class SelectionConfig(Section):
             ):
                 if getattr(self, name) not in ({}, 0, "corpus"):
                     raise ValueError(f"{name} says nothing beside threshold ({why}); use ratio or tokens, or leave {name} out")
+        if self.repetitions > 1 and (self.tokens is None or self.mix):
+            raise ValueError(
+                f"repetitions {self.repetitions} fill a budget: give tokens with it, and leave mix out"
+                if self.mix
+                else f"repetitions {self.repetitions} fill a budget: give tokens with it, e.g. 5e9"
+            )
         if self.mix and self.within == "domain":
             raise ValueError("mix and within: domain both say what the mix of domains is; leave one of them out")
         shares = {domain: share for domain, share in self.mix.items() if not isinstance(share, DomainShare)}

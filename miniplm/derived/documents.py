@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,59 +58,56 @@ class DocumentsJob(DerivedJob):
         return self.corpus.tokenizer
 
     def list_sources(self, storage: Storage) -> list[DerivedSource]:
-        """One for each candidate shard in which kept documents begin; its rows are their ids."""
-        pairs = zip(self.corpus.split_shards("candidate"), self.selection.shards, strict=True)
+        """One for each candidate shard in which kept documents begin, and for each pass over them; its rows are their ids."""
+        pairs = list(zip(self.corpus.split_shards("candidate"), self.selection.shards, strict=True))
         return [
-            DerivedSource(
-                (
-                    TrainingShard(
-                        entry, kept.num_sequences, kept.num_tokens, partial(self._load_ids, storage, entry=entry, kept=kept)
-                    ),
-                )
-            )
+            DerivedSource((self._make_part(storage, entry, kept, number),))
+            for number in self.selection.list_passes()
             for entry, kept in pairs
-            if kept.num_sequences
+            if kept.count_pass(number)[0]
         ]
 
-    def _load_ids(self, storage: Storage, entry: ShardEntry, kept: SelectionShardEntry) -> NDArray[np.int64]:
-        """The documents that begin in a shard, (num_documents,), in their order."""
-        ids, _ = load_documents(storage, self.selection.selection_id, entry, kept)
-        return ids
+    def _make_part(self, storage: Storage, entry: ShardEntry, kept: SelectionShardEntry, number: int) -> TrainingShard:
+        def load_ids() -> NDArray[np.int64]:  # (num_documents,)
+            return load_documents(storage, self.selection.selection_id, entry, kept, number)[0]
+
+        return TrainingShard(entry, *kept.count_pass(number), load_ids, number)
 
     def open_maker(self, storage: Storage, sources: Sequence[DerivedSource], device: str) -> ShardMaker:
         ends = SentenceEnds(load_corpus_tokenizer(storage, self.corpus.corpus_id, self.trust_remote_code))
-        return _Packer(storage, self, [source.parts[0].entry.shard_index for source in sources], ends)
+        return _Packer(storage, self, [source.parts[0] for source in sources], ends)
 
     def publish_tokenizer(self, storage: Storage) -> None:
         """Nothing: it is the corpus's."""
 
 
 def load_documents(
-    storage: Storage, selection_id: str, entry: ShardEntry, kept: SelectionShardEntry
+    storage: Storage, selection_id: str, entry: ShardEntry, kept: SelectionShardEntry, number: int = 1
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The kept documents that begin in a candidate shard and how many tokens each has, EOS included, (num_documents,) each."""
-    table = read_selection_shard(storage, selection_id, kept.shard_index, kept.digest)
+    """The kept documents of a pass that begin in a candidate shard, and how many tokens each has, EOS included, (num_documents,) each."""
+    table = read_selection_shard(storage, selection_id, kept.shard_index, kept.digest, number)
     begins = table["first_sequence_id"].to_numpy() >= entry.first_sequence_id
     return table["document_id"].to_numpy()[begins], table["num_tokens"].to_numpy()[begins]
 
 
 class _Packer(ShardMaker):
-    def __init__(self, storage: Storage, job: DocumentsJob, shard_indices: Sequence[int], ends: SentenceEnds) -> None:
-        self._storage, self._job, self._indices, self._ends = storage, job, shard_indices, ends
+    def __init__(self, storage: Storage, job: DocumentsJob, parts: Sequence[TrainingShard], ends: SentenceEnds) -> None:
+        self._storage, self._job, self._parts, self._ends = storage, job, parts, ends
 
     def make_shard(self, shard_index: int, on_progress: ProgressCallback) -> MadeShard:
         corpus, selection = self._job.corpus, self._job.selection
         shards = corpus.split_shards("candidate")
-        position = next(place for place, shard in enumerate(shards) if shard.shard_index == self._indices[shard_index])
+        part = self._parts[shard_index]
+        position = next(place for place, shard in enumerate(shards) if shard.shard_index == part.entry.shard_index)
         kept = selection.shards[position]
-        ids, num_tokens = load_documents(self._storage, selection.selection_id, shards[position], kept)
+        ids, num_tokens = load_documents(self._storage, selection.selection_id, shards[position], kept, part.number)
         wanted = dict(zip(ids.tolist(), num_tokens.tolist(), strict=True))
         collected = _Documents(wanted)
         for shard in shards[position:]:
             collected.add(read_shard(self._storage, shard, ("domain", "document_ids", "token_ids")), corpus.tokenizer.eos_token_id)
             if collected.is_complete:
                 break
-            on_progress(Progress(self._job.name, collected.num_tokens, kept.num_tokens, self._job.unit))
+            on_progress(Progress(self._job.name, collected.num_tokens, part.num_tokens, self._job.unit))
         sequences = OpenShard(corpus.tokenizer.vocab_size)
         packers: dict[str, DomainPacker] = {}
         texts: dict[str, int] = {}
@@ -125,7 +121,7 @@ class _Packer(ShardMaker):
         for domain in sorted(packers):
             if (remainder := packers[domain].remainder()) is not None:
                 sequences.append(domain, remainder)
-        on_progress(Progress(self._job.name, kept.num_tokens, kept.num_tokens, self._job.unit))
+        on_progress(Progress(self._job.name, part.num_tokens, part.num_tokens, self._job.unit))
         counts = {
             domain: of_domain.model_copy(update={"num_documents": texts[domain]})
             for domain, of_domain in sequences.count_domains().items()

@@ -164,5 +164,10 @@ def _list_notes(job: ExportJob, counts: Counter[str]) -> Iterator[str]:
         yield f"{counts['unknown_tokens']:,} tokens are unknown to the corpus's tokenizer: what they stood for is not known"
     if job.config.has_scores and job.scored_documents is None and job.selection.unit == "sequence":
         yield "scores are those of the documents' sequences; `miniplm score CONFIG --documents` makes the documents' own"
+    if (num_uses := len(job.selection.list_passes())) > 1:
+        yield (
+            f"the selection uses what it keeps up to {num_uses} times: {job.selection.num_used_tokens:,} tokens are {job.selection.num_selected_tokens:,} "
+            "and their repetitions. Each pass has files of its own, after those before, and the ids of its rows end with -use-2 and so on"
+        )
     if job.config.format == "nanochat":
         yield "nanochat takes the last file for validation, and trains on the others"

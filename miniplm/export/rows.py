@@ -50,7 +50,9 @@ class RowMaker:
     def list_texts(self, sequences: PartSequences) -> Iterator[Row]:
         """Documents as text."""
         for document in self._restore(sequences):
-            yield Row(document.domain, document.num_source_tokens, self._describe(document), self._decode(document))
+            yield Row(
+                document.domain, document.num_source_tokens, self._describe(document, sequences.number), self._decode(document)
+            )
 
     def list_token_ids(
         self, sequences: PartSequences, eos_token_id: int, bos_token_id: int | None, own: CorpusTokenizer | None
@@ -62,7 +64,7 @@ class RowMaker:
             row = np.concatenate(
                 [np.array(before, dtype=np.uint32), token_ids.astype(np.uint32), np.array([eos_token_id], np.uint32)]
             )
-            yield Row(document.domain, document.num_source_tokens, self._describe(document), token_ids=row)
+            yield Row(document.domain, document.num_source_tokens, self._describe(document, sequences.number), token_ids=row)
 
     def list_sequences(self, sequences: PartSequences) -> Iterator[Row]:
         """The kept sequences as they are."""
@@ -131,11 +133,13 @@ class RowMaker:
                 batch, num_bytes = [], 0
         yield from _encode_batch(batch, own)
 
-    def _describe(self, document: Document) -> dict[str, Any]:
+    def _describe(self, document: Document, number: int) -> dict[str, Any]:
         source, record = self._origins.find(document.document_id)
         name = f"{self._corpus.corpus_id}-{document.document_id}"
+        # Unique where rows are repeated too.
+        again = f"-use-{number}" if number > 1 else ""
         return {
-            "id": name if document.is_whole else f"{name}-{document.token_start}",
+            "id": f"{name if document.is_whole else f'{name}-{document.token_start}'}{again}",
             "domain": document.domain,
             "document_id": document.document_id,
             "sequence_ids": list(document.sequence_ids),

@@ -88,9 +88,14 @@ class KeptShard:
 
 
 def read_kept_shard(
-    storage: Storage, corpus: CorpusManifest, selection: SelectionManifest, position: int, documents: ScoredDocuments | None = None
+    storage: Storage,
+    corpus: CorpusManifest,
+    selection: SelectionManifest,
+    position: int,
+    documents: ScoredDocuments | None = None,
+    number: int = 1,
 ) -> KeptShard:
-    """The shard at a position among the candidate shards, with the scores of its documents where they are given.
+    """The shard at a position among the candidate shards, with the scores of its documents where they are given; `number`: of which pass.
 
     Raises `CorpusError` where it or its selection is damaged, `ScoreError` where the scores of its documents are.
     """
@@ -100,7 +105,7 @@ def read_kept_shard(
     column = table["token_ids"].chunk(0) if len(table) else pa.array([], pa.list_(pa.uint16()))
     token_ids, bounds = column.values.to_numpy(), column.offsets.to_numpy()
     ends = np.flatnonzero(token_ids == corpus.tokenizer.eos_token_id)
-    chosen = read_selection_shard(storage, selection.selection_id, kept.shard_index, kept.digest)
+    chosen = read_selection_shard(storage, selection.selection_id, kept.shard_index, kept.digest, number)
     by_document = selection.unit == "document"
     rows = np.empty(0, np.int64) if by_document else chosen["sequence_id"].to_numpy() - entry.first_sequence_id
     if len(rows) and not (rows[0] >= 0 and rows[-1] < len(table)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -68,7 +68,8 @@ class InspectedDocuments(Record):
 class InspectedSequence(Record):
     """A sequence with its text. NLLs are in nats a scored token; the difference score is in the unit the run selects by.
 
-    Scores are None where the sequence is no candidate or is not scored yet, `selected` where nothing is selected yet.
+    Scores are None where the sequence is no candidate or is not scored yet, `selected` where nothing is selected yet;
+    of a selection by documents it says whether all of the sequence's were kept.
     """
 
     sequence_id: int
@@ -180,8 +181,11 @@ def inspect_diversity(storage: Storage, record: RunRecord) -> SelectionDiversity
     corpus = load_run_corpus(storage, record)
     if record.selection_id is None or record.reference is None:
         raise RunError(f"run {record.run_name!r} has no selection yet; `miniplm run` with its config makes it")
+    selection = load_selection(storage, record.selection_id)
+    if selection.unit == "document":
+        raise RunError(f"run {record.run_name!r} selects documents, and diversity is measured of kept sequences")
     trust_remote_code = bool(record.config.get("corpus", {}).get("trust_remote_code", False))
-    return provide_diversity(storage, corpus, load_selection(storage, record.selection_id), record.reference, trust_remote_code)
+    return provide_diversity(storage, corpus, selection, record.reference, trust_remote_code)
 
 
 def describe_domains(corpus: CorpusManifest, selection: SelectionManifest | None) -> list[InspectedDomain]:
@@ -245,7 +249,7 @@ def describe_sequences(
     for entry, sequence_ids in by_shard.items():
         for sequence in _read_sequences(storage, entry, sequence_ids):
             sequences[sequence["sequence_id"]] = {**sequence, "split": entry.split}
-        selected.update(_find_selected(storage, record, entry, sequence_ids))
+        selected.update(_find_selected(storage, record, entry, {row: sequences[row]["document_ids"] for row in sequence_ids}))
     inspected = []
     for row in scores:
         sequence = sequences[row["sequence_id"]]
@@ -321,7 +325,11 @@ def _read_sequences(storage: Storage, entry: ShardEntry, sequence_ids: Iterable[
     return found
 
 
-def _find_selected(storage: Storage, record: RunRecord, entry: ShardEntry, sequence_ids: Sequence[int]) -> dict[int, bool | None]:
+def _find_selected(
+    storage: Storage, record: RunRecord, entry: ShardEntry, document_ids: Mapping[int, Sequence[int]]
+) -> dict[int, bool | None]:
+    """Whether sequences were kept, by id; `document_ids` are those of each, since of a selection by documents all of them have to be."""
+    sequence_ids = list(document_ids)
     if record.selection_id is None:
         return dict.fromkeys(sequence_ids, None)
     if entry.split != "candidate":
@@ -329,12 +337,15 @@ def _find_selected(storage: Storage, record: RunRecord, entry: ShardEntry, seque
     relative = layout.selection_shard(record.selection_id, entry.shard_index)
     try:
         with storage.open(relative) as file:
-            rows = pq.read_table(file, columns=["sequence_id"], filters=[("sequence_id", "in", list(sequence_ids))])
+            table = pq.ParquetFile(file)
+            of_documents = "document_id" in table.schema_arrow.names
+            kept = set(table.read(columns=["document_id" if of_documents else "sequence_id"])[0].to_pylist())
     except (pa.ArrowException, FileNotFoundError) as error:
         raise CorpusError(
             f"{storage.url(relative)} cannot be read ({error}); make it again with `miniplm select CONFIG`"
         ) from error
-    kept = set(rows["sequence_id"].to_pylist())
+    if of_documents:
+        return {sequence_id: kept.issuperset(ids) for sequence_id, ids in document_ids.items()}
     return {sequence_id: sequence_id in kept for sequence_id in sequence_ids}
 
 

@@ -17,6 +17,7 @@ from miniplm.progress import ProgressCallback, ignore_progress
 from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.run import StageRecord, StudentRecord
 from miniplm.records.selections import SelectionManifest
+from miniplm.run.overlap import plan_left_out
 from miniplm.run.plan import RunPlan
 from miniplm.run.references import find_reference
 from miniplm.run.trainings import know_student
@@ -39,7 +40,7 @@ def prepare(storage: Storage, plan: RunPlan, on_progress: ProgressCallback = ign
             storage, plan.corpus, manifest, planned.found
         )  # now, while the sources are there; a wrong field costs no scores
     check_splits(plan, manifest)
-    if plan.evaluation.sources and plan.students:
+    if plan.evaluation.sources and (plan.students or plan.selection.contamination == "drop"):
         from miniplm.run.heldout_texts import prepare_text
 
         prepare_text(storage, plan, manifest, on_progress)
@@ -89,7 +90,8 @@ def select(
 ) -> tuple[SelectionManifest, StageRecord]:
     """Joins the scores of both models and keeps the sequences with the largest difference score."""
     started, teacher = time.monotonic(), plan.require_teacher()
-    selection_id = resolve_selection_id(storage, corpus, teacher.model_id, reference.model_id, plan.selection)
+    exclusions = plan_left_out(storage, plan, corpus, reference.model_id, on_progress=on_progress)
+    selection_id = resolve_selection_id(storage, corpus, teacher.model_id, reference.model_id, plan.selection, exclusions)
     manifest = find_selection(storage, selection_id)
     reused = manifest is not None
     if manifest is None:
@@ -97,8 +99,8 @@ def select(
             from miniplm.corpus.text_digests import provide_text_digests
 
             provide_text_digests(storage, plan.corpus, corpus)
-        manifest = select_sequences(storage, corpus, teacher.model_id, reference.model_id, plan.selection, on_progress)
-    return manifest, _record("select", time.monotonic() - started, reused, manifest.num_candidates, "sequences")
+        manifest = select_sequences(storage, corpus, teacher.model_id, reference.model_id, plan.selection, on_progress, exclusions)
+    return manifest, _record("select", time.monotonic() - started, reused, manifest.num_candidates, manifest.units)
 
 
 def export(

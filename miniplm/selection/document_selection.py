@@ -23,7 +23,7 @@ from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.records.manifests import CorpusManifest, ShardEntry
 from miniplm.records.selections import SelectionShardEntry
 from miniplm.selection.candidates import Floats, Integers
-from miniplm.selection.cut import Cut, KeptDomains
+from miniplm.selection.cut import STEERED_COLUMNS, Cut, KeptDomains, count_uses
 from miniplm.selection.documents import document_scores, rank_documents
 from miniplm.selection.exclusions import ExcludedIds
 from miniplm.selection.expressions import Expressions
@@ -214,6 +214,7 @@ def publish_documents(
             num_bytes=num_bytes,
             num_sequences=int(begins.sum()),
             num_tokens=int(table["num_tokens"].to_numpy()[begins].sum()),
+            **count_uses(table.filter(pa.array(begins)), table["num_tokens"].to_numpy()[begins]),
         )
         on_progress(Progress("select", done, len(shards), "shards"))
 
@@ -226,13 +227,15 @@ def _list_kept(survey: DocumentSurvey, cut: Cut, kept_domains: KeptDomains) -> p
         columns["score"] = "DOUBLE"
     if survey.keys.config.temperature:
         columns["ranking_key"] = "DOUBLE"
+    if cut.num_passes:
+        columns["repetitions"] = "INTEGER"
     described = ", ".join(f"{name} {kind}" for name, kind in columns.items())
     survey.connection.execute(f"CREATE OR REPLACE TABLE kept_documents ({described})")
     for block in survey.read_blocks():
-        rows = cut.find_kept(block.domains, block.keys)
+        rows, repetitions = cut.find_uses(block.domains, block.keys)
         found = block.columns | {"ranking_key": block.keys, "score": block.expression}
         kept_domains.add(block.domains[rows], found["num_tokens"][rows], found["difference_score"][rows])
-        batch = pa.table({name: found[name][rows] for name in columns})
+        batch = pa.table({name: repetitions if name == "repetitions" else found[name][rows] for name in columns})
         survey.connection.register("kept_batch", batch)
         survey.connection.execute("INSERT INTO kept_documents SELECT * FROM kept_batch")
         survey.connection.unregister("kept_batch")
@@ -246,7 +249,7 @@ class _Kept:
 
     def __init__(self, reader: pa.RecordBatchReader) -> None:
         self._reader = reader
-        extra = [pa.field(name, pa.float64()) for name in reader.schema.names if name not in DOCUMENT_SELECTION_SCHEMA.names]
+        extra = [STEERED_COLUMNS[name] for name in reader.schema.names if name not in DOCUMENT_SELECTION_SCHEMA.names]
         self._schema = pa.schema([*DOCUMENT_SELECTION_SCHEMA, *extra])
         self._waiting = self._schema.empty_table()
         self._is_read = False

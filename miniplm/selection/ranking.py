@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from miniplm.progress import ProgressCallback, ignore_progress
 from miniplm.records.manifests import CorpusManifest
 from miniplm.records.selections import DomainSelection, PoolSelection, SelectionManifest
 from miniplm.records.stored import find_record
-from miniplm.selection.budgets import Pool, make_pools
+from miniplm.selection.budgets import Pool, count_passes, make_pools
 from miniplm.selection.cut import Cut, KeptDomains, publish_shards
 from miniplm.selection.document_selection import DocumentSurvey, publish_documents
 from miniplm.selection.exclusions import NOTHING_EXCLUDED, Exclusions
@@ -112,10 +113,11 @@ def select_sequences(
         rule, excluded = _describe_rule(storage, config, exclusions), exclusions.find()
         survey = stack.enter_context(open_survey(storage, corpus, teacher_id, reference_id, config, scratch, excluded, on_progress))
         pools = make_pools(survey.ranked, config)
-        num_selected = sum(pool.num_kept for pool in pools)
+        num_passes = count_passes(survey.ranked, config)
+        num_selected = sum(pool.num_candidates if num_passes else pool.num_kept for pool in pools)
         storage.delete(layout.selection_manifest(selection_id))
         kept = KeptDomains(len(survey.domains))
-        cut = Cut(survey.ranked, pools)
+        cut = Cut(survey.ranked, pools, num_passes)
         if isinstance(survey, DocumentSurvey):
             entries = tuple(publish_documents(storage, corpus, survey, selection_id, cut, kept, on_progress))
         else:
@@ -138,7 +140,11 @@ def select_sequences(
             if config.ranks_by_difference and config.within == "corpus" and len(pools) == 1
             else None,
             domains=_summarise_domains(survey, kept),
-            pools=_summarise_pools(survey, kept, pools) if rule else (),
+            pools=_summarise_pools(
+                survey, kept, [replace(pool, num_kept=pool.num_candidates) for pool in pools] if num_passes else pools
+            )
+            if rule
+            else (),
             shards=entries,
         )
         assert sum(entry.num_sequences for entry in entries) == num_selected

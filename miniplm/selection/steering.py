@@ -30,7 +30,7 @@ def check_rule(config: SelectionConfig) -> None:
 
 
 # What may be said beside ratio, score and within where documents are ranked.
-_DOCUMENT_FIELDS = frozenset({"unit", "tokens", "threshold", "mix", "temperature", "seed", "where", "signals"})
+_DOCUMENT_FIELDS = frozenset({"unit", "tokens", "repetitions", "threshold", "mix", "temperature", "seed", "where", "signals"})
 
 
 def check_document_rule(config: SelectionConfig) -> None:

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from miniplm.errors import MiniplmError
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.records.manifests import CorpusManifest
 from miniplm.records.what_if import Outcome, WhatIf
-from miniplm.selection.budgets import Pool, make_pools
+from miniplm.selection.budgets import Pool, count_passes, make_pools
 from miniplm.selection.cut import Cut
 from miniplm.selection.document_selection import DocumentSurvey
 from miniplm.selection.exclusions import NOTHING_EXCLUDED, Exclusions
@@ -30,7 +31,7 @@ from miniplm.selection.surveying import open_survey, read_ranked
 from miniplm.storage.root import Storage
 
 # What decides how rows are ranked is all but what decides how many are kept.
-_BUDGET_FIELDS = {"ratio", "tokens", "threshold", "within", "mix"}
+_BUDGET_FIELDS = {"ratio", "tokens", "threshold", "within", "mix", "repetitions"}
 # Of the rows of each block: which the current selection has, a bit each.
 _Current = list[StoredArray]
 
@@ -123,7 +124,7 @@ class _Ranking:
 
     def find_members(self, config: SelectionConfig, scratch: ScratchFile) -> _Current:
         """Which rows a selection keeps, put aside."""
-        cut = Cut(self.survey.ranked, make_pools(self.survey.ranked, config))
+        cut = Cut(self.survey.ranked, self._make_pools(config))
         members = []
         for block in read_ranked(self._storage, self._corpus, self.survey):
             is_kept = np.zeros(len(block.keys), dtype=np.bool_)
@@ -131,13 +132,20 @@ class _Ranking:
             members.append(scratch.append(np.packbits(is_kept)))
         return members
 
+    def _make_pools(self, config: SelectionConfig) -> list[Pool]:
+        """How much is kept of each pool; a budget that is filled by repetitions keeps all of it."""
+        pools = make_pools(self.survey.ranked, config)
+        if count_passes(self.survey.ranked, config):
+            return [replace(pool, num_kept=pool.num_candidates) for pool in pools]
+        return pools
+
     def count(self, selections: Sequence[GridSelection], members: _Current) -> list[Outcome]:
         """What each keeps."""
         pools: dict[int, list[Pool]] = {}
         found: dict[int, Outcome] = {}
         for place, selection in enumerate(selections):
             try:
-                pools[place] = make_pools(self.survey.ranked, selection.config)
+                pools[place] = self._make_pools(selection.config)
             except MiniplmError as error:
                 found[place] = Outcome(settings=selection.settings, left_out=self.survey.left_out, problem=str(error))
         # Those whose pools are of the same domains are counted together.

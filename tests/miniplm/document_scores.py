@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -90,17 +90,21 @@ class Scored:
         frame = pd.DataFrame({"scored": teacher["scored"].sum(), "t": teacher["nll"].sum(), "r": reference["nll"].sum()})
         frame["sum"] = frame["r"] - frame["t"]
         frame["mean"] = frame["r"] / frame["scored"].clip(lower=1) - frame["t"] / frame["scored"].clip(lower=1)
-        eos, tokens, domains = self.corpus.tokenizer.eos_token_id, dict.fromkeys(frame.index, 0), {}
+        tokens, domains = Counter[int](), {}
+        for row in self.sequences():
+            tokens.update(row["owners"])
+            domains |= dict.fromkeys(row["owners"], row["domain"])
+        return frame.assign(tokens=pd.Series(tokens), domain=pd.Series(domains)).sort_index()
+
+    def sequences(self) -> list[dict[str, Any]]:
+        """All candidate sequences, `owners` being the document of each token."""
+        rows = []
         for shard in self.corpus.split_shards("candidate"):
             table = read_shard(self.storage, shard)
             for row, ids in zip(table.to_pylist(), read_token_ids(table), strict=True):
-                documents = iter(row["document_ids"])
-                document = next(documents)
-                for token in ids.tolist():
-                    tokens[document] += 1
-                    domains[document] = row["domain"]
-                    document = next(documents, -1) if token == eos else document
-        return frame.assign(tokens=pd.Series(tokens), domain=pd.Series(domains)).sort_index()
+                number = np.append(0, np.cumsum(ids[:-1] == self.corpus.tokenizer.eos_token_id))
+                rows.append({**row, "token_ids": ids.tolist(), "owners": np.array(row["document_ids"])[number].tolist()})
+        return rows
 
     def select(self, **rule: Any) -> SelectionManifest:
         return select_sequences(self.storage, self.corpus, "t", "r", SelectionConfig.model_validate({"unit": "document", **rule}))

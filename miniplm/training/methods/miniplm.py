@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -47,10 +48,11 @@ class MiniplmMethod(TrainingMethod):
         return [
             TrainingShard(
                 entries[selected.shard_index],
-                selected.num_sequences,
-                selected.num_tokens,
-                partial(load_selected_rows, storage, selection.selection_id, selected, entries[selected.shard_index]),
+                *selected.count_pass(number),
+                partial(load_selected_rows, storage, selection.selection_id, selected, entries[selected.shard_index], number),
+                number,
             )
+            for number in selection.list_passes()
             for selected in selection.shards
         ]
 
@@ -68,8 +70,10 @@ def _pack_documents(inputs: MethodInputs) -> DocumentsJob:
     return DocumentsJob(inputs.corpus, inputs.require_selection("miniplm"), _describe_kept(inputs))
 
 
-def load_selected_rows(storage: Storage, selection_id: str, selected: SelectionShardEntry, entry: ShardEntry) -> NDArray[np.int64]:
-    """The rows of a candidate shard that a selection kept, (num_sequences,) ascending.
+def load_selected_rows(
+    storage: Storage, selection_id: str, selected: SelectionShardEntry, entry: ShardEntry, number: int = 1
+) -> NDArray[np.int64]:
+    """The rows of a candidate shard that a selection kept, (num_sequences,) ascending; of a later pass those used at least so often.
 
     Raises `TrainingError` where the selection's file is not the one that its manifest names.
     """
@@ -80,6 +84,9 @@ def load_selected_rows(storage: Storage, selection_id: str, selected: SelectionS
             f"{storage.url(relative)} is missing or damaged (its digest is not the one in the selection's manifest); "
             "make it again with `miniplm select CONFIG`"
         )
-    sequence_ids = pq.read_table(io.BytesIO(content), columns=["sequence_id"])["sequence_id"].to_numpy()
+    table = pq.read_table(io.BytesIO(content), columns=["sequence_id", *(["repetitions"] if number > 1 else [])])
+    if number > 1:
+        table = table.filter(pc.greater_equal(table["repetitions"], number))
+    sequence_ids = table["sequence_id"].to_numpy()
     rows: NDArray[np.int64] = np.sort(sequence_ids) - entry.first_sequence_id
     return rows

@@ -15,11 +15,6 @@ from miniplm.training.methods import METHODS, MethodInputs
 from tests.miniplm.document_scores import Scored
 
 
-@pytest.fixture(scope="module")
-def scored(tmp_path_factory: pytest.TempPathFactory) -> Scored:
-    return Scored(tmp_path_factory.mktemp("documents"))
-
-
 def test_kept_documents_are_trained_on_whole_and_once(scored: Scored) -> None:
     selection = scored.select(ratio=0.6)
     inputs, method = MethodInputs(scored.corpus, selection), METHODS["miniplm"]

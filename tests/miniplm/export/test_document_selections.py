@@ -17,11 +17,6 @@ from tests.miniplm.export.test_documents import read_rows
 from tests.miniplm.export.test_formats import read_megatron
 
 
-@pytest.fixture(scope="module")
-def scored(tmp_path_factory: pytest.TempPathFactory) -> Scored:
-    return Scored(tmp_path_factory.mktemp("documents"))
-
-
 def export(scored: Scored, selection: SelectionManifest, format: str, to: Path, shard_tokens: int) -> ExportManifest:
     config = ExportConfig.model_validate({"format": format, "to": str(to), "shard_tokens": shard_tokens})
     return export_selection(ExportJob(scored.storage, scored.corpus, selection, config))[0]

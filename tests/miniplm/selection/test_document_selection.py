@@ -21,11 +21,6 @@ from miniplm.selection.steering import check_rule
 from tests.miniplm.document_scores import Scored
 
 
-@pytest.fixture(scope="module")
-def scored(tmp_path_factory: pytest.TempPathFactory) -> Scored:
-    return Scored(tmp_path_factory.mktemp("documents"))
-
-
 @pytest.mark.parametrize("rule", [{"ratio": 0.4}, {"ratio": 0.5, "score": "sum"}, {"ratio": 0.3, "within": "domain"}])
 def test_the_best_documents_are_kept_ties_by_the_smaller_id(scored: Scored, rule: dict[str, Any]) -> None:
     manifest = scored.select(**rule)
