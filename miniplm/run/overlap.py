@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 from miniplm import layout
 from miniplm.config.selection import SelectionConfig
 from miniplm.corpus.reader import load_corpus
+from miniplm.errors import EvaluationError, RunError
 from miniplm.evaluation.tasks import find_harness, find_local_tasks, resolve_tasks
 from miniplm.overlap.contamination import provide_contamination, resolve_contamination_id
 from miniplm.overlap.copies import find_copies, provide_copies
@@ -16,13 +18,16 @@ from miniplm.overlap.summaries import summarise_contamination, summarise_copies
 from miniplm.progress import ProgressCallback, ignore_progress
 from miniplm.records.manifests import CorpusManifest
 from miniplm.records.overlap import OverlapSummary
+from miniplm.records.run import RunRecord
 from miniplm.records.selections import SelectionManifest
 from miniplm.records.stored import find_record
 from miniplm.run.heldout_texts import resolve_text_id
 from miniplm.run.plan import RunPlan
 from miniplm.selection.exclusions import Exclusions
-from miniplm.selection.ranking import resolve_selection_id
+from miniplm.selection.ranking import load_selection, resolve_selection_id
 from miniplm.storage.root import Storage, digest_content
+
+_log = logging.getLogger("miniplm")
 
 # Candidates of so many tokens are looked at without being asked to: some 10 seconds of a core.
 MOST_TOKENS_UNASKED = 20_000_000
@@ -91,11 +96,6 @@ def find_overlap_summary(storage: Storage, selection_id: str) -> OverlapSummary:
     return found or OverlapSummary(selection_id=selection_id)
 
 
-def is_measured_unasked(corpus: CorpusManifest) -> bool:
-    """Whether a corpus is so small that it is looked through without being asked to."""
-    return sum(shard.num_tokens for shard in corpus.split_shards("candidate")) <= MOST_TOKENS_UNASKED
-
-
 def measure_copies(
     storage: Storage,
     plan: RunPlan,
@@ -129,6 +129,37 @@ def measure_contamination(
         return known
     manifest = provide_contamination(storage, corpus, sources, plan.corpus.trust_remote_code, on_progress)
     return _keep(storage, known.model_copy(update={"contamination": summarise_contamination(storage, selection, manifest)}))
+
+
+def measure_unasked(
+    storage: Storage,
+    plan: RunPlan,
+    corpus: CorpusManifest,
+    selection: SelectionManifest,
+    on_progress: ProgressCallback = ignore_progress,
+) -> None:
+    """Looks for both where that takes seconds, so that they are told before anybody trains; a task that cannot be loaded is told of, and
+    stops nothing that does not depend on it."""
+    if sum(shard.num_tokens for shard in corpus.split_shards("candidate")) > MOST_TOKENS_UNASKED:
+        return
+    measure_copies(storage, plan, corpus, selection, on_progress)
+    try:
+        measure_contamination(storage, plan, corpus, selection, on_progress)
+    except EvaluationError as error:
+        _log.warning(f"evaluation texts were not looked for among the candidates: {error}")
+
+
+def inspect_overlap(storage: Storage, plan: RunPlan, record: RunRecord, duplicates: bool, contamination: bool) -> OverlapSummary:
+    """What is asked for, looked for where it is not known yet. Raises `RunError` where nothing is selected, and as both measures."""
+    if record.corpus_id is None or record.selection_id is None:
+        raise RunError(f"run {record.run_name!r} has no selection yet; `miniplm run` with its config makes it")
+    corpus, selection = load_corpus(storage, record.corpus_id), load_selection(storage, record.selection_id)
+    summary = find_overlap_summary(storage, record.selection_id)
+    if duplicates:
+        summary = measure_copies(storage, plan, corpus, selection)
+    if contamination:
+        summary = measure_contamination(storage, plan, corpus, selection)
+    return summary
 
 
 def _keep(storage: Storage, summary: OverlapSummary) -> OverlapSummary:
