@@ -22,7 +22,9 @@ def print_overlap(console: Console, summary: OverlapSummary, run_name: str) -> N
             soft_wrap=True,
         )
     found = summary.contamination
-    if found is None:
+    if summary.problem:
+        console.print(f"evaluation texts were not looked for: {summary.problem}", style="yellow", soft_wrap=True)
+    elif found is None:
         console.print(
             f"evaluation texts were not looked for: `miniplm inspect {run_name} --contamination` does", style="dim", soft_wrap=True
         )

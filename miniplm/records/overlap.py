@@ -129,8 +129,13 @@ class ContaminationSummary(Record):
 
 
 class OverlapSummary(Record):
-    """What a selection shares with itself and with the texts of evaluation, kept beside it. None is what nobody looked for."""
+    """What a selection shares with itself and with the texts of evaluation, kept beside it. None is what nobody looked for.
+
+    `problem` says why the texts of evaluation, those of `tried_id`, could not be read.
+    """
 
     selection_id: str
     copies: CopiesSummary | None = None
     contamination: ContaminationSummary | None = None
+    problem: str = ""
+    tried_id: str = ""

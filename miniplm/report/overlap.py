@@ -16,6 +16,7 @@ def render_overlap(overlap: OverlapSummary) -> Markup:
         copies=overlap.copies,
         copy_rows=[] if overlap.copies is None else _list_copies(overlap.copies),
         found=found,
+        problem=overlap.problem,
         source_rows=[]
         if found is None
         else [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 
 from miniplm import layout
@@ -26,8 +25,6 @@ from miniplm.run.plan import RunPlan
 from miniplm.selection.exclusions import Exclusions
 from miniplm.selection.ranking import load_selection, resolve_selection_id
 from miniplm.storage.root import Storage, digest_content
-
-_log = logging.getLogger("miniplm")
 
 # Candidates of so many tokens are looked at without being asked to: some 10 seconds of a core.
 MOST_TOKENS_UNASKED = 20_000_000
@@ -128,7 +125,9 @@ def measure_contamination(
     if known.contamination is not None and known.contamination.contamination_id == resolve_contamination_id(sources):
         return known
     manifest = provide_contamination(storage, corpus, sources, plan.corpus.trust_remote_code, on_progress)
-    return _keep(storage, known.model_copy(update={"contamination": summarise_contamination(storage, selection, manifest)}))
+    return _keep(
+        storage, known.model_copy(update={"contamination": summarise_contamination(storage, selection, manifest), "problem": ""})
+    )
 
 
 def measure_unasked(
@@ -138,15 +137,20 @@ def measure_unasked(
     selection: SelectionManifest,
     on_progress: ProgressCallback = ignore_progress,
 ) -> None:
-    """Looks for both where that takes seconds, so that they are told before anybody trains; a task that cannot be loaded is told of, and
-    stops nothing that does not depend on it."""
+    """Looks for both where that takes seconds, so that they are told before anybody trains.
+
+    A task that cannot be loaded is told of beside the selection, and stops no run whose students are trained before it is needed.
+    """
     if sum(shard.num_tokens for shard in corpus.split_shards("candidate")) > MOST_TOKENS_UNASKED:
         return
-    measure_copies(storage, plan, corpus, selection, on_progress)
+    known = measure_copies(storage, plan, corpus, selection, on_progress)
+    tried_id = resolve_contamination_id(list_sources(storage, plan, corpus))
+    if known.problem and known.tried_id == tried_id:
+        return
     try:
         measure_contamination(storage, plan, corpus, selection, on_progress)
     except EvaluationError as error:
-        _log.warning(f"evaluation texts were not looked for among the candidates: {error}")
+        _keep(storage, known.model_copy(update={"contamination": None, "problem": str(error), "tried_id": tried_id}))
 
 
 def inspect_overlap(storage: Storage, plan: RunPlan, record: RunRecord, duplicates: bool, contamination: bool) -> OverlapSummary:

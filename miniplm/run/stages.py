@@ -17,7 +17,7 @@ from miniplm.progress import ProgressCallback, ignore_progress
 from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.run import StageRecord, StudentRecord
 from miniplm.records.selections import SelectionManifest
-from miniplm.run.overlap import plan_left_out
+from miniplm.run.overlap import measure_unasked, plan_left_out
 from miniplm.run.plan import RunPlan
 from miniplm.run.references import find_reference
 from miniplm.run.trainings import know_student
@@ -100,6 +100,7 @@ def select(
 
             provide_text_digests(storage, plan.corpus, corpus)
         manifest = select_sequences(storage, corpus, teacher.model_id, reference.model_id, plan.selection, on_progress, exclusions)
+    measure_unasked(storage, plan, corpus, manifest, on_progress)
     return manifest, _record("select", time.monotonic() - started, reused, manifest.num_candidates, manifest.units)
 
 
