@@ -6,6 +6,8 @@ Sides, each a process of its own (so that its most memory is its own), repeated;
     ours         `select_sequences`: proofs, digests, domains, quantiles, files written and synced
     sql          hash joins of ids, a sort of all rows, quantiles of whole columns, in DuckDB; the same files
     what-if      `try_selections` of 36: nine ratios, of all and of each domain, without and with noise; nothing is written
+    tokens, mix, temperature, expression
+                 ours by another rule: half of the tokens; shares of two domains; drawn with noise; SQL that is ranked, with a condition
     torch-sort   the published script: all differences in one tensor, sorted; its ids are kept in memory, nothing is proven or written
 
 CPU seconds are those of all threads; where other work shares the cores, only they can be compared.
@@ -25,6 +27,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +71,10 @@ def read_once(storage: Storage, corpus: CorpusManifest) -> None:
         ).fetchall()
 
 
-def select_ours(storage: Storage, corpus: CorpusManifest) -> Callable[[], Ids]:
-    manifest = select_sequences(storage, corpus, TEACHER, REFERENCE, SelectionConfig(ratio=_RATIO))
+def select_ours(storage: Storage, corpus: CorpusManifest, **rule: Any) -> Callable[[], Ids]:
+    if not {"ratio", "tokens"} & set(rule):
+        rule["ratio"] = _RATIO
+    manifest = select_sequences(storage, corpus, TEACHER, REFERENCE, SelectionConfig.model_validate(rule))
 
     def read_ids() -> Ids:
         ids = []
@@ -79,6 +84,10 @@ def select_ours(storage: Storage, corpus: CorpusManifest) -> Callable[[], Ids]:
         return np.concatenate(ids)
 
     return read_ids
+
+
+def select_by_tokens(storage: Storage, corpus: CorpusManifest) -> Callable[[], Ids]:
+    return select_ours(storage, corpus, tokens=sum(shard.num_tokens for shard in corpus.split_shards("candidate")) // 2)
 
 
 def select_by_sql(storage: Storage, corpus: CorpusManifest) -> Callable[[], Ids]:
@@ -144,6 +153,10 @@ SIDES: dict[str, Callable[[Storage, CorpusManifest], Any]] = {
     "sql": select_by_sql,
     "what-if": try_grid,
     "torch-sort": select_by_torch_sort,
+    "tokens": select_by_tokens,
+    "mix": partial(select_ours, mix={"domain-00": {"at_most": 0.1}, "domain-05": 0.08}),
+    "temperature": partial(select_ours, temperature=0.5),
+    "expression": partial(select_ours, score="difference_score + 0.1 * ln(num_tokens)", where="num_scored_tokens > 10"),
 }
 
 
