@@ -79,9 +79,17 @@ def _describe_budget(manifest: SelectionManifest) -> list[str]:
 
 def _describe_pools(manifest: SelectionManifest, budget: int) -> list[str]:
     """What of a budget of tokens was kept, and of which share of it each domain that was ranked by itself."""
-    left, several = budget - manifest.num_selected_tokens, len(manifest.pools) > 1
-    rest = f"the {left:,} left are fewer than the next {'sequences have' if several else 'sequence has'}" if left else "met exactly"
-    lines = [f"budget: {manifest.num_selected_tokens:,} of {budget:,} tokens; {rest}"]
+    left, several = budget - manifest.num_used_tokens, len(manifest.pools) > 1
+    rest = (
+        f"the {left:,} left are fewer than the next {manifest.units + ' have' if several else manifest.unit + ' has'}"
+        if left
+        else "met exactly"
+    )
+    lines = [f"budget: {manifest.num_used_tokens:,} of {budget:,} tokens; {rest}"]
+    if (num_uses := len(manifest.list_passes())) > 1:
+        lines.append(
+            f"  of {manifest.num_selected_tokens:,} tokens, which are used {num_uses - 1} times, and the best of them {num_uses} times"
+        )
     for pool in manifest.pools if several else ():
         asked = manifest.rule.get("mix", {}).get(pool.domains[0])
         wanted = "" if asked is None else f", asked {_describe_share(asked)}"
