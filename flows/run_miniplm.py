@@ -14,6 +14,7 @@ from flows.score_corpus import score_corpus
 from flows.stages import evaluate_student, prepare_corpus, select_sequences, write_report
 from flows.train_reference import train_reference
 from flows.train_student import train_student
+from flows.tune_teacher import tune_teacher
 from flows.work_pool import fleet
 from flows.work_pool.cancellation import cancel_children
 from flows.work_pool.pinning import check_storage_is_kept, make_portable, pin_to_workers
@@ -71,6 +72,11 @@ def run_miniplm(
         if plan.is_on_work_pool:
             plan = pin_to_workers(storage, plan)
             log.set_plan(plan)
+        if plan.teacher.tuned_on is not None:
+            reference, stage = train_reference(plan, corpus.corpus_id)
+            log.add_stage(stage, reference=reference)
+            plan, stage = tune_teacher(plan, corpus.corpus_id, reference)
+            log.add_stage(stage, teacher=plan.require_teacher())
         teacher = plan.require_teacher()
         if needs_calibration(teacher.dtype, plan.reference.dtype):
             # The gate compares difference scores, so it needs the reference before the teacher's hours are spent.
@@ -120,7 +126,8 @@ def _score(storage: Storage, plan: RunPlan, corpus: CorpusManifest, log: RunLog)
     except BaseException:  # told to end: the thread that waits for the teacher's shards must not hold the process
         fleet.stop_waiting()
         raise
-    log.add_stage(stage, reference=reference)
+    if log.record.reference is None:  # a tuned teacher needed it before
+        log.add_stage(stage, reference=reference)
     log.add_stage(by_reference)
     return reference
 

@@ -94,6 +94,12 @@ class CorpusError(MiniplmError):
     """A prepared corpus is missing, incomplete or damaged."""
 
 
+class EncodingProcessError(MiniplmError):
+    """A process that tokenises died and gave no reason; what was prepared is kept, and another try goes on from there."""
+
+    retry: ClassVar[Retry] = "here"
+
+
 class DerivedError(MiniplmError):
     """A derived set (sequences encoded anew, or written by the teacher) is missing, incomplete or damaged, or cannot be made."""
 

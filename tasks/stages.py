@@ -43,6 +43,13 @@ def provide_reference(storage: Storage, plan: RunPlan, corpus: CorpusManifest) -
         return stages.provide_reference(storage, plan, corpus, on_progress)
 
 
+@task(name="provide-teacher", task_run_name="tune or find the teacher of {plan.name}", **TASK_OPTIONS)
+def provide_teacher(storage: Storage, plan: RunPlan, corpus: CorpusManifest, reference: ModelEntry) -> tuple[RunPlan, StageRecord]:
+    """Tunes the reference on the run's target text, where it is not tuned yet."""
+    with training_progress("tune teacher", f"tune teacher {plan.name}") as on_progress:
+        return stages.provide_teacher(storage, plan, corpus, reference, on_progress)
+
+
 @task(name="select-sequences", task_run_name="select {plan.selection.title} of {corpus.corpus_id}", **TASK_OPTIONS)
 def select_sequences(
     storage: Storage, plan: RunPlan, corpus: CorpusManifest, reference: ModelEntry

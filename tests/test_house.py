@@ -39,7 +39,7 @@ ROOMS = (
 )
 MAX_FLAT = 8
 # Used where they are there: PyTorch for CUDA brings triton, the user the others.
-OPTIONAL = {"triton", "wandb", "liger_kernel", "vllm", "pytest_timeout"}
+OPTIONAL = {"triton", "wandb", "liger_kernel", "vllm", "pytest_timeout", "gigatoken", "datatrove"}
 # The main of a process: torchrun tells it by the environment which of several it is.
 READS_ENVIRONMENT = "miniplm.training.processes.main"
 VAGUE_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}

@@ -16,8 +16,10 @@ from flows.cli.options import (
     Verbose,
     on_a_run,
     print_json,
+    refuse_beside,
     resolve_config,
     start_quietly,
+    take_one,
 )
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ def inspect(
     by_document: Annotated[
         bool, typer.Option("--documents", help="Whole documents by their own score, with source file and record.")
     ] = False,
-    limit: Annotated[int, typer.Option(min=1, help="How many sequences or documents.")] = 10,
+    limit: Annotated[int | None, typer.Option(min=1, help="How many sequences or documents; default 10.")] = None,
     diversity: Annotated[
         bool,
         typer.Option("--diversity", help="How varied and how hard what was kept is, against as many random candidates."),
@@ -73,6 +75,10 @@ def inspect(
     from miniplm.run.status import provide_record
     from miniplm.storage.root import Storage
 
+    summaries = {"--id": sequence_id, "--by-domain": by_domain, "--by-kind": by_kind, "--diversity": diversity}
+    if (view := take_one({**summaries, "--documents": by_document})) in summaries:
+        refuse_beside(view, {"--bottom": bottom, "--domain": domain, "--limit": limit})
+    limit = limit or 10
     config = asked.resolve_config()
     root = Storage(config.storage)
     record = provide_record(root, config)
@@ -155,6 +161,8 @@ def config(
 
     from miniplm.config.run import RunConfig, config_as_dict
 
+    if (view := take_one({"CONFIG": target, "--schema": schema, "--architectures": architectures})) != "CONFIG":
+        refuse_beside(view, {"--set": overrides})
     if schema:
         print_json(RunConfig.model_json_schema())
         return

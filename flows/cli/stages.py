@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from flows.cli.options import Asked, on_a_run, print_json, try_again, watched_flow, watched_stage
+from flows.cli.options import Asked, on_a_run, print_json, refuse_beside, take_one, try_again, watched_flow, watched_stage
 from miniplm.errors import ConfigError, ModelError, list_offenders
 from miniplm.progress import ignore_progress
 
@@ -64,6 +64,27 @@ def train_reference(asked: Asked) -> None:
 
 
 @on_a_run
+def tune_teacher(asked: Asked) -> None:
+    """Tune the reference on target text, where that is the teacher (`teacher.tuned_on`); a teacher that is given needs no tuning."""
+    storage, plan = begin(asked)
+    if plan.teacher.tuned_on is None:
+        raise ConfigError(f"the teacher of run {plan.name} is given (teacher.model), so there is nothing to tune")
+    with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
+        corpus = _require_corpus(storage, plan)
+        reference = _require_reference(storage, plan, corpus)
+        if on_progress is None:
+            from flows.tune_teacher import tune_teacher as flow
+
+            plan, _ = flow(plan, corpus.corpus_id, reference)
+        else:
+            from miniplm.run import stages
+
+            plan, _ = try_again(partial(stages.provide_teacher, storage, plan, corpus, reference, on_progress))
+    entry = plan.require_teacher()
+    _say(console, asked.as_json, entry.as_json(), f"teacher {entry.model_id}: the reference {reference.model_id}, tuned")
+
+
+@on_a_run
 def score(
     asked: Asked,
     model: Annotated[Role | None, typer.Option("--model", help="Which of the two models scores.")] = None,
@@ -89,6 +110,8 @@ def score(
     """Score the candidate shards by one model; shards with verified scores are not scored again."""
     if (model is None) == (calibrate is None):
         raise ConfigError("give either --model teacher or --model reference (score its shards), or --calibrate N (compare dtypes)")
+    if model is None:
+        refuse_beside("--calibrate", {"--shard": shard, "--again": again, "--documents": documents})
     storage, plan = begin(asked, emulated=model is None)
     if model is None:
         assert calibrate is not None
@@ -170,6 +193,8 @@ def select(
     ] = None,
 ) -> None:
     """Keep the sequences with the largest difference score, from the scores that are there; another ratio costs no new scores."""
+    changes = [change for change in asked.overrides or () if change.partition("=")[0].strip() == "selection.ratio"]
+    take_one({"--ratio": ratio, "--set selection.ratio": changes})
     storage, plan = begin(
         asked, *([] if ratio is None else [f"selection.ratio={ratio!r}", "selection.tokens=null", "selection.threshold=null"])
     )

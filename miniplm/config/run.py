@@ -33,7 +33,6 @@ __all__ = [
     "ExportConfig",
     "GenerationConfig",
     "Method",
-    "ModelConfig",
     "Name",
     "ReferenceConfig",
     "RunConfig",
@@ -44,7 +43,9 @@ __all__ = [
     "SourceConfig",
     "SplitsConfig",
     "StudentConfig",
+    "TeacherConfig",
     "TrainingConfig",
+    "TuningConfig",
     "Url",
     "config_as_dict",
 ]
@@ -98,6 +99,9 @@ class SplitsConfig(Section):
         return self
 
 
+EncoderName = Literal["tokenizers", "gigatoken"]
+
+
 class CorpusConfig(Section):
     """The corpus and how it is cut into sequences."""
 
@@ -122,6 +126,11 @@ class CorpusConfig(Section):
     clean: tuple[str, ...] = Field(
         ("clean",), min_length=1, description="with `truth`: the labels of text that is worth keeping; what bears another is dirt"
     )
+    encoder: EncoderName = Field(
+        "tokenizers",
+        description="the library that makes token ids of texts; it is in no id. gigatoken: several times as fast, for the byte-level tokenizers "
+        'that it takes (pip install "miniplm[gigatoken]"); a piece of every batch is encoded by both, and a difference stops the preparation',
+    )
     trust_remote_code: bool = Field(False, description="run Python code that comes with the tokenizer; only for sources you trust")
 
     @model_validator(mode="after")
@@ -141,13 +150,37 @@ _SCORING_DTYPE = (
 )
 
 
-class ModelConfig(Section):
-    """A causal language model that scores."""
+class TuningConfig(Section):
+    """Target text, and how the reference is tuned on it to become the teacher (CoLoR-Filter, arXiv 2406.10670)."""
 
-    model: Location = Field(description=f"{LOCATION} of a transformers model with safetensors weights")
-    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    sources: tuple[SourceConfig, ...] = Field(
+        min_length=1,
+        description="the text that the selection is to be like, in the form of corpus.sources, with domains of its own; packed once, by the corpus's tokenizer",
+    )
+    training: TrainingConfig = Field(description="how the reference's weights are trained further on it")
+
+
+class TeacherConfig(Section):
+    """The large scorer, which is given (`model`), or the reference tuned on target text (`tuned_on`), which needs no large model."""
+
+    model: Location | None = Field(None, description=f"{LOCATION} of a transformers model with safetensors weights")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub, with `model`")
     dtype: ScoringDtype = Field("auto", description=f"precision of weights and activations; {_SCORING_DTYPE}")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model; only for sources you trust")
+    # Left out while there is none, so that runs with a given teacher have the record that they had.
+    tuned_on: TuningConfig | None = Field(
+        None,
+        exclude_if=lambda tuned_on: tuned_on is None,
+        description="instead of `model`: the reference trained further on target text; what is kept is then what became likelier by that (docs/scoring.md)",
+    )
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> TeacherConfig:
+        if (self.model is None) == (self.tuned_on is None):
+            raise ValueError("give exactly one of `model` (a finished model) and `tuned_on` (the reference, tuned on target text)")
+        if self.tuned_on is not None and (self.revision is not None or self.trust_remote_code):
+            raise ValueError("`revision` and `trust_remote_code` go with `model`; a tuned teacher has those of the reference")
+        return self
 
 
 class ReferenceConfig(Section):
@@ -289,7 +322,7 @@ class RunConfig(Section):
         "./data", description="fsspec URL of the storage root: a folder or s3://; another file system of fsspec may work"
     )
     corpus: CorpusConfig
-    teacher: ModelConfig
+    teacher: TeacherConfig
     reference: ReferenceConfig
     scoring: ScoringConfig = ScoringConfig()
     selection: SelectionConfig = SelectionConfig()

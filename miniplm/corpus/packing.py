@@ -104,14 +104,15 @@ class DomainPacker:
 
         The iterator must be used up before the next call.
         """
-        chunks, documents = [token_ids, self._eos], [(document_id, len(token_ids) + 1)]
-        if self._num_tokens + len(token_ids) + 1 <= self._window:
-            self._chunks += chunks
-            self._documents += documents
-            self._num_tokens += len(token_ids) + 1
+        num_tokens = len(token_ids) + 1
+        if self._num_tokens + num_tokens <= self._window:
+            self._chunks += (token_ids.copy(), self._eos)  # a view would keep the whole batch in memory
+            self._documents.append((document_id, num_tokens))
+            self._num_tokens += num_tokens
         else:
             self._before = self.state()
-            yield from self._cut(np.concatenate(self._chunks + chunks), self._documents + documents)
+            documents = [*self._documents, (document_id, num_tokens)]
+            yield from self._cut(np.concatenate([*self._chunks, token_ids, self._eos]), documents)
 
     def _cut(self, token_ids: TokenIds, documents: list[tuple[int, int]]) -> Iterator[PackedSequence]:
         """The full sequences of token ids (num_tokens,); keeps the rest."""

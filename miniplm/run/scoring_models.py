@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from miniplm import layout
-from miniplm.config.run import ModelConfig, ReferenceConfig, ScoringConfig
+from miniplm.config.run import ReferenceConfig, ScoringConfig, TeacherConfig
 from miniplm.models.devices import device_errors, resolve_device, resolve_dtype, use_device
 from miniplm.models.files import locate_model
 from miniplm.models.identity import identify_model
@@ -14,7 +14,8 @@ from miniplm.progress import ProgressCallback, ignore_progress
 from miniplm.records.manifests import CorpusManifest, ModelEntry, TrainingManifest
 from miniplm.run.plan import RunPlan
 from miniplm.run.references import name_trained
-from miniplm.run.training_plans import plan_reference
+from miniplm.run.teachers import name_tuned
+from miniplm.run.training_plans import plan_reference, plan_teacher
 from miniplm.scoring.engine import Scorer
 from miniplm.storage.root import Storage
 from miniplm.training.exports import export_model
@@ -22,10 +23,11 @@ from miniplm.training.processes.launch import launch_training
 
 
 def identify_teacher(plan: RunPlan, storage: Storage, emulated: bool = False) -> ModelEntry:
-    """The teacher's entry; `emulated` allows a dtype that the device has not, for a calibration.
+    """The entry of a teacher that is given; `emulated` allows a dtype that the device has not, for a calibration.
 
     Raises `ModelError` where its files are not there or not whole.
     """
+    assert plan.teacher.model is not None
     return _identify(plan, storage, plan.teacher.model, plan.teacher, emulated)
 
 
@@ -35,7 +37,7 @@ def identify_reference(plan: RunPlan, storage: Storage, emulated: bool = False) 
     return _identify(plan, storage, plan.reference.model, plan.reference, emulated)
 
 
-def _identify(plan: RunPlan, storage: Storage, model: str, given: ModelConfig | ReferenceConfig, emulated: bool) -> ModelEntry:
+def _identify(plan: RunPlan, storage: Storage, model: str, given: TeacherConfig | ReferenceConfig, emulated: bool) -> ModelEntry:
     # Whether the workers of a pool have fp8 is for them to say, when they load the model.
     dtype = resolve_dtype(given.dtype, resolve_device(plan.planning_device), emulated or plan.is_on_work_pool)
     folder, attention = locate_model(model, given.revision), plan.scoring.attention
@@ -65,5 +67,15 @@ def train_reference(
     """Trains the reference on the reference split and publishes it at `models/MODEL_ID`; what is done is not done again."""
     training = launch_training(storage, plan_reference(plan, corpus), on_progress, plan.execution.launcher)
     entry = name_trained(plan, training)
+    export_model(storage, training, layout.model_folder(entry.model_id))
+    return entry, training
+
+
+def tune_teacher(
+    storage: Storage, plan: RunPlan, reference: ModelEntry, on_progress: ProgressCallback = ignore_progress
+) -> tuple[ModelEntry, TrainingManifest]:
+    """Tunes the reference on the target text, which is prepared, and publishes it as the teacher; what is done is not done again."""
+    training = launch_training(storage, plan_teacher(storage, plan, reference), on_progress, plan.execution.launcher)
+    entry = name_tuned(plan, training)
     export_model(storage, training, layout.model_folder(entry.model_id))
     return entry, training

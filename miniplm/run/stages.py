@@ -85,6 +85,22 @@ def provide_reference(
     return entry, _record("train reference", training.seconds, reused, training.num_tokens, "tokens")
 
 
+def provide_teacher(
+    storage: Storage, plan: RunPlan, corpus: CorpusManifest, reference: ModelEntry, on_progress: ProgressCallback = ignore_progress
+) -> tuple[RunPlan, StageRecord]:
+    """Tunes the reference on the run's target text, of which it is the teacher then; the plan that knows it."""
+    from miniplm.run.scoring_models import tune_teacher
+    from miniplm.run.targets import prepare_target
+    from miniplm.run.teachers import find_tuned
+
+    if plan.target_id is None:  # else whoever could read its sources has prepared it
+        prepare_target(storage, plan, on_progress)
+    reused = find_tuned(storage, plan, corpus) is not None
+    entry, training = tune_teacher(storage, plan, reference, name_progress("tune teacher", on_progress))
+    known = plan.model_copy(update={"teacher_entry": entry})
+    return known, _record("tune teacher", training.seconds, reused, training.num_tokens, "tokens")
+
+
 def select(
     storage: Storage, plan: RunPlan, corpus: CorpusManifest, reference: ModelEntry, on_progress: ProgressCallback = ignore_progress
 ) -> tuple[SelectionManifest, StageRecord]:

@@ -72,21 +72,14 @@ def check_run(storage: Storage, plan: RunPlan) -> RunStatus:
     planned = plan_corpus(storage, plan.corpus, plan.tokenizer)
     corpus = find_corpus(storage, planned.corpus_id) or planned.parent
     stages.append(_corpus_stage(storage, corpus, num_new_files=len(planned.files) if corpus and corpus is planned.parent else 0))
-    teacher = plan.require_teacher()
     if plan.evaluation.sources and plan.students:
         stages.append(_corpus_stage(storage, find_corpus(storage, resolve_text_id(storage, plan)), 0, "prepare held-out text"))
     reference = find_reference(storage, plan, corpus) if corpus else None
-    stages.append(_scores_stage(storage, corpus, teacher, "teacher"))
-    stages.append(
-        StageStatus(
-            name="reference",
-            state="done" if reference else "missing",
-            num_done=int(reference is not None),
-            num_total=1,
-            unit="models",
-            detail=reference.model_id if reference else "",
-        )
-    )
+    by_teacher, of_reference = _scores_stage(storage, corpus, plan.teacher_entry, "teacher"), _model_stage("reference", reference)
+    if plan.teacher.tuned_on is not None:
+        stages += [of_reference, _model_stage("tune teacher", plan.teacher_entry), by_teacher]
+    else:
+        stages += [by_teacher, of_reference]
     stages.append(_scores_stage(storage, corpus, reference, "reference"))
     stages += _later_stages(storage, plan, corpus, reference)
     return RunStatus(
@@ -140,7 +133,7 @@ def _make_record(storage: Storage, config: RunConfig, earlier: RunRecord | None)
         run_name=plan.name,
         config=plan.config,
         corpus_id=corpus.corpus_id,
-        teacher=plan.require_teacher(),
+        teacher=plan.teacher_entry,
         reference=reference,
         selection_id=selection.selection_id if selection else None,
         students={name: student for name, student in students.items() if student is not None},
@@ -162,12 +155,23 @@ def require_selection(storage: Storage, plan: RunPlan, corpus: CorpusManifest, r
 def _find_selection(
     storage: Storage, plan: RunPlan, corpus: CorpusManifest | None, reference: ModelEntry | None
 ) -> SelectionManifest | None:
-    if corpus is None or reference is None:
+    if corpus is None or reference is None or plan.teacher_entry is None:
         return None
     try:
         return find_selection(storage, name_selection(storage, plan, corpus, reference.model_id))
     except ScoreJoinError:
         return None
+
+
+def _model_stage(name: str, entry: ModelEntry | None) -> StageStatus:
+    return StageStatus(
+        name=name,
+        state="done" if entry else "missing",
+        num_done=int(entry is not None),
+        num_total=1,
+        unit="models",
+        detail=entry.model_id if entry else "",
+    )
 
 
 def _corpus_stage(storage: Storage, corpus: CorpusManifest | None, num_new_files: int, name: str = "prepare") -> StageStatus:

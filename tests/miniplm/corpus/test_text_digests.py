@@ -78,6 +78,6 @@ def test_scores_by_text_select_what_scores_by_document_do(finished_run: Finished
             manifest = select_sequences(storage, corpus, record.teacher.model_id, record.reference.model_id, rule)
         kept.append(read_selection(storage, manifest))
     assert kept[0].equals(kept[1])
+    pq.write_table(pa.table({"text_digest": ["00"], "edu": [1.0]}), tmp_path / "by-text.parquet")
     with pytest.raises(ConfigError, match=r"documents of the candidates have no value"):
-        pq.write_table(pa.table({"text_digest": ["00"], "edu": [1.0]}), tmp_path / "by-text.parquet")
         stages.select(storage, plan, corpus, record.reference)
