@@ -87,6 +87,7 @@ class DocumentSurvey(Survey):
         return RankedRows(self.domains, self.num_ranked, self.ranked_tokens, self.key_runs, self._read_rows)
 
     def _read_rows(self) -> Iterator[tuple[Integers, Integers, Floats]]:
+        """Domain, tokens and key of the documents of each block, (num_documents,) each."""
         for block in self.read_blocks():
             yield block.domains, block.columns["num_tokens"], block.keys
 
