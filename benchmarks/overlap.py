@@ -1,6 +1,6 @@
 """Seconds and memory of looking for copies and for evaluation texts in a corpus, a microsecond a token or less.
 
-A corpus of words drawn by Zipf's law, of whose documents a tenth are copies of another, a third of these with every twentieth word changed;
+A corpus of words drawn by Zipf's law, of whose documents a tenth are copies of another, a third of these with every sixtieth word changed;
 10,000 questions of 30 words, of which a hundred are in the corpus. Both searches in a process of their own.
 
     python -m benchmarks.overlap --sequences 20000 200000
@@ -73,7 +73,7 @@ def _list_documents(num_tokens: int) -> Iterator[np.ndarray[Any, Any]]:
         if earlier and rng.random() < 0.1:
             document = earlier[rng.integers(len(earlier))].copy()
             if rng.random() < 1 / 3:
-                document[::20] = _draw(rng, len(document[::20]))
+                document[::60] = _draw(rng, len(document[::60]))
         elif number % 997 == 0 and number // 997 < 100:
             document[10:40] = questions[number // 997]
         if len(earlier) < 10_000:
@@ -167,6 +167,7 @@ def _make_parser() -> argparse.ArgumentParser:
     parser = make_parser("overlap", __doc__)
     parser.add_argument("--sequences", type=int, nargs="+", default=[20_000], help="candidate sequences of 1,025 tokens")
     parser.add_argument("--storage", help="storage root; default a folder that is deleted afterwards")
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
     parser.add_argument("--measure", choices=SIDES, help=argparse.SUPPRESS)
     return parser
 
@@ -181,7 +182,10 @@ def _run(arguments: argparse.Namespace, scratch: Path) -> int:
         corpus = write_corpus(Storage(root), num_sequences)
         Storage(root).write_json(layout.corpus_manifest(corpus.corpus_id), corpus.as_json())
         place = describe_place(torch.device("cpu"))
-        rows += [{"benchmark": "overlap", "size": f"{num_sequences:,}", **place, **_measure_apart(side, root)} for side in SIDES]
+        rows += [
+            {"benchmark": "overlap", "size": f"{num_sequences:,}", **place, **_measure_apart(side, root)}
+            for side in arguments.sides
+        ]
         Storage(root).delete("")
     print(format_rows(rows, "what", "side", "seconds", "CPU s", "host GiB"))
     for row in rows:

@@ -57,7 +57,7 @@ def sign(sequences: Sequence[NDArray[Any]]) -> Signatures:
     places = np.arange(num_shingles.sum()) + np.repeat(ends - lengths - (np.cumsum(num_shingles) - num_shingles), num_shingles)
     shingles = hashes[places]
     if (short := np.flatnonzero(num_shingles == 0)).size:
-        own = np.array([_hash_whole(sequences[row]) for row in short], dtype=np.uint64)
+        own = np.array([_hash_whole(sequences[row]) for row in short.tolist()], dtype=np.uint64)
         shingles = np.insert(shingles, (np.cumsum(num_shingles) - num_shingles)[short], own)
         num_shingles[short] = 1
     bounds = np.concatenate([[0], np.cumsum(num_shingles)]).astype(np.uint64)
