@@ -13,7 +13,7 @@ from miniplm import layout
 from miniplm.config.files import check_config
 from miniplm.config.what_if import parse_grid
 from miniplm.corpus.preparation import prepare_corpus
-from miniplm.errors import EvaluationError
+from miniplm.errors import ConfigError, EvaluationError
 from miniplm.overlap.exclusions import CONTAMINATED, COPY
 from miniplm.overlap.words import list_words
 from miniplm.records.manifests import CorpusManifest
@@ -154,6 +154,11 @@ def test_the_id_follows_the_texts_that_are_looked_for(made: Made) -> None:
     assert [source.name for source in list_sources(made.storage, other, made.corpus)] == ["task quiz", "evaluation.sources"]
     (made.folder / "tasks" / "quiz.jsonl").write_text('{"question": "?"}\n')
     assert name_selection(made.storage, other, made.corpus, REFERENCE.model_id) != names[1]
+
+
+def test_a_run_without_any_text_to_look_for_is_refused_at_once(made: Made) -> None:
+    with pytest.raises(ConfigError, match=r"contamination is drop, but there is no text to look for: name evaluation\.tasks"):
+        made.plan({"heldout": True}, contamination="drop")
 
 
 def test_a_task_that_cannot_be_loaded_is_told_and_not_tried_again(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
