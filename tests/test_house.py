@@ -30,6 +30,7 @@ ROOMS = (
     "scoring",
     "selection",
     "proxy",
+    "overlap",
     "derived",
     "export",
     "training",

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from flows.cli.options import Asked, on_a_run, print_json, refuse_beside, take_one, try_again, watched_flow, watched_stage
 from miniplm.errors import ConfigError, ModelError, list_offenders
+from miniplm.progress import ignore_progress
 
 if TYPE_CHECKING:
     from miniplm.progress import ProgressCallback
@@ -206,6 +207,14 @@ def select(
     ratio: Annotated[
         float | None, typer.Option(help="Kept share of the candidates, in (0, 1]; the same as --set selection.ratio=...")
     ] = None,
+    what_if: Annotated[
+        str | None,
+        typer.Option(
+            "--what-if",
+            metavar="GRID",
+            help="Select nothing: say what each selection of a grid would keep, e.g. ratio=0.1:0.9,within=corpus|domain,temperature=0|0.1",
+        ),
+    ] = None,
 ) -> None:
     """Keep the sequences with the largest difference score, from the scores that are there; another ratio costs no new scores."""
     changes = [change for change in asked.overrides or () if change.partition("=")[0].strip() == "selection.ratio"]
@@ -216,7 +225,11 @@ def select(
     with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
         corpus = _require_corpus(storage, plan)
         reference = _require_reference(storage, plan, corpus)
-        if on_progress is None:
+        if what_if is not None:
+            from miniplm.run.what_if import try_grid
+
+            tried = try_grid(storage, plan, corpus, reference, what_if, on_progress or ignore_progress)
+        elif on_progress is None:
             from flows.stages import select_sequences
 
             manifest, _ = select_sequences(plan, corpus.corpus_id, reference)
@@ -224,18 +237,28 @@ def select(
             from miniplm.run import stages
 
             manifest, _ = try_again(partial(stages.select, storage, plan, corpus, reference, on_progress))
+    if what_if is not None:
+        from flows.cli.what_if import print_what_if
 
+        print_json(tried.as_json()) if asked.as_json else print_what_if(console, tried)
+        return
+    from miniplm.run.overlap import find_overlap_summary
+
+    overlap = find_overlap_summary(storage, manifest.selection_id)
     truth = None
     if plan.corpus.truth is not None and manifest.unit == "sequence":
         from miniplm.run.truth import judge_selection
 
         truth = judge_selection(storage, plan.corpus, corpus, manifest)
     if asked.as_json:
-        print_json(manifest.as_json() | ({} if truth is None else {"truth": truth.as_json()}))
+        told = {"overlap": overlap.as_json()} | ({} if truth is None else {"truth": truth.as_json()})
+        print_json(manifest.as_json() | told)
         return
+    from flows.cli.overlap import print_overlap
     from flows.cli.tables import print_selection
 
     print_selection(console, storage, manifest)
+    print_overlap(console, overlap, plan.name)
     if truth is not None:
         from flows.cli.truth import print_truth
 
