@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import scipy.sparse as sp
@@ -164,7 +164,13 @@ def measure(work: Callable[[], Any]) -> tuple[Any, float]:
 
 
 def measure_draw(
-    found: Candidates, ngrams: sp.csr_matrix | None, columns: Values, share: float, ratio: float, within: str, seed: int
+    found: Candidates,
+    ngrams: sp.csr_matrix | None,
+    columns: Values,
+    share: float,
+    ratio: float,
+    within: Literal["corpus", "domain"],
+    seed: int,
 ) -> dict[str, float]:
     """One draw of labels, fitted from the features of all candidates (N, F) and columns to be scaled (N, D), and held against full scores."""
     truth = found.reference_nll - found.teacher_nll
@@ -186,14 +192,16 @@ def measure_draw(
     return {"num_labels": len(label), "gate": gate, "overlap": overlap, "spearman": spearman, "fit_seconds": seconds}
 
 
-def compare(found: Candidates, predicted: Values, rows: NDArray[np.int64], ratio: float, within: str) -> tuple[float, float]:
+def compare(
+    found: Candidates, predicted: Values, rows: NDArray[np.int64], ratio: float, within: Literal["corpus", "domain"]
+) -> tuple[float, float]:
     """Spearman and overlap of predicted scores (num_rows,) of some rows with full ones."""
     truth = (found.reference_nll - found.teacher_nll)[rows]
     groups = group_rows([found.domains[row] for row in rows] if within == "domain" else None, len(rows))
-    return correlate_ranks(predicted, truth), compare_selections(predicted, truth, groups, SelectionConfig(ratio=ratio), ratio)[1]
+    return correlate_ranks(predicted, truth), compare_selections(predicted, truth, groups, SelectionConfig(within=within), ratio)[1]
 
 
-def measure_reference(found: Candidates, ratio: float, within: str) -> dict[str, Any]:
+def measure_reference(found: Candidates, ratio: float, within: Literal["corpus", "domain"]) -> dict[str, Any]:
     """Selecting by the reference's NLL alone: the text that it finds hardest."""
     spearman, overlap = compare(found, found.reference_nll, np.arange(len(found.ids)), ratio, within)
     return {"side": "reference alone", "ratio": ratio, "overlap": overlap, "spearman": spearman}

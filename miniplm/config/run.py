@@ -325,6 +325,13 @@ class RunConfig(Section):
             raise ValueError(
                 "corpus.splits.reference is 0, but the reference model is to be trained on that split; give it a share, or give reference.model"
             )
+        if self.selection.contamination == "drop" and not (
+            self.evaluation.tasks or self.evaluation.sources or self.corpus.splits.heldout
+        ):
+            raise ValueError(
+                "selection.contamination is drop, but there is no text to look for: name evaluation.tasks or evaluation.sources, or give "
+                "corpus.splits.heldout a share"
+            )
         if self.students and self.evaluation.heldout and self.corpus.splits.heldout == 0:
             raise ValueError(
                 "corpus.splits.heldout is 0, but evaluation.heldout is on; give the split a share, or turn the evaluation off"

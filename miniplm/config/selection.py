@@ -133,6 +133,18 @@ class SelectionConfig(Section):
         exclude_if=lambda value: value is None,
         description="SQL condition; a candidate that does not meet it is left out before anything is ranked",
     )
+    duplicates: Literal["keep", "best"] = Field(
+        "keep",
+        exclude_if=lambda value: value == "keep",
+        description="keep: copies are candidates like any other, and are counted; best: of documents that are copies of each other, exactly or "
+        "nearly, only the one with the best score is ranked, and sequences that say what better ones say are left out",
+    )
+    contamination: Literal["report", "drop"] = Field(
+        "report",
+        exclude_if=lambda value: value == "report",
+        description="report: candidates that share 13 words in a row with evaluation.tasks or held-out text are counted and shown; drop: they are "
+        "left out before anything is ranked",
+    )
     signals: tuple[SignalConfig, ...] = Field(
         (), exclude_if=lambda value: not value, description="scores from outside, as columns of `score` and `where`"
     )
@@ -212,6 +224,11 @@ class SelectionConfig(Section):
         return not self.is_expression and self.temperature == 0
 
     @property
+    def excludes_ids(self) -> bool:
+        """Whether something is left out for what else the corpus or the texts of evaluation hold."""
+        return self.duplicates != "keep" or self.contamination != "report"
+
+    @property
     def has_token_budget(self) -> bool:
         """Whether what is kept is a number of tokens, not of sequences."""
         return self.tokens is not None or bool(self.mix)
@@ -234,9 +251,10 @@ class SelectionConfig(Section):
             budget = f"{self.tokens}-tokens"
         else:
             budget = f"{self.ratio:g}" if self.ratio is not None else f"above-{self.threshold:g}".replace("+", "")
-        steered = [field for field in self.describe_rule() if field not in ("tokens", "threshold", "signals", "seed")]
+        steered = [field for field in self.describe_rule() if field not in ("unit", "tokens", "threshold", "signals", "seed")]
         within = [] if self.within == "corpus" else [f"by-{self.within}"]
-        return "-".join(["sql" if self.is_expression else self.score, budget, *within, *steered])
+        units = ["document"] if self.unit == "document" else []
+        return "-".join(["sql" if self.is_expression else self.score, budget, *units, *within, *steered])
 
     @property
     def title(self) -> str:

@@ -89,6 +89,7 @@ class ExportJob:
             eos_token_id=self.tokenizer.eos_token_id,
             compression=self.config.compression,
             with_scores=not self.of_documents,
+            with_mask=self.config.loss_mask,
         )
 
     @cached_property
@@ -112,6 +113,8 @@ class ExportJob:
             None if self.own is None else [self.own.encoding_digest, self.own.eos_token_id],
             self.bos_token_id,
         ]
+        if self.config.loss_mask:
+            content.append("loss mask")
         if self.scored_documents is not None:
             content.append(self.scored_documents.digests)
         return f"{self.config.format}-{digest_content(content)}"

@@ -12,7 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from miniplm.selection.diversity import hash_ngrams
+from miniplm.selection.minhash import hash_ngrams
 
 # 2^20 float64 weights are 8 MiB. 50 M tokens have some 10 M different pairs, most of which occur once and say nothing.
 _NUM_BITS = 20

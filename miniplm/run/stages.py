@@ -17,6 +17,7 @@ from miniplm.progress import ProgressCallback, ignore_progress
 from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.run import StageRecord, StudentRecord
 from miniplm.records.selections import SelectionManifest
+from miniplm.run.overlap import measure_unasked, plan_left_out
 from miniplm.run.plan import RunPlan
 from miniplm.run.proxies import find_scorer_ids, judge_proxy, provide_labelled_corpus, require_run_proxy
 from miniplm.run.references import find_reference
@@ -41,7 +42,7 @@ def prepare(storage: Storage, plan: RunPlan, on_progress: ProgressCallback = ign
         )  # now, while the sources are there; a wrong field costs no scores
     check_splits(plan, manifest)
     provide_labelled_corpus(storage, plan, manifest, on_progress)
-    if plan.evaluation.sources and plan.students:
+    if plan.evaluation.sources and (plan.students or plan.selection.contamination == "drop"):
         from miniplm.run.heldout_texts import prepare_text
 
         prepare_text(storage, plan, manifest, on_progress)
@@ -110,7 +111,8 @@ def select(
     if plan.scoring.proxy is not None:  # at another ratio it may not be good enough
         judge_proxy(storage, require_run_proxy(storage, plan, corpus, reference), plan)
     scorer_ids = find_scorer_ids(storage, plan, corpus, reference)
-    selection_id = resolve_selection_id(storage, corpus, *scorer_ids, plan.selection)
+    exclusions = plan_left_out(storage, plan, corpus, reference, on_progress=on_progress)
+    selection_id = resolve_selection_id(storage, corpus, *scorer_ids, plan.selection, exclusions)
     manifest = find_selection(storage, selection_id)
     reused = manifest is not None
     if manifest is None:
@@ -118,7 +120,8 @@ def select(
             from miniplm.corpus.text_digests import provide_text_digests
 
             provide_text_digests(storage, plan.corpus, corpus)
-        manifest = select_sequences(storage, corpus, *scorer_ids, plan.selection, on_progress)
+        manifest = select_sequences(storage, corpus, *scorer_ids, plan.selection, on_progress, exclusions)
+    measure_unasked(storage, plan, corpus, manifest, on_progress)
     return manifest, _record("select", time.monotonic() - started, reused, manifest.num_candidates, manifest.units)
 
 

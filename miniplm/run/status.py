@@ -15,14 +15,15 @@ from miniplm.records.manifests import CorpusManifest, ModelEntry, Record
 from miniplm.records.run import RunRecord, load_run, save_run
 from miniplm.records.selections import SelectionManifest
 from miniplm.run.heldout_texts import resolve_text_id
+from miniplm.run.overlap import name_selection
 from miniplm.run.plan import RunPlan
-from miniplm.run.proxies import find_labelled_corpus, find_run_proxy, find_scorer_ids
+from miniplm.run.proxies import find_labelled_corpus, find_run_proxy
 from miniplm.run.references import find_reference
 from miniplm.run.resolution import resolve
 from miniplm.run.student_records import find_student, is_evaluated, list_needed_sets
 from miniplm.run.trainings import know_student
 from miniplm.scoring.shards import check_score_shards
-from miniplm.selection.ranking import find_selection, load_selection, resolve_selection_id
+from miniplm.selection.ranking import find_selection, load_selection
 from miniplm.storage.root import Storage
 from miniplm.versions import list_versions
 
@@ -154,8 +155,7 @@ def require_corpus(storage: Storage, plan: RunPlan) -> CorpusManifest:
 
 def require_selection(storage: Storage, plan: RunPlan, corpus: CorpusManifest, reference: ModelEntry) -> SelectionManifest:
     """The selection of a run. Raises `ScoreJoinError` where scores are missing, `CorpusError` where nothing is selected yet."""
-    scorer_ids = find_scorer_ids(storage, plan, corpus, reference)
-    return load_selection(storage, resolve_selection_id(storage, corpus, *scorer_ids, plan.selection))
+    return load_selection(storage, name_selection(storage, plan, corpus, reference))
 
 
 def _find_selection(
@@ -164,8 +164,7 @@ def _find_selection(
     if corpus is None or reference is None or plan.teacher_entry is None:
         return None
     try:
-        scorer_ids = find_scorer_ids(storage, plan, corpus, reference)
-        return find_selection(storage, resolve_selection_id(storage, corpus, *scorer_ids, plan.selection))
+        return find_selection(storage, name_selection(storage, plan, corpus, reference))
     except ScoreJoinError:
         return None
 
