@@ -47,8 +47,7 @@ def score(
     """Score the candidate shards by one model; shards with verified scores are not scored again."""
     if (model is None) == (calibrate is None):
         raise ConfigError(
-            "give either --model teacher or --model reference (score its shards; --model proxy where scoring.proxy has the teacher score a share), "
-            "or --calibrate N (compare dtypes)"
+            "give either --model teacher or --model reference (score its shards), or --calibrate N (compare dtypes); --model proxy where scoring.proxy is set"
         )
     if model is None:
         refuse_beside("--calibrate", {"--shard": shard, "--again": again, "--documents": documents})
