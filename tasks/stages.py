@@ -67,7 +67,7 @@ def select_sequences(
         for domain, counts in manifest.domains.items()
     ]
     summary = (
-        f"{manifest.selection_id}: {manifest.num_selected:,} of {manifest.num_candidates:,} sequences kept "
+        f"{manifest.selection_id}: {manifest.num_selected:,} of {manifest.num_candidates:,} {manifest.units} kept "
         f"({manifest.num_selected_tokens:,} tokens), {manifest.num_negative:,} candidates with a negative difference score"
     )
     LiveArtifact("table", make_key("selection", corpus.corpus_id)).publish(rows, summary)

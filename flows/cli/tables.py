@@ -15,7 +15,7 @@ from miniplm import layout
 from miniplm.corpus.taken_files import list_files_read_again, list_files_without_documents
 from miniplm.errors import list_offenders
 from miniplm.records.calibrations import Calibration
-from miniplm.records.manifests import CorpusManifest
+from miniplm.records.manifests import CorpusManifest, is_proxy
 from miniplm.records.selections import DomainSelection, SelectionManifest
 from miniplm.selection.budgets import count_selected
 from miniplm.storage.root import Storage
@@ -47,12 +47,16 @@ def make_table(title: str, *columns: str) -> Table:
 
 def print_selection(console: Console, storage: Storage, manifest: SelectionManifest) -> None:
     """What was kept, by domain."""
-    title = f"Kept {manifest.num_selected:,} of {manifest.num_candidates:,} sequences ({manifest.num_selected_tokens:,} tokens)"
+    title = (
+        f"Kept {manifest.num_selected:,} of {manifest.num_candidates:,} {manifest.units} ({manifest.num_selected_tokens:,} tokens)"
+    )
     table = make_table(title, *_KEPT_COLUMNS)
     for domain, counts in manifest.domains.items():
         table.add_row(domain, *_kept_cells(counts))
     console.print(table)
     console.print(_KEPT_NOTE, style="dim")
+    if is_proxy(manifest.teacher_id):
+        console.print(_describe_proxy(storage, manifest), style="yellow", soft_wrap=True)
     for line in _describe_budget(manifest):
         console.print(line, soft_wrap=True)
     console.print(f"selection: {storage.url(layout.selection_folder(manifest.selection_id))}", soft_wrap=True)
@@ -77,9 +81,17 @@ def _describe_budget(manifest: SelectionManifest) -> list[str]:
 
 def _describe_pools(manifest: SelectionManifest, budget: int) -> list[str]:
     """What of a budget of tokens was kept, and of which share of it each domain that was ranked by itself."""
-    left, several = budget - manifest.num_selected_tokens, len(manifest.pools) > 1
-    rest = f"the {left:,} left are fewer than the next {'sequences have' if several else 'sequence has'}" if left else "met exactly"
-    lines = [f"budget: {manifest.num_selected_tokens:,} of {budget:,} tokens; {rest}"]
+    left, several = budget - manifest.num_used_tokens, len(manifest.pools) > 1
+    rest = (
+        f"the {left:,} left are fewer than the next {manifest.units + ' have' if several else manifest.unit + ' has'}"
+        if left
+        else "met exactly"
+    )
+    lines = [f"budget: {manifest.num_used_tokens:,} of {budget:,} tokens; {rest}"]
+    if (num_uses := len(manifest.list_passes())) > 1:
+        lines.append(
+            f"  of {manifest.num_selected_tokens:,} tokens, which are used {num_uses - 1} times, and the best of them {num_uses} times"
+        )
     for pool in manifest.pools if several else ():
         asked = manifest.rule.get("mix", {}).get(pool.domains[0])
         wanted = "" if asked is None else f", asked {_describe_share(asked)}"
@@ -93,6 +105,22 @@ def _describe_share(share: float | dict[str, float]) -> str:
     if isinstance(share, dict):
         return f"{share.get('at_least', 0):.2%} to {share.get('at_most', 1):.2%}"
     return f"{share:.2%}"
+
+
+def _describe_proxy(storage: Storage, selection: SelectionManifest) -> str:
+    from miniplm.config.selection import SelectionConfig
+    from miniplm.proxy.measuring import measure_proxy, read_measurement
+    from miniplm.proxy.prediction import load_proxy
+
+    proxy = load_proxy(storage, selection.teacher_id)
+    num_tokens = sum(domain.num_candidate_tokens for domain in selection.domains.values())
+    steering = {name: selection.rule[name] for name in ("tokens", "threshold", "temperature", "seed") if name in selection.rule}
+    rule = SelectionConfig(ratio=selection.ratio, score=selection.score, within=selection.within, **steering)
+    fidelity = measure_proxy(read_measurement(storage, proxy), rule, num_tokens)
+    return (
+        f"{proxy.proxy_id} predicts the difference scores, and with them the teacher's NLLs, of all but the {proxy.num_labels:,} sequences that the "
+        f"teacher scored; {fidelity.describe()}"
+    )
 
 
 _KEPT_COLUMNS = ("domain", "kept", "share", "teacher", "reference", "difference")
@@ -172,6 +200,7 @@ def print_sequences(sequences: list[InspectedSequence], whole: bool) -> None:
             if sequence.difference_score is None
             else f"difference {sequence.difference_score:+.3f}  teacher {sequence.teacher_nll:.3f}  reference {sequence.reference_nll:.3f}"
         )
+        scores += "  teacher and difference predicted" if sequence.is_predicted else ""
         kept = {True: "  kept", False: "  not kept", None: ""}[sequence.selected]
         console.print(
             f"sequence {sequence.sequence_id}  {sequence.domain}  {sequence.num_tokens} tokens  {scores}{kept}",

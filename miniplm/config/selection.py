@@ -90,11 +90,24 @@ class SelectionConfig(Section):
         description="seed of the random draw that the `pretrain` baseline trains on, and of the noise of `temperature`",
     )
     # What follows is left out while it is at its default, so that runs without it have the record that they had.
+    unit: Literal["sequence", "document"] = Field(
+        "sequence",
+        exclude_if=lambda value: value == "sequence",
+        description="what is ranked and kept: packed sequences (the paper's); or whole documents by their own score, the kept ones packed anew",
+    )
     tokens: Count | None = Field(
         None,
         gt=0,
         exclude_if=lambda value: value is None,
         description="budget: the best candidates whose tokens together are at most so many, e.g. 5e9; in place of `ratio`",
+    )
+    repetitions: int = Field(
+        1,
+        ge=1,
+        le=1000,
+        exclude_if=lambda value: value == 1,
+        description="how often what is kept may be used to fill `tokens`, where that is more than there is: all of it in whole passes, then the "
+        "best of it once more. An epoch of a training and an export hold it so often",
     )
     threshold: float | None = Field(
         None,
@@ -119,6 +132,18 @@ class SelectionConfig(Section):
         min_length=1,
         exclude_if=lambda value: value is None,
         description="SQL condition; a candidate that does not meet it is left out before anything is ranked",
+    )
+    duplicates: Literal["keep", "best"] = Field(
+        "keep",
+        exclude_if=lambda value: value == "keep",
+        description="keep: copies are candidates like any other, and are counted; best: of documents that are copies of each other, exactly or "
+        "nearly, only the one with the best score is ranked, and sequences that say what better ones say are left out",
+    )
+    contamination: Literal["report", "drop"] = Field(
+        "report",
+        exclude_if=lambda value: value == "report",
+        description="report: candidates that share 13 words in a row with evaluation.tasks or held-out text are counted and shown; drop: they are "
+        "left out before anything is ranked",
     )
     signals: tuple[SignalConfig, ...] = Field(
         (), exclude_if=lambda value: not value, description="scores from outside, as columns of `score` and `where`"
@@ -147,6 +172,12 @@ class SelectionConfig(Section):
             ):
                 if getattr(self, name) not in ({}, 0, "corpus"):
                     raise ValueError(f"{name} says nothing beside threshold ({why}); use ratio or tokens, or leave {name} out")
+        if self.repetitions > 1 and (self.tokens is None or self.mix):
+            raise ValueError(
+                f"repetitions {self.repetitions} fill a budget: give tokens with it, and leave mix out"
+                if self.mix
+                else f"repetitions {self.repetitions} fill a budget: give tokens with it, e.g. 5e9"
+            )
         if self.mix and self.within == "domain":
             raise ValueError("mix and within: domain both say what the mix of domains is; leave one of them out")
         shares = {domain: share for domain, share in self.mix.items() if not isinstance(share, DomainShare)}
@@ -193,6 +224,11 @@ class SelectionConfig(Section):
         return not self.is_expression and self.temperature == 0
 
     @property
+    def excludes_ids(self) -> bool:
+        """Whether something is left out for what else the corpus or the texts of evaluation hold."""
+        return self.duplicates != "keep" or self.contamination != "report"
+
+    @property
     def has_token_budget(self) -> bool:
         """Whether what is kept is a number of tokens, not of sequences."""
         return self.tokens is not None or bool(self.mix)
@@ -215,9 +251,10 @@ class SelectionConfig(Section):
             budget = f"{self.tokens}-tokens"
         else:
             budget = f"{self.ratio:g}" if self.ratio is not None else f"above-{self.threshold:g}".replace("+", "")
-        steered = [field for field in self.describe_rule() if field not in ("tokens", "threshold", "signals", "seed")]
+        steered = [field for field in self.describe_rule() if field not in ("unit", "tokens", "threshold", "signals", "seed")]
         within = [] if self.within == "corpus" else [f"by-{self.within}"]
-        return "-".join(["sql" if self.is_expression else self.score, budget, *within, *steered])
+        units = ["document"] if self.unit == "document" else []
+        return "-".join(["sql" if self.is_expression else self.score, budget, *units, *within, *steered])
 
     @property
     def title(self) -> str:

@@ -11,7 +11,7 @@ from miniplm.records.manifests import Record
 
 
 class SelectionShardEntry(Record):
-    """The kept sequences of one candidate shard."""
+    """The kept sequences of one candidate shard, or the kept documents that begin in it."""
 
     shard_index: int
     corpus_id: str
@@ -19,6 +19,19 @@ class SelectionShardEntry(Record):
     num_bytes: int
     num_sequences: int
     num_tokens: int
+    # With the repetitions by which a budget is filled; None where nothing is repeated.
+    num_uses: int | None = Field(None, exclude_if=lambda value: value is None)
+    num_used_tokens: int | None = Field(None, exclude_if=lambda value: value is None)
+
+    def count_pass(self, number: int) -> tuple[int, int]:
+        """Rows and tokens of a pass over what is kept, from 1: those that are used at least so often."""
+        if self.num_uses is None or self.num_used_tokens is None:
+            return (self.num_sequences, self.num_tokens) if number == 1 else (0, 0)
+        # All are used equally often, or some once more.
+        return (
+            min(self.num_sequences, max(0, self.num_uses - (number - 1) * self.num_sequences)),
+            min(self.num_tokens, max(0, self.num_used_tokens - (number - 1) * self.num_tokens)),
+        )
 
 
 class DomainSelection(Record):
@@ -74,6 +87,26 @@ class SelectionManifest(Record):
     domains: dict[str, DomainSelection]
     pools: tuple[PoolSelection, ...] = Field((), exclude_if=lambda value: not value)
     shards: tuple[SelectionShardEntry, ...]
+
+    @property
+    def num_used_tokens(self) -> int:
+        """The tokens of what was kept, those of a row as often as it is used: what an epoch of a training goes over, and an export holds."""
+        return sum(shard.num_tokens if shard.num_used_tokens is None else shard.num_used_tokens for shard in self.shards)
+
+    def list_passes(self) -> list[int]:
+        """1, 2, ... up to how often the kept that are used most often are."""
+        most = max((-(-shard.num_uses // shard.num_sequences) for shard in self.shards if shard.num_uses), default=1)
+        return list(range(1, most + 1))
+
+    @property
+    def unit(self) -> Literal["sequence", "document"]:
+        """What was ranked, so what counts of candidates and kept are of."""
+        return "document" if self.rule.get("unit") == "document" else "sequence"
+
+    @property
+    def units(self) -> str:
+        """The same for people who read a count."""
+        return f"{self.unit}s"
 
     @property
     def is_expression(self) -> bool:

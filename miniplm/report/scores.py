@@ -67,6 +67,7 @@ def render_domains(content: ReportContent) -> Markup:
         percent_kept=_percent_kept,
         total=total,
         rows=[*rows, [Markup("<b>All domains</b>"), *_domain_cells(total, total)]],
+        units=selection.units,
         score_unit=score_unit(selection),
     )
 
@@ -110,6 +111,10 @@ def render_sequences(content: ReportContent) -> Markup:
     selection = content.selection
     if selection is None:
         return _NOT_SELECTED
+    # Of a selection by documents too: it is sequences that are shown.
+    num_candidates = selection.num_candidates
+    if selection.unit == "document" and content.corpus is not None:
+        num_candidates = sum(shard.num_sequences for shard in content.corpus.split_shards("candidate"))
     columns = [
         (
             title,
@@ -124,8 +129,8 @@ def render_sequences(content: ReportContent) -> Markup:
             ],
         )
         for title, ranks, sequences in (
-            ("most wanted", range(1, selection.num_candidates + 1), content.most_wanted),
-            ("least wanted", range(selection.num_candidates, 0, -1), content.least_wanted),
+            ("most wanted", range(1, num_candidates + 1), content.most_wanted),
+            ("least wanted", range(num_candidates, 0, -1), content.least_wanted),
         )
     ]
-    return render("sequences.html", num_candidates=selection.num_candidates, columns=columns)
+    return render("sequences.html", num_candidates=num_candidates, columns=columns)

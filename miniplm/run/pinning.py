@@ -8,6 +8,7 @@ import socket
 from typing import Any, TypeVar
 
 from miniplm import __version__, layout
+from miniplm.config.exports import ExportConfig
 from miniplm.config.run import ReferenceConfig, RunConfig, SourceConfig, TeacherConfig
 from miniplm.errors import ModelError, RunError, reading_users_file
 from miniplm.models.architectures import locate_config
@@ -192,11 +193,14 @@ def make_absolute(config: RunConfig) -> RunConfig:
             "selection": config.selection.model_copy(update={"signals": signals}),
             "students": students,
             "evaluation": evaluation.model_copy(update={"task_folder": task_folder, "sources": move(evaluation.sources)}),
-            "exports": tuple(
-                change(export, to=_absolute(export.to), tokenizer=_absolute_folder(export.tokenizer)) for export in config.exports
-            ),
+            "exports": tuple(make_export_absolute(export) for export in config.exports),
         }
     )
+
+
+def make_export_absolute(export: ExportConfig) -> ExportConfig:
+    """An export that means the same to other processes."""
+    return export.model_copy(update={"to": _absolute(export.to), "tokenizer": _absolute_folder(export.tokenizer)})
 
 
 def _absolute_folder(name: str | None) -> str | None:

@@ -48,17 +48,28 @@ def make_pools(ranked: RankedRows, config: SelectionConfig) -> list[Pool]:
         assert config.ratio is not None
         kept = [(domains, count_selected(int(ranked.num_rows[domains].sum()), config.ratio)) for domains in _group(ranked, config)]
     pools = [Pool(domains, int(ranked.num_rows[domains].sum()), num_kept) for domains, num_kept in kept]
-    if not any(pool.num_kept for pool in pools):
+    if not any(pool.num_kept for pool in pools) and not count_passes(ranked, config):
         of_each = " of each domain" if config.within == "domain" else ""
         if not config.has_token_budget:
             raise ScoreJoinError(
-                f"ratio {config.ratio:g} of {num_rows} candidate sequences{of_each} keeps none; use a larger selection.ratio or corpus"
+                f"ratio {config.ratio:g} of {num_rows} candidate {config.unit}s{of_each} keeps none; use a larger selection.ratio or corpus"
             )
         raise ConfigError(
             f"{config.title} keep none of {num_rows:,} candidates with {int(ranked.num_tokens.sum()):,} tokens{of_each}: the best is longer; "
             "use a larger budget"
         )
     return pools
+
+
+def count_passes(ranked: RankedRows, config: SelectionConfig) -> int:
+    """How many whole passes over all that is ranked a budget takes before the best of it are used once more; 0 where it is not more than that.
+
+    What is kept is all then, and the pools' `num_kept` are used once more.
+    """
+    total = int(ranked.num_tokens.sum())
+    if config.repetitions == 1 or config.tokens is None or config.tokens <= total or not total:
+        return 0
+    return config.tokens // total
 
 
 def _group(ranked: RankedRows, config: SelectionConfig) -> list[list[int]]:
@@ -73,12 +84,18 @@ def _count_budget(ranked: RankedRows, config: SelectionConfig) -> int:
     if config.tokens is None:
         assert config.ratio is not None
         return count_selected(total, config.ratio)
-    if config.tokens > total:
+    if config.tokens > total * config.repetitions:
+        if config.repetitions > 1:
+            raise ConfigError(
+                f"selection.tokens is {config.tokens:,}, but the {int(ranked.num_rows.sum()):,} candidates that are ranked have {total:,} tokens "
+                f"together, {config.repetitions} times {total * config.repetitions:,}; lower the budget, or raise selection.repetitions"
+            )
         raise ConfigError(
             f"selection.tokens is {config.tokens:,}, but the {int(ranked.num_rows.sum()):,} candidates that are ranked have {total:,} tokens "
-            "together; lower the budget, or use a larger corpus"
+            "together; lower the budget, use a larger corpus, or let candidates be used more than once: selection.repetitions"
         )
-    return config.tokens
+    # What whole passes over all do not fill.
+    return config.tokens - total * count_passes(ranked, config)
 
 
 def _fill(ranked: RankedRows, config: SelectionConfig) -> list[tuple[list[int], int]]:

@@ -36,14 +36,22 @@ SELECTION_SCHEMA = pa.schema(
         ("difference_score", pa.float64()),
     ]
 )
-# Beside those of every selection: the value of the expression that is ranked, and the key with the noise of a temperature.
-_STEERED_COLUMNS = {name: pa.field(name, pa.float64()) for name in ("score", "ranking_key")}
+# Beside those of every selection: the value of the expression that is ranked, the key with the noise of a temperature, and how often
+# a row is used where a budget repeats them.
+STEERED_COLUMNS = {
+    **{name: pa.field(name, pa.float64()) for name in ("score", "ranking_key")},
+    "repetitions": pa.field("repetitions", pa.int32()),
+}
 
 
 class Cut:
-    """Which rows are kept: those above the threshold of their pool, and of those at it the first by id, until it has its number."""
+    """Which rows are kept: those above the threshold of their pool, and of those at it the first by id, until it has its number.
 
-    def __init__(self, ranked: RankedRows, pools: list[Pool]) -> None:
+    With `num_passes` all that are ranked are kept, used so often, and those once more.
+    """
+
+    def __init__(self, ranked: RankedRows, pools: list[Pool], num_passes: int = 0) -> None:
+        self.num_passes = num_passes
         self._pool = np.zeros(len(ranked.domains), dtype=np.int64)
         self._thresholds = np.full(len(pools), math.inf)
         self._num_ties = np.zeros(len(pools), dtype=np.int64)
@@ -70,6 +78,16 @@ class Cut:
             kept[rows] = True
             self._num_ties[pool] -= len(rows)
         return np.flatnonzero(kept)
+
+    def find_uses(self, domains: Integers, keys: Floats) -> tuple[Integers, Integers | None]:
+        """As `find_kept`, and how often each of the kept is used, (num_kept,) each; None where none is repeated."""
+        best = self.find_kept(domains, keys)
+        if not self.num_passes:
+            return best, None
+        uses = np.where(np.isnan(keys), 0, self.num_passes).astype(np.int32)
+        uses[best] += 1
+        rows = np.flatnonzero(uses)
+        return rows, uses[rows]
 
 
 class KeptDomains:
@@ -100,12 +118,12 @@ def publish_shards(
     """Publishes what is kept of each candidate shard, in their order; files are written in threads beside the reading."""
     shards = corpus.split_shards("candidate")
 
-    def cut_shards() -> Iterator[tuple[ShardEntry, pa.Table, int]]:
+    def cut_shards() -> Iterator[tuple[ShardEntry, pa.Table, Integers]]:
         for shard in shards:
             domains, num_tokens = survey.read_sequences(shard)
             scores = survey.read_scores(storage, shard)
             keys = survey.read_keys(shard, scores)
-            rows = cut.find_kept(domains, keys.ranking_key)
+            rows, repetitions = cut.find_uses(domains, keys.ranking_key)
             kept_domains.add(domains[rows], num_tokens[rows], keys.difference[rows])
             columns = {
                 "sequence_id": shard.first_sequence_id + rows,
@@ -117,9 +135,11 @@ def publish_shards(
                 columns["score"] = keys.expression[rows]
             if survey.keys.config.temperature:
                 columns["ranking_key"] = keys.ranking_key[rows]
-            yield shard, _make_table(columns), int(num_tokens[rows].sum())
+            if repetitions is not None:
+                columns["repetitions"] = repetitions
+            yield shard, _make_table(columns), num_tokens[rows].astype(np.int64)
 
-    def publish(item: tuple[ShardEntry, pa.Table, int]) -> SelectionShardEntry:
+    def publish(item: tuple[ShardEntry, pa.Table, Integers]) -> SelectionShardEntry:
         shard, table, num_tokens = item
         with storage.publish(layout.selection_shard(selection_id, shard.shard_index)) as path:
             pq.write_table(table, path, compression="zstd")
@@ -130,7 +150,8 @@ def publish_shards(
             digest=digest,
             num_bytes=num_bytes,
             num_sequences=table.num_rows,
-            num_tokens=num_tokens,
+            num_tokens=int(num_tokens.sum()),
+            **count_uses(table, num_tokens),
         )
 
     for done, entry in enumerate(run_in_order(publish, cut_shards(), max(_MOST_WRITES, count_threads(storage))), start=1):
@@ -138,9 +159,17 @@ def publish_shards(
         on_progress(Progress("select", done, len(shards), "shards"))
 
 
+def count_uses(table: pa.Table, num_tokens: Integers) -> dict[str, int]:
+    """What an entry tells of kept rows of `num_tokens` (num_kept,) that are used more than once; nothing where none is."""
+    if "repetitions" not in table.schema.names:
+        return {}
+    uses = table["repetitions"].to_numpy().astype(np.int64)
+    return {"num_uses": int(uses.sum()), "num_used_tokens": int((uses * num_tokens).sum())}
+
+
 def _make_table(columns: dict[str, NDArray[Any]]) -> pa.Table:
     """The columns (num_kept,) by name, in chunks, whose ends decide where Parquet pages end."""
     starts = range(0, max(1, len(columns["sequence_id"])), _CHUNK_ROWS)
     chunks = [pa.chunked_array([pa.array(column[start : start + _CHUNK_ROWS]) for start in starts]) for column in columns.values()]
-    steered = [_STEERED_COLUMNS[name] for name in columns if name in _STEERED_COLUMNS]
+    steered = [STEERED_COLUMNS[name] for name in columns if name in STEERED_COLUMNS]
     return pa.Table.from_arrays(chunks, schema=pa.schema([*SELECTION_SCHEMA, *steered]))

@@ -33,6 +33,13 @@ COLUMNS = pa.schema(
         ("reference_nll_sum", pa.float64()),
     ]
 )
+DOCUMENT_COLUMNS = pa.schema(
+    [
+        pa.field("document_id", pa.int64()),
+        *(field for field in COLUMNS if field.name != "sequence_id"),
+        pa.field("num_sequences", pa.int64()),
+    ]
+)
 _OPERATORS = (
     "+",
     "-",

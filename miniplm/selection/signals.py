@@ -22,7 +22,7 @@ from miniplm.errors import ConfigError, SourceError, list_offenders, reading_use
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.records.manifests import CorpusManifest, ShardEntry
 from miniplm.scoring.shards import check_score_shards
-from miniplm.selection.candidates import Floats
+from miniplm.selection.candidates import Floats, Integers
 from miniplm.selection.documents import check_document_scores
 from miniplm.selection.scans import scan_parquet
 from miniplm.sources.digests import digest_source_files
@@ -88,7 +88,7 @@ class Signals:
         for done, signal in enumerate(config.signals, start=1):
             self._read(signal)
             self._check(signal)
-            self._by_sequence(signal)
+            self._sort(signal)
             on_progress(Progress("read signals", done, len(config.signals), "signals"))
 
     @property
@@ -150,7 +150,7 @@ class Signals:
                     f"{field}: {signal.path} {problem}: {offenders}; give each {signal.key} one finite number, or NULL for none"
                 )
 
-    def _by_sequence(self, signal: SignalConfig) -> None:
+    def _sort(self, signal: SignalConfig) -> None:
         """The table of the signal by sequence, in the order of ids."""
         if signal.key == "sequence_id":
             source = f"SELECT key AS sequence_id, value FROM read_{signal.name}"
@@ -204,3 +204,34 @@ class Signals:
 
 def _table(signal: SignalConfig) -> str:
     return f"signal_{signal.name}"
+
+
+class DocumentSignals(Signals):
+    """The signals of a selection by documents: each document's own value."""
+
+    def values_of(self, document_ids: Integers) -> dict[str, Floats]:
+        """The value of each signal for documents, (num_documents,), by their ids, (num_documents,) ascending."""
+        found = {}
+        for signal in self._signals:
+            values = np.full(len(document_ids), np.nan if signal.missing is None else signal.missing)
+            if len(document_ids):
+                with self._connection.cursor() as cursor:
+                    rows = cursor.execute(
+                        f"SELECT key, value FROM {_table(signal)} WHERE key BETWEEN ? AND ? ORDER BY key",
+                        [int(document_ids[0]), int(document_ids[-1])],
+                    ).fetchnumpy()
+                places = np.searchsorted(document_ids, rows["key"])
+                here = document_ids[np.minimum(places, len(document_ids) - 1)] == rows["key"]
+                values[places[here]] = rows["value"][here]
+            found[signal.name] = values
+        return found
+
+    def _sort(self, signal: SignalConfig) -> None:
+        """The table of the signal by document, in the order of ids."""
+        if signal.key == "text_digest":
+            self._by_document(signal)
+        self._check_documents(signal)
+        self._connection.execute(
+            f"CREATE OR REPLACE TABLE {_table(signal)} AS SELECT key, value FROM read_{signal.name} ORDER BY key"
+        )
+        self._connection.execute(f"DROP TABLE read_{signal.name}")

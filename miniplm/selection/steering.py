@@ -9,21 +9,33 @@ from typing import Any
 import pyarrow as pa
 
 from miniplm.config.selection import SelectionConfig
+from miniplm.errors import ConfigError
 from miniplm.progress import ProgressCallback, ignore_progress
 from miniplm.records.manifests import CorpusManifest
 from miniplm.selection.connection import connect
-from miniplm.selection.expressions import COLUMNS, Expressions
+from miniplm.selection.expressions import COLUMNS, DOCUMENT_COLUMNS, Expressions
 from miniplm.selection.keys import Evaluate, Exclusion, RankingKeys, ShardRows
 from miniplm.selection.signals import Signals, digest_signals, find_signal_files
 from miniplm.storage.root import Storage
 
 
 def check_rule(config: SelectionConfig) -> None:
-    """Raises `ConfigError` where an expression is not allowed, or a signal's files are not there or have other columns."""
+    """Raises `ConfigError` where an expression is not allowed, a signal's files are not there or have other columns, or is of another unit."""
+    if config.unit == "document":
+        check_document_rule(config)
     if config.has_expressions:
         Expressions(config, list_columns(config))
     for signal in config.signals:
         find_signal_files(signal)
+
+
+def check_document_rule(config: SelectionConfig) -> None:
+    """Raises `ConfigError` for what is of sequences alone."""
+    for signal in config.signals:
+        if signal.key == "sequence_id":
+            raise ConfigError(
+                f"selection.signals {signal.name} has values by sequence, and documents are ranked; give it a key document_id or text_digest"
+            )
 
 
 def resolve_rule(storage: Storage, config: SelectionConfig) -> dict[str, Any]:
@@ -36,7 +48,8 @@ def resolve_rule(storage: Storage, config: SelectionConfig) -> dict[str, Any]:
 
 def list_columns(config: SelectionConfig) -> pa.Schema:
     """What the expressions of a selection may name."""
-    return pa.schema([*COLUMNS, *(pa.field(signal.name, pa.float64()) for signal in config.signals)])
+    columns = DOCUMENT_COLUMNS if config.unit == "document" else COLUMNS
+    return pa.schema([*columns, *(pa.field(signal.name, pa.float64()) for signal in config.signals)])
 
 
 @contextmanager

@@ -119,7 +119,7 @@ class Survey:
 
 
 @dataclass(frozen=True)
-class _ShardSums:
+class ShardSums:
     """Of each domain that a shard has: its place in `Survey.domains`, and sums over its sequences; (num_domains_here,) each."""
 
     domains: NDArray[np.int64]
@@ -160,7 +160,7 @@ def survey_candidates(
             survey._score_files[relative] = scratch.append(np.frombuffer(content, dtype=np.uint8))
         return content
 
-    def visit(shard: ShardEntry, sequences: ShardSequences, scores: ShardScores) -> _ShardSums:
+    def visit(shard: ShardEntry, sequences: ShardSequences, scores: ShardScores) -> ShardSums:
         with lock:
             numbers = np.array([places.setdefault(name, len(places)) for name in sequences.domain_names], dtype=np.int64)
         here, num_tokens, size = sequences.domains, sequences.num_tokens, len(numbers)
@@ -174,20 +174,20 @@ def survey_candidates(
             expression = None if made.expression is None else scratch.append(made.expression)
             survey._keys[shard.shard_index] = (scratch.append(made.ranking_key), expression)
         survey._sequences[shard.shard_index] = (scratch.append(domains), scratch.append(lengths))
-        return _ShardSums(
+        return ShardSums(
             domains=numbers,
             num_sequences=np.bincount(here, minlength=size),
-            num_tokens=_sum_by(here, num_tokens, size).astype(np.int64),
-            teacher_nll=_sum_by(here, scores.teacher_nll, size),
-            reference_nll=_sum_by(here, scores.reference_nll, size),
+            num_tokens=sum_by(here, num_tokens, size).astype(np.int64),
+            teacher_nll=sum_by(here, scores.teacher_nll, size),
+            reference_nll=sum_by(here, scores.reference_nll, size),
             num_ranked=np.bincount(here[ranked], minlength=size),
-            ranked_tokens=_sum_by(here[ranked], num_tokens[ranked], size).astype(np.int64),
+            ranked_tokens=sum_by(here[ranked], num_tokens[ranked], size).astype(np.int64),
             num_negative=int(np.count_nonzero(made.difference < 0)),
             left_out=made.left_out,
         )
 
     for done, (sums, _) in enumerate(join_shards(storage, corpus, manifests, visit, read), start=1):
-        _add(survey, sums)
+        add_sums(survey, sums)
         on_progress(Progress("read scores", done, len(shards), "shards"))
     survey.runs.finish()
     survey.key_runs.finish()
@@ -195,7 +195,8 @@ def survey_candidates(
     return survey
 
 
-def _add(survey: Survey, sums: _ShardSums) -> None:
+def add_sums(survey: Survey, sums: ShardSums) -> None:
+    """Adds what a shard has to what is known of all; shards come in their order."""
     missing = max(0, int(sums.domains.max(initial=-1)) + 1 - len(survey.num_sequences))
     for name in ("num_sequences", "num_tokens", "teacher_nll", "reference_nll", "num_ranked", "ranked_tokens"):
         total: NDArray[Any] = np.pad(getattr(survey, name), (0, missing))
@@ -206,7 +207,7 @@ def _add(survey: Survey, sums: _ShardSums) -> None:
         survey.left_out[reason] = survey.left_out.get(reason, 0) + number
 
 
-def _sum_by(groups: Integers, values: NDArray[Any], num_groups: int) -> NDArray[np.float64]:
+def sum_by(groups: Integers, values: NDArray[Any], num_groups: int) -> NDArray[np.float64]:
     """Sums (num_groups,) of values (num_values,)."""
     return np.bincount(groups, weights=values, minlength=num_groups).astype(np.float64)
 
