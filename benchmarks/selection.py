@@ -5,6 +5,7 @@ Sides, each a process of its own (so that its most memory is its own), repeated;
     read         every column that a selection needs, of all files, once, summed by DuckDB
     ours         `select_sequences`: proofs, digests, domains, quantiles, files written and synced
     sql          hash joins of ids, a sort of all rows, quantiles of whole columns, in DuckDB; the same files
+    what-if      `try_selections` of 36: nine ratios, of all and of each domain, without and with noise; nothing is written
     tokens, mix, temperature, expression
                  ours by another rule: half of the tokens; shares of two domains; drawn with noise; SQL that is ranked, with a condition
     torch-sort   the published script: all differences in one tensor, sorted; its ids are kept in memory, nothing is proven or written
@@ -12,6 +13,7 @@ Sides, each a process of its own (so that its most memory is its own), repeated;
 CPU seconds are those of all threads; where other work shares the cores, only they can be compared.
 
     python -m benchmarks.selection --rows 1000000 10000000 --sides read ours sql torch-sort
+    python -m benchmarks.selection --rows 10000000 --sides read ours what-if
     python -m benchmarks.selection --rows 100000000 --sides read ours
 """
 
@@ -45,6 +47,7 @@ from miniplm.selection.connection import connect
 from miniplm.selection.cut import SELECTION_SCHEMA
 from miniplm.selection.ranking import QUANTILES, select_sequences
 from miniplm.selection.scans import scan_parquet
+from miniplm.selection.what_if import try_selections
 from miniplm.storage.root import Storage, digest_file
 
 _RATIO = 0.5
@@ -138,10 +141,17 @@ def select_by_torch_sort(storage: Storage, corpus: CorpusManifest) -> Callable[[
     return lambda: kept
 
 
+def try_grid(storage: Storage, corpus: CorpusManifest) -> None:
+    try_selections(
+        storage, corpus, TEACHER, REFERENCE, SelectionConfig(ratio=_RATIO), "ratio=0.1:0.9,within=corpus|domain,temperature=0|0.1"
+    )
+
+
 SIDES: dict[str, Callable[[Storage, CorpusManifest], Any]] = {
     "read": read_once,
     "ours": select_ours,
     "sql": select_by_sql,
+    "what-if": try_grid,
     "torch-sort": select_by_torch_sort,
     "tokens": select_by_tokens,
     "mix": partial(select_ours, mix={"domain-00": {"at_most": 0.1}, "domain-05": 0.08}),

@@ -29,6 +29,8 @@ ROOMS = (
     "corpus",
     "scoring",
     "selection",
+    "proxy",
+    "overlap",
     "derived",
     "export",
     "training",

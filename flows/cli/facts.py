@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -21,6 +21,11 @@ from flows.cli.options import (
     start_quietly,
     take_one,
 )
+
+if TYPE_CHECKING:
+    from miniplm.config.run import RunConfig
+    from miniplm.records.run import RunRecord
+    from miniplm.storage.root import Storage
 
 
 @on_a_run
@@ -57,6 +62,12 @@ def inspect(
         bool,
         typer.Option("--diversity", help="How varied and how hard what was kept is, against as many random candidates."),
     ] = False,
+    duplicates: Annotated[
+        bool, typer.Option("--duplicates", help="Copies among what was kept, exact and near, against all candidates.")
+    ] = False,
+    contamination: Annotated[
+        bool, typer.Option("--contamination", help="Texts of the run's tasks and held-out documents among what was kept.")
+    ] = False,
 ) -> None:
     """Look at what a run kept and dropped: the most or least wanted sequences, decoded, or documents; one by id; or each domain or kind; or how varied it is."""
     from flows.cli.tables import print_documents, print_domains, print_sequences
@@ -71,6 +82,9 @@ def inspect(
     config = asked.resolve_config()
     root = Storage(config.storage)
     record = provide_record(root, config)
+    if duplicates or contamination:
+        _inspect_overlap(root, config, record, duplicates, contamination, asked.as_json)
+        return
     if diversity:
         from flows.cli.diversity import print_diversity
 
@@ -109,6 +123,25 @@ def inspect(
         print_json([sequence.as_json() for sequence in sequences])
     else:
         print_sequences(sequences, whole=sequence_id is not None)
+
+
+def _inspect_overlap(
+    root: Storage, config: RunConfig, record: RunRecord, duplicates: bool, contamination: bool, as_json: bool
+) -> None:
+    """Looks for what is not known yet, which takes some microseconds a token."""
+    from flows.cli.overlap import print_contamination, print_copies
+    from miniplm.run.overlap import inspect_overlap
+    from miniplm.run.resolution import resolve
+
+    summary = inspect_overlap(root, resolve(config, checks=False), record, duplicates, contamination)
+    if as_json:
+        print_json(summary.as_json())
+        return
+    console = Console(highlight=False, markup=False)
+    if duplicates and summary.copies is not None:
+        print_copies(console, summary.copies)
+    if contamination and summary.contamination is not None:
+        print_contamination(console, summary.contamination)
 
 
 def config(

@@ -133,6 +133,18 @@ class SelectionConfig(Section):
         exclude_if=lambda value: value is None,
         description="SQL condition; a candidate that does not meet it is left out before anything is ranked",
     )
+    duplicates: Literal["keep", "best"] = Field(
+        "keep",
+        exclude_if=lambda value: value == "keep",
+        description="keep: copies are candidates like any other, and are counted; best: of documents that are copies of each other, exactly or "
+        "nearly, only the one with the best score is ranked, and sequences that say what better ones say are left out",
+    )
+    contamination: Literal["report", "drop"] = Field(
+        "report",
+        exclude_if=lambda value: value == "report",
+        description="report: candidates that share 13 words in a row with evaluation.tasks or held-out text are counted and shown; drop: they are "
+        "left out before anything is ranked",
+    )
     signals: tuple[SignalConfig, ...] = Field(
         (), exclude_if=lambda value: not value, description="scores from outside, as columns of `score` and `where`"
     )
@@ -210,6 +222,11 @@ class SelectionConfig(Section):
     def ranks_by_difference(self) -> bool:
         """Whether the ranking key is the difference score itself."""
         return not self.is_expression and self.temperature == 0
+
+    @property
+    def excludes_ids(self) -> bool:
+        """Whether something is left out for what else the corpus or the texts of evaluation hold."""
+        return self.duplicates != "keep" or self.contamination != "report"
 
     @property
     def has_token_budget(self) -> bool:

@@ -17,10 +17,12 @@ from miniplm.evaluation.comparison import StudentComparison, compare_students
 from miniplm.evaluation.curves import StudentCurve, gather_curves
 from miniplm.records.manifests import CheckpointMetrics, CorpusManifest
 from miniplm.records.metrics import read_student_metrics
+from miniplm.records.overlap import OverlapSummary
 from miniplm.records.run import RunRecord
 from miniplm.records.selections import SelectionManifest
 from miniplm.records.texts import MeasuredText
 from miniplm.records.truth import TruthSummary
+from miniplm.records.what_if import WhatIf
 from miniplm.run.heldout_texts import describe_overlap
 from miniplm.run.inspection import (
     InspectedDomain,
@@ -31,7 +33,10 @@ from miniplm.run.inspection import (
     open_scores,
     rank_sequences,
 )
+from miniplm.run.overlap import find_overlap_summary
+from miniplm.run.proxy_summary import ProxySummary, summarise_proxy
 from miniplm.run.truth import find_truth
+from miniplm.run.what_if import find_what_if
 from miniplm.selection.diversity_sample import SelectionDiversity, provide_diversity
 from miniplm.selection.documents import document_scores
 from miniplm.selection.ranking import load_selection
@@ -82,6 +87,9 @@ class ReportContent:
     split_comparisons: dict[str, StudentComparison] = field(default_factory=dict)
     overlap: str | None = None
     diversity: SelectionDiversity | None = None
+    proxy: ProxySummary | None = None
+    sharing: OverlapSummary | None = None
+    what_if: WhatIf | None = None
 
 
 def gather_content(storage: Storage, record: RunRecord) -> ReportContent:
@@ -119,6 +127,9 @@ def gather_content(storage: Storage, record: RunRecord) -> ReportContent:
         overlap=_describe_overlap(storage, record, corpus),
         comparisons=compare_students(storage, record),
         diversity=diversity,
+        proxy=None if corpus is None else summarise_proxy(storage, record, corpus),
+        sharing=None if selection is None else find_overlap_summary(storage, selection.selection_id),
+        what_if=find_what_if(storage, record),
     )
 
 

@@ -6,7 +6,7 @@ sequences are: to know the keys, and to keep what lies above the threshold.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 
 from miniplm import layout
 from miniplm.config.selection import SelectionConfig
-from miniplm.progress import Progress, ProgressCallback
+from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.records.manifests import CorpusManifest, ShardEntry
 from miniplm.records.selections import SelectionShardEntry
 from miniplm.selection.candidates import Floats, Integers
 from miniplm.selection.cut import STEERED_COLUMNS, Cut, KeptDomains, count_uses
 from miniplm.selection.documents import document_scores, rank_documents
+from miniplm.selection.exclusions import ExcludedIds
 from miniplm.selection.expressions import Expressions
 from miniplm.selection.keys import RankingKeys
 from miniplm.selection.noise import draw_gumbel
@@ -63,12 +64,13 @@ DOCUMENT_SELECTION_SCHEMA = pa.schema(
 @dataclass(frozen=True)
 class _Block:
     """Documents in the order of their ids: places of domains in `Survey.domains`, ranking keys, NaN where one is left out, the value of
-    the expression where one is the score, and their columns, (num_documents,) each."""
+    the expression where one is the score, and their columns, (num_documents,) each; `left_out` counts those by reason."""
 
     domains: Integers
     keys: Floats
     expression: Floats | None
     columns: dict[str, Any]
+    left_out: dict[str, int]
 
 
 @dataclass
@@ -78,6 +80,7 @@ class DocumentSurvey(Survey):
     connection: duckdb.DuckDBPyConnection | None = None
     expressions: Expressions | None = None
     signals: DocumentSignals | None = None
+    excluded: Sequence[ExcludedIds] = ()
 
     @property
     def ranked(self) -> RankedRows:
@@ -100,15 +103,20 @@ class DocumentSurvey(Survey):
         for batch in cursor.sql(query).to_arrow_reader(_BLOCK_ROWS):
             columns = {name: batch[name].to_numpy() for name in (*_COLUMNS, *more)}
             places = pc.index_in(batch["domain"].cast(pa.string()), names).to_numpy()
-            keys, expression = columns["difference_score"].astype(np.float64), None
+            keys, expression, left_out = columns["difference_score"].astype(np.float64), None, {}
             if self.expressions is not None:
                 expression, is_met = self._evaluate(batch, columns)
                 keys = keys if expression is None else expression.copy()
                 if is_met is not None:
                     keys[~is_met] = np.nan
+                    left_out["where"] = int(np.count_nonzero(~is_met))
+            for one in self.excluded:
+                new = np.isin(columns["document_id"], one.ids) & ~np.isnan(keys)
+                keys[new] = np.nan
+                left_out[one.reason] = int(np.count_nonzero(new))
             if config.temperature:
                 keys = keys + config.temperature * draw_gumbel(columns["document_id"], config.seed)
-            yield _Block(places, keys, expression, columns)
+            yield _Block(places, keys, expression, columns, left_out)
 
     def _evaluate(self, batch: pa.RecordBatch, columns: dict[str, Any]) -> tuple[Floats | None, NDArray[np.bool_] | None]:
         """The expression and the condition of documents with these columns (num_documents,) by name."""
@@ -128,7 +136,8 @@ def survey_documents(
     reference_id: str,
     config: SelectionConfig,
     scratch: ScratchFile,
-    on_progress: ProgressCallback,
+    excluded: Sequence[ExcludedIds] = (),
+    on_progress: ProgressCallback = ignore_progress,
 ) -> DocumentSurvey:
     """Adds up the scores of every document's parts. Raises as `check_rule`, `document_scores` and `rank_documents`, and for values of
     signals that cannot be used."""
@@ -138,7 +147,7 @@ def survey_documents(
     on_progress(Progress("add up documents", 1, 2, "steps"))
     num_unknown = rank_documents(connection, storage, corpus, teacher_id)
     rows = connection.execute("SELECT DISTINCT domain FROM ranked_documents ORDER BY domain").fetchall()
-    runs, keys = GroupedRuns(scratch), RankingKeys(config)
+    runs, keys = GroupedRuns(scratch), RankingKeys(config, exclusions=excluded)
     survey = DocumentSurvey(
         keys,
         runs,
@@ -148,6 +157,7 @@ def survey_documents(
         connection=connection,
         expressions=Expressions(config, list_columns(config)) if config.has_expressions else None,
         signals=DocumentSignals(connection, storage, corpus, teacher_id, config, on_progress) if config.signals else None,
+        excluded=excluded,
     )
     for block in survey.read_blocks():
         num_tokens, difference = block.columns["num_tokens"], block.columns["difference_score"]
@@ -167,7 +177,6 @@ def survey_documents(
 
 def _sum_block(block: _Block, num_domains: int) -> ShardSums:
     num_tokens, ranked = block.columns["num_tokens"], ~np.isnan(block.keys)
-    num_left_out = int(np.count_nonzero(~ranked))
     return ShardSums(
         domains=np.arange(num_domains),
         num_sequences=np.bincount(block.domains, minlength=num_domains),
@@ -177,7 +186,7 @@ def _sum_block(block: _Block, num_domains: int) -> ShardSums:
         num_ranked=np.bincount(block.domains[ranked], minlength=num_domains),
         ranked_tokens=sum_by(block.domains[ranked], num_tokens[ranked], num_domains).astype(np.int64),
         num_negative=int(np.count_nonzero(block.columns["difference_score"] < 0)),
-        left_out={"where": num_left_out} if num_left_out else {},
+        left_out={reason: number for reason, number in block.left_out.items() if number},
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,12 +47,13 @@ class ShardKeys:
 Evaluate = Callable[[ShardRows], tuple[Floats | None, NDArray[np.bool_] | None]]
 
 
-@dataclass(frozen=True)
-class Exclusion:
+class Exclusion(Protocol):
     """Rows that are left out before anything is ranked, for a reason that is told: `find` gives True for these, (num_sequences,)."""
 
-    reason: str
-    find: Callable[[ShardRows], NDArray[np.bool_]]
+    @property
+    def reason(self) -> str: ...
+
+    def find(self, rows: ShardRows, /) -> NDArray[np.bool_]: ...
 
 
 class RankingKeys:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from miniplm import layout
 from miniplm.config.selection import SelectionConfig
@@ -16,13 +17,14 @@ from miniplm.records.manifests import CorpusManifest
 from miniplm.records.selections import DomainSelection, PoolSelection, SelectionManifest
 from miniplm.records.stored import find_record
 from miniplm.selection.budgets import Pool, count_passes, make_pools
-from miniplm.selection.connection import connect
 from miniplm.selection.cut import Cut, KeptDomains, publish_shards
-from miniplm.selection.document_selection import DocumentSurvey, publish_documents, survey_documents
+from miniplm.selection.document_selection import DocumentSurvey, publish_documents
+from miniplm.selection.exclusions import NOTHING_EXCLUDED, Exclusions
 from miniplm.selection.join import find_manifests
 from miniplm.selection.order_statistics import ScratchFile
-from miniplm.selection.steering import open_keys, resolve_rule
-from miniplm.selection.survey import Survey, survey_candidates
+from miniplm.selection.steering import resolve_rule
+from miniplm.selection.survey import Survey
+from miniplm.selection.surveying import open_survey
 from miniplm.storage.locks import exclusive
 from miniplm.storage.root import Storage, digest_content
 
@@ -32,7 +34,12 @@ QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
 def resolve_selection_id(
-    storage: Storage, corpus: CorpusManifest, teacher_id: str, reference_id: str, config: SelectionConfig
+    storage: Storage,
+    corpus: CorpusManifest,
+    teacher_id: str,
+    reference_id: str,
+    config: SelectionConfig,
+    exclusions: Exclusions = NOTHING_EXCLUDED,
 ) -> str:
     """The id of a selection, made of the digests of all the scores that go into it and of the rule.
 
@@ -47,9 +54,14 @@ def resolve_selection_id(
     if config.unit == "document":  # they are of the same sums, but may have been added later, by another device
         entries = [manifest.documents for of_model in zip(*manifests, strict=True) for manifest in of_model]
         content.append([None if entry is None else entry.digest for entry in entries])
-    if rule := resolve_rule(storage, config):
+    if rule := _describe_rule(storage, config, exclusions):
         content.append(rule)
     return f"{config.name}-{digest_content(content)}"
+
+
+def _describe_rule(storage: Storage, config: SelectionConfig, exclusions: Exclusions) -> dict[str, Any]:
+    assert bool(exclusions.content) == config.excludes_ids, "what is left out by id is looked for by who selects"
+    return resolve_rule(storage, config) | exclusions.content
 
 
 def find_selection(storage: Storage, selection_id: str) -> SelectionManifest | None:
@@ -76,18 +88,20 @@ def select_sequences(
     reference_id: str,
     config: SelectionConfig,
     on_progress: ProgressCallback = ignore_progress,
+    exclusions: Exclusions = NOTHING_EXCLUDED,
 ) -> SelectionManifest:
     """Selects the K = floor(ratio * N) candidates with the largest difference score, ties by the smaller sequence id.
 
     With `within: domain` so many of each domain, N being its candidates; one too small to keep any keeps none. Other rules
-    rank something else or keep another number (`keys`, `budgets`), or documents instead of sequences (`document_selection`).
+    rank something else or keep another number (`keys`, `budgets`), or documents instead of sequences (`document_selection`), and leave
+    out what `exclusions` find before anything is ranked.
     Publishes `selections/SELECTION_ID/shard-N.parquet`, one file a candidate shard (`sequence_id` ascending,
     `teacher_nll`, `reference_nll`, `difference_score`, nats; `score` where that is an expression, `ranking_key` at a temperature),
     then the manifest. The same inputs give the same bytes, and a selection that is there whole is not made again.
     Raises `ScoreJoinError` unless each candidate has exactly one finite score from each model, or where the ratio keeps no
     sequence at all, and `ConfigError` where the rule asks for what is not there.
     """
-    selection_id = resolve_selection_id(storage, corpus, teacher_id, reference_id, config)
+    selection_id = resolve_selection_id(storage, corpus, teacher_id, reference_id, config, exclusions)
     if (existing := find_selection(storage, selection_id)) is not None:
         return existing
     with (
@@ -99,14 +113,8 @@ def select_sequences(
         if (existing := find_selection(storage, selection_id)) is not None:  # made by another process meanwhile
             return existing
         storage.delete_temporary_files(layout.selection_folder(selection_id))
-        rule = resolve_rule(storage, config)
-        survey: Survey | DocumentSurvey
-        if config.unit == "document":
-            connection = stack.enter_context(connect(storage))
-            survey = survey_documents(connection, storage, corpus, teacher_id, reference_id, config, scratch, on_progress)
-        else:
-            keys = stack.enter_context(open_keys(storage, corpus, teacher_id, config, on_progress=on_progress))
-            survey = survey_candidates(storage, corpus, teacher_id, reference_id, keys, scratch, on_progress)
+        rule, excluded = _describe_rule(storage, config, exclusions), exclusions.find()
+        survey = stack.enter_context(open_survey(storage, corpus, teacher_id, reference_id, config, scratch, excluded, on_progress))
         pools = make_pools(survey.ranked, config)
         num_passes = count_passes(survey.ranked, config)
         num_selected = sum(pool.num_candidates if num_passes else pool.num_kept for pool in pools)

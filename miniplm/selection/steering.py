@@ -29,14 +29,8 @@ def check_rule(config: SelectionConfig) -> None:
         find_signal_files(signal)
 
 
-# What may be said beside ratio, score and within where documents are ranked.
-_DOCUMENT_FIELDS = frozenset({"unit", "tokens", "repetitions", "threshold", "mix", "temperature", "seed", "where", "signals"})
-
-
 def check_document_rule(config: SelectionConfig) -> None:
     """Raises `ConfigError` for what is of sequences alone."""
-    if others := sorted(set(config.describe_rule()) - _DOCUMENT_FIELDS):
-        raise ConfigError(f"selection.{others[0]} is of sequences; leave it out beside unit: document, or use unit: sequence")
     for signal in config.signals:
         if signal.key == "sequence_id":
             raise ConfigError(
