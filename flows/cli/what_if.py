@@ -52,8 +52,8 @@ def print_what_if(console: Console, what_if: WhatIf) -> None:
     console.print(shares)
     for reason, number in what_if.current.left_out.items():
         console.print(f"left out of the run's own: {number:,}, {reason}", style="dim", soft_wrap=True)
-    for settings, problem in problems.items():
-        console.print(f"{settings}: {problem}", style="yellow", soft_wrap=True)
+    for tried, problem in problems.items():
+        console.print(f"{tried}: {problem}", style="yellow", soft_wrap=True)
 
 
 def _list_domains(what_if: WhatIf) -> list[str]:

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from miniplm.selection.budgets import Pool, RankedRows
+from miniplm.selection.budgets import Pool
 from miniplm.selection.candidates import Floats, Integers
+from miniplm.selection.prefixes import RankedRows
 
 # Of what is kept: rows, their tokens, and rows that the current selection has too.
 _MEASURES = 3

@@ -62,7 +62,7 @@ def list_groups(documents):
     return {number: one for number, one in enumerate(group) if group.count(one) > 1}
 
 
-@pytest.mark.parametrize(("seed", "rows_a_shard"), [(0, 100), (1, 3), (2, 1), (3, 2)])
+@pytest.mark.parametrize(("seed", "rows_a_shard"), [(0, 100), (1, 3), (2, 1)])
 def test_groups_are_those_of_all_pairs_however_shards_lie(tmp_path, seed, rows_a_shard):
     documents = draw_documents(seed)
     storage = Storage(str(tmp_path))
