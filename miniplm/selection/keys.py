@@ -53,7 +53,7 @@ class Exclusion(Protocol):
     @property
     def reason(self) -> str: ...
 
-    def find(self, rows: ShardRows, /) -> NDArray[np.bool_]: ...
+    def find(self, rows: ShardRows, /) -> NDArray[np.bool_]: ...  # (num_sequences,)
 
 
 class RankingKeys:
