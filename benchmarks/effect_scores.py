@@ -25,9 +25,9 @@ from miniplm.records.manifests import CorpusManifest
 from miniplm.run.references import require_reference
 from miniplm.run.resolution import resolve
 from miniplm.run.status import require_corpus
+from miniplm.selection.agreement import correlate_ranks
 from miniplm.selection.budgets import count_selected
 from miniplm.selection.connection import connect
-from miniplm.selection.fidelity import correlate_ranks
 from miniplm.selection.join import candidate_scores
 from miniplm.storage.root import Storage
 

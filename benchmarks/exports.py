@@ -1,6 +1,6 @@
 """Exports of every format, and what their own libraries read of them: the same rows, tokens and ends of documents, or it ends in an error.
 
-A random half of the sequences of made-up text is exported, each format in a process of its own and read in another, by the library
+A random half of the sequences of made-up text is exported, and each format read in a process of its own by the library
 that its users read it with (`make setup` installs them into .venv/readers). Rates are of CPU seconds, planning, writing and reading back
 included.
 
@@ -31,12 +31,11 @@ import torch
 
 from benchmarks.exports_inputs import make_selected_corpus
 from benchmarks.records import append_rows, describe_place, format_table, make_parser, run_benchmark
-from miniplm import layout
 from miniplm.config.exports import FORMATS, TEXT_FORMATS, ExportConfig
-from miniplm.corpus.reader import load_corpus
 from miniplm.errors import RunFailedError
 from miniplm.export.exporting import export_selection
 from miniplm.export.job import ExportJob
+from miniplm.records.manifests import CorpusManifest
 from miniplm.records.selections import SelectionManifest
 from miniplm.storage.root import Storage
 
@@ -136,12 +135,10 @@ READERS: dict[str, Callable[[Path, int], Counts]] = {
 _GIVES_BLOCKS = ("litdata", "ds")
 
 
-def export(root: str, format: str, to: str) -> dict[str, Any]:
-    """Exports the corpus below a storage root; what the manifest says, and CPU seconds."""
-    storage = Storage(root)
-    selection = SelectionManifest.model_validate(storage.read_json(layout.selection_manifest("half")))
+def export(storage: Storage, corpus: CorpusManifest, selection: SelectionManifest, format: str, to: str) -> dict[str, Any]:
+    """Exports a selection; what the manifest says, and CPU seconds."""
     config = ExportConfig.model_validate({"format": format, "to": to, "shard_tokens": _SHARD_TOKENS})
-    job = ExportJob(storage, load_corpus(storage, selection.corpus_id), selection, config)
+    job = ExportJob(storage, corpus, selection, config)
     began = time.process_time()
     manifest, _ = export_selection(job)
     return {
@@ -175,26 +172,24 @@ def check_counts(format: str, written: list[int], counts: list[int], num_files: 
 
 def _call(*arguments: str) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "benchmarks.exports", "--part", *arguments], capture_output=True, text=True
+        [sys.executable, "-W", "ignore", "-m", "benchmarks.exports", "--read", *arguments], capture_output=True, text=True
     )
     if done.returncode:
-        raise RunFailedError(f"{' '.join(arguments[:2])} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+        raise RunFailedError(f"the reader of {arguments[0]} ended with {done.returncode}:\n{done.stderr[-3000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
 def _measure(arguments: argparse.Namespace, scratch: Path) -> int:
-    if arguments.part:
-        name, *rest = arguments.part
-        print(json.dumps((export if name == "export" else read)(*rest)))
+    if arguments.read:
+        print(json.dumps(read(*arguments.read)))
         return 0
-    storage, _, selection = make_selected_corpus(scratch, arguments.tokens)
-    storage.write_json(layout.selection_manifest(selection.selection_id), selection.as_json())
+    storage, corpus, selection = make_selected_corpus(scratch, arguments.tokens)
     place, rows = describe_place(torch.device("cpu")), []
     for format in arguments.formats:
         to = str(scratch / format)
-        row = {"benchmark": "exports", "format": format, **place, **_call("export", storage.root, format, to)}
-        row |= _call("read", format, to, str(row.pop("eos")))
+        row = {"benchmark": "exports", "format": format, **place, **export(storage, corpus, selection, format, to)}
+        row |= _call(format, to, str(row.pop("eos")))
         num_files = row["num_files"] // 3 if format == "ds" else row["num_files"]
         check_counts(format, row["written"], row["read"], num_files)
         rows.append(row)
@@ -221,7 +216,7 @@ def main() -> int:
     parser = make_parser("exports", __doc__)
     parser.add_argument("--tokens", type=int, default=20_000_000, help="of the corpus, of which half are kept")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS)
-    parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--read", nargs=3, help=argparse.SUPPRESS)
     return run_benchmark(parser, _measure)
 
 

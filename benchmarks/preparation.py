@@ -4,6 +4,7 @@ Sides, each a process of its own on as many cores as `--cores` says (those it st
 
     tokenizer    `encode_batch_fast` of the tokenizers library over the texts, on all of these cores: no files, no ids taken out
     ours         `prepare_corpus`: compressed files to published shards, with digests of the files, splits and quarantine
+    ours-gigatoken    the same with `corpus.encoder: gigatoken`, where that is installed (it refuses a tokenizer that lacks a byte)
     published    the arithmetic of the published script: a pool of processes, `json.loads` and one call of a transformers tokenizer a
                  document, Python lists cut at the last sentence end, rows of a binary file
     megatron     the arithmetic of Megatron's `preprocess_data`: the same pool, an indexed file of documents, nothing packed
@@ -28,6 +29,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -45,11 +47,12 @@ _SEQUENCE_LENGTH = 1024
 _SENTENCE_ENDS = (".", "!", "?", ";", "\n")
 
 
-def prepare_ours(folder: Path, cores: int) -> int:
+def prepare_ours(folder: Path, cores: int, encoder: str = "tokenizers") -> int:
     config = CorpusConfig.model_validate(
         {
             "sources": [{"path": f"{folder}/*.jsonl.gz", "domain_name": "text"}],
             "tokenizer": str(folder / "tokenizer"),
+            "encoder": encoder,
             "sequence_length": _SEQUENCE_LENGTH,
             "sequences_per_shard": 8192,
         }
@@ -143,10 +146,14 @@ def prepare_by_datatrove(folder: Path, cores: int) -> int:
 SIDES: dict[str, Callable[[Path, int], int]] = {
     "tokenizer": tokenize_alone,
     "ours": prepare_ours,
+    "ours-gigatoken": partial(prepare_ours, encoder="gigatoken"),
     "published": prepare_as_published,
     "megatron": prepare_as_megatron,
     "datatrove": prepare_by_datatrove,
 }
+
+
+_NEEDS = {"ours-gigatoken": "gigatoken", "datatrove": "datatrove"}
 
 
 def measure_side(side: str, folder: Path, cores: int) -> dict[str, Any]:
@@ -206,7 +213,7 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokenizer", type=Path, default=Path("models/smollm2-135m"), help="folder with a tokenizer.json")
     parser.add_argument("--cores", type=int, nargs="+", default=[1, 2])
     parser.add_argument(
-        "--sides", nargs="+", default=[side for side in SIDES if side != "datatrove" or find_spec("datatrove")], choices=list(SIDES)
+        "--sides", nargs="+", default=[side for side in SIDES if side not in _NEEDS or find_spec(_NEEDS[side])], choices=list(SIDES)
     )
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--measure", choices=list(SIDES), help=argparse.SUPPRESS)

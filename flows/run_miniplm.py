@@ -9,6 +9,7 @@ from prefect.runtime import flow_run
 
 from flows.calibrate_dtypes import calibrate_dtypes
 from flows.export_selection import export_selection
+from flows.fit_proxy import fit_proxy
 from flows.parameters import ConfigUrl, InlineConfig, resolve_parameter
 from flows.score_corpus import score_corpus
 from flows.stages import evaluate_student, prepare_corpus, select_sequences, write_report
@@ -27,6 +28,7 @@ from miniplm.run.fidelity_gate import check_fidelity, find_sufficient
 from miniplm.run.heldout_texts import name_text
 from miniplm.run.log import RunLog
 from miniplm.run.plan import RunPlan
+from miniplm.run.proxies import judge_proxy, provide_labelled_corpus
 from miniplm.selection.fidelity import needs_calibration
 from miniplm.storage.locks import exclusive
 from miniplm.storage.root import Storage
@@ -104,13 +106,15 @@ def run_miniplm(
 
 
 def _score(storage: Storage, plan: RunPlan, corpus: CorpusManifest, log: RunLog) -> ModelEntry:
-    """Both models score the corpus: on a work pool at the same time, here one after the other. Returns the reference."""
+    """Both models score the corpus, the teacher a share of it where a proxy stands in its place: on a work pool at the same time, here one
+    after the other. Returns the reference."""
     by_teacher, teacher = None, plan.require_teacher()
+    labels_id = provide_labelled_corpus(storage, plan, corpus).corpus_id
     fleet.start_waiting()
     if plan.is_on_work_pool:
-        by_teacher = _score_beside.submit(plan, corpus.corpus_id, teacher)
+        by_teacher = _score_beside.submit(plan, labels_id, teacher)
     else:
-        log.add_stage(score_corpus(plan, corpus.corpus_id, teacher, "teacher"), teacher=teacher)
+        log.add_stage(score_corpus(plan, labels_id, teacher, "teacher"), teacher=teacher)
     try:
         reference, stage = train_reference(plan, corpus.corpus_id)
         check_fidelity(storage, corpus, teacher, reference, plan)
@@ -129,6 +133,11 @@ def _score(storage: Storage, plan: RunPlan, corpus: CorpusManifest, log: RunLog)
     if log.record.reference is None:  # a tuned teacher needed it before
         log.add_stage(stage, reference=reference)
     log.add_stage(by_reference)
+    if plan.scoring.proxy is not None:
+        manifest = fit_proxy(plan, corpus.corpus_id, reference)
+        # Before it predicts: what it would select is known already.
+        judge_proxy(storage, manifest, plan)
+        log.add_stage(score_corpus(plan, corpus.corpus_id, manifest.entry, "proxy"), proxy=manifest.entry)
     return reference
 
 

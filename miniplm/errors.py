@@ -23,6 +23,7 @@ process, or a later time) may not; `here`: in this process, seconds later. The c
       DeviceError                    here       the lost GPU is out of use: the next try takes another one
       NoDeviceError                  elsewhere  this machine has no such GPU, or none of its GPUs is left
       FidelityError                  never
+      ProxyError                     never
       ScoreJoinError                 never
       TrainingError                  never
         TrainingProcessError         here       the process was killed; the next one goes on from the last checkpoint
@@ -122,6 +123,10 @@ class NoDeviceError(MiniplmError):
 
 class FidelityError(MiniplmError):
     """A dtype changes what is selected by more than the configuration allows, or it was not measured yet."""
+
+
+class ProxyError(MiniplmError):
+    """A proxy has too few scores to learn from, or predicts too badly to select by."""
 
 
 class RunFailedError(Exception):

@@ -63,6 +63,11 @@ def corpus_overlap(text_id: str, corpus_id: str) -> str:
     return f"{corpus_folder(text_id)}/overlap/{corpus_id}.json"
 
 
+def label_shard_entry(labels_id: str, number: int) -> str:
+    """What is known of a shard of labelled sequences before all of them are drawn, so that a killed draw goes on."""
+    return f"{corpus_folder(labels_id)}/drawn/{number:05d}.json"
+
+
 def fingerprint_shard(corpus_id: str, shard_index: int) -> str:
     """Digest and signature of each document of a candidate shard, by which copies are found."""
     return f"{corpus_folder(corpus_id)}/fingerprints/{shard_name(shard_index)}.parquet"
@@ -160,6 +165,20 @@ def calibration(corpus_id: str, teacher_id: str, reference_id: str, within: str)
     """What two models in their dtypes select, compared with themselves in float32."""
     rule = "" if within == "corpus" else f"--by-{within}"
     return f"scores/{corpus_id}/calibrations/{teacher_id}--{reference_id}{rule}.json"
+
+
+def proxy_manifest(proxy_id: str) -> str:
+    """What a proxy learned from, and how it was measured; published last."""
+    return f"{model_folder(proxy_id)}/proxy.json"
+
+
+def proxy_weights(proxy_id: str) -> str:
+    return f"{model_folder(proxy_id)}/weights.safetensors"
+
+
+def proxy_measurement(proxy_id: str) -> str:
+    """The labelled sequences with the teacher's scores, and what a proxy that had not seen them predicted: what its gate reads."""
+    return f"{model_folder(proxy_id)}/held-out.parquet"
 
 
 def compile_cache() -> str:

@@ -3,13 +3,15 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+was_there=''
+! scripts/docker_engine.sh check || was_there=1
 # However this ends: containers of a test that was killed would start again with the engine.
 clean_up() {
     eval "$(scripts/docker_engine.sh env)"
     if scripts/docker_engine.sh check; then
         docker compose --project-name miniplm-test down --volumes --remove-orphans >/dev/null 2>&1 || echo "test-containers: containers of the project miniplm-test are left" >&2
     fi
-    scripts/docker_engine.sh stop
+    [[ $was_there ]] || scripts/docker_engine.sh stop
 }
 trap clean_up EXIT
 trap 'exit 130' INT

@@ -17,7 +17,7 @@ from miniplm.storage.root import Storage
 from tests.miniplm.corpus_fixtures import EOS, make_documents, save_tokenizer, write_jsonl
 
 
-@pytest.mark.parametrize("name", ["training", "scoring", "scoring_engines", "orchestration", "selection", "preparation"])
+@pytest.mark.parametrize("name", ["training", "scoring", "scoring_engines", "orchestration", "selection", "preparation", "exports"])
 def test_help_teaches(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     # Another test may have imported it, which running it as a program warns of.

@@ -29,6 +29,7 @@ ROOMS = (
     "corpus",
     "scoring",
     "selection",
+    "proxy",
     "overlap",
     "derived",
     "export",

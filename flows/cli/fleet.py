@@ -31,6 +31,7 @@ class Models(StrEnum):
     both = "both"
     teacher = "teacher"
     reference = "reference"
+    proxy = "proxy"
 
 
 def rescore(

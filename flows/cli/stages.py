@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from flows.cli.options import Asked, on_a_run, print_json, refuse_beside, take_one, try_again, watched_flow, watched_stage
-from miniplm.errors import ConfigError, ModelError, list_offenders
+from flows.cli.options import Asked, on_a_run, print_json, take_one, try_again, watched_stage
+from miniplm.errors import ConfigError, list_offenders
 from miniplm.progress import ignore_progress
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from miniplm.run.plan import RunPlan
     from miniplm.storage.root import Storage
 
-Role = Literal["teacher", "reference"]
 Students = Annotated[list[str] | None, typer.Option(help="Only this student; may be repeated. Default: all of the configuration.")]
 
 
@@ -50,7 +49,7 @@ def train_reference(asked: Asked) -> None:
     """Train the reference model on the reference split (nothing to do where the configuration gives a model)."""
     storage, plan = begin(asked)
     with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
-        corpus = _require_corpus(storage, plan)
+        corpus = require_corpus(storage, plan)
         if on_progress is None:
             from flows.train_reference import train_reference as flow
 
@@ -60,7 +59,7 @@ def train_reference(asked: Asked) -> None:
 
             named = stages.name_progress("train reference", on_progress)
             entry, _ = try_again(partial(stages.provide_reference, storage, plan, corpus, named))
-    _say(console, asked.as_json, entry.as_json(), f"reference model {entry.model_id} ({entry.num_parameters:,} parameters)")
+    say(console, asked.as_json, entry.as_json(), f"reference model {entry.model_id} ({entry.num_parameters:,} parameters)")
 
 
 @on_a_run
@@ -70,8 +69,8 @@ def tune_teacher(asked: Asked) -> None:
     if plan.teacher.tuned_on is None:
         raise ConfigError(f"the teacher of run {plan.name} is given (teacher.model), so there is nothing to tune")
     with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
-        corpus = _require_corpus(storage, plan)
-        reference = _require_reference(storage, plan, corpus)
+        corpus = require_corpus(storage, plan)
+        reference = require_reference(storage, plan, corpus)
         if on_progress is None:
             from flows.tune_teacher import tune_teacher as flow
 
@@ -81,100 +80,7 @@ def tune_teacher(asked: Asked) -> None:
 
             plan, _ = try_again(partial(stages.provide_teacher, storage, plan, corpus, reference, on_progress))
     entry = plan.require_teacher()
-    _say(console, asked.as_json, entry.as_json(), f"teacher {entry.model_id}: the reference {reference.model_id}, tuned")
-
-
-@on_a_run
-def score(
-    asked: Asked,
-    model: Annotated[Role | None, typer.Option("--model", help="Which of the two models scores.")] = None,
-    shard: Annotated[
-        list[int] | None,
-        typer.Option("--shard", min=0, help="Only this shard; may be repeated. Default: all that are missing or broken."),
-    ] = None,
-    again: Annotated[bool, typer.Option("--again", help="Also score shards again whose scores are there and verify.")] = False,
-    documents: Annotated[
-        bool,
-        typer.Option("--documents", help="Also score shards again of which only the scores of documents are missing or damaged."),
-    ] = False,
-    calibrate: Annotated[
-        int | None,
-        typer.Option(
-            "--calibrate",
-            min=2,
-            metavar="N",
-            help="Score nothing for good: score N candidates by both models in their dtypes and in float32, and say what the dtypes change.",
-        ),
-    ] = None,
-) -> None:
-    """Score the candidate shards by one model; shards with verified scores are not scored again."""
-    if (model is None) == (calibrate is None):
-        raise ConfigError("give either --model teacher or --model reference (score its shards), or --calibrate N (compare dtypes)")
-    if model is None:
-        refuse_beside("--calibrate", {"--shard": shard, "--again": again, "--documents": documents})
-    storage, plan = begin(asked, emulated=model is None)
-    if model is None:
-        assert calibrate is not None
-        _calibrate(storage, plan, calibrate, asked.as_json, asked.verbose)
-        return
-    with watched_flow(asked.verbose, asked.as_json) as console:
-        from flows.score_corpus import score_corpus
-
-        corpus = _require_corpus(storage, plan)
-        entry = plan.require_teacher() if model == "teacher" else _require_reference(storage, plan, corpus)
-        _check_gate(storage, plan, corpus, model, entry)
-        stage = score_corpus(plan, corpus.corpus_id, entry, model, shard, again)
-        if documents and (without := _list_without_documents(storage, plan, corpus, entry, shard)):
-            stage = score_corpus(plan, corpus.corpus_id, entry, model, without, again=True)
-    _say(
-        console,
-        asked.as_json,
-        {"corpus_id": corpus.corpus_id, "model": entry.as_json(), "stage": stage.as_json()},
-        f"{stage.num_units:,} tokens of {corpus.corpus_id} are scored by {entry.model_id}"
-        + (" (nothing was missing)" if stage.reused else ""),
-    )
-
-
-def _list_without_documents(
-    storage: Storage, plan: RunPlan, corpus: CorpusManifest, entry: ModelEntry, shards: list[int] | None
-) -> list[int]:
-    from miniplm.scoring.documents import list_without_documents
-    from miniplm.scoring.shards import check_score_shards
-
-    without = list_without_documents(storage, corpus, check_score_shards(storage, corpus, entry.model_id))
-    return [index for index in without if not shards or index in shards]
-
-
-def _check_gate(storage: Storage, plan: RunPlan, corpus: CorpusManifest, model: Role, entry: ModelEntry) -> None:
-    """Raises `FidelityError` where a calibration refuses the dtypes, or fp8 has none. Without the other model there is nothing to compare."""
-    from miniplm.run.fidelity_gate import check_fidelity
-    from miniplm.run.references import find_reference
-    from miniplm.selection.fidelity import needs_calibration
-
-    reference = entry if model == "reference" else find_reference(storage, plan, corpus)
-    if reference is not None:
-        check_fidelity(storage, corpus, plan.require_teacher(), reference, plan)
-    elif needs_calibration(entry.dtype, plan.reference.dtype):
-        raise ModelError(
-            "fp8 scores only once it was compared with float32, by both models, and the reference is not trained yet; "
-            "run `miniplm train-reference CONFIG`, then `miniplm score CONFIG --calibrate 1024`"
-        )
-
-
-def _calibrate(storage: Storage, plan: RunPlan, num_sequences: int, as_json: bool, verbose: bool) -> None:
-    with watched_flow(verbose, as_json) as console:
-        from flows.calibrate_dtypes import calibrate_dtypes
-        from flows.cli.tables import describe_fidelity, print_fidelity
-        from miniplm.run.fidelity_gate import judge_fidelity
-
-        corpus = _require_corpus(storage, plan)
-        reference = _require_reference(storage, plan, corpus)
-        calibration = calibrate_dtypes(plan, corpus.corpus_id, plan.require_teacher(), reference, num_sequences)
-    if as_json:
-        print_json(describe_fidelity(calibration, plan, corpus))
-    else:
-        print_fidelity(console, storage, calibration, plan, corpus)
-    judge_fidelity(calibration, plan, corpus)
+    say(console, asked.as_json, entry.as_json(), f"teacher {entry.model_id}: the reference {reference.model_id}, tuned")
 
 
 @on_a_run
@@ -199,8 +105,8 @@ def select(
         asked, *([] if ratio is None else [f"selection.ratio={ratio!r}", "selection.tokens=null", "selection.threshold=null"])
     )
     with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
-        corpus = _require_corpus(storage, plan)
-        reference = _require_reference(storage, plan, corpus)
+        corpus = require_corpus(storage, plan)
+        reference = require_reference(storage, plan, corpus)
         if what_if is not None:
             from miniplm.run.what_if import try_grid
 
@@ -261,7 +167,7 @@ def train(
         f"{name}: {record.describe_steps()}, {record.num_tokens:,} tokens, final loss {record.final_loss:.3f} nats a token: {record.folder}"
         for name, record in records.items()
     ]
-    _say(console, asked.as_json, {name: record.as_json() for name, record in records.items()}, "\n".join(lines))
+    say(console, asked.as_json, {name: record.as_json() for name, record in records.items()}, "\n".join(lines))
 
 
 def _train(
@@ -332,7 +238,7 @@ def report(asked: Asked) -> None:
             from miniplm.report import write_report as write_page
 
             url = try_again(partial(write_page, storage, plan.name))
-    _say(console, asked.as_json, {"report": url}, f"report: {url}")
+    say(console, asked.as_json, {"report": url}, f"report: {url}")
 
 
 def begin(asked: Asked, *overrides: str, emulated: bool = False) -> tuple[Storage, RunPlan]:
@@ -344,24 +250,26 @@ def begin(asked: Asked, *overrides: str, emulated: bool = False) -> tuple[Storag
     return Storage(plan.storage), plan
 
 
-def _require_corpus(storage: Storage, plan: RunPlan) -> CorpusManifest:
-    from miniplm.run.status import require_corpus
+def require_corpus(storage: Storage, plan: RunPlan) -> CorpusManifest:
+    """The corpus of the run; raises what says which command makes it."""
+    from miniplm.run import status
 
-    return require_corpus(storage, plan)
+    return status.require_corpus(storage, plan)
 
 
-def _require_reference(storage: Storage, plan: RunPlan, corpus: CorpusManifest) -> ModelEntry:
-    from miniplm.run.references import require_reference
+def require_reference(storage: Storage, plan: RunPlan, corpus: CorpusManifest) -> ModelEntry:
+    """The reference of the run; raises what says which command makes it."""
+    from miniplm.run import references
 
-    return require_reference(storage, plan, corpus)
+    return references.require_reference(storage, plan, corpus)
 
 
 def require_selection(storage: Storage, plan: RunPlan) -> tuple[CorpusManifest, SelectionManifest]:
     """The corpus of a run and the selection made of it. Raises what says which command makes what is not there."""
     from miniplm.run import status
 
-    corpus = _require_corpus(storage, plan)
-    return corpus, status.require_selection(storage, plan, corpus, _require_reference(storage, plan, corpus))
+    corpus = require_corpus(storage, plan)
+    return corpus, status.require_selection(storage, plan, corpus, require_reference(storage, plan, corpus))
 
 
 def _student_names(plan: RunPlan, wanted: list[str] | None) -> list[str]:
@@ -374,7 +282,8 @@ def _student_names(plan: RunPlan, wanted: list[str] | None) -> list[str]:
     return wanted or known
 
 
-def _say(console: Console, as_json: bool, facts: object, line: str) -> None:
+def say(console: Console, as_json: bool, facts: object, line: str) -> None:
+    """Prints facts as JSON, or the line."""
     if as_json:
         print_json(facts)
     else:

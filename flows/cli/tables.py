@@ -15,7 +15,7 @@ from miniplm import layout
 from miniplm.corpus.taken_files import list_files_read_again, list_files_without_documents
 from miniplm.errors import list_offenders
 from miniplm.records.calibrations import Calibration
-from miniplm.records.manifests import CorpusManifest
+from miniplm.records.manifests import CorpusManifest, is_proxy
 from miniplm.records.selections import DomainSelection, SelectionManifest
 from miniplm.selection.budgets import count_selected
 from miniplm.storage.root import Storage
@@ -55,6 +55,8 @@ def print_selection(console: Console, storage: Storage, manifest: SelectionManif
         table.add_row(domain, *_kept_cells(counts))
     console.print(table)
     console.print(_KEPT_NOTE, style="dim")
+    if is_proxy(manifest.teacher_id):
+        console.print(_describe_proxy(storage, manifest), style="yellow", soft_wrap=True)
     for line in _describe_budget(manifest):
         console.print(line, soft_wrap=True)
     console.print(f"selection: {storage.url(layout.selection_folder(manifest.selection_id))}", soft_wrap=True)
@@ -103,6 +105,22 @@ def _describe_share(share: float | dict[str, float]) -> str:
     if isinstance(share, dict):
         return f"{share.get('at_least', 0):.2%} to {share.get('at_most', 1):.2%}"
     return f"{share:.2%}"
+
+
+def _describe_proxy(storage: Storage, selection: SelectionManifest) -> str:
+    from miniplm.config.selection import SelectionConfig
+    from miniplm.proxy.measuring import measure_proxy, read_measurement
+    from miniplm.proxy.prediction import load_proxy
+
+    proxy = load_proxy(storage, selection.teacher_id)
+    num_tokens = sum(domain.num_candidate_tokens for domain in selection.domains.values())
+    steering = {name: selection.rule[name] for name in ("tokens", "threshold", "temperature", "seed") if name in selection.rule}
+    rule = SelectionConfig(ratio=selection.ratio, score=selection.score, within=selection.within, **steering)
+    fidelity = measure_proxy(read_measurement(storage, proxy), rule, num_tokens)
+    return (
+        f"{proxy.proxy_id} predicts the difference scores, and with them the teacher's NLLs, of all but the {proxy.num_labels:,} sequences that the "
+        f"teacher scored; {fidelity.describe()}"
+    )
 
 
 _KEPT_COLUMNS = ("domain", "kept", "share", "teacher", "reference", "difference")
@@ -182,6 +200,7 @@ def print_sequences(sequences: list[InspectedSequence], whole: bool) -> None:
             if sequence.difference_score is None
             else f"difference {sequence.difference_score:+.3f}  teacher {sequence.teacher_nll:.3f}  reference {sequence.reference_nll:.3f}"
         )
+        scores += "  teacher and difference predicted" if sequence.is_predicted else ""
         kept = {True: "  kept", False: "  not kept", None: ""}[sequence.selected]
         console.print(
             f"sequence {sequence.sequence_id}  {sequence.domain}  {sequence.num_tokens} tokens  {scores}{kept}",

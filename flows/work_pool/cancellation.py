@@ -17,6 +17,7 @@ DEPLOYMENTS = (
     "tune-teacher",
     "train-student",
     "calibrate-dtypes",
+    "fit-proxy",
     "describe-worker",
     "export-parts",
 )

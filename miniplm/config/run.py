@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, model_validator
 from miniplm.config.exports import ExportConfig
 from miniplm.config.fields import LARGEST_SEED, MOST_SHARD_TOKENS, Location, Name, Section, Url
 from miniplm.config.methods import Method as Method
+from miniplm.config.proxy import ProxyConfig
 from miniplm.config.selection import SelectionConfig
 from miniplm.config.training import (
     ARCHITECTURE,
@@ -34,6 +35,7 @@ __all__ = [
     "GenerationConfig",
     "Method",
     "Name",
+    "ProxyConfig",
     "ReferenceConfig",
     "RunConfig",
     "ScoringConfig",
@@ -204,7 +206,7 @@ class ReferenceConfig(Section):
 
 
 class ScoringConfig(Section):
-    """How the two models run over the candidate shards. Of it, only `attention` changes the scores beyond rounding."""
+    """How the two models run over the candidate shards. Of it, only `attention` and `proxy` change the scores beyond rounding."""
 
     attention: Literal["sequence", "document"] = Field(
         "sequence",
@@ -232,6 +234,12 @@ class ScoringConfig(Section):
         1024,
         ge=16,
         description="sequences on which fp8 and fp8-head are compared with float32 before they may score; `score --calibrate N` takes N",
+    )
+    # Left out while there is none, so that runs without a proxy have the record and the plan that they had.
+    proxy: ProxyConfig | None = Field(
+        None,
+        exclude_if=lambda proxy: proxy is None,
+        description="the teacher scores a share of the candidates alone, and a small scorer that learns from it predicts the rest (docs/scoring.md)",
     )
 
     @model_validator(mode="after")
@@ -370,6 +378,14 @@ class RunConfig(Section):
         if self.students and self.evaluation.heldout and self.corpus.splits.heldout == 0:
             raise ValueError(
                 "corpus.splits.heldout is 0, but evaluation.heldout is on; give the split a share, or turn the evaluation off"
+            )
+        if self.scoring.proxy is not None and self.teacher.tuned_on is not None:
+            raise ValueError(
+                "scoring.proxy stands in a large teacher's place, and teacher.tuned_on has one as small as the reference: leave one of them out"
+            )
+        if self.scoring.proxy is not None and self.selection.unit == "document":
+            raise ValueError(
+                "selection.unit is document, and scoring.proxy predicts scores of sequences alone: leave one of them out"
             )
         if self.evaluation.tasks and not self.evaluation.measures_losses:
             raise ValueError(

@@ -251,9 +251,10 @@ class SelectionConfig(Section):
             budget = f"{self.tokens}-tokens"
         else:
             budget = f"{self.ratio:g}" if self.ratio is not None else f"above-{self.threshold:g}".replace("+", "")
-        steered = [field for field in self.describe_rule() if field not in ("tokens", "threshold", "signals", "seed")]
+        steered = [field for field in self.describe_rule() if field not in ("unit", "tokens", "threshold", "signals", "seed")]
         within = [] if self.within == "corpus" else [f"by-{self.within}"]
-        return "-".join(["sql" if self.is_expression else self.score, budget, *within, *steered])
+        units = ["document"] if self.unit == "document" else []
+        return "-".join(["sql" if self.is_expression else self.score, budget, *units, *within, *steered])
 
     @property
     def title(self) -> str:

@@ -199,7 +199,7 @@ class DocumentPass:
         """Each batch with its documents, in order; the next ones are read and tokenised meanwhile."""
         needed_from = {split: assembly.state.document_id for split, assembly in self.assemblies.items()}
         rules = EncodingRules(self._config.seed, self._config.splits, needed_from, self._config.encoder)
-        left = sum(planned.file.num_bytes for planned in self._files[len(self.sources) :])
+        left = sum(planned.content_bytes for planned in self._files[len(self.sources) :])
         with open_encoding(self._tokenizer, rules, left) as encoding, ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
             waiting: deque[tuple[_Batch, Future[EncodedDocuments]]] = deque()
             for batch in _read_ahead(reader, self._read_batches()):

@@ -48,7 +48,7 @@ class Encoding(Protocol):
 
 @contextmanager
 def open_encoding(tokenizer: CorpusTokenizer, rules: EncodingRules, num_bytes: int) -> Iterator[Encoding]:
-    """Processes, as many as there are cores and as `num_bytes` of stored text are worth, or a thread; they are gone when it closes."""
+    """Processes, as many as there are cores and as `num_bytes` of records are worth, or a thread; they are gone when it closes."""
     num_processes = count_processes(tokenizer, num_bytes)
     if num_processes == 0:
         with _InThread(tokenizer, rules) as encoding:
@@ -59,7 +59,7 @@ def open_encoding(tokenizer: CorpusTokenizer, rules: EncodingRules, num_bytes: i
 
 
 def count_processes(tokenizer: CorpusTokenizer, num_bytes: int) -> int:
-    """How many processes tokenise files of so many stored bytes; none where a thread does it."""
+    """How many processes tokenise so many bytes of records; none where a thread does it."""
     num_processes = min(count_cores(), _MOST_PROCESSES, num_bytes // _BYTES_A_PROCESS)
     # A tokenizer in Python cannot be sent to another process as tokenizer.json can.
     return num_processes if num_processes > 1 and tokenizer.backend is not None else 0
@@ -161,7 +161,7 @@ class _Process:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(10)  # the pipe is closed a moment before the process is gone
         code = self._process.returncode
-        how = f"was ended by signal {-code} ({signal.Signals(-code).name})" if code is not None and code < 0 else f"ended ({code})"
+        how = f"was ended by signal {-code} ({_name_signal(-code)})" if code is not None and code < 0 else f"ended ({code})"
         hint = ", as the kernel does where memory runs out; `dmesg` tells" if code == -signal.SIGKILL else ""
         first = parts[0]
         return EncodingProcessError(
@@ -174,3 +174,7 @@ class _Process:
         self._process.kill()
         self._process.wait()
         self._connection.close()
+
+
+def _name_signal(number: int) -> str:
+    return next((known.name for known in signal.Signals if known == number), "unknown")

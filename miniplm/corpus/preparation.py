@@ -23,7 +23,7 @@ from miniplm.corpus.publishing import Publisher
 from miniplm.corpus.quarantine import Quarantine
 from miniplm.corpus.reader import find_corpus, load_corpus_tokenizer
 from miniplm.corpus.shards import OpenShard
-from miniplm.corpus.state import PreparationState, has_shards, load_state
+from miniplm.corpus.state import PreparationState, has_shards, is_state_due, load_state
 from miniplm.errors import CorpusError, DamagedSourceError, list_offenders
 from miniplm.layout import SPLITS
 from miniplm.progress import ProgressCallback, ignore_progress
@@ -136,6 +136,7 @@ class _Preparation:
             storage.delete(layout.corpus_folder(plan.corpus_id))
         self._offsets = count_offsets(plan.parent.sources, plan.parent.shards) if plan.parent else count_offsets()
         self._shards = list(state.shards) if state else []
+        self._num_closed = self._num_in_state = len(self._shards)
         self._num_sequences = sum(entry.num_sequences for entry in self._shards)
         self._publisher = Publisher()
         self._quarantine = (
@@ -178,11 +179,15 @@ class _Preparation:
         self._publisher.submit(partial(self._storage.write_bytes, relative, content))
 
     def _close_shard(self, assembly: SplitAssembly, shard: OpenShard) -> None:
-        """Has a full shard published and then the state that counts it in: killed in between, the shard is made again."""
+        """Has a full shard published and then, where it is due, the state that counts it in: killed in between, the shard is made again."""
         shard_index = assembly.state.next_shard_index - 1
         first_sequence_id = self._offsets.sequence_id + self._num_sequences
         self._num_sequences += len(shard)
         self._publisher.submit(partial(self._publish_shard, assembly.split, shard, shard_index, first_sequence_id))
+        self._num_closed += 1
+        if not is_state_due(self._num_closed, self._num_in_state):
+            return
+        self._num_in_state = self._num_closed
         # Before the state, which says that these records are written down.
         self._quarantine.flush()
         state = PreparationState(

@@ -39,7 +39,7 @@ class SampledWork:
         return num_tokens
 
     def rate(self, num_bytes: int) -> float:
-        """Tokens a second of a preparation of so many stored bytes, by all its processes."""
+        """Tokens a second of a preparation of so many bytes of records, by all its processes."""
         timed = self._timed[len(self._timed) // 2 :]
         rate = sum(num_tokens for num_tokens, _ in timed) / max(1e-9, sum(seconds for _, seconds in timed))
         if self._encoder is None or isinstance(self._encoder, LibraryEncoder):

@@ -13,6 +13,7 @@ from miniplm.export.records import DomainExport, ExportedPart, ExportManifest
 from miniplm.export.target import ExportTarget
 from miniplm.export.verification import verify_parts
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
+from miniplm.records.manifests import is_proxy
 from miniplm.versions import list_versions
 
 
@@ -164,7 +165,15 @@ def _list_notes(job: ExportJob, counts: Counter[str]) -> Iterator[str]:
         yield f"U+FFFD stands for {counts['replaced_bytes']:,} bytes of characters whose rest was not kept"
     if counts["unknown_tokens"]:
         yield f"{counts['unknown_tokens']:,} tokens are unknown to the corpus's tokenizer: what they stood for is not known"
-    if job.config.has_scores and job.scored_documents is None and job.selection.unit == "sequence":
+    predicted = is_proxy(job.selection.teacher_id)
+    if predicted:
+        yield (
+            f"the difference scores, and with them the teacher's NLLs, are what {job.selection.teacher_id} predicts, but for the share of the sequences that "
+            "the teacher scored"
+        )
+    if job.config.has_scores and predicted:
+        yield "scores are those of the documents' sequences: a proxy predicts no other"
+    elif job.config.has_scores and job.scored_documents is None and job.selection.unit == "sequence":
         yield "scores are those of the documents' sequences; `miniplm score CONFIG --documents` makes the documents' own"
     if (num_uses := len(job.selection.list_passes())) > 1:
         yield (

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 Split = Literal["candidate", "reference", "heldout"]
 
@@ -229,6 +230,7 @@ class ModelEntry(Record):
     """A model as it scores: `model_id` is made of weights, configuration, dtype and attention.
 
     It is read from `models/MODEL_ID` at the storage root where `stored`, else from the hub id or folder `source`.
+    `proxy` says what kind of one it is where it is none of the two models but predicts what the teacher would give.
     """
 
     model_id: str
@@ -240,6 +242,12 @@ class ModelEntry(Record):
     attention: Literal["sequence", "document"] = "sequence"
     weights_digest: str
     num_parameters: int
+    proxy: Literal["linear", "head"] | None = Field(None, exclude_if=lambda proxy: proxy is None)
+
+
+def is_proxy(model_id: str) -> bool:
+    """Whether scores under this id were predicted by a proxy: no model is named so, as a model's id tells its size and dtype."""
+    return re.fullmatch(r"proxy-(linear|head)-[0-9a-f]{12}", model_id) is not None
 
 
 class CheckpointMetrics(Record):

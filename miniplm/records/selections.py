@@ -91,7 +91,8 @@ class SelectionManifest(Record):
     @property
     def num_used_tokens(self) -> int:
         """The tokens of what was kept, those of a row as often as it is used: what an epoch of a training goes over, and an export holds."""
-        return sum(shard.num_tokens if shard.num_used_tokens is None else shard.num_used_tokens for shard in self.shards)
+        more = [shard.num_used_tokens - shard.num_tokens for shard in self.shards if shard.num_used_tokens is not None]
+        return self.num_selected_tokens + sum(more)
 
     def list_passes(self) -> list[int]:
         """1, 2, ... up to how often the kept that are used most often are."""

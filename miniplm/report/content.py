@@ -34,6 +34,7 @@ from miniplm.run.inspection import (
     rank_sequences,
 )
 from miniplm.run.overlap import find_overlap_summary
+from miniplm.run.proxy_summary import ProxySummary, summarise_proxy
 from miniplm.run.truth import find_truth
 from miniplm.run.what_if import find_what_if
 from miniplm.selection.diversity_sample import SelectionDiversity, provide_diversity
@@ -86,6 +87,7 @@ class ReportContent:
     split_comparisons: dict[str, StudentComparison] = field(default_factory=dict)
     overlap: str | None = None
     diversity: SelectionDiversity | None = None
+    proxy: ProxySummary | None = None
     sharing: OverlapSummary | None = None
     what_if: WhatIf | None = None
 
@@ -125,6 +127,7 @@ def gather_content(storage: Storage, record: RunRecord) -> ReportContent:
         overlap=_describe_overlap(storage, record, corpus),
         comparisons=compare_students(storage, record),
         diversity=diversity,
+        proxy=None if corpus is None else summarise_proxy(storage, record, corpus),
         sharing=None if selection is None else find_overlap_summary(storage, selection.selection_id),
         what_if=find_what_if(storage, record),
     )

@@ -10,7 +10,7 @@ from miniplm import layout
 from miniplm.evaluation.advice import advise
 from miniplm.records.run import load_run
 from miniplm.records.texts import MeasuredText
-from miniplm.report import diversity, overlap, scaling, scores, setup, students, tasks, truth, what_if
+from miniplm.report import diversity, overlap, proxy, scaling, scores, setup, students, tasks, truth, what_if
 from miniplm.report.content import ReportContent, gather_content
 from miniplm.report.markup import format_count, format_nats, render
 from miniplm.storage.root import Storage
@@ -33,6 +33,7 @@ def render_page(content: ReportContent) -> Markup:
     sections = [
         *([("truth", "What was kept of each kind", truth.render_truth(content.truth))] if content.truth else []),
         ("pipeline", "Pipeline", render("pipeline.html", stages=record.stages)),
+        *([("proxy", "The proxy that predicted scores", proxy.render_proxy(content.proxy))] if content.proxy else []),
         ("scores", "Difference scores", scores.render_distribution(content)),
         ("domains", "What was kept of each domain", scores.render_domains(content)),
         *([("diversity", "How varied and how hard", diversity.render_diversity(content.diversity))] if content.diversity else []),

@@ -116,7 +116,7 @@ def render_setup(content: ReportContent) -> Markup:
                 model.dtype,
                 format_code(model.model_id),
             ]
-            for role, model in (("teacher", record.teacher), ("reference", record.reference))
+            for role, model in (("teacher", record.teacher), ("reference", record.reference), ("proxy", record.proxy))
             if model is not None
         ],
         facts=_list_facts(content),

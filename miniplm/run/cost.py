@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from miniplm.config.methods import METHOD_FACTS
+from miniplm.config.proxy import ProxyConfig
 from miniplm.config.run import TrainingConfig
 from miniplm.models.architectures import build_model, count_parameters, resolve_vocab_size
 from miniplm.models.devices import (
@@ -32,9 +33,12 @@ from miniplm.models.loading import LoadedModel, load_model, split_head
 from miniplm.models.nll import sum_nll_of_hidden
 from miniplm.models.skeleton import read_skeleton
 from miniplm.models.throughput import Throughput
+from miniplm.proxy.cost import count_flops
 from miniplm.records.manifests import ModelEntry, Record
 from miniplm.run.pinning import find_width
 from miniplm.run.plan import RunPlan
+from miniplm.run.proxies import find_run_proxy
+from miniplm.run.proxy_cost import count_left_labels, probe_proxy, warn_of_few_labels
 from miniplm.run.references import find_reference
 from miniplm.run.token_counts import CorpusCounts, count_target_tokens, count_tokens
 from miniplm.run.training_plans import load_own_tokenizer
@@ -93,8 +97,9 @@ def plan_run(plan: RunPlan, usd_per_gpu_hour: float | None = None) -> RunCost:
     stages = []
     if counts.prepared is None or counts.new_tokens:
         stages.append(_stage("prepare", counts.new_tokens, prepare_rate))
-    num_teacher_parameters, by_teacher, of_scorers = _plan_scorers(storage, plan, counts, tokenizer, device)
+    num_teacher_parameters, by_teacher, of_scorers, notes_of_scorers = _plan_scorers(storage, plan, counts, tokenizer, device)
     stages += of_scorers
+    notes += notes_of_scorers
     model_bytes = 0
     selected = int(counts.candidate_tokens * plan.selection.expect_share(counts.candidate_tokens))
     if plan.selection.threshold is not None:
@@ -147,9 +152,9 @@ def plan_run(plan: RunPlan, usd_per_gpu_hour: float | None = None) -> RunCost:
 
 def _plan_scorers(
     storage: Storage, plan: RunPlan, counts: CorpusCounts, tokenizer: CorpusTokenizer, device: torch.device
-) -> tuple[int, Throughput, list[StageCost]]:
-    """Parameters and throughput of the teacher, and what is left for both models to score."""
-    given = plan.teacher
+) -> tuple[int, Throughput, list[StageCost], list[str]]:
+    """Parameters and throughput of the teacher, what is left for both models to score, and what a proxy saves of it."""
+    given, proxy, notes = plan.teacher, plan.scoring.proxy, []
     left = _left_to_score(storage, counts, plan.teacher_entry if counts.prepared else None)
     if given.model is not None:
         folder = locate_model(given.model, given.revision)
@@ -158,8 +163,12 @@ def _plan_scorers(
         by_teacher = probe_scoring(teacher, plan, tokenizer)
         del teacher
         num_parameters = read_skeleton(folder, given.trust_remote_code).num_parameters
-        _, _, of_reference = _plan_reference(storage, plan, counts, tokenizer, device)
-        return num_parameters, by_teacher, [_scoring_stage("score teacher", left, by_teacher, counts.num_shards), *of_reference]
+        num_of_reference, _, of_reference = _plan_reference(storage, plan, counts, tokenizer, device)
+        if proxy is not None:
+            left = count_left_labels(storage, plan, proxy, counts.prepared, counts.new_candidate_tokens)
+            notes = _describe_proxy(plan, proxy, counts, num_parameters, num_of_reference)
+        scoring = _scoring_stage("score teacher", left, by_teacher, counts.num_shards)
+        return num_parameters, by_teacher, [scoring, *of_reference], notes
     # The teacher is the reference with other weights, and a step costs about three forward passes.
     num_parameters, by_reference, of_reference = _plan_reference(storage, plan, counts, tokenizer, device)
     tuning = []
@@ -168,7 +177,7 @@ def _plan_scorers(
         num_tokens = _training_tokens(given.tuned_on.training, plan, count_target_tokens(storage, plan, tokenizer))
         tuning = [_stage("tune teacher", num_tokens, by_reference.tokens_per_second / 3)]
     scoring = _scoring_stage("score teacher", left, by_reference, counts.num_shards)
-    return num_parameters, by_reference, [*of_reference, *tuning, scoring]
+    return num_parameters, by_reference, [*of_reference, *tuning, scoring], notes
 
 
 def _is_faster_in_bfloat16(plan: RunPlan) -> bool:
@@ -245,7 +254,7 @@ def _stage(name: str, num_tokens: int, rate: float, num_shards: int | None = Non
 def _plan_reference(
     storage: Storage, plan: RunPlan, counts: CorpusCounts, tokenizer: CorpusTokenizer, device: torch.device
 ) -> tuple[int, Throughput, list[StageCost]]:
-    """Parameters and throughput of the reference, and what is left of its training and scoring."""
+    """Parameters and throughput of the reference, and what is left of its training and scoring, and of the proxy that reads what it gives."""
     reference, stages = plan.reference, []
     entry = find_reference(storage, plan, counts.prepared) if counts.prepared else None
     dtype = resolve_dtype(reference.dtype, device)
@@ -280,7 +289,24 @@ def _plan_reference(
         )
     left = _left_to_score(storage, counts, entry)
     achieved = probe_scoring(loaded, plan, tokenizer)
-    return num_parameters, achieved, [*stages, _scoring_stage("score reference", left, achieved, counts.num_shards)]
+    stages.append(_scoring_stage("score reference", left, achieved, counts.num_shards))
+    if plan.scoring.proxy is not None:
+        scorer = Scorer(loaded, plan.scoring.tokens_per_batch, plan.scoring.attention, plan.scoring.compile)
+        fitted = find_run_proxy(storage, plan, counts.prepared, entry) if counts.prepared else None
+        left = _left_to_score(storage, counts, fitted.entry if fitted else None)
+        rate = probe_proxy(plan, plan.scoring.proxy, scorer, tokenizer.entry.vocab_size, tokenizer.eos_token_id)
+        stages.append(_stage("score proxy", left, rate, counts.num_shards))
+    return num_parameters, achieved, stages
+
+
+def _describe_proxy(
+    plan: RunPlan, config: ProxyConfig, counts: CorpusCounts, num_teacher_parameters: int, num_reference_parameters: int
+) -> list[str]:
+    """What the proxy saves, for people."""
+    notes = [] if counts.prepared else warn_of_few_labels(plan, config, counts.candidate_tokens)
+    num_tokens, num_labels = counts.candidate_tokens, round(config.share * counts.candidate_tokens)
+    flops = count_flops(config.scorer, num_tokens, num_labels, num_teacher_parameters, num_reference_parameters)
+    return [*notes, f"scoring.proxy: {flops.describe()}"]
 
 
 def _left_to_score(storage: Storage, counts: CorpusCounts, entry: ModelEntry | None) -> int:

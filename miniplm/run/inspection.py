@@ -7,12 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from miniplm import layout
+from miniplm.config.proxy import ProxyConfig
 from miniplm.corpus.reader import load_corpus, load_corpus_tokenizer
-from miniplm.errors import ConfigError, CorpusError, RunError, list_offenders
+from miniplm.errors import ConfigError, CorpusError, RunError, ScoreError, list_offenders
+from miniplm.proxy.labels import find_labelled
 from miniplm.records.manifests import CorpusManifest, DomainCounts, Record, ShardEntry, Split
 from miniplm.records.run import RunRecord
 from miniplm.records.selections import DomainSelection, SelectionManifest
@@ -68,8 +72,9 @@ class InspectedDocuments(Record):
 class InspectedSequence(Record):
     """A sequence with its text. NLLs are in nats a scored token; the difference score is in the unit the run selects by.
 
-    Scores are None where the sequence is no candidate or is not scored yet, `selected` where nothing is selected yet;
-    of a selection by documents it says whether all of the sequence's were kept.
+    Scores are None where the sequence is no candidate or is not scored yet, `selected` where nothing is selected yet; of a selection by
+    documents it says whether all of the sequence's were kept. `is_predicted` is given of scored candidates of a run with a proxy: true where
+    the teacher's NLL, and with it the difference score, is what the proxy predicts.
     """
 
     sequence_id: int
@@ -82,6 +87,7 @@ class InspectedSequence(Record):
     reference_nll: float | None = None
     difference_score: float | None = None
     selected: bool | None = None
+    is_predicted: bool | None = Field(None, exclude_if=lambda predicted: predicted is None)
     text: str
 
     @property
@@ -132,8 +138,8 @@ def inspect_sequence(storage: Storage, record: RunRecord, sequence_id: int) -> I
     corpus = load_run_corpus(storage, record)
     entry = _find_shard(corpus, sequence_id)
     scores: dict[str, Any] = {"sequence_id": sequence_id}
-    models = [model.model_id for model in (record.teacher, record.reference) if model is not None]
-    scored = len(models) == 2 and all(check_score_shard(storage, entry, model).state != "missing" for model in models)
+    models = record.scorer_ids or ()
+    scored = bool(models) and all(check_score_shard(storage, entry, model).state != "missing" for model in models)
     if entry.split == "candidate" and scored:
         one_shard = corpus.model_copy(update={"shards": (entry,)})
         with open_scores(storage, record, one_shard) as connection:
@@ -149,9 +155,14 @@ def inspect_documents(
     Raises as `inspect_sequences`, and `ScoreError` where the scores of documents are missing, as in runs of earlier versions.
     """
     corpus = _check_question(storage, record, order, domain, limit)
+    if record.has_proxy:
+        raise ScoreError(
+            f"run {record.run_name!r} has the scores of a proxy, which predicts whole sequences and knows nothing of the documents in them; inspect "
+            "sequences, or let the teacher score all (scoring.proxy: null)"
+        )
     with open_scores(storage, record, corpus) as connection:
-        models = [entry.model_id for entry in (record.teacher, record.reference) if entry is not None]
-        num_unattributed = document_scores(connection, storage, corpus, models[0], models[1], _score_kind(record))
+        assert record.scorer_ids is not None  # `open_scores` has refused a run without
+        num_unattributed = document_scores(connection, storage, corpus, *record.scorer_ids, _score_kind(record))
         where, parameters = ("WHERE domain = ?", [domain]) if domain is not None else ("", [])
         ranking = "difference_score DESC, document_id ASC" if order == "top" else "difference_score ASC, document_id DESC"
         columns = [name for name in InspectedDocument.model_fields if name not in ("path", "record_number")]
@@ -212,11 +223,20 @@ def open_scores(storage: Storage, record: RunRecord, corpus: CorpusManifest) -> 
 
     The difference score is of the kind (mean or sum) that the run's configuration selects by.
     """
-    if record.teacher is None or record.reference is None:
+    if record.scorer_ids is None:
         raise RunError(f"run {record.run_name!r} has no scores yet; `miniplm run` with its config computes them")
     with connect(storage) as connection:
-        candidate_scores(connection, storage, corpus, record.teacher.model_id, record.reference.model_id, _score_kind(record))
+        candidate_scores(connection, storage, corpus, *record.scorer_ids, _score_kind(record))
         yield connection
+
+
+def is_predicted(record: RunRecord, sequence_id: int) -> bool | None:
+    """Whether a candidate's teacher NLL is what a proxy predicts; None in a run without a proxy."""
+    content = record.config.get("scoring", {}).get("proxy")
+    if content is None:
+        return None
+    config = ProxyConfig.model_validate(content)
+    return not find_labelled(np.array([sequence_id], dtype=np.int64), config.share, config.seed)[0]
 
 
 def _score_kind(record: RunRecord) -> str:
@@ -265,6 +285,7 @@ def describe_sequences(
                 reference_nll=row.get("reference_nll"),
                 difference_score=row.get("difference_score"),
                 selected=selected[sequence["sequence_id"]],
+                is_predicted=is_predicted(record, row["sequence_id"]) if row.get("teacher_nll") is not None else None,
                 text=tokenizer.decode(sequence["token_ids"]),
             )
         )

@@ -16,13 +16,14 @@ from miniplm.overlap.evaluation_texts import EvaluationItem, EvaluationSource, h
 from miniplm.overlap.exclusions import plan_exclusions
 from miniplm.overlap.summaries import summarise_contamination, summarise_copies
 from miniplm.progress import ProgressCallback, ignore_progress
-from miniplm.records.manifests import CorpusManifest
+from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.overlap import OverlapSummary
 from miniplm.records.run import RunRecord
 from miniplm.records.selections import SelectionManifest
 from miniplm.records.stored import find_record
 from miniplm.run.heldout_texts import resolve_text_id
 from miniplm.run.plan import RunPlan
+from miniplm.run.proxies import find_scorer_ids
 from miniplm.selection.exclusions import Exclusions
 from miniplm.selection.ranking import load_selection, resolve_selection_id
 from miniplm.storage.root import Storage, digest_content
@@ -63,7 +64,7 @@ def plan_left_out(
     storage: Storage,
     plan: RunPlan,
     corpus: CorpusManifest,
-    reference_id: str,
+    reference: ModelEntry,
     config: SelectionConfig | None = None,
     on_progress: ProgressCallback = ignore_progress,
 ) -> Exclusions:
@@ -71,8 +72,7 @@ def plan_left_out(
     return plan_exclusions(
         storage,
         corpus,
-        plan.require_teacher().model_id,
-        reference_id,
+        *find_scorer_ids(storage, plan, corpus, reference),
         config or plan.selection,
         lambda: list_sources(storage, plan, corpus),
         plan.corpus.trust_remote_code,
@@ -80,11 +80,10 @@ def plan_left_out(
     )
 
 
-def name_selection(storage: Storage, plan: RunPlan, corpus: CorpusManifest, reference_id: str) -> str:
+def name_selection(storage: Storage, plan: RunPlan, corpus: CorpusManifest, reference: ModelEntry) -> str:
     """The id of the run's selection. Raises as `resolve_selection_id` and `plan_left_out`."""
-    teacher_id = plan.require_teacher().model_id
-    exclusions = plan_left_out(storage, plan, corpus, reference_id)
-    return resolve_selection_id(storage, corpus, teacher_id, reference_id, plan.selection, exclusions)
+    exclusions = plan_left_out(storage, plan, corpus, reference)
+    return resolve_selection_id(storage, corpus, *find_scorer_ids(storage, plan, corpus, reference), plan.selection, exclusions)
 
 
 def find_overlap_summary(storage: Storage, selection_id: str) -> OverlapSummary:

@@ -6,17 +6,21 @@ from pathlib import Path
 
 from miniplm import layout
 from miniplm.config.run import ReferenceConfig, ScoringConfig, TeacherConfig
-from miniplm.models.devices import device_errors, resolve_device, resolve_dtype, use_device
+from miniplm.corpus.reader import load_corpus
+from miniplm.models.devices import describe_device, device_errors, resolve_device, resolve_dtype, use_device
 from miniplm.models.files import locate_model
 from miniplm.models.identity import identify_model
 from miniplm.models.opening import open_model
 from miniplm.progress import ProgressCallback, ignore_progress
+from miniplm.proxy.features import PoolStates
+from miniplm.proxy.prediction import ProxyScorer, load_proxy, open_proxy
 from miniplm.records.manifests import CorpusManifest, ModelEntry, TrainingManifest
 from miniplm.run.plan import RunPlan
 from miniplm.run.references import name_trained
 from miniplm.run.teachers import name_tuned
 from miniplm.run.training_plans import plan_reference, plan_teacher
 from miniplm.scoring.engine import Scorer
+from miniplm.scoring.pooling import pool_states
 from miniplm.storage.root import Storage
 from miniplm.training.exports import export_model
 from miniplm.training.processes.launch import launch_training
@@ -59,6 +63,21 @@ def open_scorer(
         scorer = Scorer(model, scoring.tokens_per_batch, entry.attention, scoring.compile, cache_folder)
         scorer.warm_up(sequence_length)
     return scorer
+
+
+def pool_by(scorer: Scorer, eos_token_id: int) -> PoolStates:
+    """The mean hidden states of sequences, by a scorer that is open."""
+    return lambda sequences: pool_states(scorer, sequences, eos_token_id)
+
+
+def open_proxy_scorer(storage: Storage, entry: ModelEntry, scoring: ScoringConfig, sequence_length: int) -> ProxyScorer:
+    """The proxy of an entry, with the reference beside it where it reads its states. Raises `ProxyError` where it is not fitted, and as `open_scorer`."""
+    manifest = load_proxy(storage, entry.model_id)
+    if manifest.kind == "linear":
+        return open_proxy(storage, manifest)
+    scorer = open_scorer(storage, manifest.reference, scoring, sequence_length)
+    eos_token_id = load_corpus(storage, manifest.corpus_id).tokenizer.eos_token_id
+    return open_proxy(storage, manifest, pool_by(scorer, eos_token_id), describe_device(scorer.model.device), scorer.forward.notes)
 
 
 def train_reference(

@@ -19,6 +19,7 @@ from miniplm.records.run import StageRecord, StudentRecord
 from miniplm.records.selections import SelectionManifest
 from miniplm.run.overlap import measure_unasked, plan_left_out
 from miniplm.run.plan import RunPlan
+from miniplm.run.proxies import find_scorer_ids, judge_proxy, provide_labelled_corpus, require_run_proxy
 from miniplm.run.references import find_reference
 from miniplm.run.trainings import know_student
 from miniplm.selection.ranking import find_selection, resolve_selection_id, select_sequences
@@ -26,7 +27,7 @@ from miniplm.storage.root import Storage
 
 
 def prepare(storage: Storage, plan: RunPlan, on_progress: ProgressCallback = ignore_progress) -> tuple[CorpusManifest, StageRecord]:
-    """Cuts the sources into sequences in shards, with some in each split that the run needs."""
+    """Cuts the sources into sequences in shards, with some in each split that the run needs, and draws those that a proxy learns from."""
     from miniplm.corpus.preparation import prepare_corpus
 
     started = time.monotonic()
@@ -40,6 +41,7 @@ def prepare(storage: Storage, plan: RunPlan, on_progress: ProgressCallback = ign
             storage, plan.corpus, manifest, planned.found
         )  # now, while the sources are there; a wrong field costs no scores
     check_splits(plan, manifest)
+    provide_labelled_corpus(storage, plan, manifest, on_progress)
     if plan.evaluation.sources and (plan.students or plan.selection.contamination == "drop"):
         from miniplm.run.heldout_texts import prepare_text
 
@@ -105,9 +107,12 @@ def select(
     storage: Storage, plan: RunPlan, corpus: CorpusManifest, reference: ModelEntry, on_progress: ProgressCallback = ignore_progress
 ) -> tuple[SelectionManifest, StageRecord]:
     """Joins the scores of both models and keeps the sequences with the largest difference score."""
-    started, teacher = time.monotonic(), plan.require_teacher()
-    exclusions = plan_left_out(storage, plan, corpus, reference.model_id, on_progress=on_progress)
-    selection_id = resolve_selection_id(storage, corpus, teacher.model_id, reference.model_id, plan.selection, exclusions)
+    started = time.monotonic()
+    if plan.scoring.proxy is not None:  # at another ratio it may not be good enough
+        judge_proxy(storage, require_run_proxy(storage, plan, corpus, reference), plan)
+    scorer_ids = find_scorer_ids(storage, plan, corpus, reference)
+    exclusions = plan_left_out(storage, plan, corpus, reference, on_progress=on_progress)
+    selection_id = resolve_selection_id(storage, corpus, *scorer_ids, plan.selection, exclusions)
     manifest = find_selection(storage, selection_id)
     reused = manifest is not None
     if manifest is None:
@@ -115,7 +120,7 @@ def select(
             from miniplm.corpus.text_digests import provide_text_digests
 
             provide_text_digests(storage, plan.corpus, corpus)
-        manifest = select_sequences(storage, corpus, teacher.model_id, reference.model_id, plan.selection, on_progress, exclusions)
+        manifest = select_sequences(storage, corpus, *scorer_ids, plan.selection, on_progress, exclusions)
     measure_unasked(storage, plan, corpus, manifest, on_progress)
     return manifest, _record("select", time.monotonic() - started, reused, manifest.num_candidates, manifest.units)
 

@@ -86,7 +86,7 @@ def _estimate_tokens(config: CorpusConfig, planned: CorpusPlan, tokenizer: Corpu
         total += num_tokens / max(share, 1e-12)
         if share < 1:
             notes.append(f"{source.path}: tokens estimated from {share:.2%} of {source_bytes / 1e9:.2f} GB")
-    return int(total), work.rate(sum(planned_file.file.num_bytes for planned_file in planned.files)), notes
+    return int(total), work.rate(sum(file.content_bytes for file in planned.files)), notes
 
 
 def count_target_tokens(storage: Storage, plan: RunPlan, tokenizer: CorpusTokenizer) -> int:

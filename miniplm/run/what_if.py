@@ -10,6 +10,7 @@ from miniplm.records.stored import find_record
 from miniplm.records.what_if import WhatIf
 from miniplm.run.overlap import plan_left_out
 from miniplm.run.plan import RunPlan
+from miniplm.run.proxies import find_scorer_ids
 from miniplm.selection.what_if import try_selections
 from miniplm.storage.root import Storage
 
@@ -23,16 +24,14 @@ def try_grid(
     on_progress: ProgressCallback = ignore_progress,
 ) -> WhatIf:
     """What each selection of a grid would keep of the run's candidates. Raises as `try_selections`."""
-    teacher_id = plan.require_teacher().model_id
     what_if = try_selections(
         storage,
         corpus,
-        teacher_id,
-        reference.model_id,
+        *find_scorer_ids(storage, plan, corpus, reference),
         plan.selection,
         grid,
         on_progress,
-        lambda config: plan_left_out(storage, plan, corpus, reference.model_id, config, on_progress),
+        lambda config: plan_left_out(storage, plan, corpus, reference, config, on_progress),
     )
     storage.write_json(layout.run_what_if(plan.name), what_if.as_json())
     return what_if

@@ -52,7 +52,7 @@ def make_pools(ranked: RankedRows, config: SelectionConfig) -> list[Pool]:
         of_each = " of each domain" if config.within == "domain" else ""
         if not config.has_token_budget:
             raise ScoreJoinError(
-                f"ratio {config.ratio:g} of {num_rows} candidate sequences{of_each} keeps none; use a larger selection.ratio or corpus"
+                f"ratio {config.ratio:g} of {num_rows} candidate {config.unit}s{of_each} keeps none; use a larger selection.ratio or corpus"
             )
         raise ConfigError(
             f"{config.title} keep none of {num_rows:,} candidates with {int(ranked.num_tokens.sum()):,} tokens{of_each}: the best is longer; "

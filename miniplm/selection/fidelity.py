@@ -24,16 +24,13 @@ from miniplm.records.calibrations import Calibration, CalibrationScores
 from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.stored import find_record
 from miniplm.scoring.engine import Scorer
-from miniplm.selection.budgets import count_selected
-from miniplm.selection.noise import draw_gumbel
+from miniplm.selection.agreement import FloatArray, add_noise, compare_selections, correlate_ranks, group_rows
 from miniplm.storage.root import Storage
 from miniplm.versions import list_versions
 
 # Shards that sequences are drawn from: reading one costs more than scoring a few of its sequences.
 _MOST_SHARDS = 8
 
-FloatArray = np.ndarray[Any, np.dtype[np.float64]]
-IndexArray = np.ndarray[Any, np.dtype[np.int64]]
 OpenScorer = Callable[[ModelEntry], Scorer]
 
 
@@ -71,20 +68,9 @@ def measure_fidelity(calibration: Calibration, rule: SelectionConfig, num_candid
     teacher, reference = calibration.teacher, calibration.reference
     chosen = (np.array(reference.nll) - np.array(teacher.nll)) * weight
     exact = (np.array(reference.float32_nll) - np.array(teacher.float32_nll)) * weight
-    if rule.temperature:
-        noise = rule.temperature * draw_gumbel(np.array(calibration.sequence_ids, dtype=np.int64), rule.seed)
-        chosen, exact = chosen + noise, exact + noise
-    groups = [np.arange(len(counts))]
-    if calibration.within == "domain":
-        domains = np.array(calibration.domains, dtype=object)
-        groups = [np.flatnonzero(domains == domain) for domain in sorted(set(calibration.domains))]
-    if rule.threshold is not None and not rule.is_expression:
-        wanted, found = (set(np.flatnonzero(scores >= rule.threshold).tolist()) for scores in (exact, chosen))
-    else:
-        wanted, found = _select(exact, groups, ratio), _select(chosen, groups, ratio)
-    # A threshold may keep other numbers by both; the larger counts, so that what is kept too much lowers the overlap as well.
-    num_selected, kept = max(len(wanted), len(found)), wanted & found
-    overlap = len(kept) / num_selected if num_selected else 0.0
+    chosen, exact = (add_noise(rule, calibration.sequence_ids, scores) for scores in (chosen, exact))
+    groups = group_rows(calibration.domains if calibration.within == "domain" else None, len(counts))
+    num_selected, overlap = compare_selections(chosen, exact, groups, rule, ratio)
     return Fidelity(
         num_sequences=len(counts),
         num_selected=num_selected,
@@ -99,27 +85,6 @@ def measure_fidelity(calibration: Calibration, rule: SelectionConfig, num_candid
 def _weighted_bias(scores: CalibrationScores, counts: FloatArray) -> float:
     """The mean difference of NLLs a scored token; counts (N,)."""
     return float(np.average(np.array(scores.nll) - np.array(scores.float32_nll), weights=counts))
-
-
-def _select(difference_scores: FloatArray, groups: list[IndexArray], ratio: float) -> set[int]:
-    """The floor(ratio * N) rows of each group with the largest scores (N,), ties by the smaller row, as `select_sequences` does."""
-    selected: set[int] = set()
-    for rows in groups:
-        order = np.lexsort((rows, -difference_scores[rows]))[: count_selected(len(rows), ratio)]
-        selected.update(rows[order].tolist())
-    return selected
-
-
-def correlate_ranks(left: FloatArray, right: FloatArray) -> float:
-    """Spearman's rank correlation of values (N,); equal values share the mean of their ranks. 1 where all ranks of one side are equal."""
-    ranks = []
-    for values in (left, right):
-        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-        last = np.cumsum(counts)
-        ranks.append((last - (counts - 1) / 2)[inverse])
-    if any(np.ptp(rank) == 0 for rank in ranks):
-        return 1.0
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def calibrate(

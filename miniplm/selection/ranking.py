@@ -51,6 +51,9 @@ def resolve_selection_id(
     content = [SELECTION_VERSION, corpus.corpus_id, teacher_id, reference_id, digests, repr(config.ratio), config.score]
     if config.within != "corpus":
         content.append(config.within)
+    if config.unit == "document":  # they are of the same sums, but may have been added later, by another device
+        entries = [manifest.documents for of_model in zip(*manifests, strict=True) for manifest in of_model]
+        content.append([None if entry is None else entry.digest for entry in entries])
     if rule := _describe_rule(storage, config, exclusions):
         content.append(rule)
     return f"{config.name}-{digest_content(content)}"

@@ -18,7 +18,14 @@ from miniplm.errors import ConfigError, TokenizerError, list_offenders
 from miniplm.records.manifests import Record, TokenizerEntry
 from miniplm.storage.root import digest_content
 from miniplm.tokenizers.encoders import Encode, LibraryEncoder, TokenIds, encode_documents, make_encoder
-from miniplm.tokenizers.folders import TokenizerFolder, describe_rules, list_named_extras, locate_tokenizer, read_tokenizer
+from miniplm.tokenizers.folders import (
+    TokenizerFolder,
+    describe_rules,
+    digest_files,
+    list_named_extras,
+    locate_tokenizer,
+    read_tokenizer,
+)
 from miniplm.tokenizers.token_texts import TokenTexts, list_text_changes
 
 __all__ = ["CorpusTokenizer", "TokenIds", "TokenizerIdentity", "load_tokenizer", "vocabulary_digest"]
@@ -203,12 +210,25 @@ def load_tokenizer(
     _mark_special(source, eos_token)
     entry = TokenizerEntry(
         name=name,
-        digest=vocabulary_digest(source.tokenizer),
+        digest=_digest_vocabulary(folder, source.tokenizer, eos_token, is_separator_known),
         vocab_size=max(vocabulary.values()) + 1,  # not their number: ids may have gaps
         eos_token=eos_token,
         eos_token_id=vocabulary[eos_token],
     )
     return CorpusTokenizer(source, entry)
+
+
+# By the digest of the files that a vocabulary is read from: one of 150,000 takes half a second, and a run loads its tokenizers again and again.
+_known: dict[tuple[str, str, bool], str] = {}
+
+
+def _digest_vocabulary(folder: Path, tokenizer: Any, eos_token: str, is_separator_known: bool) -> str:
+    if not (folder / "tokenizer.json").is_file():  # a class in Python may read any file
+        return vocabulary_digest(tokenizer)
+    key = (digest_files(folder), eos_token, is_separator_known)
+    if key not in _known:
+        _known[key] = vocabulary_digest(tokenizer)
+    return _known[key]
 
 
 def vocabulary_digest(tokenizer: Any) -> str:

@@ -107,7 +107,7 @@ class ComposeFleet(LocalFleet):
         self.env_file.write_text("".join(f"{line}{given.get(line[:-1], '')}\n" for line in lines))
 
     def up(self) -> None:
-        self.compose("up", "--detach", "--no-build", "--scale", "cpu-scorer=2", timeout=400)
+        self.compose("up", "--detach", "--no-build", "--scale", "cpu-scorer=2", timeout=900)
         self.api = httpx.Client(
             base_url=f"http://127.0.0.1:{self.port}/api", auth=("miniplm", self.secrets["MINIPLM_API_AUTH"]), timeout=30
         )
@@ -166,7 +166,7 @@ class _Silent(http.server.SimpleHTTPRequestHandler):
         """Nothing."""
 
 
-def wait_until_ready(fleet: ComposeFleet, seconds: float = 180) -> None:
+def wait_until_ready(fleet: ComposeFleet, seconds: float = 600) -> None:
     """Returns when the set-up has ended well and all that it waits for is healthy. Workers need not be looked at yet."""
     until = time.monotonic() + seconds
     while True:

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 
 from tests.containers.compose_fleet import IMAGE, ComposeFleet
-from tests.containers.runs import make_config
+from tests.containers.runs import PATIENCE, make_config
 
 CLOSED_S3_PORTS = (8080, 8888, 9333, 18080, 18888, 19333)
 
@@ -22,7 +22,7 @@ def list_live(fleet: ComposeFleet) -> list[str]:
 
 def require_done(fleet: ComposeFleet, name: str, run_id: str) -> None:
     """The run is done, each of its shards was published once, and no flow run is left behind."""
-    fleet.wait_until(lambda: fleet.read(run_id)["state"]["type"] in ("COMPLETED", "FAILED"), 400)
+    fleet.wait_until(lambda: fleet.read(run_id)["state"]["type"] in ("COMPLETED", "FAILED"), PATIENCE)
     state = fleet.read(run_id)["state"]  # Crashed is passed through: it is started again by itself
     assert state["type"] == "COMPLETED", state
     shards = Counter(shard["shard_index"] for shard in fleet.list_scored(name))
@@ -79,13 +79,13 @@ def test_a_run_survives_a_new_server_a_killed_worker_and_down_and_up(fleet: Comp
         return len(fleet.list_scored("faults"))
 
     run_id = fleet.submit("run-miniplm", config=make_config("faults", 88))
-    fleet.wait_until(lambda: count() >= 1, 240)
+    fleet.wait_until(lambda: count() >= 1, PATIENCE)
     fleet.command("docker", "kill", f"{fleet.name}-cpu-scorer-1")
     fleet.compose("restart", "server")
-    fleet.wait_until(fleet.is_answering, 120)
+    fleet.wait_until(fleet.is_answering, PATIENCE)
     fleet.command("docker", "start", f"{fleet.name}-cpu-scorer-1")
     # What was given out before is done by now, and what the server gave out since is on its way.
-    fleet.wait_until(lambda: count() >= 4, 240)
+    fleet.wait_until(lambda: count() >= 4, PATIENCE)
     assert count() < 8
     before = {name: fleet.bucket.cat_file(name) for name in fleet.bucket.glob("miniplm/faults/scores/*/*/shard-*.parquet")}
     fleet.down()

@@ -13,7 +13,7 @@ import pytest
 
 from tests.containers.browser import CHROMIUM, Page, open_browser
 from tests.containers.compose_fleet import ComposeFleet
-from tests.containers.runs import make_config
+from tests.containers.runs import PATIENCE, make_config
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on PATH")
 
@@ -40,7 +40,7 @@ def finished(fleet: ComposeFleet) -> str:
     """A run that is done: of tests that may be asked for alone."""
     execution = {"fan_out": "work-pool", "shards_per_batch": 4}
     run_id = fleet.submit("run-miniplm", config=make_config("page", 88, execution=execution))
-    assert fleet.wait(run_id, 400)["state"]["type"] == "COMPLETED"
+    assert fleet.wait(run_id, PATIENCE)["state"]["type"] == "COMPLETED"
     return run_id
 
 
@@ -67,7 +67,7 @@ def test_a_failed_shard_is_named_and_retry_on_its_page_repairs_it(
     page.leave()
     (repair,) = fleet.list_runs("rescore-shards")
     assert repair["parameters"] | {"storage": "s3://miniplm/page", "run": "page"} == repair["parameters"]
-    assert fleet.wait(repair["id"], 240)["state"]["type"] == "FAILED"
+    assert fleet.wait(repair["id"], PATIENCE)["state"]["type"] == "FAILED"
     address = f"http://127.0.0.1:{fleet.port}/runs/flow-run/{repair['id']}"
     page.open(address)
     page.wait_for("Failed", "shard-00003: CorpusError", "Retry")
@@ -78,7 +78,7 @@ def test_a_failed_shard_is_named_and_retry_on_its_page_repairs_it(
     page.press_last("Retry")
     fleet.wait_until(lambda: fleet.read(repair["id"])["state"]["type"] != "FAILED", 30)
     page.leave()
-    fleet.wait_until(lambda: fleet.read(repair["id"])["state"]["type"] == "COMPLETED", 240)
+    fleet.wait_until(lambda: fleet.read(repair["id"])["state"]["type"] == "COMPLETED", PATIENCE)
     page.open(address)
     page.wait_for("Completed")
     assert len(fleet.list_scored("page")) == 8

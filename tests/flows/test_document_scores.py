@@ -54,7 +54,7 @@ def test_documents_are_ranked_by_their_own_score(finished_run) -> None:
         assert summed == pytest.approx(scores["nll_sum"].to_pylist(), abs=1e-9)
 
 
-def test_scores_of_an_earlier_version_get_their_documents_by_one_command(finished_run, tmp_path, embedded_prefect, capsys) -> None:
+def test_scores_of_an_earlier_version_get_their_documents_by_one_command(finished_run, tmp_path, prefect_server, capsys) -> None:
     shutil.copytree(finished_run.data, tmp_path / "data")
     storage = Storage(str(tmp_path / "data"))
     record = load_run(storage, "tiny")
@@ -69,7 +69,7 @@ def test_scores_of_an_earlier_version_get_their_documents_by_one_command(finishe
     ):
         inspect_documents(storage, record)
     finished = ("tiny", "--storage", str(tmp_path / "data"))
-    result = run_miniplm("score", *finished, "--model", "teacher", "--documents", prefect=embedded_prefect)
+    result = run_miniplm("score", *finished, "--model", "teacher", "--documents", prefect=prefect_server)
     assert result.returncode == 0, result.stderr
     assert {file.name: file.read_bytes() for file in folder.rglob("shard-*.parquet")} == before
     print_documents(inspect_documents(storage, record, limit=3))

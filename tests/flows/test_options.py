@@ -10,7 +10,8 @@ import pytest
 from flows.cli.facts import config, inspect
 from flows.cli.fleet import rescore
 from flows.cli.options import take_one
-from flows.cli.stages import score, select
+from flows.cli.scoring import score
+from flows.cli.stages import select
 from miniplm.errors import ConfigError
 
 

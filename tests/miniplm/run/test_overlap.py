@@ -149,11 +149,11 @@ def test_the_id_follows_the_texts_that_are_looked_for(made: Made) -> None:
         **made.plan().evaluation.model_dump(mode="json", include={"sources"}),
     }
     plan, other = made.plan(contamination="drop"), made.plan(tasks, contamination="drop")
-    names = [name_selection(made.storage, one, made.corpus, REFERENCE.model_id) for one in (plan, other, plan)]
+    names = [name_selection(made.storage, one, made.corpus, REFERENCE) for one in (plan, other, plan)]
     assert names[0] == names[2] != names[1]
     assert [source.name for source in list_sources(made.storage, other, made.corpus)] == ["task quiz", "evaluation.sources"]
     (made.folder / "tasks" / "quiz.jsonl").write_text('{"question": "?"}\n')
-    assert name_selection(made.storage, other, made.corpus, REFERENCE.model_id) != names[1]
+    assert name_selection(made.storage, other, made.corpus, REFERENCE) != names[1]
 
 
 def test_a_run_without_any_text_to_look_for_is_refused_at_once(made: Made) -> None:

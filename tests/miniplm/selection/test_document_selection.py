@@ -14,10 +14,12 @@ from miniplm import layout
 from miniplm.config.selection import SelectionConfig
 from miniplm.corpus.reader import read_shard
 from miniplm.errors import ConfigError, ScoreError
+from miniplm.progress import Progress
 from miniplm.records.selections import SelectionManifest
 from miniplm.selection.noise import draw_gumbel
-from miniplm.selection.ranking import resolve_selection_id
+from miniplm.selection.ranking import resolve_selection_id, select_sequences
 from miniplm.selection.steering import check_rule
+from miniplm.storage.root import digest_file
 from tests.miniplm.document_scores import Scored
 
 
@@ -113,6 +115,33 @@ def test_the_same_inputs_give_the_same_bytes_and_an_id_of_their_own(scored: Scor
     by_sequence = resolve_selection_id(scored.storage, scored.corpus, "t", "r", SelectionConfig(ratio=0.4))
     assert by_sequence != scored.select(ratio=0.4).selection_id
     assert SelectionConfig(ratio=0.4, unit="sequence").model_dump() == SelectionConfig(ratio=0.4).model_dump()
+
+
+def test_neither_the_order_of_rows_nor_a_kill_changes_what_is_kept(tmp_path: Path) -> None:
+    scored = Scored(tmp_path)
+    wanted = scored.select(tokens=700, temperature=0.4)
+    wanted_rows = scored.read(wanted)
+    shard = scored.corpus.split_shards("candidate")[1]
+    path = scored.storage.path(layout.document_scores(shard.corpus_id, "t", 1))
+    pq.write_table(pq.read_table(path)[::-1], path)
+    manifest = layout.score_shard_manifest(shard.corpus_id, "t", 1)
+    content = scored.storage.read_json(manifest)
+    content["documents"]["digest"] = digest_file(Path(path))
+    scored.storage.write_json(manifest, content)
+    config = SelectionConfig(unit="document", ratio=None, tokens=700, temperature=0.4)
+    for stage in ("add up documents", "select"):
+
+        def kill(progress: Progress, stage: str = stage) -> None:
+            if progress.key == stage and progress.done:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            select_sequences(scored.storage, scored.corpus, "t", "r", config, kill)
+    again = scored.select(tokens=700, temperature=0.4)
+    # Other files of scores, so another selection; what is kept is the same.
+    assert again.selection_id != wanted.selection_id
+    assert [shard.digest for shard in again.shards] == [shard.digest for shard in wanted.shards]
+    assert all(rows.equals(before) for rows, before in zip(scored.read(again), wanted_rows, strict=True))
 
 
 def test_scores_without_documents_are_told_of(tmp_path: Path) -> None:

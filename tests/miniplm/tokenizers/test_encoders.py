@@ -71,8 +71,9 @@ def test_ids_by_words_are_those_of_the_library(backend: Tokenizer, texts: list[s
 
 
 def test_every_order_of_few_kinds_of_characters(backend: Tokenizer):
-    """One of each kind that the rules tell apart: what is undecided next to one kind may be decided next to another."""
-    texts = ["".join(kinds) for length in range(1, 5) for kinds in product(" \t\n'sS(a5é\u0301\u00a0", repeat=length)]
+    """One of each kind that the rules tell apart: what is undecided next to one kind may be decided next to another. Up to five were tried once."""
+    kinds = " \t\n\r'sSa(5é½ſ\u0301\u00a0"
+    texts = ["".join(chosen) for length in range(1, 4) for chosen in product(kinds, repeat=length)]
     found = make_encoder(backend)(texts)
     for text, ids, encoding in zip(texts, found, backend.encode_batch_fast(texts, add_special_tokens=False), strict=True):
         assert ids.tolist() == encoding.ids, repr(text)
