@@ -25,7 +25,6 @@ from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.records.manifests import CorpusManifest, ShardEntry
 from miniplm.records.overlap import ContaminationManifest, ContaminationShard, ContaminationSource
 from miniplm.records.stored import find_record
-from miniplm.storage.locks import exclusive
 from miniplm.storage.root import Storage, digest_content, digest_file
 from miniplm.tokenizers.tokenizer import CorpusTokenizer
 
@@ -81,31 +80,28 @@ def provide_contamination(
     contamination_id = resolve_contamination_id(sources)
     if (found := find_contamination(storage, corpus, contamination_id)) is not None:
         return found
-    folder = layout.contamination_folder(corpus.corpus_id, contamination_id)
-    with exclusive(storage, folder, f"the contamination of corpus {corpus.corpus_id}"):
-        if (found := find_contamination(storage, corpus, contamination_id)) is not None:
-            return found
-        started = time.monotonic()
-        index, told, items = _read_sources(sources)
-        with storage.publish(layout.contamination_items(corpus.corpus_id, contamination_id)) as path:
-            pq.write_table(items, path, compression="zstd")
-        shards = corpus.split_shards("candidate")
-        tokenizer = load_corpus_tokenizer(storage, corpus.corpus_id, trust_remote_code, only_decodes=True)
-        entries = []
-        for done, shard in enumerate(shards, start=1):
-            entry = _find_shard(storage, corpus, shard, contamination_id)
-            entries.append(entry or _look_through(storage, corpus, shard, contamination_id, index, tokenizer))
-            on_progress(Progress("look for evaluation texts", done, len(shards), "shards"))
-        manifest = ContaminationManifest(
-            contamination_id=contamination_id,
-            corpus_id=corpus.corpus_id,
-            sources=told,
-            num_ngrams=len(index),
-            shards=tuple(entries),
-            seconds=time.monotonic() - started,
-        )
-        storage.write_json(layout.contamination_manifest(corpus.corpus_id, contamination_id), manifest.as_json())
-        return manifest
+    # Not held for one process: two runs of a corpus may look at once, and publish the same bytes.
+    started = time.monotonic()
+    index, told, items = _read_sources(sources)
+    with storage.publish(layout.contamination_items(corpus.corpus_id, contamination_id)) as path:
+        pq.write_table(items, path, compression="zstd")
+    shards = corpus.split_shards("candidate")
+    tokenizer = load_corpus_tokenizer(storage, corpus.corpus_id, trust_remote_code, only_decodes=True)
+    entries = []
+    for done, shard in enumerate(shards, start=1):
+        entry = _find_shard(storage, corpus, shard, contamination_id)
+        entries.append(entry or _look_through(storage, corpus, shard, contamination_id, index, tokenizer))
+        on_progress(Progress("look for evaluation texts", done, len(shards), "shards"))
+    manifest = ContaminationManifest(
+        contamination_id=contamination_id,
+        corpus_id=corpus.corpus_id,
+        sources=told,
+        num_ngrams=len(index),
+        shards=tuple(entries),
+        seconds=time.monotonic() - started,
+    )
+    storage.write_json(layout.contamination_manifest(corpus.corpus_id, contamination_id), manifest.as_json())
+    return manifest
 
 
 def read_matches(storage: Storage, manifest: ContaminationManifest, entry: ContaminationShard) -> pa.Table:
