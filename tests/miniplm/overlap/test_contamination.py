@@ -44,7 +44,7 @@ def prepare(tmp_path, tokenizer, documents, **settings):
     storage = Storage(str(tmp_path / "data"))
     path = write_jsonl(tmp_path / "texts.jsonl", [{"text": text, "domain": "ab"[n % 2]} for n, text in enumerate(documents)])
     config = make_config(
-        tokenizer, {"path": str(path), "domain": "domain"}, **{"sequence_length": 120, "sequences_per_shard": 4, **settings}
+        tokenizer, {"path": str(path), "domain": "domain"}, **{"sequence_length": 120, "sequences_per_shard": 10, **settings}
     )
     return storage, prepare_corpus(storage, config)
 
@@ -146,7 +146,7 @@ def test_heldout_documents_are_items_of_their_own(tmp_path, tokenizer):
 
 
 def test_after_a_kill_only_what_is_missing_is_looked_through(tmp_path, tokenizer, monkeypatch):
-    storage, corpus = prepare(tmp_path, tokenizer, [f"{QUESTION} {number}" for number in range(30)])
+    storage, corpus = prepare(tmp_path, tokenizer, [f"{QUESTION} {number}" for number in range(30)], sequences_per_shard=5)
     sources = [make_source("quiz", (QUESTION,))]
     first = provide_contamination(storage, corpus, sources)
     assert len(first.shards) > 2
