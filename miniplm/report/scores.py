@@ -33,10 +33,10 @@ def render_distribution(content: ReportContent) -> Markup:
         return _NOT_SELECTED
     low, high = float(histogram.edges[0]), float(histogram.edges[-1])
     rows = []
+    # Of each domain by itself where it was ranked so; none where something else than the difference decided.
+    by_domain = selection.within == "domain" or "mix" in selection.rule
     for domain, counts in sorted(selection.domains.items()):
         colour = domain_colour(selection, domain)
-        # Of each domain by itself where it was ranked so; none where something else than the difference decided.
-        by_domain = selection.within == "domain" or "mix" in selection.rule
         threshold = (counts.threshold if by_domain else selection.threshold) if selection.ranks_by_difference else None
         label = f"Distribution of difference scores of the domain {domain}"
         chart = draw_distribution(histogram.edges, histogram.counts[domain], threshold, colour, label)
@@ -45,6 +45,7 @@ def render_distribution(content: ReportContent) -> Markup:
         "distribution.html",
         selection=selection,
         score_unit=score_unit(selection),
+        by_domain=by_domain,
         threshold_place=None if selection.threshold is None else 100 * (selection.threshold - low) / (high - low),
         rows=rows,
         ticks=place_ticks(choose_ticks(low, high), low, high),

@@ -53,7 +53,8 @@ class Exclusion(Protocol):
     @property
     def reason(self) -> str: ...
 
-    def find(self, rows: ShardRows, /) -> NDArray[np.bool_]: ...  # (num_sequences,)
+    def find(self, rows: ShardRows, /) -> NDArray[np.bool_]:  # (num_sequences,)
+        ...
 
 
 class RankingKeys:

@@ -30,7 +30,7 @@ def plot_selection(manifest: SelectionManifest) -> bytes:
         low, median, high = (counts.difference_score_quantiles[index] for index in _QUARTILES)
         scores.plot([low, high], [row, row], color="#4477aa", linewidth=5, solid_capstyle="butt")
         scores.plot([median], [row], marker="|", color="black", markersize=10)
-        if manifest.threshold is None and counts.threshold is not None:
+        if manifest.ranks_by_difference and manifest.threshold is None and counts.threshold is not None:
             scores.plot([counts.threshold], [row], marker="|", color="#cc3311", markersize=10)
     if manifest.threshold is not None:
         scores.axvline(manifest.threshold, color="#cc3311", linewidth=1)

@@ -174,14 +174,16 @@ def survey_candidates(
             expression = None if made.expression is None else scratch.append(made.expression)
             survey._keys[shard.shard_index] = (scratch.append(made.ranking_key), expression)
         survey._sequences[shard.shard_index] = (scratch.append(domains), scratch.append(lengths))
+        counts, tokens = np.bincount(here, minlength=size), sum_by(here, num_tokens, size).astype(np.int64)
+        all_ranked = isinstance(ranked, slice)
         return ShardSums(
             domains=numbers,
-            num_sequences=np.bincount(here, minlength=size),
-            num_tokens=sum_by(here, num_tokens, size).astype(np.int64),
+            num_sequences=counts,
+            num_tokens=tokens,
             teacher_nll=sum_by(here, scores.teacher_nll, size),
             reference_nll=sum_by(here, scores.reference_nll, size),
-            num_ranked=np.bincount(here[ranked], minlength=size),
-            ranked_tokens=sum_by(here[ranked], num_tokens[ranked], size).astype(np.int64),
+            num_ranked=counts if all_ranked else np.bincount(here[ranked], minlength=size),
+            ranked_tokens=tokens if all_ranked else sum_by(here[ranked], num_tokens[ranked], size).astype(np.int64),
             num_negative=int(np.count_nonzero(made.difference < 0)),
             left_out=made.left_out,
         )

@@ -66,6 +66,7 @@ class RunPlan:
     sequence_length: int = 32
     ratio: float = 0.5
     score: str = "mean"
+    rule: dict[str, Any] = field(default_factory=dict)
     students: tuple[str, ...] = ("miniplm", "pretrain")
     evaluated: bool = True
     rejected: dict[str, int] = field(default_factory=lambda: {"empty document": 3, "text is not a string": 1})
@@ -131,15 +132,14 @@ def make_run(
     draw = random.Random(plan.seed)
     corpus = write_corpus(storage, plan, draw)
     write_scores(storage, corpus, nll or (lambda domain, source: _draw_nll(plan, domain, source)), draw)
-    selection = select_sequences(
-        storage, corpus, TEACHER.model_id, REFERENCE.model_id, SelectionConfig(ratio=plan.ratio, score=plan.score)
-    )
+    rule = {"ratio": plan.ratio, "score": plan.score, **plan.rule}
+    selection = select_sequences(storage, corpus, TEACHER.model_id, REFERENCE.model_id, SelectionConfig.model_validate(rule))
     record = RunRecord(
         run_name=run_name,
         config={
             "name": run_name,
             "corpus": {"seed": 7},
-            "selection": {"ratio": plan.ratio, "score": plan.score, "seed": 11},
+            "selection": {"seed": 11, **rule},
             "students": [{"name": name, "training": {"seed": 3, "learning_rate": 0.0006}} for name in plan.students],
         },
         corpus_id=corpus.corpus_id,

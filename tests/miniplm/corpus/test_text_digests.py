@@ -54,7 +54,7 @@ def test_each_document_has_the_digest_of_its_text(tmp_path: Path) -> None:
 def test_scores_by_text_select_what_scores_by_document_do(finished_run: FinishedRun, tmp_path: Path) -> None:
     shutil.copytree(finished_run.data, tmp_path / "data")
     storage = Storage(str(tmp_path / "data"))
-    config = load_config(finished_run.config, [f"storage={tmp_path / 'data'}"])
+    config = load_config(str(finished_run.config), [f"storage={tmp_path / 'data'}"])
     record = load_run(storage, "tiny")
     corpus = load_corpus(storage, record.corpus_id)
     provide_text_digests(storage, config.corpus, corpus)
