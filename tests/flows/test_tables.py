@@ -9,7 +9,7 @@ from rich.console import Console
 
 from flows.cli.tables import print_selection, print_taken
 from miniplm.records.manifests import CorpusManifest, LeftOut, SourceEntry, TokenizerEntry
-from miniplm.records.selections import PoolSelection, SelectionManifest
+from miniplm.records.selections import PoolSelection, SelectionManifest, SelectionShardEntry
 from miniplm.storage.root import Storage
 
 
@@ -74,7 +74,7 @@ def test_how_a_budget_was_met_is_told() -> None:
         threshold=None,
         domains={},
         pools=(pool("a", 195, 0.5), pool("b", 795, -0.25)),
-        shards=(),
+        shards=(SelectionShardEntry(shard_index=0, corpus_id="c", digest="", num_bytes=1, num_sequences=10, num_tokens=990),),
     )
 
     def tell(selection: SelectionManifest) -> list[str]:

@@ -52,12 +52,15 @@ def walk(rows: Rows, budget: int, bounds: dict[str, tuple[float, float]]) -> lis
     order = sorted((row for row in range(len(rows)) if rows[row][2] == rows[row][2]), key=lambda row: (-rows[row][2], row))
     totals = [sum(rows[row][1] for row in order if rows[row][0] == domain) for domain in range(3)]
     shares = [tuple(Decimal(repr(share)) for share in bounds.get(name, (0.0, 1.0))) for name in NAMES]
-    if any(math.ceil(low * budget) > total for (low, _), total in zip(shares, totals, strict=True)):
+    # A floor is whole tokens from above, and a cap is never under it; a fixed share is whole tokens from below.
+    least = [math.floor(low * budget) if low == high else math.ceil(low * budget) for low, high in shares]
+    most = [max(math.floor(high * budget), floor) for (_, high), floor in zip(shares, least, strict=True)]
+    if any(floor > total for floor, total in zip(least, totals, strict=True)):
         return None
-    if sum(min(int(high * budget), total) for (_, high), total in zip(shares, totals, strict=True)) + 3 < budget:
+    if sum(map(min, most, totals)) + 3 < budget:
         return None
 
-    def take(domain: int, tokens: float | Decimal, in_full: bool) -> list[int]:
+    def take(domain: int, tokens: int, in_full: bool) -> list[int]:
         taken, held = [], 0
         for row in (row for row in order if rows[row][0] == domain):
             if held >= tokens if in_full else held + rows[row][1] > tokens:
@@ -66,20 +69,11 @@ def walk(rows: Rows, budget: int, bounds: dict[str, tuple[float, float]]) -> lis
             held += rows[row][1]
         return taken
 
-    # A floor is whole tokens, and a cap is never under it; without any bounds no domain has a cap of its own.
-    caps = [
-        take(domain, max(high * budget, math.ceil(low * budget)) if bounds else 10**9, False)
-        for domain, (low, high) in enumerate(shares)
-    ]
-    floors = [
-        take(domain, math.ceil(low * budget) if low != high else low * budget, low != high)[: len(caps[domain])]
-        for domain, (low, high) in enumerate(shares)
-    ]
+    # Without any bounds no domain has a cap of its own.
+    caps = [take(domain, most[domain] if bounds else 10**9, False) for domain in range(3)]
+    floors = [take(domain, least[domain], low != high)[: len(caps[domain])] for domain, (low, high) in enumerate(shares)]
     if sum(rows[row][1] for floor in floors for row in floor) > budget:
-        floors = [
-            take(domain, math.ceil(low * budget) if low != high else low * budget, False)
-            for domain, (low, high) in enumerate(shares)
-        ]
+        floors = [take(domain, least[domain], False) for domain in range(3)]
     kept = [row for floor in floors for row in floor]
     left = budget - sum(rows[row][1] for row in kept)
     for row in order:
@@ -173,7 +167,7 @@ def test_mixes_keep_what_a_walk_with_floors_and_caps_keeps(tmp_path_factory, see
     tokens = [sum(rows[row][1] for row in kept if rows[row][0] == domain) for domain in range(3)]
     assert sum(tokens) <= budget
     for name, (low, high) in config.bounds.items():
-        assert low * budget - 8 < tokens[NAMES.index(name)] <= max(high * budget, math.ceil(low * budget)) + 1e-9
+        assert low * budget - 8 < tokens[NAMES.index(name)] <= max(high * budget, low != high and math.ceil(low * budget)) + 1e-9
     assert kept == keep(rows, config, folder, run_values=40, block=3)
 
 
