@@ -60,11 +60,13 @@ def _draw(rng: np.random.Generator, num: int) -> np.ndarray[Any, Any]:
 
 
 def _list_questions() -> list[np.ndarray[Any, Any]]:
+    """The words (30,) of each question."""
     rng = np.random.default_rng(1)
     return [_draw(rng, 30) for _ in range(_QUESTIONS)]
 
 
 def _list_documents(num_tokens: int) -> Iterator[np.ndarray[Any, Any]]:
+    """Documents (num_tokens,) with their EOS, until there are so many tokens."""
     rng, questions = np.random.default_rng(0), _list_questions()
     earlier: list[np.ndarray[Any, Any]] = []
     written, number = 0, 0

@@ -1,7 +1,8 @@
 """Which candidate sequences hold 13 words in a row of a text that students are measured on.
 
 The teacher may know popular benchmarks by heart, so that the difference score likes copies of them. Every candidate is decoded and looked
-through once; what is found lies beside the corpus, under the id of the texts that were looked for. A match over the end of a sequence is not one.
+through once, document by document; what is found lies beside the corpus, under the id of the texts that were looked for. Of a run of words over
+the end of a sequence both sequences hold a part; one over the end of a shard is not found.
 
 Cost: 0.3 microseconds of CPU a token (2026-11-28, EPYC). Memory: a shard, and some 20 bytes a word of the texts.
 """
@@ -9,6 +10,7 @@ Cost: 0.3 microseconds of CPU a token (2026-11-28, EPYC). Memory: a shard, and s
 from __future__ import annotations
 
 import time
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,16 +22,15 @@ from miniplm.corpus.reader import load_corpus_tokenizer
 from miniplm.errors import CorpusError
 from miniplm.overlap.documents import ShardDocuments, read_documents
 from miniplm.overlap.evaluation_texts import EvaluationSource, decode_document
-from miniplm.overlap.words import NGRAM_WORDS, NgramIndex, cut_words, list_words
+from miniplm.overlap.words import NGRAM_WORDS, NgramIndex, Span, cut_words, list_words
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.records.manifests import CorpusManifest, ShardEntry
 from miniplm.records.overlap import ContaminationManifest, ContaminationShard, ContaminationSource
 from miniplm.records.stored import find_record
-from miniplm.storage.locks import exclusive
 from miniplm.storage.root import Storage, digest_content, digest_file
 from miniplm.tokenizers.tokenizer import CorpusTokenizer
 
-_VERSION = 1
+_VERSION = 2
 _MOST_SHOWN_CHARACTERS = 400
 # Words that are looked up at once: enough that a call costs nothing, few enough to stay in the cache.
 _BATCH_WORDS = 1 << 15
@@ -71,9 +72,9 @@ def provide_contamination(
     trust_remote_code: bool = False,
     on_progress: ProgressCallback = ignore_progress,
 ) -> ContaminationManifest:
-    """Finds or looks for the texts of the sources in all candidates, and publishes a row for each run of words that is found:
+    """Finds or looks for the texts of the sources in all candidates, and publishes a row for each run of words in each sequence that has some of it:
 
-        sequence_id, document_id, item (a row of items.parquet), num_words, text
+        sequence_id, document_id, item (a row of items.parquet), num_words (of the run), text (of it in the sequence)
 
     After a kill, shards that were looked through are not looked through again. Raises `CorpusError` where a shard is damaged, and what reading
     the sources raises.
@@ -81,31 +82,28 @@ def provide_contamination(
     contamination_id = resolve_contamination_id(sources)
     if (found := find_contamination(storage, corpus, contamination_id)) is not None:
         return found
-    folder = layout.contamination_folder(corpus.corpus_id, contamination_id)
-    with exclusive(storage, folder, f"the contamination of corpus {corpus.corpus_id}"):
-        if (found := find_contamination(storage, corpus, contamination_id)) is not None:
-            return found
-        started = time.monotonic()
-        index, told, items = _read_sources(sources)
-        with storage.publish(layout.contamination_items(corpus.corpus_id, contamination_id)) as path:
-            pq.write_table(items, path, compression="zstd")
-        shards = corpus.split_shards("candidate")
-        tokenizer = load_corpus_tokenizer(storage, corpus.corpus_id, trust_remote_code, only_decodes=True)
-        entries = []
-        for done, shard in enumerate(shards, start=1):
-            entry = _find_shard(storage, corpus, shard, contamination_id)
-            entries.append(entry or _look_through(storage, corpus, shard, contamination_id, index, tokenizer))
-            on_progress(Progress("look for evaluation texts", done, len(shards), "shards"))
-        manifest = ContaminationManifest(
-            contamination_id=contamination_id,
-            corpus_id=corpus.corpus_id,
-            sources=told,
-            num_ngrams=len(index),
-            shards=tuple(entries),
-            seconds=time.monotonic() - started,
-        )
-        storage.write_json(layout.contamination_manifest(corpus.corpus_id, contamination_id), manifest.as_json())
-        return manifest
+    # Not held for one process: two runs of a corpus may look at once, and publish the same bytes.
+    started = time.monotonic()
+    index, told, items = _read_sources(sources)
+    with storage.publish(layout.contamination_items(corpus.corpus_id, contamination_id)) as path:
+        pq.write_table(items, path, compression="zstd")
+    shards = corpus.split_shards("candidate")
+    tokenizer = load_corpus_tokenizer(storage, corpus.corpus_id, trust_remote_code, only_decodes=True)
+    entries = []
+    for done, shard in enumerate(shards, start=1):
+        entry = _find_shard(storage, corpus, shard, contamination_id)
+        entries.append(entry or _look_through(storage, corpus, shard, contamination_id, index, tokenizer))
+        on_progress(Progress("look for evaluation texts", done, len(shards), "shards"))
+    manifest = ContaminationManifest(
+        contamination_id=contamination_id,
+        corpus_id=corpus.corpus_id,
+        sources=told,
+        num_ngrams=len(index),
+        shards=tuple(entries),
+        seconds=time.monotonic() - started,
+    )
+    storage.write_json(layout.contamination_manifest(corpus.corpus_id, contamination_id), manifest.as_json())
+    return manifest
 
 
 def read_matches(storage: Storage, manifest: ContaminationManifest, entry: ContaminationShard) -> pa.Table:
@@ -187,35 +185,38 @@ def _look_through(
 def _find_matches(
     documents: ShardDocuments, index: NgramIndex, tokenizer: CorpusTokenizer
 ) -> Iterator[tuple[int, int, int, int, str]]:
-    """Rows of `MATCHES_SCHEMA`, by parts of documents."""
-    bounds = documents.part_bounds.tolist()
-    batch: list[tuple[int, str]] = []  # parts and their texts
+    """Rows of `MATCHES_SCHEMA`, one for each sequence that holds words of a run."""
+    bounds, owners = documents.part_bounds.tolist(), documents.part_documents.tolist()
+    last = len(owners) - 1
+    batch: list[tuple[int, str, int]] = []  # parts with their texts, and where their words start in `words`
     words: list[str | None] = []
-    starts: list[int] = []  # of each part in `words`
-    for part in range(len(bounds) - 1):
+    for part, owner in enumerate(owners):
         text = decode_document(tokenizer, documents.token_ids[bounds[part] : bounds[part + 1]])
-        starts.append(len(words))
-        batch.append((part, text))
+        batch.append((part, text, len(words)))
         words += list_words(text)
+        if part < last and owners[part + 1] == owner:
+            continue  # a sequence ends, and the document goes on
         words.append(None)
-        if len(words) >= _BATCH_WORDS or part == len(bounds) - 2:
-            yield from _describe(documents, batch, starts, index.find(words))
-            batch, words, starts = [], [], []
+        if len(words) >= _BATCH_WORDS or part == last:
+            yield from _describe(documents, batch, len(words), index.find(words))
+            batch, words = [], []
 
 
 def _describe(
-    documents: ShardDocuments, batch: list[tuple[int, str]], starts: list[int], spans: Sequence[Any]
+    documents: ShardDocuments, batch: list[tuple[int, str, int]], num_words: int, spans: Sequence[Span]
 ) -> Iterator[tuple[int, int, int, int, str]]:
-    place = 0
+    starts = [start for _, _, start in batch]
     for span in spans:
-        while place + 1 < len(starts) and starts[place + 1] <= span.start:
-            place += 1
-        part, text = batch[place]
-        shown = cut_words(text, span.start - starts[place], span.stop - starts[place])
-        yield (
-            int(documents.part_sequences[part]),
-            int(documents.document_ids[documents.part_documents[part]]),
-            span.item,
-            span.stop - span.start,
-            shown if len(shown) <= _MOST_SHOWN_CHARACTERS else f"{shown[: _MOST_SHOWN_CHARACTERS - 1]}…",
-        )
+        # The first part that begins after the run's first word, less one, up to the last that begins before its end.
+        for place in range(bisect_right(starts, span.start) - 1, bisect_left(starts, span.stop)):
+            part, text, start = batch[place]
+            stop = starts[place + 1] if place + 1 < len(starts) else num_words
+            shown = cut_words(text, max(span.start, start) - start, min(span.stop, stop) - start)
+            if shown:
+                yield (
+                    int(documents.part_sequences[part]),
+                    int(documents.document_ids[documents.part_documents[part]]),
+                    span.item,
+                    span.stop - span.start,
+                    shown if len(shown) <= _MOST_SHOWN_CHARACTERS else f"{shown[: _MOST_SHOWN_CHARACTERS - 1]}…",
+                )

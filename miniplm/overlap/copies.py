@@ -31,7 +31,6 @@ from miniplm.records.stored import find_record
 from miniplm.selection.connection import connect, count_threads
 from miniplm.selection.join import run_in_order
 from miniplm.selection.minhash import NUM_PERMUTATIONS, are_alike, sign
-from miniplm.storage.locks import exclusive
 from miniplm.storage.root import Storage, digest_content, digest_file
 
 # Raised whenever other documents would be copies; the version of their fingerprints is a part of it.
@@ -77,34 +76,32 @@ def provide_copies(storage: Storage, corpus: CorpusManifest, on_progress: Progre
     """
     if (found := find_copies(storage, corpus)) is not None:
         return found
-    with exclusive(storage, f"{layout.corpus_folder(corpus.corpus_id)}/copies", f"the copies of corpus {corpus.corpus_id}"):
-        if (found := find_copies(storage, corpus)) is not None:
-            return found
-        started = time.monotonic()
-        shards = corpus.split_shards("candidate")
-        threads = min(_MOST_SHARDS_AT_ONCE, count_threads(storage))
-        entries = []
-        for entry in run_in_order(lambda shard: provide_fingerprints(storage, corpus, shard), shards, threads):
-            entries.append(entry)
-            on_progress(Progress("look for copies", len(entries), len(shards), "shards"))
-        with connect(storage) as connection:
-            documents = _Documents(storage, corpus, connection)
-            num_crowded = documents.compare()
-            counts = documents.group()
-            with storage.publish(layout.corpus_copies(corpus.corpus_id)) as path:
-                documents.write(path.as_posix())
-                digest = digest_file(path)
-        manifest = CopiesManifest(
-            version=COPIES_VERSION,
-            corpus_id=corpus.corpus_id,
-            fingerprints=digest_content([entry.digest for entry in entries]),
-            digest=digest,
-            num_crowded=num_crowded,
-            seconds=time.monotonic() - started,
-            **counts,
-        )
-        storage.write_json(layout.corpus_copies_manifest(corpus.corpus_id), manifest.as_json())
-        return manifest
+    # Not held for one process: two runs of a corpus may look at once, and publish the same bytes.
+    started = time.monotonic()
+    shards = corpus.split_shards("candidate")
+    threads = min(_MOST_SHARDS_AT_ONCE, count_threads(storage))
+    entries = []
+    for entry in run_in_order(lambda shard: provide_fingerprints(storage, corpus, shard), shards, threads):
+        entries.append(entry)
+        on_progress(Progress("look for copies", len(entries), len(shards), "shards"))
+    with connect(storage) as connection:
+        documents = _Documents(storage, corpus, connection)
+        num_crowded = documents.compare()
+        counts = documents.group()
+        with storage.publish(layout.corpus_copies(corpus.corpus_id)) as path:
+            documents.write(path.as_posix())
+            digest = digest_file(path)
+    manifest = CopiesManifest(
+        version=COPIES_VERSION,
+        corpus_id=corpus.corpus_id,
+        fingerprints=digest_content([entry.digest for entry in entries]),
+        digest=digest,
+        num_crowded=num_crowded,
+        seconds=time.monotonic() - started,
+        **counts,
+    )
+    storage.write_json(layout.corpus_copies_manifest(corpus.corpus_id), manifest.as_json())
+    return manifest
 
 
 def read_copies(storage: Storage, manifest: CopiesManifest) -> pa.Table:

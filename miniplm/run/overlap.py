@@ -8,6 +8,7 @@ from miniplm import layout
 from miniplm.config.selection import SelectionConfig
 from miniplm.corpus.reader import load_corpus
 from miniplm.errors import EvaluationError, RunError
+from miniplm.evaluation.task_texts import read_task_texts
 from miniplm.evaluation.tasks import find_harness, find_local_tasks, resolve_tasks
 from miniplm.overlap.contamination import provide_contamination, resolve_contamination_id
 from miniplm.overlap.copies import find_copies, provide_copies
@@ -52,7 +53,6 @@ def _task_source(name: str, task_folder: str | None) -> EvaluationSource:
     def read() -> Iterator[EvaluationItem]:
         # The harness takes seconds to import.
         from miniplm.evaluation.harness import open_tasks
-        from miniplm.evaluation.task_texts import read_task_texts
 
         with open_tasks([name], task_folder) as load_task:
             yield from read_task_texts(load_task(name))

@@ -44,7 +44,7 @@ def prepare(tmp_path, tokenizer, documents, **settings):
     storage = Storage(str(tmp_path / "data"))
     path = write_jsonl(tmp_path / "texts.jsonl", [{"text": text, "domain": "ab"[n % 2]} for n, text in enumerate(documents)])
     config = make_config(
-        tokenizer, {"path": str(path), "domain": "domain"}, **{"sequence_length": 120, "sequences_per_shard": 4, **settings}
+        tokenizer, {"path": str(path), "domain": "domain"}, **{"sequence_length": 120, "sequences_per_shard": 10, **settings}
     )
     return storage, prepare_corpus(storage, config)
 
@@ -103,31 +103,34 @@ def test_a_question_in_other_spelling_is_found_with_its_text(tmp_path, tokenizer
     assert "TROUT" in text[0].upper()
 
 
-def test_matches_are_those_of_each_sequence_and_document_alone(tmp_path, tokenizer):
+def test_matches_are_those_of_each_document_in_all_its_sequences(tmp_path, tokenizer):
     rng = random.Random(1)
     items = [" ".join(make_words(rng, 30)) for _ in range(6)]
     documents = []
     for _ in range(40):
         words = make_words(rng, rng.randrange(4, 60))
-        if rng.random() < 0.4:
-            cut = rng.choice(items).split()[rng.randrange(12) :]
-            words[2:2] = cut
+        if rng.random() < 0.9:
+            words[2:2] = rng.choice(items).split()[rng.randrange(12) :]
         documents.append(" ".join(words))
-    storage, corpus = prepare(tmp_path, tokenizer, documents)
+    storage, corpus = prepare(tmp_path, tokenizer, documents, sequences_per_shard=1000, sequence_length=60)
     manifest = provide_contamination(storage, corpus, [make_source("quiz", *[(item,) for item in items])])
     known = set().union(*[list_ngrams(list_words(item)) for item in items])
     rows = read_sequences(storage, corpus.corpus_id, corpus.split_shards("candidate"))
-    expected = {}
+    words, owners = {}, {}  # of each document, and the sequence of each word
     for row, text in zip(rows, decode_rows(storage, corpus.corpus_id, rows), strict=True):
-        parts = [list_words(part) for part in text.split("<|end|>")]
-        if found := sum(len([1 for start in range(len(part) - 12) if tuple(part[start : start + 13]) in known]) for part in parts):
-            expected[row["sequence_id"]] = found
-    got = {}
-    for row in read_all(storage, manifest):
-        got[row["sequence_id"]] = got.get(row["sequence_id"], 0) + row["num_words"] - 12
+        for document, part in zip(row["document_ids"], text.split("<|end|>"), strict=False):
+            found = list_words(part)
+            words.setdefault(document, []).extend(found)
+            owners.setdefault(document, []).extend([row["sequence_id"]] * len(found))
+    expected = set()
+    for document, listed in words.items():
+        for start in range(len(listed) - 12):
+            if tuple(listed[start : start + 13]) in known:
+                expected |= {(owner, document) for owner in owners[document][start : start + 13]}
+    got = {(row["sequence_id"], row["document_id"]) for row in read_all(storage, manifest)}
     assert got == expected
-    assert len(expected) > 5
-    assert sum(entry.num_sequences for entry in manifest.shards) == len(expected)
+    assert len(expected) > len({document for _, document in expected}) > 5
+    assert sum(entry.num_sequences for entry in manifest.shards) == len({sequence for sequence, _ in expected})
 
 
 def test_heldout_documents_are_items_of_their_own(tmp_path, tokenizer):
@@ -146,7 +149,7 @@ def test_heldout_documents_are_items_of_their_own(tmp_path, tokenizer):
 
 
 def test_after_a_kill_only_what_is_missing_is_looked_through(tmp_path, tokenizer, monkeypatch):
-    storage, corpus = prepare(tmp_path, tokenizer, [f"{QUESTION} {number}" for number in range(30)])
+    storage, corpus = prepare(tmp_path, tokenizer, [f"{QUESTION} {number}" for number in range(30)], sequences_per_shard=5)
     sources = [make_source("quiz", (QUESTION,))]
     first = provide_contamination(storage, corpus, sources)
     assert len(first.shards) > 2
