@@ -235,11 +235,15 @@ def count_epoch_tokens(storage: Storage, training: TrainingManifest) -> int:
 
 
 def run_arms(experiment: Experiment, names: Sequence[str], seeds: Sequence[int], path: Path) -> None:
-    """Adds a row for each arm and seed that has none, and one for each reference's scores, as each is done."""
+    """Adds a row for each arm and seed that has none, and one for each reference's scores, as each is done.
+
+    The rows are read again before each, so that several processes, each with arms of its own, may add to one file.
+    """
     settings = digest_content(config_as_dict(experiment.config))
-    there = [row for row in read_rows(path) if row["settings"] == settings]
-    done = {(row["arm"], row["seed"]) for row in there if "arm" in row}
-    scored = {row["scores"] for row in there if "scores" in row}
+
+    def is_there(**facts: Any) -> bool:
+        wanted = facts | {"settings": settings}
+        return any(all(row.get(name) == value for name, value in wanted.items()) for row in read_rows(path))
 
     def add(row: dict[str, Any]) -> None:
         append_rows(path, [row | {"settings": settings, **describe_place(torch.device("cpu"))}])
@@ -247,11 +251,10 @@ def run_arms(experiment: Experiment, names: Sequence[str], seeds: Sequence[int],
     for arm in ARMS:
         if arm.name not in names:
             continue
-        if arm.needs_scores and (name := name_scores(arm.reference_epochs)) not in scored:
+        if arm.needs_scores and not is_there(scores=name_scores(arm.reference_epochs)):
             add(experiment.describe_scores(arm.reference_epochs))
-            scored.add(name)
         for seed in seeds:
-            if (arm.name, seed) not in done:
+            if not is_there(arm=arm.name, seed=seed):
                 row = experiment.run(arm, seed)
                 add(row)
                 print(f"{arm.name} {seed}: {row['heldout']:.4f} nats a token, {row['seconds']:.0f} s", flush=True)
