@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import multiprocessing.connection
 import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -43,7 +45,7 @@ from benchmarks.records import append_rows, describe_place
 from miniplm.config.files import load_config
 from miniplm.config.run import RunConfig, SelectionConfig, config_as_dict
 from miniplm.derived.reader import find_derived, load_derived
-from miniplm.errors import ConfigError, MiniplmError
+from miniplm.errors import ConfigError, MiniplmError, TrainingError
 from miniplm.evaluation.milestones import find_checkpoint_evaluations
 from miniplm.records.manifests import CorpusManifest, ModelEntry, SelectionManifest, TrainingManifest
 from miniplm.run import stages
@@ -153,11 +155,16 @@ class Experiment:
         changes = {"name": f"{plan.name}-{arm.name}-{seed}", "key": "", "students": (student,), "trainings": {}}
         return plan.model_copy(update=changes), student.name
 
-    def run(self, arm: Arm, seed: int) -> dict[str, Any]:
-        """Trains and measures one student; its row."""
+    def provide_text(self, arm: Arm, seed: int) -> tuple[SelectionManifest, RunPlan, str]:
+        """Selects what a student is trained on, and makes it in the student's own tokens, with the held-out text."""
         selection = self.select(arm, seed)
         plan, name = self.plan_student(arm, seed)
         stages.derive(self.storage, plan, self.corpus, selection, name)
+        return selection, plan, name
+
+    def run(self, arm: Arm, seed: int) -> dict[str, Any]:
+        """Trains and measures one student; its row."""
+        selection, plan, name = self.provide_text(arm, seed)
         record, _ = stages.train(self.storage, plan, self.corpus, selection, name)
         record, _ = stages.evaluate(self.storage, plan, self.corpus, name, record)
         training, evaluation = find_training(self.storage, record.training_id), record.evaluation
@@ -234,11 +241,8 @@ def count_epoch_tokens(storage: Storage, training: TrainingManifest) -> int:
     return load_derived(storage, derived_id).num_tokens
 
 
-def run_arms(experiment: Experiment, names: Sequence[str], seeds: Sequence[int], path: Path) -> None:
-    """Adds a row for each arm and seed that has none, and one for each reference's scores, as each is done.
-
-    The rows are read again before each, so that several processes, each with arms of its own, may add to one file.
-    """
+def run_arms(experiment: Experiment, names: Sequence[str], seeds: Sequence[int], path: Path, num_processes: int = 1) -> None:
+    """Adds a row for each arm and seed that has none, and one for each reference's scores, as each is done; students side by side in `num_processes`."""
     settings = digest_content(config_as_dict(experiment.config))
 
     def is_there(**facts: Any) -> bool:
@@ -248,16 +252,41 @@ def run_arms(experiment: Experiment, names: Sequence[str], seeds: Sequence[int],
     def add(row: dict[str, Any]) -> None:
         append_rows(path, [row | {"settings": settings, **describe_place(torch.device("cpu"))}])
 
-    for arm in ARMS:
-        if arm.name not in names:
-            continue
+    def run_student(task: tuple[Arm, int]) -> None:
+        row = experiment.run(*task)
+        add(row)
+        print(f"{task[0].name} {task[1]}: {row['heldout']:.4f} nats a token, {row['seconds']:.0f} s", flush=True)
+
+    chosen = [arm for arm in ARMS if arm.name in names]
+    for arm in chosen:
         if arm.needs_scores and not is_there(scores=name_scores(arm.reference_epochs)):
             add(experiment.describe_scores(arm.reference_epochs))
-        for seed in seeds:
-            if not is_there(arm=arm.name, seed=seed):
-                row = experiment.run(arm, seed)
-                add(row)
-                print(f"{arm.name} {seed}: {row['heldout']:.4f} nats a token, {row['seconds']:.0f} s", flush=True)
+    tasks = [(arm, seed) for arm in chosen for seed in seeds if not is_there(arm=arm.name, seed=seed)]
+    if num_processes == 1:
+        for task in tasks:
+            run_student(task)
+        return
+    for task in tasks:  # here, as several students share what they are trained on
+        experiment.provide_text(*task)
+    _run_side_by_side(run_student, tasks, num_processes)
+
+
+def _run_side_by_side(run_student: Callable[[tuple[Arm, int]], None], tasks: Sequence[tuple[Arm, int]], num_processes: int) -> None:
+    """Runs students in forks of this process, so many at a time, each on a thread; the first that fails ends it once the others at work are done."""
+    waiting, at_work = list(tasks), {}
+    failed = False
+    while at_work or (waiting and not failed):
+        while waiting and not failed and len(at_work) < num_processes:
+            task = waiting.pop(0)
+            child = multiprocessing.get_context("fork").Process(target=run_student, args=(task,))
+            child.start()
+            at_work[child.sentinel] = child
+        for sentinel in multiprocessing.connection.wait(list(at_work)):
+            child = at_work.pop(sentinel)
+            child.join()
+            failed |= child.exitcode != 0
+    if failed:
+        raise TrainingError("a student failed, as is told above; the same command goes on with those that have no row")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -276,6 +305,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--arms", nargs="+", choices=[arm.name for arm in ARMS], default=[arm.name for arm in ARMS], metavar="ARM")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument(
+        "--processes", type=int, default=1, help="students that are trained side by side, each on a thread of its own"
+    )
+    parser.add_argument(
         "--labelled", default="samples/effect/labelled", help="folder of documents with their kinds, for the classifier"
     )
     parser.add_argument("--tables", action="store_true", help="compute nothing, print the tables of the rows that are there")
@@ -283,7 +315,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         if not given.tables:
-            run_arms(Experiment(load_config(given.config, given.set), given.labelled), given.arms, given.seeds, given.rows)
+            run_arms(
+                Experiment(load_config(given.config, given.set), given.labelled),
+                given.arms,
+                given.seeds,
+                given.rows,
+                given.processes,
+            )
         rows = read_rows(given.rows)
         if not rows:
             raise ConfigError(f"{given.rows} has no row; leave --tables out to make some")
