@@ -33,7 +33,7 @@ from benchmarks.effect_tables import (
     rows_of,
 )
 from miniplm.config.files import load_config
-from miniplm.errors import SourceError
+from miniplm.errors import SourceError, TrainingError
 from miniplm.storage.root import Storage
 from tests.miniplm.made_corpora import make_corpus
 
@@ -139,6 +139,31 @@ def test_an_arm_of_a_seed_that_has_a_row_is_not_done_again(tmp_path: Path) -> No
     rows = read_rows(tmp_path / "rows.jsonl")
     # What the scores are made of stands there once, before the first arm that goes by them.
     assert [row.get("scores", row.get("arm")) for row in rows] == ["random", "random", "configured", "corpus", "corpus"]
+
+
+class FailingExperiment:
+    """Students whose seed is 1 fail."""
+
+    config = load_config("deployments/configs/effect.yaml")
+
+    def provide_text(self, arm: Arm, seed: int) -> None:
+        pass
+
+    def run(self, arm: Arm, seed: int) -> dict[str, Any]:
+        if seed == 1:
+            raise TrainingError("memory ran out")
+        return make_row(arm.name, seed, [7.0]) | {"seconds": 1.0}
+
+
+def test_side_by_side_one_that_fails_ends_it_and_the_others_have_their_rows(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(TrainingError, match="goes on with those that have no row"):
+        run_arms(FailingExperiment(), ["random"], [0, 1, 2, 3], tmp_path / "rows.jsonl", 2)  # type: ignore[arg-type]
+    assert [row["seed"] for row in read_rows(tmp_path / "rows.jsonl")] in ([0], [0, 2])
+    assert "memory ran out" in capfd.readouterr().err
+    run_arms(FailingExperiment(), ["random"], [0, 2, 3], tmp_path / "rows.jsonl", 2)  # type: ignore[arg-type]
+    assert sorted(row["seed"] for row in read_rows(tmp_path / "rows.jsonl")) == [0, 2, 3]
 
 
 def test_places_within_a_domain_are_of_those_that_are_looked_at() -> None:
