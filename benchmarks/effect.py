@@ -44,15 +44,16 @@ from benchmarks.effect_tables import draw_gains, print_tables
 from benchmarks.records import append_rows, describe_place
 from miniplm.config.files import load_config
 from miniplm.config.run import RunConfig, SelectionConfig, config_as_dict
-from miniplm.derived.reader import find_derived, load_derived
+from miniplm.derived.reader import load_derived
 from miniplm.errors import ConfigError, MiniplmError, TrainingError
 from miniplm.evaluation.milestones import find_checkpoint_evaluations
-from miniplm.records.manifests import CorpusManifest, ModelEntry, SelectionManifest, TrainingManifest
+from miniplm.records.manifests import CorpusManifest, ModelEntry, SelectionManifest
 from miniplm.run import stages
 from miniplm.run.heldout_texts import list_texts
 from miniplm.run.plan import RunPlan
 from miniplm.run.resolution import resolve
 from miniplm.run.scoring_models import open_scorer
+from miniplm.run.trainings import know_student
 from miniplm.scoring.shards import check_score_shard, score_shard
 from miniplm.selection.ranking import count_selected
 from miniplm.storage.root import Storage, digest_content
@@ -180,7 +181,7 @@ class Experiment:
             "num_parameters": record.num_parameters,
             "num_tokens": record.num_tokens,
             "num_kept_tokens": selection.num_selected_tokens,
-            "epochs": record.num_tokens / count_epoch_tokens(self.storage, training),
+            "epochs": record.num_tokens / self._count_epoch_tokens(plan, selection, name),
             "seconds": round(training.seconds, 1),
             "final_loss": training.final_loss,
             "heldout": evaluation.overall.nats_per_token,
@@ -189,6 +190,11 @@ class Experiment:
             "curve": [[round(step * tokens_per_step), item.overall.nats_per_token] for step, item in found.items()],
             "kept": self.describe_kept(selection),
         }
+
+    def _count_epoch_tokens(self, plan: RunPlan, selection: SelectionManifest, name: str) -> int:
+        """The tokens of one pass over what a student is trained on, in its own tokens."""
+        derived_ids = know_student(self.storage, plan, self.corpus, selection, name).derived_ids
+        return sum(load_derived(self.storage, derived_id).num_tokens for derived_id in derived_ids) or selection.num_selected_tokens
 
     def describe_kept(self, selection: SelectionManifest) -> dict[str, dict[str, list[int]]]:
         """Of each kind and each domain the tokens that were kept, and all."""
@@ -233,12 +239,6 @@ class Experiment:
 
 def name_scores(reference_epochs: float | None) -> str:
     return "configured" if reference_epochs is None else f"reference of {reference_epochs:g} epochs"
-
-
-def count_epoch_tokens(storage: Storage, training: TrainingManifest) -> int:
-    """The tokens of one pass over a student's sequences, in its own tokens."""
-    [derived_id] = [content_id for content_id in training.data_ids.values() if find_derived(storage, content_id) is not None]
-    return load_derived(storage, derived_id).num_tokens
 
 
 def run_arms(experiment: Experiment, names: Sequence[str], seeds: Sequence[int], path: Path, num_processes: int = 1) -> None:
