@@ -173,7 +173,7 @@ def hash_ngrams(text: str) -> NDArray[np.int64]:
 
 
 def train_classifier(texts: Sequence[str], is_good: Sequence[bool], epochs: int = 20, learning_rate: float = 0.5) -> Floats:
-    """Weights (FEATURES + 1,) of a logistic regression on the mean of hashed n-grams, the last one its bias: fastText's classifier of two
+    """Weights (num_weights,) of a logistic regression on the mean of hashed n-grams, FEATURES and its bias: fastText's classifier of two
     classes, whose embeddings and output layer are one linear map. AdaGrad, in a fixed order.
     """
     weights, squares = np.zeros(FEATURES + 1), np.full(FEATURES + 1, 1e-8)
@@ -192,7 +192,7 @@ def train_classifier(texts: Sequence[str], is_good: Sequence[bool], epochs: int 
 
 
 def classify(weights: Floats, texts: Sequence[str]) -> Floats:
-    """The classifier's logit of each text, (num_texts,): larger is better; `weights` are (FEATURES + 1,)."""
+    """The classifier's logit of each text, (num_texts,): larger is better; `weights` are (num_weights,)."""
     logits = []
     for text in texts:
         found = hash_ngrams(text)

@@ -137,8 +137,8 @@ def test_an_arm_of_a_seed_that_has_a_row_is_not_done_again(tmp_path: Path) -> No
         run_arms(Counted(), names, seeds, tmp_path / "rows.jsonl")  # type: ignore[arg-type]
     assert done == [("random", 0), ("random", 1), ("corpus", 0), ("corpus", 1)]
     rows = read_rows(tmp_path / "rows.jsonl")
-    # What the scores are made of stands there once, before the first arm that goes by them.
-    assert [row.get("scores", row.get("arm")) for row in rows] == ["random", "random", "configured", "corpus", "corpus"]
+    # What the scores are made of stands there once, before the arms that go by them.
+    assert [row.get("scores", row.get("arm")) for row in rows] == ["random", "configured", "random", "corpus", "corpus"]
 
 
 class FailingExperiment:
