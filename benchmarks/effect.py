@@ -47,7 +47,8 @@ from miniplm.config.run import RunConfig, SelectionConfig, config_as_dict
 from miniplm.derived.reader import load_derived
 from miniplm.errors import ConfigError, MiniplmError, TrainingError
 from miniplm.evaluation.milestones import find_checkpoint_evaluations
-from miniplm.records.manifests import CorpusManifest, ModelEntry, SelectionManifest
+from miniplm.records.manifests import CorpusManifest, ModelEntry
+from miniplm.records.selections import SelectionManifest
 from miniplm.run import stages
 from miniplm.run.heldout_texts import list_texts
 from miniplm.run.plan import RunPlan
@@ -55,7 +56,7 @@ from miniplm.run.resolution import resolve
 from miniplm.run.scoring_models import open_scorer
 from miniplm.run.trainings import know_student
 from miniplm.scoring.shards import check_score_shard, score_shard
-from miniplm.selection.ranking import count_selected
+from miniplm.selection.budgets import count_selected
 from miniplm.storage.root import Storage, digest_content
 from miniplm.training.records import find_training
 

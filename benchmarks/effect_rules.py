@@ -26,7 +26,8 @@ from miniplm.config.run import SelectionConfig
 from miniplm.corpus.reader import load_corpus_tokenizer, read_shard, read_token_ids
 from miniplm.corpus.truth import resolve_truth_id
 from miniplm.errors import SourceError
-from miniplm.records.manifests import CorpusManifest, ScoreShardManifest, SelectionManifest
+from miniplm.records.manifests import CorpusManifest, ScoreShardManifest
+from miniplm.records.selections import SelectionManifest
 from miniplm.scoring.shards import SCORE_SCHEMA
 from miniplm.selection.candidates import read_sequences
 from miniplm.selection.join import find_manifests, join_shards

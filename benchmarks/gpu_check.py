@@ -76,14 +76,14 @@ def plan_stages(rows: Path, rehearse: bool) -> dict[str, list[Step]]:
     common = ("--json", str(rows), *(("--device", "cpu") if rehearse else ()))
 
     def score(name: str, limit: int, model: str, *more: str) -> Step:
-        small = ("--sequences", "2", "--length", "64", "--shards", "1", "--vocab-size", "4096") if rehearse else ()
+        small = ("--sequences", "2", "--length", "64", "--shards", "1", "--vocab-size", "512") if rehearse else ()
         return Step(name, limit, ("benchmarks.scoring", "--model", model, "--repeats", "1", *small, *common, *more))
 
     def train(name: str, limit: int, *more: str, size: str = size) -> Step:
         small = ("--batch", "2", "--steps", "1", "--length", "64") if rehearse else ()
         return Step(name, limit, ("benchmarks.training", "--size", size, *small, *common, *more))
 
-    small = ("--sequences", "2", "--length", "64", "--vocab-size", "4096", "--checked", "0", "--repeats", "1")
+    small = ("--sequences", "2", "--length", "64", "--vocab-size", "512", "--checked", "0", "--repeats", "1")
     # A rehearsal starts none that may be installed: each takes longer than all else together.
     engines = (
         "--model",

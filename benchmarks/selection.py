@@ -5,11 +5,15 @@ Sides, each a process of its own (so that its most memory is its own), repeated;
     read         every column that a selection needs, of all files, once, summed by DuckDB
     ours         `select_sequences`: proofs, digests, domains, quantiles, files written and synced
     sql          hash joins of ids, a sort of all rows, quantiles of whole columns, in DuckDB; the same files
+    what-if      `try_selections` of 36: nine ratios, of all and of each domain, without and with noise; nothing is written
+    tokens, mix, temperature, expression
+                 ours by another rule: half of the tokens; shares of two domains; drawn with noise; SQL that is ranked, with a condition
     torch-sort   the published script: all differences in one tensor, sorted; its ids are kept in memory, nothing is proven or written
 
 CPU seconds are those of all threads; where other work shares the cores, only they can be compared.
 
     python -m benchmarks.selection --rows 1000000 10000000 --sides read ours sql torch-sort
+    python -m benchmarks.selection --rows 10000000 --sides read ours what-if
     python -m benchmarks.selection --rows 100000000 --sides read ours
 """
 
@@ -23,6 +27,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +42,12 @@ from benchmarks.selection_inputs import REFERENCE, TEACHER, write_scored_corpus
 from miniplm import layout
 from miniplm.config.run import SelectionConfig
 from miniplm.records.manifests import CorpusManifest
+from miniplm.selection.budgets import count_selected
 from miniplm.selection.connection import connect
 from miniplm.selection.cut import SELECTION_SCHEMA
-from miniplm.selection.ranking import QUANTILES, count_selected, select_sequences
+from miniplm.selection.ranking import QUANTILES, select_sequences
 from miniplm.selection.scans import scan_parquet
+from miniplm.selection.what_if import try_selections
 from miniplm.storage.root import Storage, digest_file
 
 _RATIO = 0.5
@@ -64,8 +71,10 @@ def read_once(storage: Storage, corpus: CorpusManifest) -> None:
         ).fetchall()
 
 
-def select_ours(storage: Storage, corpus: CorpusManifest) -> Callable[[], Ids]:
-    manifest = select_sequences(storage, corpus, TEACHER, REFERENCE, SelectionConfig(ratio=_RATIO))
+def select_ours(storage: Storage, corpus: CorpusManifest, **rule: Any) -> Callable[[], Ids]:
+    if not {"ratio", "tokens"} & set(rule):
+        rule["ratio"] = _RATIO
+    manifest = select_sequences(storage, corpus, TEACHER, REFERENCE, SelectionConfig.model_validate(rule))
 
     def read_ids() -> Ids:
         ids = []
@@ -75,6 +84,10 @@ def select_ours(storage: Storage, corpus: CorpusManifest) -> Callable[[], Ids]:
         return np.concatenate(ids)
 
     return read_ids
+
+
+def select_by_tokens(storage: Storage, corpus: CorpusManifest) -> Callable[[], Ids]:
+    return select_ours(storage, corpus, tokens=sum(shard.num_tokens for shard in corpus.split_shards("candidate")) // 2)
 
 
 def select_by_sql(storage: Storage, corpus: CorpusManifest) -> Callable[[], Ids]:
@@ -128,11 +141,22 @@ def select_by_torch_sort(storage: Storage, corpus: CorpusManifest) -> Callable[[
     return lambda: kept
 
 
+def try_grid(storage: Storage, corpus: CorpusManifest) -> None:
+    try_selections(
+        storage, corpus, TEACHER, REFERENCE, SelectionConfig(ratio=_RATIO), "ratio=0.1:0.9,within=corpus|domain,temperature=0|0.1"
+    )
+
+
 SIDES: dict[str, Callable[[Storage, CorpusManifest], Any]] = {
     "read": read_once,
     "ours": select_ours,
     "sql": select_by_sql,
+    "what-if": try_grid,
     "torch-sort": select_by_torch_sort,
+    "tokens": select_by_tokens,
+    "mix": partial(select_ours, mix={"domain-00": {"at_most": 0.1}, "domain-05": 0.08}),
+    "temperature": partial(select_ours, temperature=0.5),
+    "expression": partial(select_ours, score="difference_score + 0.1 * ln(num_tokens)", where="num_scored_tokens > 10"),
 }
 
 

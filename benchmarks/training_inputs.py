@@ -16,7 +16,8 @@ from benchmarks.scoring_inputs import (
 from miniplm import layout
 from miniplm.config.run import TrainingConfig
 from miniplm.corpus.reader import read_shard, read_token_ids
-from miniplm.records.manifests import CorpusManifest, SelectionManifest
+from miniplm.records.manifests import CorpusManifest
+from miniplm.records.selections import SelectionManifest
 from miniplm.storage.root import Storage
 from miniplm.tokenizers.tokenizer import load_tokenizer
 from miniplm.training.recipe import TrainingPlan, plan_training

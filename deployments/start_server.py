@@ -15,8 +15,17 @@ import os
 import sys
 from datetime import UTC, datetime
 
-import sqlalchemy as sa
-from prefect.server.database import provide_database_interface
+# Task runs are written down one by one else, three times each: a tenth of what a busy server does. So they are a second late in the UI.
+DEFAULTS = {
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+}
+if __name__ == "__main__":  # Prefect reads them when it is imported
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+import sqlalchemy as sa  # noqa: E402
+from prefect.server.database import provide_database_interface  # noqa: E402
 
 
 async def renew_waits() -> int:
@@ -33,18 +42,13 @@ async def renew_waits() -> int:
     return len(waits)
 
 
-# Task runs are written down one by one else, three times each: a tenth of what a busy server does. So they are a second late in the UI.
-DEFAULTS = {
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
-}
-
-
 def main() -> None:
-    for name, value in DEFAULTS.items():
-        os.environ.setdefault(name, value)
     print(f"start_server: {asyncio.run(renew_waits())} waits for a sign of life begin anew", flush=True)
-    os.execvp("prefect", ["prefect", "server", "start", *sys.argv[1:]])
+    # In this process, which has imported it: that takes a core five seconds, at each start.
+    from prefect.cli import app
+
+    sys.argv = ["prefect", "server", "start", *sys.argv[1:]]
+    app()
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""A selection becomes files for other people's trainers: each file a task, then all of them read back and published."""
+"""A selection becomes files for other people's trainers: each file a task, here or on a pool, then all of them read back and published."""
 
 from __future__ import annotations
 
 import time
 
 from prefect import flow
-from prefect.futures import wait
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.export_parts import make_parts
+from flows.work_pool.exporting import export_on_pool
 from miniplm.config.exports import ExportConfig
 from miniplm.corpus.reader import load_corpus
 from miniplm.export.exporting import begin_export, finish_export
@@ -15,15 +16,12 @@ from miniplm.export.records import ExportManifest
 from miniplm.export.target import ExportTarget
 from miniplm.records.run import StageRecord
 from miniplm.run.exports import find_export, plan_export
+from miniplm.run.pinning import make_export_absolute
 from miniplm.run.plan import RunPlan
 from miniplm.run.stages import record_export
 from miniplm.selection.ranking import load_selection
 from miniplm.storage.root import Storage
-from tasks.exports import export_part, open_export
-from tasks.progress import report_progress, stage_progress
-
-# Prefect's server loses task runs when ten thousand come at once; two thousand were complete.
-_PARTS_AT_ONCE = 1000
+from tasks.progress import report_progress
 
 
 # Two files at a time: one is written, the shards of the other are read meanwhile.
@@ -35,7 +33,7 @@ _PARTS_AT_ONCE = 1000
 def export_selection(
     plan: RunPlan, corpus_id: str, selection_id: str, export: ExportConfig, resume: bool = True
 ) -> tuple[ExportManifest, StageRecord]:
-    """Exports the selection of a run, in this process; what is finished of it is kept.
+    """Exports the selection of a run, in this process or by the workers of its pool; what is finished of it is kept.
 
     Args:
         plan: the run's plan
@@ -45,19 +43,17 @@ def export_selection(
         resume: go on with this export where it is unfinished at the target; else that is refused
     """
     started, storage = time.monotonic(), Storage(plan.storage)
+    if plan.is_on_work_pool:
+        export = make_export_absolute(export)
     job = plan_export(storage, plan, load_corpus(storage, corpus_id), load_selection(storage, selection_id), export)
     manifest = find_export(job)
     reused = manifest is not None
     if manifest is None:
         target = ExportTarget(job.config.to)
-        with begin_export(job, target, resume, report_progress) as cut:
-            total = sum(part.num_tokens for part in cut.parts)
-            parts = []
-            with open_export(job, target, cut), stage_progress(job.name, total, "tokens", artifact=job.export_id):
-                for start in range(0, len(cut.parts), _PARTS_AT_ONCE):
-                    indices = range(start, min(start + _PARTS_AT_ONCE, len(cut.parts)))
-                    futures = [export_part.submit(target.url, index, job.name) for index in indices]
-                    wait(futures)
-                    parts += [future.result() for future in futures]
+        with begin_export(job, target, resume, report_progress, by_others=plan.is_on_work_pool) as cut:
+            if plan.is_on_work_pool:
+                parts = export_on_pool(plan, job, target, cut)
+            else:
+                parts = make_parts(job, target, cut, range(len(cut.parts)))
             manifest = finish_export(job, target, parts, report_progress)
     return manifest, record_export(job.name, time.monotonic() - started, reused, manifest)

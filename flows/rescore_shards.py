@@ -15,14 +15,18 @@ from flows.work_pool.pinning import make_portable
 from flows.work_pool.subflows import crash_subflows, tagged_subflows
 from miniplm.corpus.reader import load_corpus
 from miniplm.errors import ConfigError, MiniplmError, ModelError, RunError, ScoreError
-from miniplm.records.manifests import ModelEntry
+from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.run import RunRecord, StageRecord, load_run
 from miniplm.run.plan import RunPlan, find_plan
+from miniplm.run.proxies import find_labelled_corpus, find_run_proxy
 from miniplm.run.references import find_reference
 from miniplm.run.resolution import resolve
 from miniplm.storage.root import Storage
 from tasks.workers import use_credentials
 
+Role = Literal["teacher", "reference", "proxy"]
+# The proxy last, as it needs the scores of both.
+ROLES: tuple[Role, ...] = ("teacher", "reference", "proxy")
 AllFailed = Annotated[Literal["all failed"], Field(title="All failed")]
 TheseShards = Annotated[Sequence[Annotated[int, Field(ge=0)]], Field(title="These shards")]
 
@@ -31,7 +35,7 @@ TheseShards = Annotated[Sequence[Annotated[int, Field(ge=0)]], Field(title="Thes
 def rescore_shards(
     storage: StorageUrl,
     run: RunName,
-    model: Literal["both", "teacher", "reference"] = "both",
+    model: Literal["both", "teacher", "reference", "proxy"] = "both",
     shards: AllFailed | TheseShards = "all failed",
     again: bool = False,
 ) -> list[StageRecord]:
@@ -43,7 +47,8 @@ def rescore_shards(
     Args:
         storage: fsspec URL of the storage root, e.g. s3://bucket/prefix or /mnt/miniplm
         run: name of a run that has its record at this storage root
-        model: whose scores are repaired
+        model: whose scores are repaired; `both` of a run with a proxy: the proxy's too, and of shards that are named the teacher's are left out,
+            which scores a share that has shards of its own
         shards: `all failed`: every shard without a verified score; or shard numbers, from 0
         again: score the given shards even where a verified score is there
     """
@@ -56,20 +61,21 @@ def rescore_shards(
         raise RunError(f"run {run} has no corpus yet, so it has no shard to repair; start it again")
     plan = _provide_plan(root, record)
     wanted = None if shards == "all failed" else [int(index) for index in shards]
-    entries: dict[Literal["teacher", "reference"], ModelEntry | None] = {}
-    if model != "reference":
-        entries["teacher"] = record.teacher or plan.require_teacher()
-    if model != "teacher":
-        entries["reference"] = record.reference or find_reference(root, plan, load_corpus(root, record.corpus_id))
+    corpus = load_corpus(root, record.corpus_id)
     stages, failures = [], []
-    for role, entry in entries.items():
-        if entry is None:
-            if model == role:
-                raise ModelError(f"run {run} has no reference model yet; start the run again, which trains it and goes on")
+    for role in ROLES:
+        if model not in ("both", role) or (role == "proxy" and model == "both" and plan.scoring.proxy is None):
             continue
         try:
+            scored, entry = _find_work(root, plan, record, corpus, role)
+            if scored is None or entry is None:
+                if model == role:
+                    raise ModelError(f"run {run} has no {role} that can score yet; start the run again, which makes it and goes on")
+                continue
+            if model == "both" and wanted is not None and scored.corpus_id != corpus.corpus_id:
+                continue
             with tagged_subflows(run):
-                stages.append(score_corpus(plan, record.corpus_id, entry, role, wanted, again))
+                stages.append(score_corpus(plan, scored.corpus_id, entry, role, wanted, again))
         except MiniplmError as error:  # the other model's shards are repaired all the same; then this is told
             failures.append(error)
     if len(failures) == 1:
@@ -77,6 +83,19 @@ def rescore_shards(
     if failures:
         raise ScoreError("\n".join(str(failure) for failure in failures))
     return stages
+
+
+def _find_work(
+    root: Storage, plan: RunPlan, record: RunRecord, corpus: CorpusManifest, role: Role
+) -> tuple[CorpusManifest | None, ModelEntry | None]:
+    """What a model of the run scores, and its entry; None where one is not there yet."""
+    if role == "teacher":
+        return find_labelled_corpus(root, plan, corpus), record.teacher or plan.require_teacher()
+    reference = record.reference or find_reference(root, plan, corpus)
+    if role == "reference":
+        return corpus, reference
+    proxy = find_run_proxy(root, plan, corpus, reference)
+    return corpus, None if proxy is None else proxy.entry
 
 
 def _provide_plan(root: Storage, record: RunRecord) -> RunPlan:

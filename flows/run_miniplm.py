@@ -9,11 +9,13 @@ from prefect.runtime import flow_run
 
 from flows.calibrate_dtypes import calibrate_dtypes
 from flows.export_selection import export_selection
+from flows.fit_proxy import fit_proxy
 from flows.parameters import ConfigUrl, InlineConfig, resolve_parameter
 from flows.score_corpus import score_corpus
 from flows.stages import evaluate_student, prepare_corpus, select_sequences, write_report
 from flows.train_reference import train_reference
 from flows.train_student import train_student
+from flows.tune_teacher import tune_teacher
 from flows.work_pool import fleet
 from flows.work_pool.cancellation import cancel_children
 from flows.work_pool.pinning import check_storage_is_kept, make_portable, pin_to_workers
@@ -26,6 +28,7 @@ from miniplm.run.fidelity_gate import check_fidelity, find_sufficient
 from miniplm.run.heldout_texts import name_text
 from miniplm.run.log import RunLog
 from miniplm.run.plan import RunPlan
+from miniplm.run.proxies import judge_proxy, provide_labelled_corpus
 from miniplm.selection.fidelity import needs_calibration
 from miniplm.storage.locks import exclusive
 from miniplm.storage.root import Storage
@@ -71,6 +74,11 @@ def run_miniplm(
         if plan.is_on_work_pool:
             plan = pin_to_workers(storage, plan)
             log.set_plan(plan)
+        if plan.teacher.tuned_on is not None:
+            reference, stage = train_reference(plan, corpus.corpus_id)
+            log.add_stage(stage, reference=reference)
+            plan, stage = tune_teacher(plan, corpus.corpus_id, reference)
+            log.add_stage(stage, teacher=plan.require_teacher())
         teacher = plan.require_teacher()
         if needs_calibration(teacher.dtype, plan.reference.dtype):
             # The gate compares difference scores, so it needs the reference before the teacher's hours are spent.
@@ -98,13 +106,15 @@ def run_miniplm(
 
 
 def _score(storage: Storage, plan: RunPlan, corpus: CorpusManifest, log: RunLog) -> ModelEntry:
-    """Both models score the corpus: on a work pool at the same time, here one after the other. Returns the reference."""
+    """Both models score the corpus, the teacher a share of it where a proxy stands in its place: on a work pool at the same time, here one
+    after the other. Returns the reference."""
     by_teacher, teacher = None, plan.require_teacher()
+    labels_id = provide_labelled_corpus(storage, plan, corpus).corpus_id
     fleet.start_waiting()
     if plan.is_on_work_pool:
-        by_teacher = _score_beside.submit(plan, corpus.corpus_id, teacher)
+        by_teacher = _score_beside.submit(plan, labels_id, teacher)
     else:
-        log.add_stage(score_corpus(plan, corpus.corpus_id, teacher, "teacher"), teacher=teacher)
+        log.add_stage(score_corpus(plan, labels_id, teacher, "teacher"), teacher=teacher)
     try:
         reference, stage = train_reference(plan, corpus.corpus_id)
         check_fidelity(storage, corpus, teacher, reference, plan)
@@ -120,8 +130,14 @@ def _score(storage: Storage, plan: RunPlan, corpus: CorpusManifest, log: RunLog)
     except BaseException:  # told to end: the thread that waits for the teacher's shards must not hold the process
         fleet.stop_waiting()
         raise
-    log.add_stage(stage, reference=reference)
+    if log.record.reference is None:  # a tuned teacher needed it before
+        log.add_stage(stage, reference=reference)
     log.add_stage(by_reference)
+    if plan.scoring.proxy is not None:
+        manifest = fit_proxy(plan, corpus.corpus_id, reference)
+        # Before it predicts: what it would select is known already.
+        judge_proxy(storage, manifest, plan)
+        log.add_stage(score_corpus(plan, corpus.corpus_id, manifest.entry, "proxy"), proxy=manifest.entry)
     return reference
 
 

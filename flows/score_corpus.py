@@ -23,7 +23,7 @@ def score_corpus(
     plan: RunPlan,
     corpus_id: str,
     entry: ModelEntry,
-    role: Literal["teacher", "reference"],
+    role: Literal["teacher", "reference", "proxy"],
     shard_indices: Sequence[int] | None = None,
     again: bool = False,
 ) -> StageRecord:

@@ -46,7 +46,7 @@ def score_shards(
     storage: str,
     corpus_id: str,
     model: ModelEntry,
-    role: Literal["teacher", "reference"],
+    role: Literal["teacher", "reference", "proxy"],
     shard_indices: Sequence[int],
     scoring: ScoringConfig,
     done_tokens: int = 0,

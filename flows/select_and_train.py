@@ -70,6 +70,6 @@ def _require_scores(storage: Storage, run: str) -> None:
     record = load_run(storage, run)
     if record.corpus_id is None:
         raise CorpusError(f"run {run} has no corpus yet; let it end first")
-    if record.teacher is None or record.reference is None:
+    if record.scorer_ids is None:
         raise ModelError(f"run {run} is not scored by both models yet; let it end first, or repair it with rescore-shards")
-    check_scores(storage, load_corpus(storage, record.corpus_id), record.teacher.model_id, record.reference.model_id)
+    check_scores(storage, load_corpus(storage, record.corpus_id), *record.scorer_ids)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from prefect import flow
 
 from miniplm.corpus.reader import load_corpus
-from miniplm.records.manifests import CorpusManifest, ModelEntry, SelectionManifest
+from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.run import StageRecord, StudentRecord
+from miniplm.records.selections import SelectionManifest
 from miniplm.run.plan import RunPlan
 from miniplm.storage.root import Storage
 from tasks import stages
@@ -18,7 +19,7 @@ def prepare_corpus(plan: RunPlan) -> tuple[CorpusManifest, StageRecord]:
     return stages.prepare_corpus(Storage(plan.storage), plan)
 
 
-@flow(name="select-sequences", flow_run_name="select {plan.selection.ratio} of {corpus_id}")
+@flow(name="select-sequences", flow_run_name="select {plan.selection.title} of {corpus_id}")
 def select_sequences(plan: RunPlan, corpus_id: str, reference: ModelEntry) -> tuple[SelectionManifest, StageRecord]:
     """Selects the sequences of a run."""
     storage = Storage(plan.storage)

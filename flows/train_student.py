@@ -11,8 +11,9 @@ from flows.work_pool.subflows import cancel_subflows, crash_subflows, tagged_sub
 from miniplm import __version__, layout
 from miniplm.corpus.reader import load_corpus
 from miniplm.derived.sets import DerivedJob, check_shards, finish_set, require_sources
-from miniplm.records.manifests import CorpusManifest, SelectionManifest
+from miniplm.records.manifests import CorpusManifest
 from miniplm.records.run import StageRecord, StudentRecord
+from miniplm.records.selections import SelectionManifest
 from miniplm.run.plan import RunPlan
 from miniplm.run.student_records import find_student, is_evaluated, list_needed_sets
 from miniplm.run.students import list_pending_jobs

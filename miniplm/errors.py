@@ -23,6 +23,7 @@ process, or a later time) may not; `here`: in this process, seconds later. The c
       DeviceError                    here       the lost GPU is out of use: the next try takes another one
       NoDeviceError                  elsewhere  this machine has no such GPU, or none of its GPUs is left
       FidelityError                  never
+      ProxyError                     never
       ScoreJoinError                 never
       TrainingError                  never
         TrainingProcessError         here       the process was killed; the next one goes on from the last checkpoint
@@ -94,6 +95,12 @@ class CorpusError(MiniplmError):
     """A prepared corpus is missing, incomplete or damaged."""
 
 
+class EncodingProcessError(MiniplmError):
+    """A process that tokenises died and gave no reason; what was prepared is kept, and another try goes on from there."""
+
+    retry: ClassVar[Retry] = "here"
+
+
 class DerivedError(MiniplmError):
     """A derived set (sequences encoded anew, or written by the teacher) is missing, incomplete or damaged, or cannot be made."""
 
@@ -116,6 +123,10 @@ class NoDeviceError(MiniplmError):
 
 class FidelityError(MiniplmError):
     """A dtype changes what is selected by more than the configuration allows, or it was not measured yet."""
+
+
+class ProxyError(MiniplmError):
+    """A proxy has too few scores to learn from, or predicts too badly to select by."""
 
 
 class RunFailedError(Exception):

@@ -49,9 +49,63 @@ def truth_file(corpus_id: str, truth_id: str) -> str:
     return f"truth/{corpus_id}/{truth_id}.parquet"
 
 
+def text_digests(corpus_id: str) -> str:
+    """The SHA-256 of the text of each document, for scores from elsewhere that name it so."""
+    return f"{corpus_folder(corpus_id)}/text-digests.parquet"
+
+
+def text_digests_manifest(corpus_id: str) -> str:
+    return f"{corpus_folder(corpus_id)}/text-digests.json"
+
+
 def corpus_overlap(text_id: str, corpus_id: str) -> str:
     """Which documents of held-out text from elsewhere are in a corpus too."""
     return f"{corpus_folder(text_id)}/overlap/{corpus_id}.json"
+
+
+def label_shard_entry(labels_id: str, number: int) -> str:
+    """What is known of a shard of labelled sequences before all of them are drawn, so that a killed draw goes on."""
+    return f"{corpus_folder(labels_id)}/drawn/{number:05d}.json"
+
+
+def fingerprint_shard(corpus_id: str, shard_index: int) -> str:
+    """Digest and signature of each document of a candidate shard, by which copies are found."""
+    return f"{corpus_folder(corpus_id)}/fingerprints/{shard_name(shard_index)}.parquet"
+
+
+def fingerprint_manifest(corpus_id: str, shard_index: int) -> str:
+    return f"{corpus_folder(corpus_id)}/fingerprints/{shard_name(shard_index)}.json"
+
+
+def corpus_copies(corpus_id: str) -> str:
+    """The documents among the candidates that have a copy there, exact or near, in groups."""
+    return f"{corpus_folder(corpus_id)}/copies.parquet"
+
+
+def corpus_copies_manifest(corpus_id: str) -> str:
+    return f"{corpus_folder(corpus_id)}/copies.json"
+
+
+def contamination_folder(corpus_id: str, contamination_id: str) -> str:
+    """Where texts of evaluation were found among the candidates; the id is of the texts that were looked for."""
+    return f"{corpus_folder(corpus_id)}/contamination/{contamination_id}"
+
+
+def contamination_manifest(corpus_id: str, contamination_id: str) -> str:
+    return f"{contamination_folder(corpus_id, contamination_id)}/manifest.json"
+
+
+def contamination_items(corpus_id: str, contamination_id: str) -> str:
+    """What was looked for: tasks' questions, held-out documents."""
+    return f"{contamination_folder(corpus_id, contamination_id)}/items.parquet"
+
+
+def contamination_shard(corpus_id: str, contamination_id: str, shard_index: int) -> str:
+    return f"{contamination_folder(corpus_id, contamination_id)}/{shard_name(shard_index)}.parquet"
+
+
+def contamination_shard_manifest(corpus_id: str, contamination_id: str, shard_index: int) -> str:
+    return f"{contamination_folder(corpus_id, contamination_id)}/{shard_name(shard_index)}.json"
 
 
 def quarantine_folder(corpus_id: str) -> str:
@@ -113,6 +167,20 @@ def calibration(corpus_id: str, teacher_id: str, reference_id: str, within: str)
     return f"scores/{corpus_id}/calibrations/{teacher_id}--{reference_id}{rule}.json"
 
 
+def proxy_manifest(proxy_id: str) -> str:
+    """What a proxy learned from, and how it was measured; published last."""
+    return f"{model_folder(proxy_id)}/proxy.json"
+
+
+def proxy_weights(proxy_id: str) -> str:
+    return f"{model_folder(proxy_id)}/weights.safetensors"
+
+
+def proxy_measurement(proxy_id: str) -> str:
+    """The labelled sequences with the teacher's scores, and what a proxy that had not seen them predicted: what its gate reads."""
+    return f"{model_folder(proxy_id)}/held-out.parquet"
+
+
 def compile_cache() -> str:
     """Compiled kernels, next to the models they are of; on local roots only."""
     return "models/compile-cache"
@@ -133,6 +201,11 @@ def selection_shard(selection_id: str, shard_index: int) -> str:
 def selection_diversity(selection_id: str) -> str:
     """How varied and how hard a sample of what was kept is, against random candidates; measured by the report, read by `inspect`."""
     return f"{selection_folder(selection_id)}/diversity.json"
+
+
+def selection_overlap(selection_id: str) -> str:
+    """Copies and texts of evaluation among what was kept, against all candidates."""
+    return f"{selection_folder(selection_id)}/overlap.json"
 
 
 def training_folder(training_id: str) -> str:
@@ -240,6 +313,11 @@ def sweep_record(sweep_name: str) -> str:
 
 def sweep_page(sweep_name: str) -> str:
     return f"{run_folder(sweep_name)}/sweep.html"
+
+
+def run_what_if(run_name: str) -> str:
+    """What the last grid of selections that was tried would keep; nothing is made of it."""
+    return f"{run_folder(run_name)}/what-if.json"
 
 
 def worker_description(run_name: str) -> str:

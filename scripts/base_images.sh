@@ -41,20 +41,30 @@ fi
 
 # --- from Debian's packages --------------------------------------------------
 
+# Of layers that are there it takes a second.
 build() {
     local name=$1 context=$2
-    has_image "miniplm-stand-in/$name" && return
-    echo "base-images: no registry can be reached; making a stand-in for $name"
     docker buildx build --network host --file "$STAND_INS/$name.Dockerfile" --tag "miniplm-stand-in/$name" "$context" >>"$LOG" 2>&1 \
         || fail "the stand-in for $name could not be made"
 }
 
+# PyTorch's build for CPUs, where its own index is out of reach: from wherever pip finds it.
+fetch_torch() {
+    compgen -G "$wheels/torch-$torch+cpu*.whl" >/dev/null && return
+    .venv/bin/python -m pip download --quiet --no-deps --dest "$wheels" "torch==$torch" >>"$LOG" 2>&1 || fail "pip found no PyTorch $torch"
+    compgen -G "$wheels/torch-$torch+cpu*.whl" >/dev/null || fail "pip found no build of PyTorch $torch for CPUs, only $(ls "$wheels")"
+}
+
+wheels=$FOLDER/wheels/torch
+torch=$(sed -n 's/^torch==\([^+]*\).*/\1/p' constraints.txt)
+fetch_torch &
+jobs=($!)
 if ! has_image miniplm-stand-in/debian; then
     [[ $(id -u) -eq 0 ]] || fail "no registry can be reached, and to make stand-ins debootstrap needs root"
     command -v debootstrap >/dev/null \
         || { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends debootstrap; } >>"$LOG" 2>&1 \
         || fail "apt-get could not install debootstrap"
-    echo "base-images: no registry can be reached; making a Debian with debootstrap (about a minute)"
+    echo "base-images: no registry can be reached; making a Debian with debootstrap, and images of its packages (about two minutes)"
     root=$(mktemp -d)
     trap 'rm -rf "$root"' EXIT
     chmod 755 "$root"
@@ -64,27 +74,24 @@ if ! has_image miniplm-stand-in/debian; then
         cp /usr/local/share/ca-certificates/*.crt "$root/usr/local/share/ca-certificates/"
         chroot "$root" update-ca-certificates >>"$LOG" 2>&1
     fi
-    rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*
+    rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/*
+    # As the official image has them: an image keeps no packages and no index of them, and a build need not survive a power cut.
+    echo 'force-unsafe-io' >"$root/etc/dpkg/dpkg.cfg.d/docker-apt-speedup"
+    cat >"$root/etc/apt/apt.conf.d/docker-clean" <<'APT'
+APT::Keep-Downloaded-Packages "false";
+Dir::Cache::pkgcache "";
+Dir::Cache::srcpkgcache "";
+APT
     tar -C "$root" -c . | docker import - miniplm-stand-in/debian >>"$LOG" || fail "the Debian could not be imported"
 fi
-build python "$STAND_INS"
-build postgres "$STAND_INS"
-if ! has_image miniplm-stand-in/s3; then
-    command -v busybox >/dev/null \
-        || { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends busybox-static; } >>"$LOG" 2>&1 \
-        || fail "apt-get could not install busybox-static"
-    context=$(mktemp -d)
-    cp .venv/bin/weed "$(command -v busybox)" "$context/"
-    build s3 "$context"
-    rm -rf "$context"
-fi
-
-# PyTorch's build for CPUs, where its own index is out of reach: from wherever pip finds it.
-wheels=$FOLDER/wheels/torch
-if ! compgen -G "$wheels/*+cpu*.whl" >/dev/null; then
-    .venv/bin/python -m pip download --quiet --no-deps --dest "$wheels" "$(grep '^torch==' constraints.txt)" >>"$LOG" 2>&1 || fail "pip found no PyTorch"
-    compgen -G "$wheels/*+cpu*.whl" >/dev/null || fail "pip found no build of PyTorch for CPUs, only $(ls "$wheels")"
-fi
+# Side by side, as each mostly waits for the network or for dpkg.
+build python "$STAND_INS" &
+jobs+=($!)
+build postgres "$STAND_INS" &
+jobs+=($!)
+build s3 .venv/bin &
+jobs+=($!)
+for job in "${jobs[@]}"; do wait "$job"; done
 
 cat >"$VARIABLES" <<VARIABLES
 MINIPLM_PYTHON_IMAGE=miniplm-stand-in/python

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# A Docker engine for `make test-containers`: scripts/docker_engine.sh start | stop | env
+# A Docker engine for `make test-containers`: scripts/docker_engine.sh start | stop | check | env
 #
 # start: where an engine answers and the client has Compose and buildx, nothing happens. Else on Debian as root: the engine from the
 # package docker.io, Compose and buildx from a newer release of Debian (bookworm has no Compose 2), unpacked below .cache/docker and
 # not installed, and dockerd started in the background. Its images stay in /var/lib/docker for the next time.
-# stop: ends the dockerd that `start` started, and no other. env: what a shell needs to use it.
+# stop: ends the dockerd that `start` started, and no other. check: whether an engine answers with what is needed, within a minute.
+# env: what a shell needs to use it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -22,8 +23,10 @@ fail() {
 plugins=$FOLDER/client/cli-plugins
 [[ -e $plugins/docker-compose ]] && export DOCKER_CONFIG=$FOLDER/client
 
-answers() { timeout 20 docker version >/dev/null 2>&1; }
-has_plugins() { docker compose version >/dev/null 2>&1 && docker buildx version >/dev/null 2>&1; }
+# Of an engine that is there and hangs, a client waits for ever; and asked to end by a signal it waits for its answer.
+ask() { timeout --kill-after=5 15 docker "$@" >/dev/null 2>&1; }
+answers() { ask version; }
+has_plugins() { ask compose version && ask buildx version; }
 
 install_engine() {
     command -v dockerd >/dev/null && command -v docker >/dev/null && return
@@ -83,6 +86,7 @@ stop() {
 case ${1:-} in
     start) start ;;
     stop) stop ;;
+    check) answers && has_plugins ;;
     env) [[ -z ${DOCKER_CONFIG:-} ]] || printf 'export DOCKER_CONFIG=%q\n' "$DOCKER_CONFIG" ;;
-    *) fail "give start, stop or env" ;;
+    *) fail "give start, stop, check or env" ;;
 esac

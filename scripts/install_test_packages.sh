@@ -1,12 +1,17 @@
 #!/usr/bin/env bash
 # Makes sure that the tests find a Chromium, in which one of them opens report.html, and PostgreSQL, which keeps the database of the
 # fleet that others start. On Debian or Ubuntu as root both are installed with apt-get; elsewhere this says what to install, and
-# those tests are skipped and say so. Does nothing twice.
+# those tests are skipped and say so. Does nothing twice. Given one of the two by name it looks for no other.
 set -euo pipefail
 
+wanted=${*:-chromium postgresql}
 missing=()
-command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || missing+=(chromium)
-compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null || missing+=(postgresql)
+if [[ $wanted == *chromium* ]]; then
+    command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || missing+=(chromium)
+fi
+if [[ $wanted == *postgresql* ]]; then
+    compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null || missing+=(postgresql)
+fi
 ((${#missing[@]})) || exit 0
 
 if [[ $(id -u) -ne 0 ]] || ! command -v apt-get >/dev/null; then

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv with MiniPLM (editable), its demo, dev and eval extras and every dependency pinned in constraints.txt.
+# Makes .venv with MiniPLM (editable), its demo, dev and eval extras and every dependency pinned in constraints.txt, and .venv/readers
+# with what tests open exports with (readers.txt).
 # Does nothing when that has been done for these very files in this very folder. PYTHON=... names another interpreter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -10,6 +11,7 @@ INSTALLING=.venv/miniplm-installing
 UV=uv==0.13.9 # not in constraints.txt, which says what the sample corpus is made of
 PIP_OPTIONS=(--no-input --disable-pip-version-check --progress-bar off)
 WANTED=(--constraint constraints.txt --editable '.[demo,dev,eval]')
+READERS=(--no-deps --only-binary :all: --target .venv/readers --requirement scripts/readers.txt)
 
 fail() {
     printf 'setup: %s\n' "$@" >&2
@@ -56,8 +58,8 @@ read_pip_option() {
 
 # uv takes a quarter of pip's time. It goes where pip goes for packages: to its index, its folders of files, by its certificates.
 install_by_uv() {
-    local options=(--python .venv/bin/python --index-strategy unsafe-best-match --compile-bytecode) option value
-    .venv/bin/python -m pip install "${PIP_OPTIONS[@]}" "$UV" >"$LOG" 2>&1 || return
+    local options=(--python .venv/bin/python --index-strategy unsafe-best-match) option value
+    .venv/bin/python -m pip install "${PIP_OPTIONS[@]}" "$UV" >>"$LOG" 2>&1 || return
     for option in find-links index-url extra-index-url; do
         for value in $(read_pip_option "$option"); do
             options+=("--$option" "$value")
@@ -67,14 +69,20 @@ install_by_uv() {
     value=$(read_pip_option cert)
     [[ -z $value ]] || export SSL_CERT_FILE=${SSL_CERT_FILE:-$value}
     export UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-180}
-    exec .venv/bin/uv pip install "${options[@]}" "${WANTED[@]}" >>"$LOG" 2>&1
+    exec .venv/bin/uv pip install "${options[@]}" "$@" >>"$LOG" 2>&1
 }
 
-# In a new .venv, as uv leaves in place what it has begun to install.
 install_by_pip() {
-    "$python" -m venv --clear .venv >>"$LOG" 2>&1
-    touch "$INSTALLING"
-    exec .venv/bin/python -m pip install "${PIP_OPTIONS[@]}" "${WANTED[@]}" >>"$LOG" 2>&1
+    exec .venv/bin/python -m pip install "${PIP_OPTIONS[@]}" "$@" >>"$LOG" 2>&1
+}
+
+# A way to install, in the background; waits for it.
+install() {
+    local status=0
+    "$@" 9>&- &
+    installer=$!
+    wait_for "$installer" || status=$?
+    return "$status"
 }
 
 mkdir -p .cache
@@ -84,7 +92,7 @@ if command -v flock >/dev/null; then
     flock 9
 fi
 
-fingerprint="$(cat pyproject.toml constraints.txt | cksum) $PWD"
+fingerprint="$(cat pyproject.toml constraints.txt scripts/readers.txt | cksum) $PWD"
 if [[ -x .venv/bin/python && -f $STAMP && $(cat "$STAMP") == "$fingerprint" ]]; then
     exit 0
 fi
@@ -104,14 +112,17 @@ touch "$INSTALLING"
 
 echo "setup: installing MiniPLM and its pinned dependencies into .venv (about a minute; log: $LOG)"
 trap 'kill "${installer:-}" 2>/dev/null || true' INT TERM
-for install in install_by_uv install_by_pip; do
-    "$install" 9>&- &
-    installer=$!
-    status=0
-    wait_for "$installer" || status=$?
-    ((status == 0 || status >= 128)) && break
-    [[ $install != install_by_uv ]] || echo "setup: uv could not do it (see $LOG); pip does it, which takes some minutes"
-done
+: >"$LOG"
+by=install_by_uv status=0
+install "$by" --compile-bytecode "${WANTED[@]}" || status=$?
+if ((status > 0 && status < 128)); then
+    echo "setup: uv could not do it (see $LOG); pip does it, which takes some minutes"
+    # In a new .venv, as uv leaves in place what it has begun to install.
+    "$python" -m venv --clear .venv >>"$LOG" 2>&1
+    touch "$INSTALLING"
+    by=install_by_pip status=0
+    install "$by" "${WANTED[@]}" || status=$?
+fi
 if ((status < 128)); then
     rm -f "$INSTALLING" # it ended by itself: what it could not finish is taken back, or installed again the next time
 fi
@@ -120,5 +131,12 @@ if ((status)); then
     fail "the dependencies could not be installed; the last lines are above, the whole log is $LOG."
 fi
 [[ -x .venv/bin/miniplm ]] || fail "all is installed, but .venv/bin/miniplm is not there; see $LOG"
+rm -rf .venv/readers
+install "$by" "${READERS[@]}" || status=$?
+if ((status)); then
+    rm -rf .venv/readers
+    ((status < 128)) || fail "it was stopped; run it again."
+    echo "setup: other people's readers of exports could not be installed (see $LOG); the tests that need them will be skipped"
+fi
 printf '%s' "$fingerprint" >"$STAMP"
 echo "setup: done in $SECONDS s; the command is .venv/bin/miniplm"

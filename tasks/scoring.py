@@ -19,9 +19,10 @@ from miniplm.corpus.reader import load_corpus
 from miniplm.errors import CorpusError, StoppedError, StorageError
 from miniplm.models.devices import free_cached_memory, resolve_device
 from miniplm.progress import Progress
+from miniplm.proxy.prediction import ProxyScorer, predict_shard
 from miniplm.records.calibrations import Calibration
 from miniplm.records.manifests import CorpusManifest, ModelEntry, ScoreShardManifest, ShardEntry
-from miniplm.run.scoring_models import open_scorer
+from miniplm.run.scoring_models import open_proxy_scorer, open_scorer
 from miniplm.scoring import shards
 from miniplm.scoring.engine import Scorer
 from miniplm.scoring.failures import clear_failure, record_failure
@@ -36,7 +37,7 @@ from tasks.workers import name_worker
 class _Loaded:
     """A model that is ready; `start_seconds` from the start of this process, or of the loading where it was at work before."""
 
-    scorer: Scorer
+    scorer: Scorer | ProxyScorer
     start_seconds: float
 
 
@@ -55,7 +56,8 @@ def _load_once(storage: Storage, entry: ModelEntry, scoring: ScoringConfig, sequ
             if storage.is_local:
                 _keep_compiled(storage.path(layout.compile_cache()))
             began = time.time()
-            scorer = open_scorer(storage, entry, scoring, sequence_length)
+            open_one = open_scorer if entry.proxy is None else open_proxy_scorer
+            scorer: Scorer | ProxyScorer = open_one(storage, entry, scoring, sequence_length)
             if not _has_loaded:
                 _has_loaded.append(True)
                 began = psutil.Process().create_time()
@@ -115,15 +117,17 @@ def load_model(storage: Storage, entry: ModelEntry, scoring: ScoringConfig, sequ
     _stopping.clear()
     report_progress(Progress(f"load {role}", 0, 1, "model"))
     scorer = _load_once(storage, entry, scoring, sequence_length).scorer
-    how = scorer.describe()
-    parts = [
-        entry.dtype,
-        "compiled" if how["compiled"] else "not compiled",
-        f"{how['layout']} batches of {how['tokens_per_batch']:,} tokens",
-    ]
-    detail = f"{', '.join(parts)}, in {time.perf_counter() - started:.1f} s. {'; '.join(scorer.forward.notes)}".strip()
+    detail = f"{_describe_scorer(entry, scorer)}, in {time.perf_counter() - started:.1f} s. {'; '.join(scorer.notes)}".strip()
     get_run_logger().info("%s %s: %s", role, entry.model_id, detail)
     report_progress(Progress(f"load {role}", 1, 1, "model", detail))
+
+
+def _describe_scorer(entry: ModelEntry, scorer: Scorer | ProxyScorer) -> str:
+    how = scorer.describe()
+    if isinstance(scorer, ProxyScorer):
+        return f"{how['proxy']}, from {how['num_labels']:,} labels"
+    is_compiled = "compiled" if how["compiled"] else "not compiled"
+    return f"{entry.dtype}, {is_compiled}, {how['layout']} batches of {how['tokens_per_batch']:,} tokens"
 
 
 @task(name="score-shard", task_run_name="score {corpus_id} {entry.model_id} shard-{shard_index:05d}", **TASK_OPTIONS)
@@ -148,9 +152,11 @@ def score_shard(
     try:
         loaded = _load_once(storage, entry, scoring, corpus.sequence_length)
         unless_stopped(Progress(stage, 0, shard.num_tokens, "tokens"))
-        manifest = shards.score_shard(
-            storage, corpus, shard, entry, loaded.scorer, unless_stopped, name_worker(), loaded.start_seconds
-        )
+        rest = (unless_stopped, name_worker(), loaded.start_seconds)
+        if isinstance(loaded.scorer, ProxyScorer):
+            manifest = predict_shard(storage, corpus, shard, entry, loaded.scorer, *rest)
+        else:
+            manifest = shards.score_shard(storage, corpus, shard, entry, loaded.scorer, *rest)
     except Exception as error:
         if not isinstance(error, StoppedError):
             _record(storage, shard, entry, error)

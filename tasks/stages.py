@@ -10,8 +10,9 @@ import base64
 from prefect import task
 
 from miniplm.config.run import RunConfig
-from miniplm.records.manifests import CorpusManifest, ModelEntry, SelectionManifest
+from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.run import StageRecord, StudentRecord
+from miniplm.records.selections import SelectionManifest
 from miniplm.report import write_report as write_page
 from miniplm.run import resolution, stages
 from miniplm.run.plan import RunPlan
@@ -42,7 +43,14 @@ def provide_reference(storage: Storage, plan: RunPlan, corpus: CorpusManifest) -
         return stages.provide_reference(storage, plan, corpus, on_progress)
 
 
-@task(name="select-sequences", task_run_name="select {plan.selection.ratio} of {corpus.corpus_id}", **TASK_OPTIONS)
+@task(name="provide-teacher", task_run_name="tune or find the teacher of {plan.name}", **TASK_OPTIONS)
+def provide_teacher(storage: Storage, plan: RunPlan, corpus: CorpusManifest, reference: ModelEntry) -> tuple[RunPlan, StageRecord]:
+    """Tunes the reference on the run's target text, where it is not tuned yet."""
+    with training_progress("tune teacher", f"tune teacher {plan.name}") as on_progress:
+        return stages.provide_teacher(storage, plan, corpus, reference, on_progress)
+
+
+@task(name="select-sequences", task_run_name="select {plan.selection.title} of {corpus.corpus_id}", **TASK_OPTIONS)
 def select_sequences(
     storage: Storage, plan: RunPlan, corpus: CorpusManifest, reference: ModelEntry
 ) -> tuple[SelectionManifest, StageRecord]:
@@ -59,7 +67,7 @@ def select_sequences(
         for domain, counts in manifest.domains.items()
     ]
     summary = (
-        f"{manifest.selection_id}: {manifest.num_selected:,} of {manifest.num_candidates:,} sequences kept "
+        f"{manifest.selection_id}: {manifest.num_selected:,} of {manifest.num_candidates:,} {manifest.units} kept "
         f"({manifest.num_selected_tokens:,} tokens), {manifest.num_negative:,} candidates with a negative difference score"
     )
     LiveArtifact("table", make_key("selection", corpus.corpus_id)).publish(rows, summary)

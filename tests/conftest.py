@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Two cores, several processes: one thread each, set before torch is imported anywhere.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Else PyTorch's compiler tries by two builds of six seconds in all what the CPU says of itself, in each new folder for compiled code.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
 processes.take_signals()
 

@@ -1,17 +1,23 @@
 """The benchmarks start, and tell how they are used; what they measure is not for a test."""
 
+import json
 import runpy
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from benchmarks import preparation
+from benchmarks.preparation_inputs import make_tokenizer_folder, read_texts, write_sources
 from benchmarks.selection import SIDES, measure_side
 from benchmarks.selection_inputs import write_scored_corpus
 from miniplm import layout
 from miniplm.storage.root import Storage
+from tests.miniplm.corpus_fixtures import EOS, make_documents, save_tokenizer, write_jsonl
 
 
-@pytest.mark.parametrize("name", ["training", "scoring", "scoring_engines", "orchestration", "selection"])
+@pytest.mark.parametrize("name", ["training", "scoring", "scoring_engines", "orchestration", "selection", "preparation"])
 def test_help_teaches(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     # Another test may have imported it, which running it as a program warns of.
@@ -30,3 +36,21 @@ def test_every_side_of_the_selection_benchmark_keeps_the_same(tmp_path):
     assert {(row["num_kept"], row["sum_of_ids"]) for side, row in rows.items() if side != "read"} == {
         (500, rows["ours"]["sum_of_ids"])
     }
+
+
+def test_every_side_of_the_preparation_benchmark_makes_as_many_tokens(tmp_path, monkeypatch):
+    """In this process, as others cost seconds to start; each document is longer than what a side may leave out at its end."""
+    make_tokenizer_folder(Path(save_tokenizer(tmp_path / "given", "bytes", eos_token=EOS)), tmp_path / "tokenizer")
+    write_jsonl(tmp_path / "texts.jsonl", make_documents(60))
+    num_text_bytes = write_sources(tmp_path, tmp_path / "texts.jsonl", 1 << 20, 2)
+
+    def encode_here(folder: Path, cores: int) -> Iterator[list[int]]:
+        preparation._start_pool(str(folder / "tokenizer"))
+        return (preparation._encode_line(json.dumps({"text": text})) for text in read_texts(folder))
+
+    monkeypatch.setattr(preparation, "_encode_in_pool", encode_here)
+    rows = [preparation.measure_side(side, tmp_path, 1) for side in ("tokenizer", "ours", "published", "megatron")]
+    preparation.add_rates(rows, num_text_bytes)
+    assert len({row["num_tokens"] for row in rows}) == 1
+    assert num_text_bytes == sum(len(record["text"].encode()) for record in make_documents(60))
+    assert all(row["mb_per_second"] > 0 and row["ratio_to_tokenizer"] > 0 for row in rows)

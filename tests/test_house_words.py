@@ -25,7 +25,7 @@ HEAVY = {
 }
 # Where each command waits only for what it needs itself: 60 ms of the 600 of a `select`, 16 of a `status`.
 WAITING = {"miniplm.run.stages", "miniplm.run.status"}
-OPTIONAL = {"quack", "triton", "wandb", "tensorboardX", "liger_kernel"}
+OPTIONAL = {"quack", "triton", "wandb", "tensorboardX", "liger_kernel", "gigatoken"}
 
 
 def list_library() -> dict[str, ast.Module]:

@@ -9,7 +9,7 @@ import traceback
 import typer
 from rich.console import Console
 
-from flows.cli import exports, facts, fleet, runs, scaling, stages, sweeps
+from flows.cli import exports, facts, fleet, runs, scaling, scoring, stages, sweeps
 from flows.cli.process import set_up_process
 from flows.cli.verbosity import is_verbose
 from miniplm import __version__
@@ -35,7 +35,8 @@ app.command("plan", rich_help_panel=RUNNING)(runs.plan)
 app.command("rescore", rich_help_panel=RUNNING)(fleet.rescore)
 app.command("prepare", rich_help_panel=STAGES)(stages.prepare)
 app.command("train-reference", rich_help_panel=STAGES)(stages.train_reference)
-app.command("score", rich_help_panel=STAGES)(stages.score)
+app.command("tune-teacher", rich_help_panel=STAGES)(stages.tune_teacher)
+app.command("score", rich_help_panel=STAGES)(scoring.score)
 app.command("select", rich_help_panel=STAGES)(stages.select)
 app.command("export", rich_help_panel=STAGES)(exports.export)
 app.command("train", rich_help_panel=STAGES)(stages.train)

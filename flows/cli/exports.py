@@ -52,6 +52,9 @@ def export(
     bos_token: Annotated[
         str | None, typer.Option("--bos-token", help="A token to be put before each document. Default: none.")
     ] = None,
+    loss_mask: Annotated[
+        bool, typer.Option("--loss-mask", help="For mds: a column that is 0 at the first token of each document.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with this export where it is unfinished at the target.")] = False,
 ) -> None:
     """Turn the selection into files that other people's trainers read, and read each of them back before anything is published.
@@ -67,6 +70,7 @@ def export(
         "tokenizer": tokenizer,
         "eos_token": eos_token,
         "bos_token": bos_token,
+        "loss_mask": loss_mask or None,
     }
     exports = resolve_exports(plan.exports, format, to, {name: value for name, value in given.items() if value is not None})
     # As a stage of a run, which goes on after a kill without being asked.

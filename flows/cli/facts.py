@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -16,9 +16,16 @@ from flows.cli.options import (
     Verbose,
     on_a_run,
     print_json,
+    refuse_beside,
     resolve_config,
     start_quietly,
+    take_one,
 )
+
+if TYPE_CHECKING:
+    from miniplm.config.run import RunConfig
+    from miniplm.records.run import RunRecord
+    from miniplm.storage.root import Storage
 
 
 @on_a_run
@@ -50,10 +57,16 @@ def inspect(
     by_document: Annotated[
         bool, typer.Option("--documents", help="Whole documents by their own score, with source file and record.")
     ] = False,
-    limit: Annotated[int, typer.Option(min=1, help="How many sequences or documents.")] = 10,
+    limit: Annotated[int | None, typer.Option(min=1, help="How many sequences or documents; default 10.")] = None,
     diversity: Annotated[
         bool,
         typer.Option("--diversity", help="How varied and how hard what was kept is, against as many random candidates."),
+    ] = False,
+    duplicates: Annotated[
+        bool, typer.Option("--duplicates", help="Copies among what was kept, exact and near, against all candidates.")
+    ] = False,
+    contamination: Annotated[
+        bool, typer.Option("--contamination", help="Texts of the run's tasks and held-out documents among what was kept.")
     ] = False,
 ) -> None:
     """Look at what a run kept and dropped: the most or least wanted sequences, decoded, or documents; one by id; or each domain or kind; or how varied it is."""
@@ -62,9 +75,16 @@ def inspect(
     from miniplm.run.status import provide_record
     from miniplm.storage.root import Storage
 
+    summaries = {"--id": sequence_id, "--by-domain": by_domain, "--by-kind": by_kind, "--diversity": diversity}
+    if (view := take_one({**summaries, "--documents": by_document})) in summaries:
+        refuse_beside(view, {"--bottom": bottom, "--domain": domain, "--limit": limit})
+    limit = limit or 10
     config = asked.resolve_config()
     root = Storage(config.storage)
     record = provide_record(root, config)
+    if duplicates or contamination:
+        _inspect_overlap(root, config, record, duplicates, contamination, asked.as_json)
+        return
     if diversity:
         from flows.cli.diversity import print_diversity
 
@@ -105,6 +125,25 @@ def inspect(
         print_sequences(sequences, whole=sequence_id is not None)
 
 
+def _inspect_overlap(
+    root: Storage, config: RunConfig, record: RunRecord, duplicates: bool, contamination: bool, as_json: bool
+) -> None:
+    """Looks for what is not known yet, which takes some microseconds a token."""
+    from flows.cli.overlap import print_contamination, print_copies
+    from miniplm.run.overlap import inspect_overlap
+    from miniplm.run.resolution import resolve
+
+    summary = inspect_overlap(root, resolve(config, checks=False), record, duplicates, contamination)
+    if as_json:
+        print_json(summary.as_json())
+        return
+    console = Console(highlight=False, markup=False)
+    if duplicates and summary.copies is not None:
+        print_copies(console, summary.copies)
+    if contamination and summary.contamination is not None:
+        print_contamination(console, summary.contamination)
+
+
 def config(
     target: Annotated[
         str | None, typer.Argument(metavar="[CONFIG|RUN]", help="Check this configuration and print it whole, with all defaults.")
@@ -122,6 +161,8 @@ def config(
 
     from miniplm.config.run import RunConfig, config_as_dict
 
+    if (view := take_one({"CONFIG": target, "--schema": schema, "--architectures": architectures})) != "CONFIG":
+        refuse_beside(view, {"--set": overrides})
     if schema:
         print_json(RunConfig.model_json_schema())
         return

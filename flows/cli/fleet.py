@@ -14,6 +14,7 @@ from flows.cli.options import (
     Verbose,
     is_config_file,
     print_json,
+    refuse_beside,
     resolve_config,
     start_quietly,
     watched_flow,
@@ -30,6 +31,7 @@ class Models(StrEnum):
     both = "both"
     teacher = "teacher"
     reference = "reference"
+    proxy = "proxy"
 
 
 def rescore(
@@ -52,6 +54,8 @@ def rescore(
     """
     if failed == bool(shard):
         raise ConfigError("give either --failed (every shard without a verified score) or --shard N (may be repeated)")
+    if failed:
+        refuse_beside("--failed", {"--again": again})
     start_quietly(verbose)
     name = target
     if is_config_file(target):

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -106,6 +106,11 @@ def resolve_config(target: str | None, overrides: Sequence[str] | None, storage:
     if target is None:
         target = _find_only_run(storage)
     elif is_config_file(target):
+        if storage != DEFAULT_STORAGE:
+            raise ConfigError(
+                f"--storage is where to look for a run that is given by name, and {target} is a configuration, which names its root itself; "
+                f"for another one give --set storage={storage}"
+            )
         return _as_on_workers(load_config(target, overrides or ()))
     from miniplm.records.run import load_run
     from miniplm.storage.root import Storage
@@ -119,6 +124,24 @@ def resolve_config(target: str | None, overrides: Sequence[str] | None, storage:
     for override in overrides or ():
         apply_override(content, override)
     return _as_on_workers(check_config(content, f"run {target} at {storage}"))
+
+
+def take_one(options: Mapping[str, object]) -> str | None:
+    """The name of the option that was given, None where none was. Raises `ConfigError` where several were, as each asks for something else."""
+    given = _list_given(options)
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} exclude one another; give one of {', '.join(options)}")
+    return given[0] if given else None
+
+
+def refuse_beside(chosen: str | None, others: Mapping[str, object]) -> None:
+    """Raises `ConfigError` where an option was given that would change nothing beside `chosen`."""
+    if chosen is not None and (given := _list_given(others)):
+        raise ConfigError(f"{' and '.join(given)} would change nothing beside {chosen}; leave out the one or the other")
+
+
+def _list_given(options: Mapping[str, object]) -> list[str]:
+    return [name for name, value in options.items() if value is not None and value is not False and value != []]
 
 
 def is_config_file(target: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from flows.cli.overlap import print_overlap
 from flows.cli.tables import make_table, print_selection, print_taken
 from flows.cli.truth import print_truth
 from miniplm import layout
@@ -24,6 +25,7 @@ _ALL = "all"
 def print_run(storage: Storage, record: RunRecord) -> None:
     """The end of a run: what was kept, how the students do, where the report is."""
     from miniplm.corpus.reader import load_corpus
+    from miniplm.run.overlap import find_overlap_summary
     from miniplm.run.truth import find_truth
     from miniplm.selection.ranking import load_selection
 
@@ -43,6 +45,7 @@ def print_run(storage: Storage, record: RunRecord) -> None:
         print_taken(console, storage, load_corpus(storage, record.corpus_id))
     if record.selection_id is not None:
         print_selection(console, storage, load_selection(storage, record.selection_id))
+        print_overlap(console, find_overlap_summary(storage, record.selection_id), record.run_name)
     if (truth := find_truth(storage, record)) is not None:
         print_truth(console, truth)
     print_results(console, storage, record)

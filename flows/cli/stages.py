@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from flows.cli.options import Asked, on_a_run, print_json, try_again, watched_flow, watched_stage
-from miniplm.errors import ConfigError, ModelError, list_offenders
+from flows.cli.options import Asked, on_a_run, print_json, take_one, try_again, watched_stage
+from miniplm.errors import ConfigError, list_offenders
+from miniplm.progress import ignore_progress
 
 if TYPE_CHECKING:
     from miniplm.progress import ProgressCallback
-    from miniplm.records.manifests import CorpusManifest, ModelEntry, SelectionManifest
+    from miniplm.records.manifests import CorpusManifest, ModelEntry
     from miniplm.records.run import StudentRecord
+    from miniplm.records.selections import SelectionManifest
     from miniplm.run.plan import RunPlan
     from miniplm.storage.root import Storage
 
-Role = Literal["teacher", "reference"]
 Students = Annotated[list[str] | None, typer.Option(help="Only this student; may be repeated. Default: all of the configuration.")]
 
 
@@ -48,7 +49,7 @@ def train_reference(asked: Asked) -> None:
     """Train the reference model on the reference split (nothing to do where the configuration gives a model)."""
     storage, plan = begin(asked)
     with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
-        corpus = _require_corpus(storage, plan)
+        corpus = require_corpus(storage, plan)
         if on_progress is None:
             from flows.train_reference import train_reference as flow
 
@@ -58,98 +59,28 @@ def train_reference(asked: Asked) -> None:
 
             named = stages.name_progress("train reference", on_progress)
             entry, _ = try_again(partial(stages.provide_reference, storage, plan, corpus, named))
-    _say(console, asked.as_json, entry.as_json(), f"reference model {entry.model_id} ({entry.num_parameters:,} parameters)")
+    say(console, asked.as_json, entry.as_json(), f"reference model {entry.model_id} ({entry.num_parameters:,} parameters)")
 
 
 @on_a_run
-def score(
-    asked: Asked,
-    model: Annotated[Role | None, typer.Option("--model", help="Which of the two models scores.")] = None,
-    shard: Annotated[
-        list[int] | None,
-        typer.Option("--shard", min=0, help="Only this shard; may be repeated. Default: all that are missing or broken."),
-    ] = None,
-    again: Annotated[bool, typer.Option("--again", help="Also score shards again whose scores are there and verify.")] = False,
-    documents: Annotated[
-        bool,
-        typer.Option("--documents", help="Also score shards again of which only the scores of documents are missing or damaged."),
-    ] = False,
-    calibrate: Annotated[
-        int | None,
-        typer.Option(
-            "--calibrate",
-            min=2,
-            metavar="N",
-            help="Score nothing for good: score N candidates by both models in their dtypes and in float32, and say what the dtypes change.",
-        ),
-    ] = None,
-) -> None:
-    """Score the candidate shards by one model; shards with verified scores are not scored again."""
-    if (model is None) == (calibrate is None):
-        raise ConfigError("give either --model teacher or --model reference (score its shards), or --calibrate N (compare dtypes)")
-    storage, plan = begin(asked, emulated=model is None)
-    if model is None:
-        assert calibrate is not None
-        _calibrate(storage, plan, calibrate, asked.as_json, asked.verbose)
-        return
-    with watched_flow(asked.verbose, asked.as_json) as console:
-        from flows.score_corpus import score_corpus
+def tune_teacher(asked: Asked) -> None:
+    """Tune the reference on target text, where that is the teacher (`teacher.tuned_on`); a teacher that is given needs no tuning."""
+    storage, plan = begin(asked)
+    if plan.teacher.tuned_on is None:
+        raise ConfigError(f"the teacher of run {plan.name} is given (teacher.model), so there is nothing to tune")
+    with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
+        corpus = require_corpus(storage, plan)
+        reference = require_reference(storage, plan, corpus)
+        if on_progress is None:
+            from flows.tune_teacher import tune_teacher as flow
 
-        corpus = _require_corpus(storage, plan)
-        entry = plan.require_teacher() if model == "teacher" else _require_reference(storage, plan, corpus)
-        _check_gate(storage, plan, corpus, model, entry)
-        stage = score_corpus(plan, corpus.corpus_id, entry, model, shard, again)
-        if documents and (without := _list_without_documents(storage, plan, corpus, entry, shard)):
-            stage = score_corpus(plan, corpus.corpus_id, entry, model, without, again=True)
-    _say(
-        console,
-        asked.as_json,
-        {"corpus_id": corpus.corpus_id, "model": entry.as_json(), "stage": stage.as_json()},
-        f"{stage.num_units:,} tokens of {corpus.corpus_id} are scored by {entry.model_id}"
-        + (" (nothing was missing)" if stage.reused else ""),
-    )
+            plan, _ = flow(plan, corpus.corpus_id, reference)
+        else:
+            from miniplm.run import stages
 
-
-def _list_without_documents(
-    storage: Storage, plan: RunPlan, corpus: CorpusManifest, entry: ModelEntry, shards: list[int] | None
-) -> list[int]:
-    from miniplm.scoring.documents import list_without_documents
-    from miniplm.scoring.shards import check_score_shards
-
-    without = list_without_documents(storage, corpus, check_score_shards(storage, corpus, entry.model_id))
-    return [index for index in without if not shards or index in shards]
-
-
-def _check_gate(storage: Storage, plan: RunPlan, corpus: CorpusManifest, model: Role, entry: ModelEntry) -> None:
-    """Raises `FidelityError` where a calibration refuses the dtypes, or fp8 has none. Without the other model there is nothing to compare."""
-    from miniplm.run.fidelity_gate import check_fidelity
-    from miniplm.run.references import find_reference
-    from miniplm.selection.fidelity import needs_calibration
-
-    reference = entry if model == "reference" else find_reference(storage, plan, corpus)
-    if reference is not None:
-        check_fidelity(storage, corpus, plan.require_teacher(), reference, plan)
-    elif needs_calibration(entry.dtype, plan.reference.dtype):
-        raise ModelError(
-            "fp8 scores only once it was compared with float32, by both models, and the reference is not trained yet; "
-            "run `miniplm train-reference CONFIG`, then `miniplm score CONFIG --calibrate 1024`"
-        )
-
-
-def _calibrate(storage: Storage, plan: RunPlan, num_sequences: int, as_json: bool, verbose: bool) -> None:
-    with watched_flow(verbose, as_json) as console:
-        from flows.calibrate_dtypes import calibrate_dtypes
-        from flows.cli.tables import describe_fidelity, print_fidelity
-        from miniplm.run.fidelity_gate import judge_fidelity
-
-        corpus = _require_corpus(storage, plan)
-        reference = _require_reference(storage, plan, corpus)
-        calibration = calibrate_dtypes(plan, corpus.corpus_id, plan.require_teacher(), reference, num_sequences)
-    if as_json:
-        print_json(describe_fidelity(calibration, plan))
-    else:
-        print_fidelity(console, storage, calibration, plan)
-    judge_fidelity(calibration, plan)
+            plan, _ = try_again(partial(stages.provide_teacher, storage, plan, corpus, reference, on_progress))
+    entry = plan.require_teacher()
+    say(console, asked.as_json, entry.as_json(), f"teacher {entry.model_id}: the reference {reference.model_id}, tuned")
 
 
 @on_a_run
@@ -158,13 +89,29 @@ def select(
     ratio: Annotated[
         float | None, typer.Option(help="Kept share of the candidates, in (0, 1]; the same as --set selection.ratio=...")
     ] = None,
+    what_if: Annotated[
+        str | None,
+        typer.Option(
+            "--what-if",
+            metavar="GRID",
+            help="Select nothing: say what each selection of a grid would keep, e.g. ratio=0.1:0.9,within=corpus|domain,temperature=0|0.1",
+        ),
+    ] = None,
 ) -> None:
     """Keep the sequences with the largest difference score, from the scores that are there; another ratio costs no new scores."""
-    storage, plan = begin(asked, *([] if ratio is None else [f"selection.ratio={ratio!r}"]))
+    changes = [change for change in asked.overrides or () if change.partition("=")[0].strip() == "selection.ratio"]
+    take_one({"--ratio": ratio, "--set selection.ratio": changes})
+    storage, plan = begin(
+        asked, *([] if ratio is None else [f"selection.ratio={ratio!r}", "selection.tokens=null", "selection.threshold=null"])
+    )
     with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
-        corpus = _require_corpus(storage, plan)
-        reference = _require_reference(storage, plan, corpus)
-        if on_progress is None:
+        corpus = require_corpus(storage, plan)
+        reference = require_reference(storage, plan, corpus)
+        if what_if is not None:
+            from miniplm.run.what_if import try_grid
+
+            tried = try_grid(storage, plan, corpus, reference, what_if, on_progress or ignore_progress)
+        elif on_progress is None:
             from flows.stages import select_sequences
 
             manifest, _ = select_sequences(plan, corpus.corpus_id, reference)
@@ -172,18 +119,28 @@ def select(
             from miniplm.run import stages
 
             manifest, _ = try_again(partial(stages.select, storage, plan, corpus, reference, on_progress))
+    if what_if is not None:
+        from flows.cli.what_if import print_what_if
 
+        print_json(tried.as_json()) if asked.as_json else print_what_if(console, tried)
+        return
+    from miniplm.run.overlap import find_overlap_summary
+
+    overlap = find_overlap_summary(storage, manifest.selection_id)
     truth = None
-    if plan.corpus.truth is not None:
+    if plan.corpus.truth is not None and manifest.unit == "sequence":
         from miniplm.run.truth import judge_selection
 
         truth = judge_selection(storage, plan.corpus, corpus, manifest)
     if asked.as_json:
-        print_json(manifest.as_json() | ({} if truth is None else {"truth": truth.as_json()}))
+        told = {"overlap": overlap.as_json()} | ({} if truth is None else {"truth": truth.as_json()})
+        print_json(manifest.as_json() | told)
         return
+    from flows.cli.overlap import print_overlap
     from flows.cli.tables import print_selection
 
     print_selection(console, storage, manifest)
+    print_overlap(console, overlap, plan.name)
     if truth is not None:
         from flows.cli.truth import print_truth
 
@@ -210,7 +167,7 @@ def train(
         f"{name}: {record.describe_steps()}, {record.num_tokens:,} tokens, final loss {record.final_loss:.3f} nats a token: {record.folder}"
         for name, record in records.items()
     ]
-    _say(console, asked.as_json, {name: record.as_json() for name, record in records.items()}, "\n".join(lines))
+    say(console, asked.as_json, {name: record.as_json() for name, record in records.items()}, "\n".join(lines))
 
 
 def _train(
@@ -281,7 +238,7 @@ def report(asked: Asked) -> None:
             from miniplm.report import write_report as write_page
 
             url = try_again(partial(write_page, storage, plan.name))
-    _say(console, asked.as_json, {"report": url}, f"report: {url}")
+    say(console, asked.as_json, {"report": url}, f"report: {url}")
 
 
 def begin(asked: Asked, *overrides: str, emulated: bool = False) -> tuple[Storage, RunPlan]:
@@ -293,24 +250,26 @@ def begin(asked: Asked, *overrides: str, emulated: bool = False) -> tuple[Storag
     return Storage(plan.storage), plan
 
 
-def _require_corpus(storage: Storage, plan: RunPlan) -> CorpusManifest:
-    from miniplm.run.status import require_corpus
+def require_corpus(storage: Storage, plan: RunPlan) -> CorpusManifest:
+    """The corpus of the run; raises what says which command makes it."""
+    from miniplm.run import status
 
-    return require_corpus(storage, plan)
+    return status.require_corpus(storage, plan)
 
 
-def _require_reference(storage: Storage, plan: RunPlan, corpus: CorpusManifest) -> ModelEntry:
-    from miniplm.run.references import require_reference
+def require_reference(storage: Storage, plan: RunPlan, corpus: CorpusManifest) -> ModelEntry:
+    """The reference of the run; raises what says which command makes it."""
+    from miniplm.run import references
 
-    return require_reference(storage, plan, corpus)
+    return references.require_reference(storage, plan, corpus)
 
 
 def require_selection(storage: Storage, plan: RunPlan) -> tuple[CorpusManifest, SelectionManifest]:
     """The corpus of a run and the selection made of it. Raises what says which command makes what is not there."""
     from miniplm.run import status
 
-    corpus = _require_corpus(storage, plan)
-    return corpus, status.require_selection(storage, plan, corpus, _require_reference(storage, plan, corpus))
+    corpus = require_corpus(storage, plan)
+    return corpus, status.require_selection(storage, plan, corpus, require_reference(storage, plan, corpus))
 
 
 def _student_names(plan: RunPlan, wanted: list[str] | None) -> list[str]:
@@ -323,7 +282,8 @@ def _student_names(plan: RunPlan, wanted: list[str] | None) -> list[str]:
     return wanted or known
 
 
-def _say(console: Console, as_json: bool, facts: object, line: str) -> None:
+def say(console: Console, as_json: bool, facts: object, line: str) -> None:
+    """Prints facts as JSON, or the line."""
     if as_json:
         print_json(facts)
     else:

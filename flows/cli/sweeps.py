@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -51,6 +52,12 @@ def sweep(
     _print_sweep(root, record, results)
 
 
+def _shorten(fields: Sequence[str]) -> list[str]:
+    """The last part of each field's name where no other has the same, as a terminal is narrow."""
+    ends = [field.rsplit(".", 1)[-1] for field in fields]
+    return [end if ends.count(end) == 1 else field for field, end in zip(fields, ends, strict=True)]
+
+
 def _print_sweep(storage: Storage, sweep: SweepRecord, results: list[SweptResult]) -> None:
     from rich.console import Console
 
@@ -59,7 +66,9 @@ def _print_sweep(storage: Storage, sweep: SweepRecord, results: list[SweptResult
     from miniplm import layout
 
     console = Console(highlight=False, markup=False)
-    table = make_table(f"Sweep {sweep.name}", *sweep.fields, "student", "kept", "tokens", "held-out loss", "less its baseline")
+    table = make_table(
+        f"Sweep {sweep.name}", *_shorten(sweep.fields), "student", "kept", "tokens", "held-out loss", "less baseline"
+    )
     for column in table.columns[: len(sweep.fields) + 1]:
         column.justify = "left"
     for result in results:

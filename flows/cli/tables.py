@@ -15,7 +15,9 @@ from miniplm import layout
 from miniplm.corpus.taken_files import list_files_read_again, list_files_without_documents
 from miniplm.errors import list_offenders
 from miniplm.records.calibrations import Calibration
-from miniplm.records.manifests import CorpusManifest, DomainSelection, SelectionManifest
+from miniplm.records.manifests import CorpusManifest, is_proxy
+from miniplm.records.selections import DomainSelection, SelectionManifest
+from miniplm.selection.budgets import count_selected
 from miniplm.storage.root import Storage
 
 if TYPE_CHECKING:
@@ -45,13 +47,80 @@ def make_table(title: str, *columns: str) -> Table:
 
 def print_selection(console: Console, storage: Storage, manifest: SelectionManifest) -> None:
     """What was kept, by domain."""
-    title = f"Kept {manifest.num_selected:,} of {manifest.num_candidates:,} sequences ({manifest.num_selected_tokens:,} tokens)"
+    title = (
+        f"Kept {manifest.num_selected:,} of {manifest.num_candidates:,} {manifest.units} ({manifest.num_selected_tokens:,} tokens)"
+    )
     table = make_table(title, *_KEPT_COLUMNS)
     for domain, counts in manifest.domains.items():
         table.add_row(domain, *_kept_cells(counts))
     console.print(table)
     console.print(_KEPT_NOTE, style="dim")
+    if is_proxy(manifest.teacher_id):
+        console.print(_describe_proxy(storage, manifest), style="yellow", soft_wrap=True)
+    for line in _describe_budget(manifest):
+        console.print(line, soft_wrap=True)
     console.print(f"selection: {storage.url(layout.selection_folder(manifest.selection_id))}", soft_wrap=True)
+
+
+def _describe_budget(manifest: SelectionManifest) -> list[str]:
+    """How what was asked for was met; nothing by the published rule, whose count is exact."""
+    rule, lines = manifest.rule, []
+    for reason, count in manifest.left_out.items():
+        lines.append(f"left out before ranking ({reason}): {count:,} of {manifest.num_candidates:,}")
+    budget: int | None = rule.get("tokens")
+    if budget is None and "mix" in rule:
+        budget = count_selected(sum(pool.num_ranked_tokens for pool in manifest.pools), manifest.ratio or 1)
+    if budget is not None:
+        lines += _describe_pools(manifest, budget)
+    if "threshold" in rule:
+        lines.append(
+            f"threshold: {manifest.num_selected / sum(pool.num_ranked for pool in manifest.pools):.1%} of what was ranked scores at least {rule['threshold']:g}"
+        )
+    return lines
+
+
+def _describe_pools(manifest: SelectionManifest, budget: int) -> list[str]:
+    """What of a budget of tokens was kept, and of which share of it each domain that was ranked by itself."""
+    left, several = budget - manifest.num_used_tokens, len(manifest.pools) > 1
+    rest = (
+        f"the {left:,} left are fewer than the next {manifest.units + ' have' if several else manifest.unit + ' has'}"
+        if left
+        else "met exactly"
+    )
+    lines = [f"budget: {manifest.num_used_tokens:,} of {budget:,} tokens; {rest}"]
+    if (num_uses := len(manifest.list_passes())) > 1:
+        lines.append(
+            f"  of {manifest.num_selected_tokens:,} tokens, which are used {num_uses - 1} times, and the best of them {num_uses} times"
+        )
+    for pool in manifest.pools if several else ():
+        asked = manifest.rule.get("mix", {}).get(pool.domains[0])
+        wanted = "" if asked is None else f", asked {_describe_share(asked)}"
+        cut = "" if pool.threshold is None else f", kept from {pool.threshold:.4g}"
+        share = pool.num_selected_tokens / budget
+        lines.append(f"  {', '.join(pool.domains)}: {pool.num_selected_tokens:,} tokens, {share:.2%} of the budget{wanted}{cut}")
+    return lines
+
+
+def _describe_share(share: float | dict[str, float]) -> str:
+    if isinstance(share, dict):
+        return f"{share.get('at_least', 0):.2%} to {share.get('at_most', 1):.2%}"
+    return f"{share:.2%}"
+
+
+def _describe_proxy(storage: Storage, selection: SelectionManifest) -> str:
+    from miniplm.config.selection import SelectionConfig
+    from miniplm.proxy.measuring import measure_proxy, read_measurement
+    from miniplm.proxy.prediction import load_proxy
+
+    proxy = load_proxy(storage, selection.teacher_id)
+    num_tokens = sum(domain.num_candidate_tokens for domain in selection.domains.values())
+    steering = {name: selection.rule[name] for name in ("tokens", "threshold", "temperature", "seed") if name in selection.rule}
+    rule = SelectionConfig(ratio=selection.ratio, score=selection.score, within=selection.within, **steering)
+    fidelity = measure_proxy(read_measurement(storage, proxy), rule, num_tokens)
+    return (
+        f"{proxy.proxy_id} predicts the difference scores, and with them the teacher's NLLs, of all but the {proxy.num_labels:,} sequences that the "
+        f"teacher scored; {fidelity.describe()}"
+    )
 
 
 _KEPT_COLUMNS = ("domain", "kept", "share", "teacher", "reference", "difference")
@@ -131,6 +200,7 @@ def print_sequences(sequences: list[InspectedSequence], whole: bool) -> None:
             if sequence.difference_score is None
             else f"difference {sequence.difference_score:+.3f}  teacher {sequence.teacher_nll:.3f}  reference {sequence.reference_nll:.3f}"
         )
+        scores += "  teacher and difference predicted" if sequence.is_predicted else ""
         kept = {True: "  kept", False: "  not kept", None: ""}[sequence.selected]
         console.print(
             f"sequence {sequence.sequence_id}  {sequence.domain}  {sequence.num_tokens} tokens  {scores}{kept}",
@@ -182,11 +252,11 @@ def print_findings(findings: list[Finding]) -> None:
             console.print(f"{'':10}{finding.advice}", style="dim", soft_wrap=True)
 
 
-def describe_fidelity(calibration: Calibration, plan: RunPlan) -> dict[str, object]:
+def describe_fidelity(calibration: Calibration, plan: RunPlan, corpus: CorpusManifest) -> dict[str, object]:
     """A calibration's facts for machines, without its lists of NLLs."""
     from miniplm.selection.fidelity import measure_fidelity
 
-    fidelity = measure_fidelity(calibration, plan.selection.ratio, plan.selection.score)
+    fidelity = measure_fidelity(calibration, plan.selection, corpus.split_counts("candidate").num_tokens)
     models = {
         role: {
             "model_id": scores.model_id,
@@ -200,6 +270,7 @@ def describe_fidelity(calibration: Calibration, plan: RunPlan) -> dict[str, obje
         "corpus_id": calibration.corpus_id,
         "device": calibration.device,
         "selection_ratio": plan.selection.ratio,
+        "selection_rule": plan.selection.describe_rule(),
         "selection_within": calibration.within,
         **asdict(fidelity),
         "min_overlap": plan.scoring.min_overlap,
@@ -208,11 +279,11 @@ def describe_fidelity(calibration: Calibration, plan: RunPlan) -> dict[str, obje
     }
 
 
-def print_fidelity(console: Console, storage: Storage, calibration: Calibration, plan: RunPlan) -> None:
+def print_fidelity(console: Console, storage: Storage, calibration: Calibration, plan: RunPlan, corpus: CorpusManifest) -> None:
     """What the dtypes change against float32, and whether they pass the gate."""
     from miniplm.selection.fidelity import measure_fidelity
 
-    fidelity = measure_fidelity(calibration, plan.selection.ratio, plan.selection.score)
+    fidelity = measure_fidelity(calibration, plan.selection, corpus.split_counts("candidate").num_tokens)
     table = make_table(
         f"Dtypes against float32, {fidelity.num_sequences} candidates of {calibration.corpus_id}",
         "model",
@@ -234,10 +305,9 @@ def print_fidelity(console: Console, storage: Storage, calibration: Calibration,
         )
     console.print(table)
     passes = fidelity.passes(plan.scoring.min_overlap)
-    of_each = " of each domain" if calibration.within == "domain" else ""
     console.print(f"difference score: Spearman {fidelity.spearman:.5f} with float32")
     console.print(
-        f"selected at ratio {plan.selection.ratio:g}{of_each}: {fidelity.overlap:.2%} ± {fidelity.overlap_error:.2%} of float32's {fidelity.num_selected} sequences; "
+        f"selected at {plan.selection.title}: {fidelity.overlap:.2%} ± {fidelity.overlap_error:.2%} of float32's {fidelity.num_selected} sequences; "
         f"scoring.min_overlap is {plan.scoring.min_overlap:g}: {'passes' if passes else 'REFUSED'}",
         style="green" if passes else "red",
     )

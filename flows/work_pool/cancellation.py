@@ -11,7 +11,16 @@ from flows.work_pool import fleet
 from flows.work_pool.subflows import cancel_subflows
 
 # The deployments whose flow runs a run starts on the pool.
-DEPLOYMENTS = ("score-shards", "train-reference", "train-student", "calibrate-dtypes", "describe-worker")
+DEPLOYMENTS = (
+    "score-shards",
+    "train-reference",
+    "tune-teacher",
+    "train-student",
+    "calibrate-dtypes",
+    "fit-proxy",
+    "describe-worker",
+    "export-parts",
+)
 
 
 def cancel_children(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:

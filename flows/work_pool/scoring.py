@@ -42,6 +42,8 @@ _MEASURED = 16
 _POLL_SECONDS = 2.0
 _SECONDS_BETWEEN_REMINDERS = 300.0
 _SECONDS_BETWEEN_TABLES = 60.0
+# Of its time a parent looks this part at most at what workers have published.
+_LISTING_SHARE = 0.05
 # Threads that look at the files of finished batches: on an object store each look takes a while.
 _VERIFIERS = 8
 # The rate is judged over this time, as shards come in lumps.
@@ -86,6 +88,8 @@ class _PoolScoring:
         self._pulse = Pulse(plan.execution.stale_seconds)
         self._log = get_run_logger()
         self._reminded_at = 0.0
+        self._published: list[int] = []
+        self._list_again_at = 0.0
         self._run_tag, self._parent_tag = f"run:{plan.name}", f"parent:{this_run.get_root_flow_run_id()}"
         self._model_tag = f"model:{entry.model_id}"
         self._table = ShardTable(f"shards-{role}-{corpus.corpus_id}", f"{role} {entry.model_id} over corpus {corpus.corpus_id}")
@@ -267,7 +271,13 @@ class _PoolScoring:
     # --- what people see ---
 
     def _report(self, progress: StageProgress, last: bool = False) -> None:
-        done = self._list_published()
+        started = time.monotonic()
+        if last or started >= self._list_again_at:
+            self._published = self._list_published()
+            listed = time.monotonic()
+            # A store gives a thousand names a request: at 150,000 shards one look may take a quarter of a minute.
+            self._list_again_at = listed + (listed - started) * (1 / _LISTING_SHARE - 1)
+        done = self._published
         num_tokens = sum(self._shards[index].num_tokens for index in done)
         num_workers = len(self._watched)
         progress.show(num_tokens, f"{len(done)} of {len(self._wanted)} shards, {num_workers} batches on the pool")
@@ -278,7 +288,7 @@ class _PoolScoring:
             self._table.publish([self._shards[index] for index in self._wanted], self._done, self._failed, running)
 
     def _list_published(self) -> list[int]:
-        """The wanted shards that have a manifest, by its name alone: cheap enough to look every two seconds."""
+        """The wanted shards that have a manifest, by its name alone: one listing, whose time grows with the shards."""
         names: dict[str, set[str]] = {}
         done = []
         for index in self._wanted:

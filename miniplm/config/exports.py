@@ -52,6 +52,12 @@ class ExportConfig(Section):
         description="a token of the vocabulary that is put before each document; null: none, as the formats' users do",
     )
 
+    loss_mask: bool = Field(
+        False,
+        exclude_if=lambda value: not value,
+        description="of mds: a column beside the tokens that is 0 where nothing before could predict a token: the first of a row, and of each document",
+    )
+
     def resolve(self, selection_id: str) -> ExportConfig:
         """The same with the folder that a selection goes to."""
         return self.model_copy(update={"to": self.to.replace(SELECTION, selection_id)})
@@ -81,6 +87,10 @@ class ExportConfig(Section):
                     raise ValueError(f"{name} is for formats of token ids; {self.format} holds text")
         if self.eos_token is not None and self.tokenizer is None:
             raise ValueError("eos_token goes with tokenizer; the ids of the corpus have the corpus's own")
+        if self.loss_mask and self.format not in SEQUENCE_FORMATS:
+            raise ValueError(
+                f"loss_mask is a column of mds; {self.format} has no place for it. Megatron and nanotron make theirs of the EOS that ends each document"
+            )
         if self.bos_token is not None and self.format in SEQUENCE_FORMATS:
             raise ValueError(f"bos_token is put before documents, and the rows of {self.format} are packed sequences; leave it out")
         return self

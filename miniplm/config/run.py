@@ -12,6 +12,8 @@ from pydantic import BaseModel, Field, model_validator
 from miniplm.config.exports import ExportConfig
 from miniplm.config.fields import LARGEST_SEED, MOST_SHARD_TOKENS, Location, Name, Section, Url
 from miniplm.config.methods import Method as Method
+from miniplm.config.proxy import ProxyConfig
+from miniplm.config.selection import SelectionConfig
 from miniplm.config.training import (
     ARCHITECTURE,
     LOCATION,
@@ -32,8 +34,8 @@ __all__ = [
     "ExportConfig",
     "GenerationConfig",
     "Method",
-    "ModelConfig",
     "Name",
+    "ProxyConfig",
     "ReferenceConfig",
     "RunConfig",
     "ScoringConfig",
@@ -43,7 +45,9 @@ __all__ = [
     "SourceConfig",
     "SplitsConfig",
     "StudentConfig",
+    "TeacherConfig",
     "TrainingConfig",
+    "TuningConfig",
     "Url",
     "config_as_dict",
 ]
@@ -97,6 +101,9 @@ class SplitsConfig(Section):
         return self
 
 
+EncoderName = Literal["tokenizers", "gigatoken"]
+
+
 class CorpusConfig(Section):
     """The corpus and how it is cut into sequences."""
 
@@ -121,6 +128,11 @@ class CorpusConfig(Section):
     clean: tuple[str, ...] = Field(
         ("clean",), min_length=1, description="with `truth`: the labels of text that is worth keeping; what bears another is dirt"
     )
+    encoder: EncoderName = Field(
+        "tokenizers",
+        description="the library that makes token ids of texts; it is in no id. gigatoken: several times as fast, for the byte-level tokenizers "
+        'that it takes (pip install "miniplm[gigatoken]"); a piece of every batch is encoded by both, and a difference stops the preparation',
+    )
     trust_remote_code: bool = Field(False, description="run Python code that comes with the tokenizer; only for sources you trust")
 
     @model_validator(mode="after")
@@ -140,13 +152,37 @@ _SCORING_DTYPE = (
 )
 
 
-class ModelConfig(Section):
-    """A causal language model that scores."""
+class TuningConfig(Section):
+    """Target text, and how the reference is tuned on it to become the teacher (CoLoR-Filter, arXiv 2406.10670)."""
 
-    model: Location = Field(description=f"{LOCATION} of a transformers model with safetensors weights")
-    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    sources: tuple[SourceConfig, ...] = Field(
+        min_length=1,
+        description="the text that the selection is to be like, in the form of corpus.sources, with domains of its own; packed once, by the corpus's tokenizer",
+    )
+    training: TrainingConfig = Field(description="how the reference's weights are trained further on it")
+
+
+class TeacherConfig(Section):
+    """The large scorer, which is given (`model`), or the reference tuned on target text (`tuned_on`), which needs no large model."""
+
+    model: Location | None = Field(None, description=f"{LOCATION} of a transformers model with safetensors weights")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub, with `model`")
     dtype: ScoringDtype = Field("auto", description=f"precision of weights and activations; {_SCORING_DTYPE}")
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model; only for sources you trust")
+    # Left out while there is none, so that runs with a given teacher have the record that they had.
+    tuned_on: TuningConfig | None = Field(
+        None,
+        exclude_if=lambda tuned_on: tuned_on is None,
+        description="instead of `model`: the reference trained further on target text; what is kept is then what became likelier by that (docs/scoring.md)",
+    )
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> TeacherConfig:
+        if (self.model is None) == (self.tuned_on is None):
+            raise ValueError("give exactly one of `model` (a finished model) and `tuned_on` (the reference, tuned on target text)")
+        if self.tuned_on is not None and (self.revision is not None or self.trust_remote_code):
+            raise ValueError("`revision` and `trust_remote_code` go with `model`; a tuned teacher has those of the reference")
+        return self
 
 
 class ReferenceConfig(Section):
@@ -170,7 +206,7 @@ class ReferenceConfig(Section):
 
 
 class ScoringConfig(Section):
-    """How the two models run over the candidate shards. Of it, only `attention` changes the scores beyond rounding."""
+    """How the two models run over the candidate shards. Of it, only `attention` and `proxy` change the scores beyond rounding."""
 
     attention: Literal["sequence", "document"] = Field(
         "sequence",
@@ -199,25 +235,18 @@ class ScoringConfig(Section):
         ge=16,
         description="sequences on which fp8 and fp8-head are compared with float32 before they may score; `score --calibrate N` takes N",
     )
+    # Left out while there is none, so that runs without a proxy have the record and the plan that they had.
+    proxy: ProxyConfig | None = Field(
+        None,
+        exclude_if=lambda proxy: proxy is None,
+        description="the teacher scores a share of the candidates alone, and a small scorer that learns from it predicts the rest (docs/scoring.md)",
+    )
 
     @model_validator(mode="after")
     def _check_budget(self) -> ScoringConfig:
         if self.tokens_per_batch != "auto" and self.tokens_per_batch < 1:
             raise ValueError(f"tokens_per_batch is {self.tokens_per_batch}; it must be at least 1, or auto")
         return self
-
-
-class SelectionConfig(Section):
-    """Difference Sampling: the floor(ratio * candidates) sequences with the largest difference score."""
-
-    ratio: float = Field(0.5, gt=0, le=1, description="kept share of the candidate sequences, in (0, 1]")
-    score: Literal["mean", "sum"] = Field("mean", description="mean: NLL a scored token; sum: NLL a sequence")
-    within: Literal["corpus", "domain"] = Field(
-        "corpus",
-        description="corpus: the best of all candidates (the paper's), which changes the mix of domains; domain: the best of each domain, "
-        "floor(ratio * its candidates), which keeps the mix",
-    )
-    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seed of the random draw that the `pretrain` baseline trains on")
 
 
 class EvaluationConfig(Section):
@@ -301,7 +330,7 @@ class RunConfig(Section):
         "./data", description="fsspec URL of the storage root: a folder or s3://; another file system of fsspec may work"
     )
     corpus: CorpusConfig
-    teacher: ModelConfig
+    teacher: TeacherConfig
     reference: ReferenceConfig
     scoring: ScoringConfig = ScoringConfig()
     selection: SelectionConfig = SelectionConfig()
@@ -339,9 +368,24 @@ class RunConfig(Section):
             raise ValueError(
                 "corpus.splits.reference is 0, but the reference model is to be trained on that split; give it a share, or give reference.model"
             )
+        if self.selection.contamination == "drop" and not (
+            self.evaluation.tasks or self.evaluation.sources or self.corpus.splits.heldout
+        ):
+            raise ValueError(
+                "selection.contamination is drop, but there is no text to look for: name evaluation.tasks or evaluation.sources, or give "
+                "corpus.splits.heldout a share"
+            )
         if self.students and self.evaluation.heldout and self.corpus.splits.heldout == 0:
             raise ValueError(
                 "corpus.splits.heldout is 0, but evaluation.heldout is on; give the split a share, or turn the evaluation off"
+            )
+        if self.scoring.proxy is not None and self.teacher.tuned_on is not None:
+            raise ValueError(
+                "scoring.proxy stands in a large teacher's place, and teacher.tuned_on has one as small as the reference: leave one of them out"
+            )
+        if self.scoring.proxy is not None and self.selection.unit == "document":
+            raise ValueError(
+                "selection.unit is document, and scoring.proxy predicts scores of sequences alone: leave one of them out"
             )
         if self.evaluation.tasks and not self.evaluation.measures_losses:
             raise ValueError(

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 
 from miniplm.corpus.packing import DomainPacker, PackerState, SentenceEnds
 from miniplm.corpus.shards import OpenShard
 from miniplm.corpus.state import SplitState, StoredPacker
 from miniplm.records.manifests import DomainCounts, Split
-from miniplm.sources.documents import Document
 from miniplm.tokenizers.tokenizer import TokenIds
 
 CloseShard = Callable[["SplitAssembly", OpenShard], None]
+
+
+@dataclass
+class _Counts:
+    """As `DomainCounts`, to add to: a record that is checked and made anew for each document would cost more than its packing."""
+
+    num_documents: int = 0
+    num_bytes: int = 0
+    num_tokens: int = 0
+    num_sequences: int = 0
+
+    @classmethod
+    def of(cls, counts: DomainCounts) -> _Counts:
+        return cls(counts.num_documents, counts.num_bytes, counts.num_tokens, counts.num_sequences)
+
+    def freeze(self) -> DomainCounts:
+        return DomainCounts(**asdict(self))
 
 
 class SplitAssembly:
@@ -40,32 +57,28 @@ class SplitAssembly:
         self._sequences_per_shard = sequences_per_shard
         self._close_shard = close_shard
         self._packers = {domain: self._make_packer(packer.unpack()) for domain, packer in self.state.packers.items()}
-        self._counts = dict(self.state.counts)
+        self._counts = {domain: _Counts.of(counts) for domain, counts in self.state.counts.items()}
         self._shard = OpenShard(vocab_size)
 
     @property
     def counts(self) -> dict[str, DomainCounts]:
         """By domain: documents and bytes taken in, tokens and sequences of closed shards."""
-        return dict(self._counts)
+        return {domain: counts.freeze() for domain, counts in self._counts.items()}
 
-    def needs(self, document_id: int) -> bool:
-        """Whether a document of this split is still to be taken in."""
-        return document_id >= self.state.document_id
-
-    def add_document(self, document: Document, token_ids: TokenIds) -> None:
+    def add_document(self, document_id: int, domain: str, num_bytes: int, token_ids: TokenIds) -> None:
         """Packs the next document, of token ids (num_tokens,); may close shards."""
-        domain = document.domain
         packer = self._packers.get(domain)
         if packer is None:
             packer = self._packers[domain] = self._make_packer(None)
-        counts_before = self._counts.get(domain)
-        self._add_counts(domain, DomainCounts(num_documents=1, num_bytes=document.num_bytes))
-        for num_emitted, sequence in enumerate(packer.add_document(document.document_id, token_ids), start=1):
-            if self._is_closed(document.document_id, num_emitted):
+        counts = self._counts.setdefault(domain, _Counts())
+        counts.num_documents += 1
+        counts.num_bytes += num_bytes
+        for num_emitted, sequence in enumerate(packer.add_document(document_id, token_ids), start=1):
+            if self._is_closed(document_id, num_emitted):
                 continue
             self._shard.append(domain, sequence)
             if len(self._shard) == self._sequences_per_shard:
-                self._close(document.document_id, num_emitted, domain, packer.state_before(), counts_before)
+                self._close(document_id, num_emitted, domain, packer.state_before(), num_bytes)
 
     def finish(self, num_records: int) -> None:
         """Emits what is left of each domain, by name, as shorter sequences, and closes the last shard."""
@@ -92,22 +105,22 @@ class SplitAssembly:
         num_emitted: int,
         domain: str | None = None,
         packer_before: PackerState | None = None,
-        counts_before: DomainCounts | None = None,
+        num_bytes: int = 0,
     ) -> None:
         """Closes the shard. `domain` and what follows tell what the document being packed has changed."""
         shard, self._shard = self._shard, OpenShard(self._vocab_size)
-        closed = shard.count_domains()
-        for name, counts in closed.items():
-            self._add_counts(name, counts)
+        for name, closed in shard.count_domains().items():
+            self._counts[name].num_sequences += closed.num_sequences
+            self._counts[name].num_tokens += closed.num_tokens
         # The document that is being packed will be packed again from its start: its packer and counts are as before it, and its
         # sequences in closed shards are passed over (`_is_closed`).
         packers = {name: packer.state() for name, packer in self._packers.items() if name != domain}
-        counts_now = dict(self._counts)
+        counts_now = self.counts
         if domain is not None and packer_before is not None:
             packers[domain] = packer_before
-            before = counts_before or DomainCounts()
-            counts_now[domain] = counts_now[domain].model_copy(
-                update={"num_documents": before.num_documents, "num_bytes": before.num_bytes}
+            now = counts_now[domain]
+            counts_now[domain] = now.model_copy(
+                update={"num_documents": now.num_documents - 1, "num_bytes": now.num_bytes - num_bytes}
             )
         self.state = SplitState(
             document_id=document_id,
@@ -118,9 +131,6 @@ class SplitAssembly:
         )
         # After the state is set: who is called publishes the shard and then this state, from which the next one is made.
         self._close_shard(self, shard)
-
-    def _add_counts(self, domain: str, added: DomainCounts) -> None:
-        self._counts[domain] = add_counts(self._counts.get(domain, DomainCounts()), added)
 
     def _make_packer(self, state: PackerState | None) -> DomainPacker:
         return DomainPacker(self._ends, self._sequence_length, self._eos_token_id, state)

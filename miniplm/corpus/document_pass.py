@@ -1,29 +1,33 @@
 """One pass over source files: records are read, tokenised and given to the assembly of their split, in order.
 
-At the speed of the tokenizer and in bounded memory: one batch is tokenised while the one before it is packed.
+In bounded memory: some batches are tokenised, by other processes where there is much to do, while those before them are packed.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 from miniplm.config.run import CorpusConfig
 from miniplm.corpus.assembly import CloseShard, SplitAssembly
+from miniplm.corpus.encoding import EncodedDocuments, EncodingRules
+from miniplm.corpus.encoding_processes import open_encoding
 from miniplm.corpus.identity import PlannedFile
 from miniplm.corpus.packing import SentenceEnds
-from miniplm.corpus.splits import assign_split
 from miniplm.corpus.state import SplitState
 from miniplm.layout import SPLITS
 from miniplm.progress import Progress, ProgressCallback
 from miniplm.records.manifests import SourceEntry, Split
-from miniplm.sources.documents import Document, Rejection, SourceRecord, make_excerpt
-from miniplm.sources.reading import read_source_records
-from miniplm.tokenizers.tokenizer import CorpusTokenizer, TokenIds
+from miniplm.sources.documents import Rejection
+from miniplm.sources.parts import SourcePart
+from miniplm.sources.reading import read_source_parts
+from miniplm.tokenizers.tokenizer import CorpusTokenizer
 
-# Texts tokenised together: enough for many cores, little enough to hold several times over.
-_BATCH_BYTES = 4 << 20
+# Tokenised together: enough to be worth a message, little enough to hold some for each core several times over.
+_BATCH_BYTES = 1 << 20
 _BATCH_RECORDS = 1000
 
 
@@ -35,14 +39,18 @@ class _FileEnd:
     first_document_id: int
     num_records: int
 
+    @property
+    def next_document_id(self) -> int:
+        return self.first_document_id + self.num_records
+
 
 @dataclass(frozen=True)
 class _Batch:
-    """Records in order; `needed` are those that are documents still to be packed, with their splits and token ids."""
+    """Records in order, and the files that end among them; `num_bytes_read` of the sources' stored bytes were read with it."""
 
-    items: list[SourceRecord | _FileEnd]
-    needed: dict[int, Split]
-    token_ids: Future[list[TokenIds]]
+    parts: list[SourcePart] = field(default_factory=list)
+    ends: list[_FileEnd] = field(default_factory=list)
+    num_bytes_read: int = 0
 
 
 class DocumentPass:
@@ -101,15 +109,9 @@ class DocumentPass:
     def take_batches(self) -> Iterator[None]:
         """Takes in all documents; yields after each batch, so that whoever has seen enough can stop."""
         # Taken in the order of the files, whatever was tokenised first: how texts are batched must not show in the corpus.
-        for batch in self._tokenise(self._read_batches()):
-            token_ids = dict(zip(batch.needed, batch.token_ids.result(), strict=True))
-            for item in batch.items:
-                if isinstance(item, _FileEnd):
-                    self._end_file(item)
-                else:
-                    self.document_id = item.document_id
-                    self._take(item, batch.needed.get(item.document_id), token_ids.get(item.document_id))
-            self._report()
+        for batch, encoded in self._encode():
+            self._take(batch, encoded)
+            self._report(batch)
             yield
         self.document_id = self.next_document_id
 
@@ -118,20 +120,30 @@ class DocumentPass:
         for assembly in self.assemblies.values():
             assembly.finish(self.next_document_id)
 
-    def _take(self, record: SourceRecord, split: Split | None, token_ids: TokenIds | None) -> None:
-        """Packs a document of token ids (num_tokens,), or counts a rejection."""
-        if isinstance(record, Rejection):
-            self._on_rejection(record)
-            return
-        self._num_documents += 1
-        if split is None or token_ids is None:
-            return  # its sequences lie in closed shards, or in the packers that the state gave back
-        if not len(token_ids):
-            message = "the tokenizer makes no token of the text"
-            self._on_rejection(Rejection(record.document_id, record.origin, "no_tokens", message, make_excerpt(record.text)))
-            return
-        self._num_tokens += len(token_ids) + 1
-        self.assemblies[split].add_document(record, token_ids)
+    def _take(self, batch: _Batch, encoded: EncodedDocuments) -> None:
+        """Packs the documents; before each, whatever lies before it: rejections are counted, and files have ended."""
+        self._num_documents += encoded.num_documents
+        self._num_tokens += len(encoded.token_ids) + len(encoded.document_ids)
+        rejections, ends = deque(encoded.rejections), deque(batch.ends)
+        start = 0
+        documents = zip(encoded.document_ids, encoded.splits, encoded.domains, encoded.num_bytes, encoded.num_tokens, strict=True)
+        for document_id, split, domain, num_bytes, num_tokens in documents:
+            while rejections and rejections[0].document_id < document_id:
+                self._reject(rejections.popleft())
+            while ends and ends[0].next_document_id <= document_id:
+                self._end_file(ends.popleft())
+            self.document_id = document_id
+            stop = start + num_tokens
+            self.assemblies[split].add_document(document_id, domain, num_bytes, encoded.token_ids[start:stop])
+            start = stop
+        for rejection in rejections:
+            self._reject(rejection)
+        for end in ends:
+            self._end_file(end)
+
+    def _reject(self, rejection: Rejection) -> None:
+        self.document_id = rejection.document_id
+        self._on_rejection(rejection)
 
     def _end_file(self, end: _FileEnd) -> None:
         file = end.planned.file
@@ -149,58 +161,65 @@ class DocumentPass:
             )
         )
 
-    def _read_batches(self) -> Iterator[list[SourceRecord | _FileEnd]]:
-        items: list[SourceRecord | _FileEnd] = []
-        num_bytes = 0
+    def _read_batches(self) -> Iterator[_Batch]:
+        parts: list[SourcePart] = []
+        ends: list[_FileEnd] = []
+        num_bytes = num_records = 0
         for item in self._read_items():
-            items.append(item)
-            num_bytes += item.num_bytes if isinstance(item, Document) else 0
-            if num_bytes >= _BATCH_BYTES or len(items) >= _BATCH_RECORDS:
-                yield items
-                items, num_bytes = [], 0
-        if items:
-            yield items
+            if isinstance(item, _FileEnd):
+                ends.append(item)
+                continue
+            parts.append(item)
+            num_bytes += item.num_bytes
+            num_records += item.num_records
+            if num_bytes >= _BATCH_BYTES or num_records >= _BATCH_RECORDS:
+                yield _Batch(parts, ends, self._num_bytes_read)
+                parts, ends, num_bytes, num_records = [], [], 0, 0
+        if parts or ends:
+            yield _Batch(parts, ends, self._num_bytes_read)
 
-    def _read_items(self) -> Iterator[SourceRecord | _FileEnd]:
+    def _read_items(self) -> Iterator[SourcePart | _FileEnd]:
         document_id = self.next_document_id
         self._num_bytes_read = sum(source.num_bytes for source in self.sources)
         for planned in self._files[len(self.sources) :]:
             num_bytes_before = self._num_bytes_read
             num_skipped = max(0, self._resumed_at - document_id)
-            num_records = num_skipped
-            for record in read_source_records(planned.file, planned.source, document_id, num_skipped, self._count_bytes):
-                num_records += 1
-                yield record
+            next_document_id = document_id + num_skipped
+            for part in read_source_parts(planned.file, planned.source, document_id, num_skipped, self._count_bytes):
+                next_document_id = part.first_document_id + part.num_records
+                yield part
             self._num_bytes_read = num_bytes_before + planned.file.num_bytes
-            yield _FileEnd(planned, document_id, num_records)
-            document_id += num_records
+            yield _FileEnd(planned, document_id, next_document_id - document_id)
+            document_id = next_document_id
 
     def _count_bytes(self, num_bytes: int) -> None:
         self._num_bytes_read += num_bytes
 
-    def _tokenise(self, batches: Iterator[list[SourceRecord | _FileEnd]]) -> Iterator[_Batch]:
-        """Each batch with its token ids to come: one batch is tokenised while the one before it is packed."""
-        # One: the Rust tokenizer uses all cores by itself, and lets go of the interpreter while it does.
-        with ThreadPoolExecutor(1) as thread:
-            waiting: _Batch | None = None
-            for items in batches:
-                needed = {document.document_id: (document.text, split) for document, split in self._choose_needed(items)}
-                texts = [text for text, _ in needed.values()]
-                encoded = thread.submit(self._tokenizer.encode_documents, texts)
-                if waiting is not None:
-                    yield waiting
-                waiting = _Batch(items, {document_id: split for document_id, (_, split) in needed.items()}, encoded)
-            if waiting is not None:
-                yield waiting
+    def _encode(self) -> Iterator[tuple[_Batch, EncodedDocuments]]:
+        """Each batch with its documents, in order; the next ones are read and tokenised meanwhile."""
+        needed_from = {split: assembly.state.document_id for split, assembly in self.assemblies.items()}
+        rules = EncodingRules(self._config.seed, self._config.splits, needed_from, self._config.encoder)
+        left = sum(planned.content_bytes for planned in self._files[len(self.sources) :])
+        with open_encoding(self._tokenizer, rules, left) as encoding, ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
+            waiting: deque[tuple[_Batch, Future[EncodedDocuments]]] = deque()
+            for batch in _read_ahead(reader, self._read_batches()):
+                waiting.append((batch, encoding.submit(batch.parts)))
+                while len(waiting) > encoding.num_ahead:
+                    batch, encoded = waiting.popleft()
+                    yield batch, encoded.result()
+            for batch, encoded in waiting:
+                yield batch, encoded.result()
 
-    def _choose_needed(self, items: list[SourceRecord | _FileEnd]) -> Iterator[tuple[Document, Split]]:
-        for item in items:
-            if isinstance(item, Document):
-                split = assign_split(item.text.encode("utf-8"), self._config.seed, self._config.splits)
-                if self.assemblies[split].needs(item.document_id):
-                    yield item, split
-
-    def _report(self) -> None:
+    def _report(self, batch: _Batch) -> None:
         total = sum(planned.file.num_bytes for planned in self._files)
         detail = f"{self._num_documents:,} documents, {self._num_tokens:,} tokens"
-        self._on_progress(Progress("prepare", min(self._num_bytes_read, total), total, "bytes", detail))
+        self._on_progress(Progress("prepare", min(batch.num_bytes_read, total), total, "bytes", detail))
+
+
+def _read_ahead(thread: ThreadPoolExecutor, batches: Iterator[_Batch]) -> Iterator[_Batch]:
+    """The batches, the next of which is read by the thread while one is worked on: unpacking files lets go of the interpreter."""
+    read = partial(next, batches, None)
+    coming = thread.submit(read)
+    while (batch := coming.result()) is not None:
+        coming = thread.submit(read)
+        yield batch

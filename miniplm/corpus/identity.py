@@ -33,6 +33,11 @@ class PlannedFile:
     compression: Compression | None
 
     @property
+    def content_bytes(self) -> int:
+        """About how many bytes its records take once they are unpacked: text is compressed to a quarter."""
+        return self.file.num_bytes * (4 if self.compression is not None or self.source.format == "parquet" else 1)
+
+    @property
     def reading(self) -> str:
         """A digest of how the bytes become documents."""
         return digest_content([_describe_reading(self.source), self.compression])

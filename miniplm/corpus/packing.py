@@ -22,6 +22,8 @@ PACKING_VERSION = 1
 _PUNCTUATION = ".!?;"
 _BRACKETS = (("[", "]"), ("(", ")"), ("{", "}"), ("<", ">"))
 _NO_END, _ALWAYS_END, _PUNCTUATION_END = 0, 1, 2
+# Longer than nine sentences of ten.
+_NEAR_TOKENS = 64
 # Decoded pairs of tokens that are remembered: about 100 MB at most.
 _MOST_PAIRS = 1 << 19
 
@@ -54,12 +56,16 @@ class SentenceEnds:
 
         The sequence has at least two tokens, so that it has a target. `token_ids` reaches beyond `stop`.
         """
-        kinds = self._kinds[token_ids[start + 1 : stop]]
-        offsets: list[int] = np.flatnonzero(kinds).tolist()
-        for offset in reversed(offsets):
-            position = start + 1 + offset
-            if kinds[offset] == _ALWAYS_END or self._is_followed_by_space(int(token_ids[position]), int(token_ids[position + 1])):
-                return position + 1
+        # The last few tokens first, which hold an end nearly always.
+        begin = max(start + 1, stop - _NEAR_TOKENS)
+        for first, last in ((begin, stop), (start + 1, begin)):
+            kinds = self._kinds[token_ids[first:last]]
+            for offset in kinds.nonzero()[0][::-1].tolist():
+                position = first + offset
+                if kinds[offset] == _ALWAYS_END or self._is_followed_by_space(
+                    int(token_ids[position]), int(token_ids[position + 1])
+                ):
+                    return int(position + 1)
         return stop
 
     def _is_followed_by_space(self, token_id: int, next_id: int) -> bool:
@@ -97,21 +103,22 @@ class DomainPacker:
             self._chunks = [state.token_ids]
             self._documents = list(zip(state.document_ids, state.num_tokens, strict=True))
             self._num_tokens = len(state.token_ids)
-        self._before = PackerState(np.empty(0, dtype=np.uint32))
+        self._before = (self._chunks, self._documents)
 
     def add_document(self, document_id: int, token_ids: TokenIds) -> Iterator[PackedSequence]:
         """Takes a document in, (num_tokens,) without EOS, which is added, and gives the sequences that are now full.
 
         The iterator must be used up before the next call.
         """
-        chunks, documents = [token_ids, self._eos], [(document_id, len(token_ids) + 1)]
-        if self._num_tokens + len(token_ids) + 1 <= self._window:
-            self._chunks += chunks
-            self._documents += documents
-            self._num_tokens += len(token_ids) + 1
+        num_tokens = len(token_ids) + 1
+        if self._num_tokens + num_tokens <= self._window:
+            self._chunks += (token_ids.copy(), self._eos)  # a view would keep the whole batch in memory
+            self._documents.append((document_id, num_tokens))
+            self._num_tokens += num_tokens
         else:
-            self._before = self.state()
-            yield from self._cut(np.concatenate(self._chunks + chunks), self._documents + documents)
+            self._before = (self._chunks, self._documents)  # both are replaced now, not changed
+            documents = [*self._documents, (document_id, num_tokens)]
+            yield from self._cut(np.concatenate([*self._chunks, token_ids, self._eos]), documents)
 
     def _cut(self, token_ids: TokenIds, documents: list[tuple[int, int]]) -> Iterator[PackedSequence]:
         """The full sequences of token ids (num_tokens,); keeps the rest."""
@@ -138,12 +145,17 @@ class DomainPacker:
 
     def state(self) -> PackerState:
         """What to make a packer of that goes on from here; not to be asked for while sequences are being taken."""
-        token_ids: TokenIds = np.concatenate(self._chunks) if self._chunks else np.empty(0, dtype=np.uint32)
-        return PackerState(token_ids, tuple(pair[0] for pair in self._documents), tuple(pair[1] for pair in self._documents))
+        return _make_state(self._chunks, self._documents)
 
     def state_before(self) -> PackerState:
         """The state before the document whose sequences are being taken."""
-        return self._before
+        return _make_state(*self._before)
+
+
+def _make_state(chunks: list[TokenIds], documents: list[tuple[int, int]]) -> PackerState:
+    """Of chunks (num_tokens,) of token ids."""
+    token_ids: TokenIds = np.concatenate(chunks) if chunks else np.empty(0, dtype=np.uint32)
+    return PackerState(token_ids, tuple(pair[0] for pair in documents), tuple(pair[1] for pair in documents))
 
 
 def _classify_token(text: str) -> int:

@@ -8,26 +8,29 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 from miniplm import __version__, layout
-from miniplm.config.run import CorpusConfig
+from miniplm.config.run import CorpusConfig, EncoderName
 from miniplm.corpus.assembly import SplitAssembly, add_counts
 from miniplm.corpus.document_pass import DocumentPass
 from miniplm.corpus.growth import count_offsets, remember_newest_corpus
 from miniplm.corpus.identity import CorpusPlan, plan_corpus
 from miniplm.corpus.mending import mend_shards
+from miniplm.corpus.publishing import Publisher
 from miniplm.corpus.quarantine import Quarantine
 from miniplm.corpus.reader import find_corpus, load_corpus_tokenizer
 from miniplm.corpus.shards import OpenShard
-from miniplm.corpus.state import PreparationState, has_shards, load_state
+from miniplm.corpus.state import PreparationState, has_shards, is_state_due, load_state
 from miniplm.errors import CorpusError, DamagedSourceError, list_offenders
 from miniplm.layout import SPLITS
 from miniplm.progress import ProgressCallback, ignore_progress
-from miniplm.records.manifests import CorpusManifest, DomainCounts, ShardEntry, SourceEntry
+from miniplm.records.manifests import CorpusManifest, DomainCounts, ShardEntry, SourceEntry, Split
 from miniplm.storage.locks import exclusive
 from miniplm.storage.root import Storage, digest_file
+from miniplm.tokenizers.gigatoken_encoder import name_version
 from miniplm.tokenizers.tokenizer import CorpusTokenizer
 
 _log = logging.getLogger("miniplm")
@@ -119,7 +122,8 @@ class _Preparation:
         self._storage = storage
         self._config = config
         self._plan = plan
-        self._versions = _read_versions()
+        plan.tokenizer.choose_encoder(config.encoder)  # before anything is written
+        self._versions = _read_versions(config.encoder)
         if plan.tokenizer.reads_separator_in_text:
             _log.warning(
                 f"tokenizer {config.tokenizer!r} has {plan.tokenizer.entry.eos_token!r} as a word of its own vocabulary: where a document's text "
@@ -132,9 +136,12 @@ class _Preparation:
             storage.delete(layout.corpus_folder(plan.corpus_id))
         self._offsets = count_offsets(plan.parent.sources, plan.parent.shards) if plan.parent else count_offsets()
         self._shards = list(state.shards) if state else []
+        self._num_closed = self._num_in_state = len(self._shards)
+        self._num_sequences = sum(entry.num_sequences for entry in self._shards)
+        self._publisher = Publisher()
         self._quarantine = (
             Quarantine(
-                storage,
+                self._write_later,
                 plan.corpus_id,
                 state.num_records_checked,
                 state.rejected,
@@ -142,7 +149,7 @@ class _Preparation:
                 state.num_quarantine_files,
             )
             if state
-            else Quarantine(storage, plan.corpus_id)
+            else Quarantine(self._write_later, plan.corpus_id)
         )
         self._documents = DocumentPass(
             config,
@@ -158,34 +165,29 @@ class _Preparation:
         )
 
     def run(self) -> CorpusManifest:
-        for _ in self._documents.take_batches():
-            pass
-        if self._plan.parent is None:
-            self._check_usable(self._documents.next_document_id)
-        self._documents.finish()
-        self._quarantine.flush()
+        with self._publisher:
+            for _ in self._documents.take_batches():
+                pass
+            if self._plan.parent is None:
+                self._check_usable(self._documents.next_document_id)
+            self._documents.finish()
+            self._quarantine.flush()
+            self._publisher.finish()
         return self._publish_manifest()
 
+    def _write_later(self, relative: str, content: bytes) -> None:
+        self._publisher.submit(partial(self._storage.write_bytes, relative, content))
+
     def _close_shard(self, assembly: SplitAssembly, shard: OpenShard) -> None:
-        """Publishes a full shard and then the state that counts it in: killed in between, the shard is made again."""
+        """Has a full shard published and then, where it is due, the state that counts it in: killed in between, the shard is made again."""
         shard_index = assembly.state.next_shard_index - 1
-        first_sequence_id = self._offsets.sequence_id + sum(entry.num_sequences for entry in self._shards)
-        relative = layout.corpus_shard(self._plan.corpus_id, assembly.split, shard_index)
-        with self._storage.publish(relative) as path:
-            shard.write(path, first_sequence_id)
-            digest, num_bytes = digest_file(path), path.stat().st_size
-        self._shards.append(
-            ShardEntry(
-                corpus_id=self._plan.corpus_id,
-                split=assembly.split,
-                shard_index=shard_index,
-                digest=digest,
-                num_bytes=num_bytes,
-                num_sequences=len(shard),
-                num_tokens=shard.num_tokens,
-                first_sequence_id=first_sequence_id,
-            )
-        )
+        first_sequence_id = self._offsets.sequence_id + self._num_sequences
+        self._num_sequences += len(shard)
+        self._publisher.submit(partial(self._publish_shard, assembly.split, shard, shard_index, first_sequence_id))
+        self._num_closed += 1
+        if not is_state_due(self._num_closed, self._num_in_state):
+            return
+        self._num_in_state = self._num_closed
         # Before the state, which says that these records are written down.
         self._quarantine.flush()
         state = PreparationState(
@@ -195,9 +197,30 @@ class _Preparation:
             rejected_by_file=self._quarantine.rejected_by_file,
             num_quarantine_files=self._quarantine.num_files,
             sources=tuple(self._documents.sources),
-            shards=tuple(self._shards),
+            shards=(),
             splits={split: assembly.state for split, assembly in self._documents.assemblies.items()},
         )
+        self._publisher.submit(partial(self._publish_state, state))
+
+    def _publish_shard(self, split: Split, shard: OpenShard, shard_index: int, first_sequence_id: int) -> None:
+        with self._storage.publish(layout.corpus_shard(self._plan.corpus_id, split, shard_index)) as path:
+            shard.write(path, first_sequence_id)
+            digest, num_bytes = digest_file(path), path.stat().st_size
+        self._shards.append(
+            ShardEntry(
+                corpus_id=self._plan.corpus_id,
+                split=split,
+                shard_index=shard_index,
+                digest=digest,
+                num_bytes=num_bytes,
+                num_sequences=len(shard),
+                num_tokens=shard.num_tokens,
+                first_sequence_id=first_sequence_id,
+            )
+        )
+
+    def _publish_state(self, state: PreparationState) -> None:
+        state = state.model_copy(update={"shards": tuple(self._shards)})
         # On one line, as only programs read it: it grows with the shards, and to indent it takes ten times as long.
         self._storage.write_bytes(layout.corpus_preparation(self._plan.corpus_id), json.dumps(state.as_json()).encode())
 
@@ -288,5 +311,7 @@ def _check_counts(manifest: CorpusManifest) -> None:
         assert counts.num_sequences == sum(shard.num_sequences for shard in shards), f"the sequences of {split} do not add up"
 
 
-def _read_versions() -> dict[str, str]:
-    return {"miniplm": __version__, **{name: version(name) for name in ("pyarrow", "tokenizers")}}
+def _read_versions(encoder: EncoderName) -> dict[str, str]:
+    versions = {"miniplm": __version__, **{name: version(name) for name in ("pyarrow", "tokenizers")}}
+    # Where it is found to have made other ids, nothing goes on from what it made.
+    return versions if encoder == "tokenizers" else {**versions, encoder: name_version()}

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 
 from miniplm import layout
 from miniplm.sources.documents import Rejection
-from miniplm.storage.root import Storage
 
 # Rejections held in memory; a file of them takes at most a few MB.
 _FILE_REJECTIONS = 5000
 
 
 class Quarantine:
-    """Writes rejections to `quarantine/`, in files that begin anew with each `flush`.
+    """Gives rejections to `write`, in files of `quarantine/` that begin anew with each `flush`.
 
     `num_records_checked` says how many records were counted here before: those are not counted again.
     """
 
     def __init__(
         self,
-        storage: Storage,
+        write: Callable[[str, bytes], object],
         corpus_id: str,
         num_records_checked: int = 0,
         rejected: dict[str, int] | None = None,
@@ -31,7 +31,7 @@ class Quarantine:
         self.num_files = num_files
         # For a message about them; None where all were counted before.
         self.first: Rejection | None = None
-        self._storage = storage
+        self._write = write
         self._corpus_id = corpus_id
         self._num_records_checked = num_records_checked
         self._rejected = Counter(rejected or {})
@@ -64,6 +64,6 @@ class Quarantine:
             return
         rows = "".join(json.dumps(rejection.as_json(), ensure_ascii=False) + "\n" for rejection in self._waiting)
         # Numbered, not named by content: after a kill the same rejections are written again under the same name.
-        self._storage.write_bytes(layout.quarantine_file(self._corpus_id, self.num_files), rows.encode("utf-8"))
+        self._write(layout.quarantine_file(self._corpus_id, self.num_files), rows.encode("utf-8"))
         self.num_files += 1
         self._waiting = []

@@ -222,7 +222,8 @@ class _Neighbours:
         self, storage: Storage, parts: Sequence[TrainingShard], shard_index: int, token_bytes: TokenBytes, job: ConversionJob
     ) -> None:
         self._storage = storage
-        self._shards = {part.entry.shard_index: part for part in parts} if job.joins else {}
+        here = parts[shard_index].number
+        self._shards = {part.entry.shard_index: part for part in parts if part.number == here} if job.joins else {}
         self._here = parts[shard_index].entry.shard_index
         self._token_bytes = token_bytes
         self._eos_token_id = job.conversion.source_eos_token_id

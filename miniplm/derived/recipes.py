@@ -10,6 +10,7 @@ from miniplm.storage.root import digest_content
 # Raised when a change of the code changes the sequences of an unchanged recipe.
 CONVERSION_VERSION = 2
 GENERATION_VERSION = 1
+DOCUMENTS_VERSION = 1
 
 
 class ConversionRecipe(Record):
@@ -60,6 +61,26 @@ class GenerationRecipe(Record):
         return f"generation-{digest_content(self.as_json())}"
 
 
+class DocumentsRecipe(Record):
+    """All that decides the sequences that kept documents are packed in, by content; known before the set is made.
+
+    `data` says which documents these are, by the digests of the selection that kept them and of the sequences that they lie in.
+    """
+
+    kind: Literal["documents"] = "documents"
+    version: int = DOCUMENTS_VERSION
+    packing_version: int
+    data: dict[str, Any]
+    vocabulary: str
+    vocab_size: int
+    eos_token_id: int
+    sequence_length: int
+
+    @property
+    def derived_id(self) -> str:
+        return f"documents-{digest_content(self.as_json())}"
+
+
 class SourcePart(Record):
     """Sequences that a derived shard is made of: the file they are in and which of its rows, by their digests."""
 
@@ -71,8 +92,8 @@ class SourcePart(Record):
 class DerivedShard(Record):
     """The manifest of a derived shard; the shard is done when this and the file's digest agree.
 
-    num_sequences and num_tokens == the sums over `domains`. `counts` are described where they are made: in `conversion`
-    and `generation`.
+    num_sequences and num_tokens == the sums over `domains`. `counts` are described where they are made: in `conversion`,
+    `generation` and `documents`.
     """
 
     derived_id: str

@@ -20,13 +20,15 @@ from miniplm.storage.root import Storage
 class TrainingShard:
     """The sequences of one shard that are trained on: all, or the rows that `load_rows` gives, (num_sequences,) ascending.
 
-    The shard is of a corpus, or of a set that was derived from one.
+    The shard is of a corpus, or of a set that was derived from one. Where a budget repeats sequences, `number` is the pass over
+    them, from 1, and those of another pass are no neighbours.
     """
 
     entry: ShardEntry | DerivedShard
     num_sequences: int
     num_tokens: int
     load_rows: Callable[[], NDArray[np.int64]] | None = None
+    number: int = 1
 
 
 def read_sequences(storage: Storage, entry: ShardEntry | DerivedShard, columns: Sequence[str]) -> pa.Table:

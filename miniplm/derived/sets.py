@@ -20,7 +20,7 @@ from miniplm import layout
 from miniplm.corpus.assembly import add_counts
 from miniplm.corpus.shards import OpenShard
 from miniplm.derived.reader import find_derived
-from miniplm.derived.recipes import ConversionRecipe, DerivedManifest, DerivedShard, GenerationRecipe, SourcePart
+from miniplm.derived.recipes import ConversionRecipe, DerivedManifest, DerivedShard, DocumentsRecipe, GenerationRecipe, SourcePart
 from miniplm.derived.sequences import TrainingShard
 from miniplm.errors import DamagedFileError, DerivedError, first_line
 from miniplm.progress import ProgressCallback, ignore_progress
@@ -75,10 +75,12 @@ class DerivedJob(ABC):
 
     name: str
     unit: Literal["tokens", "sequences"]
+    # Whether a text runs on from a sequence into the next of its domain, as in a corpus.
+    runs_on = False
 
     @property
     @abstractmethod
-    def recipe(self) -> ConversionRecipe | GenerationRecipe:
+    def recipe(self) -> ConversionRecipe | GenerationRecipe | DocumentsRecipe:
         """What names the set."""
 
     @property

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from miniplm.evaluation.comparison import StudentComparison
-from miniplm.records.manifests import SelectionManifest
 from miniplm.records.run import RunRecord
+from miniplm.records.selections import SelectionManifest
 from miniplm.records.truth import TruthSummary
 
 # Kept shares of two domains that differ by more than that have changed the mix.
@@ -24,7 +24,7 @@ def advise(
 
 
 def _advise_rule(selection: SelectionManifest, comparison: StudentComparison) -> str | None:
-    if selection.within == "domain" or len(selection.domains) < 2:
+    if selection.within == "domain" or "mix" in selection.rule or len(selection.domains) < 2:
         return None
     shares = {name: counts.num_selected_tokens / max(counts.num_candidate_tokens, 1) for name, counts in selection.domains.items()}
     low, high = min(shares, key=lambda name: shares[name]), max(shares, key=lambda name: shares[name])
@@ -33,7 +33,7 @@ def _advise_rule(selection: SelectionManifest, comparison: StudentComparison) ->
     lost = [
         f"{name} {difference.bits_per_byte:+.3f}"
         for name, difference in sorted(comparison.domains.items())
-        if difference.bits_per_byte > 0 and shares.get(name, 1.0) < selection.ratio
+        if difference.bits_per_byte > 0 and shares.get(name, 1.0) < selection.kept_share
     ]
     where = f"; the student is worse in domains that lost weight ({', '.join(lost)} bits a byte)" if lost else ""
     return (
@@ -58,11 +58,11 @@ def _advise_ratio(selection: SelectionManifest, truth: TruthSummary | None) -> s
                 f"selection.ratio={row.ratio:g} would keep {row.recall:.0%} of the clean text instead of {truth.recall:.0%}, with precision "
                 f"{row.precision:.0%} instead of {truth.precision:.0%}. It costs no new scores"
             )
-    if selection.ratio >= 0.9:
+    if selection.kept_share >= 0.9:
         return None
     noise = selection.num_negative / max(selection.num_candidates, 1)
     return (
-        f"a larger selection.ratio throws less away: here {1 - selection.ratio:.0%} of the candidates went, where the teacher does worse than the "
+        f"a larger selection.ratio throws less away: here {1 - selection.kept_share:.0%} of the candidates went, where the teacher does worse than the "
         f"reference on {noise:.0%}. It costs no new scores"
     )
 

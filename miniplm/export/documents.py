@@ -30,7 +30,7 @@ class Place(NamedTuple):
 class Piece(NamedTuple):
     """What one sequence has of one document: `token_ids[start:stop]` of the shard, the first being its token `token_start`.
 
-    `is_end`: an EOS follows. `joins`: the piece before it was kept too.
+    `is_end`: an EOS follows. `joins`: the piece before it was kept too. `is_kept`: it was itself.
     """
 
     document_id: int
@@ -39,6 +39,7 @@ class Piece(NamedTuple):
     token_start: int
     is_end: bool
     joins: bool
+    is_kept: bool
 
 
 class DocumentWalk:
@@ -49,7 +50,7 @@ class DocumentWalk:
 
     def take(self, shard: KeptShard, row: int) -> list[Piece]:
         """The pieces of a sequence."""
-        domain, document_ids, is_kept = shard.domains[row], shard.document_ids[row], shard.is_kept[row]
+        domain, document_ids = shard.domains[row], shard.document_ids[row]
         before = self.places.pop(domain, None)
         pieces = []
         start, stop = shard.bounds[row], shard.bounds[row + 1]
@@ -61,11 +62,11 @@ class DocumentWalk:
             goes_on = number == 0 and before is not None and before.document_id == document_id
             token_start = before.num_tokens if goes_on and before else 0
             joins = goes_on and before is not None and before.was_kept
-            pieces.append(Piece(document_id, start, end, token_start, end < stop, joins))
+            pieces.append(Piece(document_id, start, end, token_start, end < stop, joins, shard.keeps(row, document_id)))
             start = end + 1
         if pieces and not pieces[-1].is_end:
             last = pieces[-1]
-            self.places[domain] = Place(last.document_id, last.token_start + last.stop - last.start, is_kept)
+            self.places[domain] = Place(last.document_id, last.token_start + last.stop - last.start, last.is_kept)
         return pieces
 
 
@@ -109,11 +110,14 @@ class _Open:
     sequence_ids: list[int] = field(default_factory=list)
     scores: list[tuple[float, ...]] = field(default_factory=list)
     parts: list[PartScores | None] = field(default_factory=list)
+    own_scores: tuple[float, ...] | None = None
 
     def extend(self, shard: KeptShard, row: int, piece: Piece) -> None:
         # A copy: a view would keep its whole shard.
         self.token_ids.append(shard.token_ids[piece.start : piece.stop].copy())
         self.sequence_ids.append(shard.first_sequence_id + row)
+        if shard.documents is not None:
+            self.own_scores = shard.documents[self.document_id]
         self.scores.append(tuple(float(shard.scores[name][row]) for name in SCORES))
         self.parts.append(None if shard.parts is None else shard.parts.get((self.document_id, shard.first_sequence_id + row)))
 
@@ -121,7 +125,10 @@ class _Open:
         token_ids = np.concatenate(self.token_ids)
         parts = [part for part in self.parts if part is not None]
         teacher_sum, reference_sum, num_scored = (sum(column) for column in zip(*parts, strict=True)) if parts else (0.0, 0.0, 0)
-        if num_scored and len(parts) == len(self.parts):
+        means: tuple[float, ...]
+        if self.own_scores is not None:
+            means = self.own_scores
+        elif num_scored and len(parts) == len(self.parts):
             means = (teacher_sum / num_scored, reference_sum / num_scored, (reference_sum - teacher_sum) / num_scored)
         else:
             means = self._average_sequences()
@@ -146,11 +153,11 @@ class DocumentRestorer:
         domain = shard.domains[row]
         pieces = self._walk.take(shard, row)
         opened = self._open.get(domain)
-        if opened is not None and not (shard.is_kept[row] and pieces and pieces[0].joins):
+        if opened is not None and not (pieces and pieces[0].is_kept and pieces[0].joins):
             yield self._open.pop(domain).close(domain, ends=False)
-        if not shard.is_kept[row]:
-            return
         for piece in pieces:
+            if not piece.is_kept:
+                continue
             if not piece.joins:
                 self._open[domain] = _Open(piece.document_id, piece.token_start)
             elif domain not in self._open:
@@ -162,7 +169,7 @@ class DocumentRestorer:
         ends = shard.row_ends(row)
         stop = ends[0] if ends else shard.bounds[row + 1]
         if shard.domains[row] in self._open:
-            yield from self._extend(shard, row, Piece(0, shard.bounds[row], stop, 0, bool(ends), True))
+            yield from self._extend(shard, row, Piece(0, shard.bounds[row], stop, 0, bool(ends), True, True))
 
     def finish(self) -> Iterator[Document]:
         """What is still under way: its rest was not kept."""

@@ -13,6 +13,7 @@ from miniplm.export.records import DomainExport, ExportedPart, ExportManifest
 from miniplm.export.target import ExportTarget
 from miniplm.export.verification import verify_parts
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
+from miniplm.records.manifests import is_proxy
 from miniplm.versions import list_versions
 
 
@@ -42,12 +43,18 @@ def export_selection(
 
 
 @contextmanager
-def begin_export(job: ExportJob, target: ExportTarget, resume: bool, on_progress: ProgressCallback) -> Iterator[ExportPlan]:
-    """Holds the target while the block runs, and says which parts are to be made. Whatever was there already is looked at first."""
+def begin_export(
+    job: ExportJob, target: ExportTarget, resume: bool, on_progress: ProgressCallback, by_others: bool = False
+) -> Iterator[ExportPlan]:
+    """Holds the target while the block runs, and says which parts are to be made. Whatever was there already is looked at first.
+
+    `by_others`: other processes make the parts, and may be at it still for an earlier attempt; nothing of theirs is cleared.
+    """
     target.check_free(job.export_id, resume)
     with target.claim():
         target.check_free(job.export_id, resume)
-        target.clear_work()
+        if not by_others:
+            target.clear_work()
         plan = target.find_plan()
         if plan is None:
             parts = plan_parts(
@@ -92,9 +99,9 @@ def _describe(job: ExportJob, parts: Sequence[ExportedPart], first: str, last: s
         format=job.config.format,
         rows="documents"
         if job.config.format not in SEQUENCE_FORMATS
-        else "sequences"
-        if job.own is None
-        else "sequences, packed anew",
+        else "sequences, packed anew"
+        if job.packs_anew
+        else "sequences",
         corpus_id=job.corpus.corpus_id,
         selection_id=job.selection.selection_id,
         teacher_id=job.selection.teacher_id,
@@ -138,12 +145,16 @@ def _list_notes(job: ExportJob, counts: Counter[str]) -> Iterator[str]:
     facts, decodes = job.facts, job.config.holds_text or job.own is not None
     if not job.config.holds_text:
         yield f"token ids are {facts.dtype}, as the vocabulary has {facts.vocab_size:,} ids; EOS is {facts.eos_token_id}"
-        if not job.of_documents:
+        if job.packs_anew and job.own is None:
+            yield "rows are whole documents packed anew, EOS after each, no BOS; the first and last of a row may be cut"
+        elif not job.of_documents:
             yield "rows are the kept sequences as they were scored: documents with EOS between them, no BOS; the first and last may be cut"
         elif job.config.bos_token is None:
             yield "each document is followed by EOS; no BOS"
         else:
             yield f"each document is followed by EOS, and begins with {job.config.bos_token} ({job.bos_token_id})"
+    if job.config.loss_mask:
+        yield "loss_mask is 1 where a token is a target: not the first of a row, nor what follows an EOS"
     if decodes and (changes := job.source.list_text_changes()):
         yield f"text is what the tokenizer {job.corpus.tokenizer.name} gives back, which is not byte for byte the sources': {'; '.join(changes)}"
     if job.own is not None and (changes := job.own.list_text_changes()):
@@ -154,7 +165,20 @@ def _list_notes(job: ExportJob, counts: Counter[str]) -> Iterator[str]:
         yield f"U+FFFD stands for {counts['replaced_bytes']:,} bytes of characters whose rest was not kept"
     if counts["unknown_tokens"]:
         yield f"{counts['unknown_tokens']:,} tokens are unknown to the corpus's tokenizer: what they stood for is not known"
-    if job.config.has_scores and job.scored_documents is None:
+    predicted = is_proxy(job.selection.teacher_id)
+    if predicted:
+        yield (
+            f"the difference scores, and with them the teacher's NLLs, are what {job.selection.teacher_id} predicts, but for the share of the sequences that "
+            "the teacher scored"
+        )
+    if job.config.has_scores and predicted:
+        yield "scores are those of the documents' sequences: a proxy predicts no other"
+    elif job.config.has_scores and job.scored_documents is None and job.selection.unit == "sequence":
         yield "scores are those of the documents' sequences; `miniplm score CONFIG --documents` makes the documents' own"
+    if (num_uses := len(job.selection.list_passes())) > 1:
+        yield (
+            f"the selection uses what it keeps up to {num_uses} times: {job.selection.num_used_tokens:,} tokens are {job.selection.num_selected_tokens:,} "
+            "and their repetitions. Each pass has files of its own, after those before, and the ids of its rows end with -use-2 and so on"
+        )
     if job.config.format == "nanochat":
         yield "nanochat takes the last file for validation, and trains on the others"

@@ -22,7 +22,8 @@ from miniplm.export.rows import Row, RowMaker
 from miniplm.export.shards import ScoredDocuments, find_scored_documents
 from miniplm.export.target import ExportTarget
 from miniplm.progress import Progress, ProgressCallback
-from miniplm.records.manifests import CorpusManifest, SelectionManifest, TokenizerEntry
+from miniplm.records.manifests import CorpusManifest, TokenizerEntry
+from miniplm.records.selections import SelectionManifest
 from miniplm.storage.root import Storage, digest_content, digest_file
 from miniplm.tokenizers.tokenizer import CorpusTokenizer, load_tokenizer
 
@@ -64,7 +65,12 @@ class ExportJob:
     @property
     def of_documents(self) -> bool:
         """Whether documents are restored; else the sequences are rows as they are."""
-        return self.config.format not in SEQUENCE_FORMATS or self.own is not None
+        return self.config.format not in SEQUENCE_FORMATS or self.packs_anew
+
+    @property
+    def packs_anew(self) -> bool:
+        """Whether rows are sequences, but not those that were scored: documents are packed, of another tokenizer or of a selection by documents."""
+        return self.config.format in SEQUENCE_FORMATS and (self.own is not None or self.selection.unit == "document")
 
     @property
     def num_shard_tokens(self) -> int:
@@ -83,12 +89,15 @@ class ExportJob:
             eos_token_id=self.tokenizer.eos_token_id,
             compression=self.config.compression,
             with_scores=not self.of_documents,
+            with_mask=self.config.loss_mask,
         )
 
     @cached_property
     def scored_documents(self) -> ScoredDocuments | None:
         """The scores of documents, for formats that have columns for them."""
-        return find_scored_documents(self.storage, self.corpus, self.selection) if self.config.has_scores else None
+        if not self.config.has_scores or self.selection.unit == "document":
+            return None
+        return find_scored_documents(self.storage, self.corpus, self.selection)
 
     @cached_property
     def export_id(self) -> str:
@@ -104,6 +113,8 @@ class ExportJob:
             None if self.own is None else [self.own.encoding_digest, self.own.eos_token_id],
             self.bos_token_id,
         ]
+        if self.config.loss_mask:
+            content.append("loss mask")
         if self.scored_documents is not None:
             content.append(self.scored_documents.digests)
         return f"{self.config.format}-{digest_content(content)}"
@@ -128,6 +139,7 @@ class ExportJob:
                     tally.add(row)
                     on_progress(Progress(self.name, min(tally.num_source_tokens, plan.num_tokens), plan.num_tokens, "tokens"))
             files = []
+            target.require_open(self.export_id)
             for name, path in zip(names, paths, strict=True):
                 files.append(ExportedFile(name=name, digest=digest_file(path), num_bytes=path.stat().st_size))
                 target.put(name, path)
@@ -141,8 +153,7 @@ class ExportJob:
             return maker.list_texts(sequences)
         if not self.of_documents:
             return maker.list_sequences(sequences)
-        if self.config.format in SEQUENCE_FORMATS:
-            assert self.own is not None
+        if self.packs_anew:
             return maker.list_packed(sequences, self.own)
         return maker.list_token_ids(sequences, self.tokenizer.eos_token_id, self.bos_token_id, self.own)
 

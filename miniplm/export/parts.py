@@ -12,7 +12,8 @@ from miniplm.errors import CorpusError
 from miniplm.export.documents import DocumentWalk, Place
 from miniplm.export.shards import KeptShard, ScoredDocuments, read_kept_shard
 from miniplm.progress import Progress, ProgressCallback
-from miniplm.records.manifests import CorpusManifest, Record, SelectionManifest
+from miniplm.records.manifests import CorpusManifest, Record
+from miniplm.records.selections import SelectionManifest
 from miniplm.storage.root import Storage
 
 
@@ -20,7 +21,7 @@ class PartPlan(Record):
     """Sequences from `start` up to `stop`, each a shard's position and a row, and the later ones, `rest`, that its documents go on in.
 
     `places`: document, tokens and whether it was kept, of each domain that is in the middle of a document at `start`.
-    `num_tokens`: those of its documents, or sequences, EOS included.
+    `num_tokens`: those of its documents, or sequences, EOS included. `number`: the pass over what is kept, where a budget repeats it.
     """
 
     start: tuple[int, int]
@@ -28,6 +29,7 @@ class PartPlan(Record):
     places: dict[str, tuple[int, int, bool]]
     rest: tuple[tuple[int, int], ...] = ()
     num_tokens: int
+    number: int = 1
 
 
 class ExportPlan(Record):
@@ -60,17 +62,21 @@ def plan_parts(
 ) -> tuple[PartPlan, ...]:
     """Cuts the kept sequences, or the documents that they are of, into parts of at least `shard_tokens` tokens; the last may be smaller.
 
-    A document lies whole in the part in which it begins, however long it is. Raises `CorpusError` where nothing is kept.
+    A document lies whole in the part in which it begins, however long it is. Where a budget repeats what is kept, each pass over it has
+    parts of its own, after those of the passes before. Raises `CorpusError` where nothing is kept.
     """
-    planner = _Planner(shard_tokens, of_documents)
-    total = sum(entry.num_tokens for entry in corpus.split_shards("candidate"))
+    passes, parts = selection.list_passes(), []
+    total = len(passes) * sum(entry.num_tokens for entry in corpus.split_shards("candidate"))
     num_done = 0
-    for position in range(len(selection.shards)):
-        shard = read_kept_shard(storage, corpus, selection, position)
-        planner.take(position, shard)
-        num_done += len(shard.token_ids)
-        on_progress(Progress(key, num_done, total, "tokens"))
-    return planner.finish((len(selection.shards), 0))
+    for number in passes:
+        planner = _Planner(shard_tokens, of_documents)
+        for position in range(len(selection.shards)):
+            shard = read_kept_shard(storage, corpus, selection, position, number=number)
+            planner.take(position, shard)
+            num_done += len(shard.token_ids)
+            on_progress(Progress(key, num_done, total, "tokens"))
+        parts += [part.model_copy(update={"number": number}) for part in planner.finish((len(selection.shards), 0))]
+    return tuple(parts)
 
 
 class _Planner:
@@ -98,16 +104,16 @@ class _Planner:
         domain = shard.domains[row]
         pieces = self._walk.take(shard, row)
         owner = self._owners.pop(domain, None)
-        if not shard.is_kept[row]:
-            return
         for piece in pieces:
+            if not piece.is_kept:
+                continue
             if not piece.joins or owner is None:
                 owner = self._parts[-1]
             elif owner is not self._parts[-1]:
                 owner.rest.append((position, row))
             owner.num_tokens += piece.stop - piece.start + piece.is_end
             owner.num_text_tokens += piece.stop - piece.start
-        if owner is not None and pieces and not pieces[-1].is_end:
+        if owner is not None and pieces and pieces[-1].is_kept and not pieces[-1].is_end:
             self._owners[domain] = owner
 
     def finish(self, stop: tuple[int, int]) -> tuple[PartPlan, ...]:
@@ -140,6 +146,10 @@ class PartSequences:
         self._shards: dict[int, KeptShard] = {}
 
     @property
+    def number(self) -> int:
+        return self._plan.number
+
+    @property
     def places(self) -> dict[str, Place]:
         return {domain: Place(*place) for domain, place in self._plan.places.items()}
 
@@ -155,7 +165,7 @@ class PartSequences:
     def list_rest(self) -> Iterator[tuple[KeptShard, int]]:
         for position, row in self._plan.rest:
             shard = self._read(position)
-            if not shard.is_kept[row]:
+            if not shard.keeps(row, shard.document_ids[row][0]):
                 raise CorpusError(
                     f"sequence {row} of candidate shard {position} was kept when the export was planned, and is not now"
                 )
@@ -165,5 +175,7 @@ class PartSequences:
         if position not in self._shards:
             if len(self._shards) > 1:
                 del self._shards[min(self._shards)]
-            self._shards[position] = read_kept_shard(self._storage, self._corpus, self._selection, position, self._documents)
+            self._shards[position] = read_kept_shard(
+                self._storage, self._corpus, self._selection, position, self._documents, self.number
+            )
         return self._shards[position]

@@ -40,7 +40,7 @@ class RowMaker:
     """Makes the rows of a part. `counts` says what became of its documents."""
 
     def __init__(self, corpus: CorpusManifest, source: CorpusTokenizer) -> None:
-        self._corpus = corpus
+        self._corpus, self._source = corpus, source
         self._bytes = TokenBytes(source)
         self._origins = _Origins(corpus)
         self.counts: Counter[str] = Counter(
@@ -50,7 +50,9 @@ class RowMaker:
     def list_texts(self, sequences: PartSequences) -> Iterator[Row]:
         """Documents as text."""
         for document in self._restore(sequences):
-            yield Row(document.domain, document.num_source_tokens, self._describe(document), self._decode(document))
+            yield Row(
+                document.domain, document.num_source_tokens, self._describe(document, sequences.number), self._decode(document)
+            )
 
     def list_token_ids(
         self, sequences: PartSequences, eos_token_id: int, bos_token_id: int | None, own: CorpusTokenizer | None
@@ -62,7 +64,7 @@ class RowMaker:
             row = np.concatenate(
                 [np.array(before, dtype=np.uint32), token_ids.astype(np.uint32), np.array([eos_token_id], np.uint32)]
             )
-            yield Row(document.domain, document.num_source_tokens, self._describe(document), token_ids=row)
+            yield Row(document.domain, document.num_source_tokens, self._describe(document, sequences.number), token_ids=row)
 
     def list_sequences(self, sequences: PartSequences) -> Iterator[Row]:
         """The kept sequences as they are."""
@@ -72,16 +74,17 @@ class RowMaker:
                 token_ids = shard.row_tokens(row)
                 yield Row(shard.domains[row], len(token_ids), facts, token_ids=token_ids)
 
-    def list_packed(self, sequences: PartSequences, own: CorpusTokenizer) -> Iterator[Row]:
-        """Documents in the tokens of another tokenizer, packed anew as a corpus is; what fills no sequence is a shorter one at the part's end."""
-        ends = SentenceEnds(own)
+    def list_packed(self, sequences: PartSequences, own: CorpusTokenizer | None) -> Iterator[Row]:
+        """Documents packed anew as a corpus is, in the tokens of another tokenizer where one is given; what fills no sequence is a shorter one at the part's end."""
+        tokenizer = self._source if own is None else own
+        ends = SentenceEnds(tokenizer)
         packers: dict[str, DomainPacker] = {}
         num_source_tokens: Counter[str] = Counter()
         for document, token_ids in self._encode(sequences, own):
             domain = document.domain
             self.counts["eos_added"] += not document.ends
             if domain not in packers:
-                packers[domain] = DomainPacker(ends, self._corpus.sequence_length, own.eos_token_id)
+                packers[domain] = DomainPacker(ends, self._corpus.sequence_length, tokenizer.eos_token_id)
             num_source_tokens[domain] += document.num_source_tokens
             for packed in packers[domain].add_document(document.document_id, token_ids):
                 yield Row(domain, num_source_tokens.pop(domain, 0), {}, token_ids=packed.token_ids)
@@ -130,11 +133,13 @@ class RowMaker:
                 batch, num_bytes = [], 0
         yield from _encode_batch(batch, own)
 
-    def _describe(self, document: Document) -> dict[str, Any]:
+    def _describe(self, document: Document, number: int) -> dict[str, Any]:
         source, record = self._origins.find(document.document_id)
         name = f"{self._corpus.corpus_id}-{document.document_id}"
+        # Unique where rows are repeated too.
+        again = f"-use-{number}" if number > 1 else ""
         return {
-            "id": name if document.is_whole else f"{name}-{document.token_start}",
+            "id": f"{name if document.is_whole else f'{name}-{document.token_start}'}{again}",
             "domain": document.domain,
             "document_id": document.document_id,
             "sequence_ids": list(document.sequence_ids),

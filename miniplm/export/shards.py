@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from miniplm import layout
 from miniplm.corpus.reader import read_shard
 from miniplm.errors import CorpusError
-from miniplm.records.manifests import CorpusManifest, ScoreShardManifest, SelectionManifest, ShardEntry
+from miniplm.records.manifests import CorpusManifest, ScoreShardManifest, ShardEntry
+from miniplm.records.selections import SelectionManifest
 from miniplm.scoring.documents import read_document_scores
 from miniplm.scoring.shards import check_score_shards
-from miniplm.storage.root import Storage, digest_stream
+from miniplm.selection.kept import read_selection_shard
+from miniplm.storage.root import Storage
 
 _COLUMNS = ("sequence_id", "domain", "document_ids", "token_ids")
 SCORES = ("teacher_nll", "reference_nll", "difference_score")
@@ -56,6 +56,7 @@ class KeptShard:
     """The sequences of one candidate shard. Row r has `token_ids[bounds[r]:bounds[r + 1]]`, in which `ends` are the places of EOS.
 
     `scores` are NaN where a row was not kept. `parts`: the scores of a document's part of a sequence, by both ids; None where none are known.
+    `documents`: of a selection by documents, the kept ones with their scores, whatever sequences they lie in; no row is kept as such then.
     """
 
     first_sequence_id: int
@@ -68,6 +69,11 @@ class KeptShard:
     is_kept: list[bool]
     scores: dict[str, NDArray[np.float64]]
     parts: dict[tuple[int, int], PartScores] | None = None
+    documents: dict[int, tuple[float, ...]] | None = None
+
+    def keeps(self, row: int, document_id: int) -> bool:
+        """Whether what a row has of a document was kept."""
+        return self.is_kept[row] if self.documents is None else document_id in self.documents
 
     def __len__(self) -> int:
         return len(self.domains)
@@ -82,9 +88,14 @@ class KeptShard:
 
 
 def read_kept_shard(
-    storage: Storage, corpus: CorpusManifest, selection: SelectionManifest, position: int, documents: ScoredDocuments | None = None
+    storage: Storage,
+    corpus: CorpusManifest,
+    selection: SelectionManifest,
+    position: int,
+    documents: ScoredDocuments | None = None,
+    number: int = 1,
 ) -> KeptShard:
-    """The shard at a position among the candidate shards, with the scores of its documents where they are given.
+    """The shard at a position among the candidate shards, with the scores of its documents where they are given; `number`: of which pass.
 
     Raises `CorpusError` where it or its selection is damaged, `ScoreError` where the scores of its documents are.
     """
@@ -94,8 +105,9 @@ def read_kept_shard(
     column = table["token_ids"].chunk(0) if len(table) else pa.array([], pa.list_(pa.uint16()))
     token_ids, bounds = column.values.to_numpy(), column.offsets.to_numpy()
     ends = np.flatnonzero(token_ids == corpus.tokenizer.eos_token_id)
-    chosen = _read_selection_shard(storage, selection.selection_id, kept.shard_index, kept.digest)
-    rows = chosen["sequence_id"].to_numpy() - entry.first_sequence_id
+    chosen = read_selection_shard(storage, selection.selection_id, kept.shard_index, kept.digest, number)
+    by_document = selection.unit == "document"
+    rows = np.empty(0, np.int64) if by_document else chosen["sequence_id"].to_numpy() - entry.first_sequence_id
     if len(rows) and not (rows[0] >= 0 and rows[-1] < len(table)):
         raise CorpusError(f"selection {selection.selection_id} has sequences of {entry.title} that the shard does not hold")
     is_kept = np.zeros(len(table), dtype=bool)
@@ -103,7 +115,7 @@ def read_kept_shard(
     scores = {}
     for name in SCORES:
         scores[name] = np.full(len(table), np.nan)
-        scores[name][rows] = chosen[name].to_numpy()
+        scores[name][rows] = np.empty(0) if by_document else chosen[name].to_numpy()
     return KeptShard(
         first_sequence_id=entry.first_sequence_id,
         domains=table["domain"].cast(pa.string()).to_pylist(),
@@ -114,8 +126,17 @@ def read_kept_shard(
         end_bounds=np.searchsorted(ends, bounds).tolist(),
         is_kept=is_kept.tolist(),
         scores=scores,
-        parts=None if documents is None else _read_parts(storage, entry, documents, set(chosen["sequence_id"].to_pylist())),
+        parts=None
+        if documents is None or by_document
+        else _read_parts(storage, entry, documents, set(chosen["sequence_id"].to_pylist())),
+        documents=_read_documents(chosen) if by_document else None,
     )
+
+
+def _read_documents(chosen: pa.Table) -> dict[int, tuple[float, ...]]:
+    """The scores of kept documents (`SCORES`) by id."""
+    columns = (chosen[name].to_pylist() for name in SCORES)
+    return dict(zip(chosen["document_id"].to_pylist(), zip(*columns, strict=True), strict=True))
 
 
 def _read_parts(
@@ -139,16 +160,3 @@ def _read_parts(
         if sequence_id in sequence_ids:
             sums[document_id, sequence_id] = (teacher_sum, reference_sum, num_scored)
     return sums
-
-
-def _read_selection_shard(storage: Storage, selection_id: str, shard_index: int, digest: str) -> pa.Table:
-    relative = layout.selection_shard(selection_id, shard_index)
-    try:
-        content = storage.read_bytes(relative)
-    except FileNotFoundError:
-        content = b""
-    if digest_stream(pa.BufferReader(content)) != digest:
-        raise CorpusError(
-            f"{storage.url(relative)} is missing or not what its manifest says; make it again with `miniplm select CONFIG`"
-        )
-    return pq.read_table(pa.BufferReader(content))

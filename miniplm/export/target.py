@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from miniplm.errors import ConfigError, DamagedFileError, StorageError, list_offenders
+from miniplm.errors import ConfigError, DamagedFileError, StoppedError, StorageError, list_offenders
 from miniplm.export.parts import ExportPlan
 from miniplm.export.records import MANIFEST, ExportedPart, ExportManifest
 from miniplm.records.stored import check_all, find_record
@@ -96,13 +96,29 @@ class ExportTarget:
     def save_plan(self, plan: ExportPlan) -> None:
         self.storage.write_json(_PLAN, plan.as_json())
 
-    def find_part(self, export_id: str, part_index: int) -> ExportedPart | None:
-        """A part that is made: its record, and its files as that says, aside or in their place already."""
+    def find_part(self, export_id: str, part_index: int, by_size: bool = False) -> ExportedPart | None:
+        """A part that is made: its record, and its files as that says, aside or in their place already; `by_size`: without reading them."""
         part = find_record(self.storage, _part_record(part_index), ExportedPart)
         if part is None or part.export_id != export_id:
             return None
-        is_there = all(self.storage.holds(self.locate(file.name), file.digest) for file in part.files)
+        if by_size:
+            is_there = all(self._measure(self.locate(file.name))[1] == file.num_bytes for file in part.files)
+        else:
+            is_there = all(self.storage.holds(self.locate(file.name), file.digest) for file in part.files)
         return part if is_there else None
+
+    def list_parts(self) -> list[int]:
+        """The parts that have a record, by its name alone: cheap enough to look every two seconds."""
+        names = self.storage.list_names(f"{STAGING}/parts")
+        return [int(name.removeprefix("part-").removesuffix(".json")) for name in names if name.endswith(".json")]
+
+    def require_open(self, export_id: str) -> None:
+        """Raises `StoppedError` where the export is not under way any more: a process that was taken for dead puts nothing beside the finished files."""
+        plan = self.find_plan()
+        if plan is None or plan.export_id != export_id:
+            raise StoppedError(
+                f"the export to {self.url} was finished or given up by others meanwhile; nothing of this file is kept"
+            )
 
     def save_part(self, part: ExportedPart) -> None:
         self.storage.write_json(_part_record(part.part_index), part.as_json())

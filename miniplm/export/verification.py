@@ -34,10 +34,10 @@ def verify_parts(
         num_done += sum(file.num_bytes for file in part.files)
         on_progress(Progress(key, num_done, total, "bytes"))
     num_source_tokens = sum(part.num_source_tokens for part in parts)
-    if num_source_tokens != job.selection.num_selected_tokens:
+    if num_source_tokens != job.selection.num_used_tokens:
         raise RunFailedError(
             f"the export to {target.url} was made of {num_source_tokens:,} tokens, and the selection has "
-            f"{job.selection.num_selected_tokens:,}; nothing is published"
+            f"{job.selection.num_used_tokens:,}; nothing is published"
         )
     return _show(job, first), _show(job, last)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 Split = Literal["candidate", "reference", "heldout"]
 
@@ -229,6 +230,7 @@ class ModelEntry(Record):
     """A model as it scores: `model_id` is made of weights, configuration, dtype and attention.
 
     It is read from `models/MODEL_ID` at the storage root where `stored`, else from the hub id or folder `source`.
+    `proxy` says what kind of one it is where it is none of the two models but predicts what the teacher would give.
     """
 
     model_id: str
@@ -240,55 +242,12 @@ class ModelEntry(Record):
     attention: Literal["sequence", "document"] = "sequence"
     weights_digest: str
     num_parameters: int
+    proxy: Literal["linear", "head"] | None = Field(None, exclude_if=lambda proxy: proxy is None)
 
 
-class SelectionShardEntry(Record):
-    """The kept sequences of one candidate shard."""
-
-    shard_index: int
-    corpus_id: str
-    digest: str
-    num_bytes: int
-    num_sequences: int
-    num_tokens: int
-
-
-class DomainSelection(Record):
-    """What was kept of one domain, and quantiles of its difference scores (at 0, .1, .25, .5, .75, .9, 1), nats a token.
-
-    `threshold` is the lowest difference score that was kept of it; None where nothing was.
-    """
-
-    num_candidates: int
-    num_selected: int
-    num_candidate_tokens: int
-    num_selected_tokens: int
-    mean_teacher_nll: float
-    mean_reference_nll: float
-    difference_score_quantiles: tuple[float, ...]
-    threshold: float | None = None
-
-
-class SelectionManifest(Record):
-    """A selection; the same inputs give the same bytes.
-
-    `threshold` is the lowest difference score that was kept, None where each domain has one of its own (`within`).
-    """
-
-    selection_id: str
-    corpus_id: str
-    teacher_id: str
-    reference_id: str
-    ratio: float
-    score: Literal["mean", "sum"]
-    within: Literal["corpus", "domain"] = "corpus"
-    num_candidates: int
-    num_selected: int
-    num_selected_tokens: int
-    num_negative: int
-    threshold: float | None
-    domains: dict[str, DomainSelection]
-    shards: tuple[SelectionShardEntry, ...]
+def is_proxy(model_id: str) -> bool:
+    """Whether scores under this id were predicted by a proxy: no model is named so, as a model's id tells its size and dtype."""
+    return re.fullmatch(r"proxy-(linear|head)-[0-9a-f]{12}", model_id) is not None
 
 
 class CheckpointMetrics(Record):

@@ -63,12 +63,26 @@ class RunRecord(Record):
     corpus_id: str | None = None
     teacher: ModelEntry | None = None
     reference: ModelEntry | None = None
+    # What predicts the teacher's scores, in a run of which the teacher scores a share; left out of other records.
+    proxy: ModelEntry | None = Field(None, exclude_if=lambda proxy: proxy is None)
     selection_id: str | None = None
     students: dict[str, StudentRecord] = Field(default_factory=dict)
     stages: tuple[StageRecord, ...] = ()
     versions: dict[str, str] = Field(default_factory=dict)
     started_at: str
     finished_at: str | None = None
+
+    @property
+    def scorer_ids(self) -> tuple[str, str] | None:
+        """Whose scores are joined: those of the teacher, or of the proxy in its place, and of the reference; None before both are known."""
+        if self.teacher is None or self.reference is None or (self.proxy is None and self.has_proxy):
+            return None
+        return (self.proxy or self.teacher).model_id, self.reference.model_id
+
+    @property
+    def has_proxy(self) -> bool:
+        """Whether the configuration has the teacher score a share only."""
+        return self.config.get("scoring", {}).get("proxy") is not None
 
     def name_text(self) -> str:
         """Which held-out text the students are measured on, for people."""

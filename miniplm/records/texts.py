@@ -38,3 +38,12 @@ class OverlapRecord(Record):
     shared: dict[str, Split]
     first: str = ""
     gone_files: tuple[str, ...] = ()
+
+
+class TextDigestsManifest(Record):
+    """The digests of the texts of a corpus's documents: the digest of their file, how many, and the source files that were gone."""
+
+    corpus_id: str
+    digest: str
+    num_documents: int
+    gone_files: tuple[str, ...] = ()

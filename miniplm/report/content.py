@@ -15,11 +15,14 @@ import numpy as np
 from miniplm.corpus.overlap import find_kept_overlap
 from miniplm.evaluation.comparison import StudentComparison, compare_students
 from miniplm.evaluation.curves import StudentCurve, gather_curves
-from miniplm.records.manifests import CheckpointMetrics, CorpusManifest, SelectionManifest
+from miniplm.records.manifests import CheckpointMetrics, CorpusManifest
 from miniplm.records.metrics import read_student_metrics
+from miniplm.records.overlap import OverlapSummary
 from miniplm.records.run import RunRecord
+from miniplm.records.selections import SelectionManifest
 from miniplm.records.texts import MeasuredText
 from miniplm.records.truth import TruthSummary
+from miniplm.records.what_if import WhatIf
 from miniplm.run.heldout_texts import describe_overlap
 from miniplm.run.inspection import (
     InspectedDomain,
@@ -30,8 +33,12 @@ from miniplm.run.inspection import (
     open_scores,
     rank_sequences,
 )
+from miniplm.run.overlap import find_overlap_summary
+from miniplm.run.proxy_summary import ProxySummary, summarise_proxy
 from miniplm.run.truth import find_truth
+from miniplm.run.what_if import find_what_if
 from miniplm.selection.diversity_sample import SelectionDiversity, provide_diversity
+from miniplm.selection.documents import document_scores
 from miniplm.selection.ranking import load_selection
 from miniplm.storage.root import Storage
 
@@ -80,6 +87,9 @@ class ReportContent:
     split_comparisons: dict[str, StudentComparison] = field(default_factory=dict)
     overlap: str | None = None
     diversity: SelectionDiversity | None = None
+    proxy: ProxySummary | None = None
+    sharing: OverlapSummary | None = None
+    what_if: WhatIf | None = None
 
 
 def gather_content(storage: Storage, record: RunRecord) -> ReportContent:
@@ -91,7 +101,7 @@ def gather_content(storage: Storage, record: RunRecord) -> ReportContent:
     least_wanted: list[InspectedSequence] = []
     if corpus is not None and selection is not None:
         with open_scores(storage, record, corpus) as connection:
-            histogram = count_scores(connection, selection)
+            histogram = count_scores(connection, selection, _provide_scores(connection, storage, corpus, selection))
             top = rank_sequences(connection, "top", limit=NUM_SHOWN)
             bottom = rank_sequences(connection, "bottom", limit=NUM_SHOWN)
         most_wanted = describe_sequences(storage, record, corpus, top)
@@ -99,7 +109,8 @@ def gather_content(storage: Storage, record: RunRecord) -> ReportContent:
         assert record.reference is not None  # `open_scores` has refused a run without
         trust_remote_code = bool(record.config.get("corpus", {}).get("trust_remote_code", False))
         # A report is written at the end of every run, also by parents without PyTorch in memory: the model waits for `inspect --diversity`.
-        diversity = provide_diversity(storage, corpus, selection, record.reference, trust_remote_code, embeds=False)
+        if selection.unit == "sequence":
+            diversity = provide_diversity(storage, corpus, selection, record.reference, trust_remote_code, embeds=False)
     metrics = read_student_metrics(storage, record)
     return ReportContent(
         record=record,
@@ -116,6 +127,9 @@ def gather_content(storage: Storage, record: RunRecord) -> ReportContent:
         overlap=_describe_overlap(storage, record, corpus),
         comparisons=compare_students(storage, record),
         diversity=diversity,
+        proxy=None if corpus is None else summarise_proxy(storage, record, corpus),
+        sharing=None if selection is None else find_overlap_summary(storage, selection.selection_id),
+        what_if=find_what_if(storage, record),
     )
 
 
@@ -130,14 +144,23 @@ def _describe_overlap(storage: Storage, record: RunRecord, corpus: CorpusManifes
     return "; ".join(filter(None, told)) or None
 
 
-def count_scores(connection: Any, selection: SelectionManifest) -> ScoreHistogram:
-    """Histogram of the table `candidate_scores` by domain, counted in DuckDB: first coarse, to find where the bulk lies."""
+def _provide_scores(connection: Any, storage: Storage, corpus: CorpusManifest, selection: SelectionManifest) -> str:
+    """The table of the difference scores of what was ranked."""
+    if selection.unit == "sequence":
+        return "candidate_scores"
+    score = "sum" if selection.score == "sum" else "mean"
+    document_scores(connection, storage, corpus, selection.teacher_id, selection.reference_id, score)
+    return "document_scores"
+
+
+def count_scores(connection: Any, selection: SelectionManifest, table: str = "candidate_scores") -> ScoreHistogram:
+    """Histogram of a table's difference scores by domain, counted in DuckDB: first coarse, to find where the bulk lies."""
     quantiles = [domain.difference_score_quantiles for domain in selection.domains.values() if domain.num_candidates]
     minimum, maximum = min(values[0] for values in quantiles), max(values[-1] for values in quantiles)
     low, high = minimum, maximum
     coarse_width = (high - low) / 1000
     if coarse_width > 0:
-        low, high = _find_bulk(_count_bins(connection, low, coarse_width), low, coarse_width)
+        low, high = _find_bulk(_count_bins(connection, table, low, coarse_width), low, coarse_width)
     anchor = selection.threshold if selection.threshold is not None else 0.0
     # The threshold is shown wherever it lies, and with it all that a very small ratio keeps.
     low, high = min(low, anchor), (high if anchor < high else max(maximum, anchor))
@@ -149,7 +172,7 @@ def count_scores(connection: Any, selection: SelectionManifest) -> ScoreHistogra
     edges = anchor + width * np.arange(first, last + 2)
     counts = {domain: np.zeros(last - first + 1, dtype=np.int64) for domain in sorted(selection.domains)}
     num_below = num_above = 0
-    for domain, index, count in _count_bins(connection, anchor, width):
+    for domain, index, count in _count_bins(connection, table, anchor, width):
         if index < first:
             num_below += count
         elif index > last:
@@ -159,11 +182,9 @@ def count_scores(connection: Any, selection: SelectionManifest) -> ScoreHistogra
     return ScoreHistogram(edges, counts, num_below, num_above)
 
 
-def _count_bins(connection: Any, anchor: float, width: float) -> list[tuple[str, int, int]]:
+def _count_bins(connection: Any, table: str, anchor: float, width: float) -> list[tuple[str, int, int]]:
     """Rows (domain, bin index, count); bin i is [anchor + i * width, anchor + (i + 1) * width)."""
-    query = (
-        "SELECT domain, floor((difference_score - ?) / ?)::BIGINT AS bin, count(*) FROM candidate_scores GROUP BY ALL ORDER BY ALL"
-    )
+    query = f"SELECT domain, floor((difference_score - ?) / ?)::BIGINT AS bin, count(*) FROM {table} GROUP BY ALL ORDER BY ALL"
     rows: list[tuple[str, int, int]] = connection.execute(query, [anchor, width]).fetchall()
     return rows
 

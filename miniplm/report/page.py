@@ -10,7 +10,7 @@ from miniplm import layout
 from miniplm.evaluation.advice import advise
 from miniplm.records.run import load_run
 from miniplm.records.texts import MeasuredText
-from miniplm.report import diversity, scaling, scores, setup, students, tasks, truth
+from miniplm.report import diversity, overlap, proxy, scaling, scores, setup, students, tasks, truth, what_if
 from miniplm.report.content import ReportContent, gather_content
 from miniplm.report.markup import format_count, format_nats, render
 from miniplm.storage.root import Storage
@@ -33,9 +33,12 @@ def render_page(content: ReportContent) -> Markup:
     sections = [
         *([("truth", "What was kept of each kind", truth.render_truth(content.truth))] if content.truth else []),
         ("pipeline", "Pipeline", render("pipeline.html", stages=record.stages)),
+        *([("proxy", "The proxy that predicted scores", proxy.render_proxy(content.proxy))] if content.proxy else []),
         ("scores", "Difference scores", scores.render_distribution(content)),
         ("domains", "What was kept of each domain", scores.render_domains(content)),
         *([("diversity", "How varied and how hard", diversity.render_diversity(content.diversity))] if content.diversity else []),
+        *([("overlap", "Copies and evaluation texts", overlap.render_overlap(content.sharing))] if content.sharing else []),
+        *([("what-if", "What other selections would keep", what_if.render_what_if(content.what_if))] if content.what_if else []),
         ("students", "Students", students.render_students(content)),
         *([("scaling", "Loss by training compute", scaling.render_scaling(content))] if scaling.has_curves(content) else []),
         *([("tasks", "Zero-shot tasks", tasks.render_tasks(content))] if tasks.has_tasks(content) else []),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from miniplm.records.manifests import DomainSelection, SelectionManifest
+from miniplm.records.selections import DomainSelection, SelectionManifest
 from miniplm.report.charts import choose_ticks, draw_distribution, place_ticks
 from miniplm.report.content import ReportContent
 from miniplm.report.markup import cut_text, format_count, format_name, format_nats, format_share, render, swatch
@@ -17,7 +17,8 @@ _NUM_SNIPPET_LINES = 8
 
 
 def score_unit(selection: SelectionManifest) -> str:
-    return "nats a token" if selection.score == "mean" else "nats a sequence"
+    """The unit of difference scores, which beside an expression are a token's."""
+    return "nats a sequence" if selection.score == "sum" else "nats a token"
 
 
 def domain_colour(selection: SelectionManifest, domain: str) -> str:
@@ -34,7 +35,9 @@ def render_distribution(content: ReportContent) -> Markup:
     rows = []
     for domain, counts in sorted(selection.domains.items()):
         colour = domain_colour(selection, domain)
-        threshold = counts.threshold if selection.within == "domain" else selection.threshold
+        # Of each domain by itself where it was ranked so; none where something else than the difference decided.
+        by_domain = selection.within == "domain" or "mix" in selection.rule
+        threshold = (counts.threshold if by_domain else selection.threshold) if selection.ranks_by_difference else None
         label = f"Distribution of difference scores of the domain {domain}"
         chart = draw_distribution(histogram.edges, histogram.counts[domain], threshold, colour, label)
         rows.append((domain, colour, chart, counts.difference_score_quantiles[_MEDIAN], counts.num_candidates))
@@ -63,6 +66,7 @@ def render_domains(content: ReportContent) -> Markup:
         percent_kept=_percent_kept,
         total=total,
         rows=[*rows, [Markup("<b>All domains</b>"), *_domain_cells(total, total)]],
+        units=selection.units,
         score_unit=score_unit(selection),
     )
 
@@ -106,6 +110,10 @@ def render_sequences(content: ReportContent) -> Markup:
     selection = content.selection
     if selection is None:
         return _NOT_SELECTED
+    # Of a selection by documents too: it is sequences that are shown.
+    num_candidates = selection.num_candidates
+    if selection.unit == "document" and content.corpus is not None:
+        num_candidates = sum(shard.num_sequences for shard in content.corpus.split_shards("candidate"))
     columns = [
         (
             title,
@@ -120,8 +128,8 @@ def render_sequences(content: ReportContent) -> Markup:
             ],
         )
         for title, ranks, sequences in (
-            ("most wanted", range(1, selection.num_candidates + 1), content.most_wanted),
-            ("least wanted", range(selection.num_candidates, 0, -1), content.least_wanted),
+            ("most wanted", range(1, num_candidates + 1), content.most_wanted),
+            ("least wanted", range(num_candidates, 0, -1), content.least_wanted),
         )
     ]
-    return render("sequences.html", num_candidates=selection.num_candidates, columns=columns)
+    return render("sequences.html", num_candidates=num_candidates, columns=columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import reduce
 from typing import Any
 
@@ -115,7 +116,7 @@ def render_setup(content: ReportContent) -> Markup:
                 model.dtype,
                 format_code(model.model_id),
             ]
-            for role, model in (("teacher", record.teacher), ("reference", record.reference))
+            for role, model in (("teacher", record.teacher), ("reference", record.reference), ("proxy", record.proxy))
             if model is not None
         ],
         facts=_list_facts(content),
@@ -137,10 +138,15 @@ def _list_facts(content: ReportContent) -> list[tuple[str, str]]:
         length = format_count(corpus.sequence_length)
         facts.append(("sequence length", f"{length} targets, so at most one token more in a sequence"))
     if selection is not None:
-        kind = "mean: nats a token" if selection.score == "mean" else "sum: nats a sequence"
-        of_each = " of each domain" if selection.within == "domain" else ""
-        rule = f"ratio {selection.ratio:g}{of_each}, score {kind}"
-        facts.append(("selection", fill("{}, {}", format_code(selection.selection_id), rule)))
+        kind = {"mean": "mean: nats a token", "sum": "sum: nats a sequence"}.get(selection.score, selection.score)
+        facts.append(("selection", fill("{}, {}", format_code(selection.selection_id), f"{selection.title}, score {kind}")))
+        facts += [
+            (fill("selection.{}", name), format_code(value if isinstance(value, str) else json.dumps(value)))
+            for name, value in selection.rule.items()
+        ]
+        if selection.left_out:
+            counted = ", ".join(f"{format_count(count)} {reason}" for reason, count in selection.left_out.items())
+            facts.append(("left out before ranking", counted))
     facts += [
         (fill("student {}", format_name(name)), fill("training {}", format_code(student.training_id)))
         for name, student in record.students.items()

@@ -25,7 +25,7 @@ def render_tasks(content: ReportContent) -> Markup:
     baselines = {name: baseline for name, baseline in baselines.items() if name in results and baseline in results}
     tasks = sorted({task for measured in results.values() for task in measured})
     common = [task for task in tasks if all(task in measured for measured in results.values())]
-    head = ["Task", explain("Metric", "acc_norm: the answer likeliest by the byte; acc: the likeliest"), "Documents"]
+    head = ["Task", explain("Metric", "acc_norm: the answer likeliest by the character; acc: the likeliest"), "Documents"]
     for name in results:
         head.append(fill("{}<br><small>%</small>", format_name(name)))
         if name in baselines:

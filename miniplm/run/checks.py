@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from miniplm.config.methods import METHOD_FACTS
-from miniplm.config.run import RunConfig
+from miniplm.config.run import RunConfig, TrainingConfig
 from miniplm.derived.generation import check_generation
 from miniplm.errors import ConfigError, ModelError, TokenizerError
 from miniplm.evaluation.task_checks import check_tasks
@@ -17,6 +17,7 @@ from miniplm.models.lengths import find_max_positions
 from miniplm.models.skeleton import check_forward, read_skeleton
 from miniplm.run.exports import check_exports
 from miniplm.run.training_plans import load_own_tokenizer
+from miniplm.selection.steering import check_rule
 from miniplm.sources.files import find_source_files
 from miniplm.storage.file_facts import pass_once
 from miniplm.storage.root import Storage
@@ -44,12 +45,15 @@ def check_inputs(config: RunConfig, emulated: bool = False) -> CorpusTokenizer:
         )
     Storage(config.storage).check_writable()
     check_tasks(config.evaluation)
-    for source in (*config.corpus.sources, *config.evaluation.sources):
+    target = () if config.teacher.tuned_on is None else config.teacher.tuned_on.sources
+    for source in (*config.corpus.sources, *config.evaluation.sources, *target):
         find_source_files(source)
     tokenizer = load_tokenizer(config.corpus.tokenizer, config.corpus.eos_token, config.corpus.trust_remote_code)
+    check_rule(config.selection)
     check_exports(config)
     _check_trainings(config, tokenizer)
-    check_model("teacher", locate_model(config.teacher.model, config.teacher.revision), config, tokenizer)
+    if config.teacher.model is not None:
+        check_model("teacher", locate_model(config.teacher.model, config.teacher.revision), config, tokenizer)
     if config.reference.model is not None:
         check_model("reference", locate_model(config.reference.model, config.reference.revision), config, tokenizer)
     return tokenizer
@@ -70,11 +74,17 @@ def _check_trainings(config: RunConfig, tokenizer: CorpusTokenizer) -> None:
     for architecture, vocab_size, training, own, trust_remote_code in trainings:
         num_rows = resolve_vocab_size(vocab_size, own.entry.vocab_size)
         check_architecture(architecture, num_rows, config.corpus.sequence_length + 1, trust_remote_code)
-        resolve_training(training, config.planning_device)
-        if not config.is_on_work_pool:  # else what is installed and how many GPUs there are is for the workers to say
-            check_tracking(training)
-            why_one = find_inline_reason(config.execution.launcher, config.storage)
-            count_processes(training, resolve_device(config.planning_device), why_one)
+        _check_training(training, config)
+    if config.teacher.tuned_on is not None:
+        _check_training(config.teacher.tuned_on.training, config)
+
+
+def _check_training(training: TrainingConfig, config: RunConfig) -> None:
+    resolve_training(training, config.planning_device)
+    if not config.is_on_work_pool:  # else what is installed and how many GPUs there are is for the workers to say
+        check_tracking(training)
+        why_one = find_inline_reason(config.execution.launcher, config.storage)
+        count_processes(training, resolve_device(config.planning_device), why_one)
 
 
 def check_model(role: str, folder: Path, config: RunConfig, tokenizer: CorpusTokenizer) -> None:

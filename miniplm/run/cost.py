@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
 import torch
 
 from miniplm.config.methods import METHOD_FACTS
+from miniplm.config.proxy import ProxyConfig
 from miniplm.config.run import TrainingConfig
-from miniplm.corpus.identity import CorpusPlan, plan_corpus
-from miniplm.corpus.reader import find_corpus
 from miniplm.models.architectures import build_model, count_parameters, resolve_vocab_size
 from miniplm.models.devices import (
     describe_device,
@@ -26,6 +25,7 @@ from miniplm.models.devices import (
     synchronize,
     torch_dtype,
 )
+from miniplm.models.dtypes import choose_scoring_dtype
 from miniplm.models.files import locate_model
 from miniplm.models.fp8 import FP8_DTYPES, HEAD_TOO, convert_to_fp8
 from miniplm.models.fused_linear import fuse_linears
@@ -33,22 +33,23 @@ from miniplm.models.loading import LoadedModel, load_model, split_head
 from miniplm.models.nll import sum_nll_of_hidden
 from miniplm.models.skeleton import read_skeleton
 from miniplm.models.throughput import Throughput
-from miniplm.records.manifests import CorpusManifest, ModelEntry, Record
+from miniplm.proxy.cost import count_flops
+from miniplm.records.manifests import ModelEntry, Record
+from miniplm.run.pinning import find_width
 from miniplm.run.plan import RunPlan
+from miniplm.run.proxies import find_run_proxy
+from miniplm.run.proxy_cost import count_left_labels, probe_proxy, warn_of_few_labels
 from miniplm.run.references import find_reference
+from miniplm.run.token_counts import CorpusCounts, count_target_tokens, count_tokens
 from miniplm.run.training_plans import load_own_tokenizer
 from miniplm.scoring.engine import Scorer
 from miniplm.scoring.shards import check_score_shards
-from miniplm.sources.documents import Document
-from miniplm.sources.reading import read_source_records
 from miniplm.storage.root import Storage
 from miniplm.tokenizers.tokenizer import CorpusTokenizer, load_tokenizer
 from miniplm.training.flops import match_training
 from miniplm.training.micro_batches import choose_on_device
 
 _PROBE_SECONDS = 3.0
-_SAMPLE_CHARACTERS = 4 << 20
-_SAMPLE_FILES = 4
 _SCORE_BYTES = 20  # a row: sequence id, number of scored tokens, sum of NLL
 
 
@@ -83,19 +84,6 @@ class RunCost(Record):
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Counts:
-    """Tokens of the whole corpus; `prepared` is what is there of it, `new_...` what is yet to be prepared, estimated."""
-
-    candidate_tokens: int
-    reference_tokens: int
-    total_tokens: int
-    num_shards: int
-    prepared: CorpusManifest | None
-    new_candidate_tokens: int = 0
-    new_tokens: int = 0
-
-
 def plan_run(plan: RunPlan, usd_per_gpu_hour: float | None = None) -> RunCost:
     """Counts, samples and measures; writes nothing but the digests of source files. Takes some seconds a model.
 
@@ -105,26 +93,21 @@ def plan_run(plan: RunPlan, usd_per_gpu_hour: float | None = None) -> RunCost:
     storage = Storage(plan.storage)
     device = resolve_device(plan.scoring.device)
     tokenizer = load_tokenizer(plan.corpus.tokenizer, plan.corpus.eos_token, plan.corpus.trust_remote_code)
-    counts, prepare_rate, notes = _count_tokens(storage, plan, tokenizer)
-    teacher_folder = locate_model(plan.teacher.model, plan.teacher.revision)
-    num_teacher_parameters = read_skeleton(teacher_folder, plan.teacher.trust_remote_code).num_parameters
+    counts, prepare_rate, notes = count_tokens(storage, plan, tokenizer)
     stages = []
     if counts.prepared is None or counts.new_tokens:
         stages.append(_stage("prepare", counts.new_tokens, prepare_rate))
-    teacher = load_model(
-        teacher_folder,
-        resolve_dtype(plan.teacher.dtype, device),
-        device,
-        plan.teacher.trust_remote_code,
-        plan.scoring.compile is True,
-    )
-    left = _left_to_score(storage, counts, plan.require_teacher() if counts.prepared else None)
-    by_teacher = probe_scoring(teacher, plan, tokenizer)
-    stages.append(_scoring_stage("score teacher", left, by_teacher, counts.num_shards))
-    del teacher
-    stages += _plan_reference(storage, plan, counts, tokenizer, device)
+    num_teacher_parameters, by_teacher, of_scorers, notes_of_scorers = _plan_scorers(storage, plan, counts, tokenizer, device)
+    stages += of_scorers
+    notes += notes_of_scorers
     model_bytes = 0
-    selected = int(counts.candidate_tokens * plan.selection.ratio)
+    selected = int(counts.candidate_tokens * plan.selection.expect_share(counts.candidate_tokens))
+    if plan.selection.threshold is not None:
+        notes.append(
+            "selection.threshold: how much is kept is known once all is scored; students are planned as if it were everything"
+        )
+    if plan.selection.where is not None:
+        notes.append("selection.where leaves candidates out that are counted here")
     for student in plan.students:
         own = load_own_tokenizer(student, plan.corpus) or tokenizer
         vocab_size = resolve_vocab_size(student.vocab_size, own.entry.vocab_size)
@@ -142,7 +125,7 @@ def plan_run(plan: RunPlan, usd_per_gpu_hour: float | None = None) -> RunCost:
         stages.append(_stage(f"train {student.name}", _training_tokens(training, plan, selected), rate))
     notes += [f"{name}: the time in which the teacher writes its text is not in here" for name in _list_generated(plan)]
     hours = sum(stage.hours for stage in stages)
-    if device.type == "cpu" and has_native_bfloat16() and plan.teacher.dtype == "float32":
+    if device.type == "cpu" and plan.teacher.dtype == "float32" and _is_faster_in_bfloat16(plan):
         notes.append(
             "this CPU multiplies bfloat16 itself: teacher.dtype=auto scores faster; `miniplm score CONFIG --set teacher.dtype=auto "
             "--calibrate 200` tells by how much and what it changes"
@@ -165,6 +148,41 @@ def plan_run(plan: RunPlan, usd_per_gpu_hour: float | None = None) -> RunCost:
         usd=None if usd_per_gpu_hour is None else hours * usd_per_gpu_hour,
         notes=tuple(notes),
     )
+
+
+def _plan_scorers(
+    storage: Storage, plan: RunPlan, counts: CorpusCounts, tokenizer: CorpusTokenizer, device: torch.device
+) -> tuple[int, Throughput, list[StageCost], list[str]]:
+    """Parameters and throughput of the teacher, what is left for both models to score, and what a proxy saves of it."""
+    given, proxy, notes = plan.teacher, plan.scoring.proxy, []
+    left = _left_to_score(storage, counts, plan.teacher_entry if counts.prepared else None)
+    if given.model is not None:
+        folder = locate_model(given.model, given.revision)
+        dtype = resolve_dtype(given.dtype, device)
+        teacher = load_model(folder, dtype, device, given.trust_remote_code, plan.scoring.compile is True)
+        by_teacher = probe_scoring(teacher, plan, tokenizer)
+        del teacher
+        num_parameters = read_skeleton(folder, given.trust_remote_code).num_parameters
+        num_of_reference, _, of_reference = _plan_reference(storage, plan, counts, tokenizer, device)
+        if proxy is not None:
+            left = count_left_labels(storage, plan, proxy, counts.prepared, counts.new_candidate_tokens)
+            notes = _describe_proxy(plan, proxy, counts, num_parameters, num_of_reference)
+        scoring = _scoring_stage("score teacher", left, by_teacher, counts.num_shards)
+        return num_parameters, by_teacher, [scoring, *of_reference], notes
+    # The teacher is the reference with other weights, and a step costs about three forward passes.
+    num_parameters, by_reference, of_reference = _plan_reference(storage, plan, counts, tokenizer, device)
+    tuning = []
+    if plan.teacher_entry is None:
+        assert given.tuned_on is not None
+        num_tokens = _training_tokens(given.tuned_on.training, plan, count_target_tokens(storage, plan, tokenizer))
+        tuning = [_stage("tune teacher", num_tokens, by_reference.tokens_per_second / 3)]
+    scoring = _scoring_stage("score teacher", left, by_reference, counts.num_shards)
+    return num_parameters, by_reference, [*of_reference, *tuning, scoring], notes
+
+
+def _is_faster_in_bfloat16(plan: RunPlan) -> bool:
+    given = plan.teacher if plan.teacher.model is not None else plan.reference
+    return has_native_bfloat16() and choose_scoring_dtype("cpu", True, find_width(given)) == "bfloat16"
 
 
 def _list_generated(plan: RunPlan) -> list[str]:
@@ -234,18 +252,22 @@ def _stage(name: str, num_tokens: int, rate: float, num_shards: int | None = Non
 
 
 def _plan_reference(
-    storage: Storage, plan: RunPlan, counts: _Counts, tokenizer: CorpusTokenizer, device: torch.device
-) -> list[StageCost]:
+    storage: Storage, plan: RunPlan, counts: CorpusCounts, tokenizer: CorpusTokenizer, device: torch.device
+) -> tuple[int, Throughput, list[StageCost]]:
+    """Parameters and throughput of the reference, and what is left of its training and scoring, and of the proxy that reads what it gives."""
     reference, stages = plan.reference, []
     entry = find_reference(storage, plan, counts.prepared) if counts.prepared else None
     dtype = resolve_dtype(reference.dtype, device)
     if reference.model is not None:
-        loaded = load_model(locate_model(reference.model, reference.revision), dtype, device, reference.trust_remote_code)
+        folder = locate_model(reference.model, reference.revision)
+        loaded = load_model(folder, dtype, device, reference.trust_remote_code)
+        num_parameters = read_skeleton(folder, reference.trust_remote_code).num_parameters
     else:
         assert reference.architecture is not None
         assert reference.training is not None
         vocab_size = resolve_vocab_size(reference.vocab_size, tokenizer.entry.vocab_size)
         model = build_model(reference.architecture, vocab_size, plan.corpus.sequence_length + 1, reference.training.seed)
+        num_parameters = count_parameters(model)
         if entry is None:
             num_tokens = _training_tokens(reference.training, plan, counts.reference_tokens)
             stages.append(_stage("train reference", num_tokens, probe_training(model, reference.training, plan, device)))
@@ -266,10 +288,28 @@ def _plan_reference(
             has_fp8_head=dtype == HEAD_TOO,
         )
     left = _left_to_score(storage, counts, entry)
-    return [*stages, _scoring_stage("score reference", left, probe_scoring(loaded, plan, tokenizer), counts.num_shards)]
+    achieved = probe_scoring(loaded, plan, tokenizer)
+    stages.append(_scoring_stage("score reference", left, achieved, counts.num_shards))
+    if plan.scoring.proxy is not None:
+        scorer = Scorer(loaded, plan.scoring.tokens_per_batch, plan.scoring.attention, plan.scoring.compile)
+        fitted = find_run_proxy(storage, plan, counts.prepared, entry) if counts.prepared else None
+        left = _left_to_score(storage, counts, fitted.entry if fitted else None)
+        rate = probe_proxy(plan, plan.scoring.proxy, scorer, tokenizer.entry.vocab_size, tokenizer.eos_token_id)
+        stages.append(_stage("score proxy", left, rate, counts.num_shards))
+    return num_parameters, achieved, stages
 
 
-def _left_to_score(storage: Storage, counts: _Counts, entry: ModelEntry | None) -> int:
+def _describe_proxy(
+    plan: RunPlan, config: ProxyConfig, counts: CorpusCounts, num_teacher_parameters: int, num_reference_parameters: int
+) -> list[str]:
+    """What the proxy saves, for people."""
+    notes = [] if counts.prepared else warn_of_few_labels(plan, config, counts.candidate_tokens)
+    num_tokens, num_labels = counts.candidate_tokens, round(config.share * counts.candidate_tokens)
+    flops = count_flops(config.scorer, num_tokens, num_labels, num_teacher_parameters, num_reference_parameters)
+    return [*notes, f"scoring.proxy: {flops.describe()}"]
+
+
+def _left_to_score(storage: Storage, counts: CorpusCounts, entry: ModelEntry | None) -> int:
     if counts.prepared is None or entry is None:
         return counts.candidate_tokens
     done = {state.shard_index for state in check_score_shards(storage, counts.prepared, entry.model_id) if state.state == "done"}
@@ -288,64 +328,3 @@ def _training_tokens(training: TrainingConfig, plan: RunPlan, data_tokens: int) 
         return int(training.epochs * data_tokens)
     assert training.steps is not None
     return training.steps * training.batch_size * plan.corpus.sequence_length
-
-
-def _count_tokens(storage: Storage, plan: RunPlan, tokenizer: CorpusTokenizer) -> tuple[_Counts, float, list[str]]:
-    """What is prepared is counted, the rest estimated: the whole corpus, or the new files of one that grows."""
-    planned = plan_corpus(storage, plan.corpus, plan.tokenizer)
-    prepared = find_corpus(storage, planned.corpus_id)
-    is_whole = prepared is not None
-    prepared = prepared or planned.parent
-    tokens = {split: prepared.split_counts(split).num_tokens for split in prepared.domains} if prepared else {}
-    num_shards = len(prepared.split_shards("candidate")) if prepared else 0
-    # The reference stays that of the first corpus.
-    reference_tokens = sum(shard.num_tokens for shard in prepared.root_shards("reference")) if prepared else 0
-    total, rate, notes = (0, 0.0, []) if is_whole else _estimate_tokens(plan, planned, tokenizer)
-    splits = plan.corpus.splits
-    candidates = int(total * (1 - splits.reference - splits.heldout))
-    num_sequences = candidates / (plan.corpus.sequence_length + 1)
-    num_new_shards = 0 if is_whole else max(1, -(-int(num_sequences) // plan.corpus.sequences_per_shard))
-    counts = _Counts(
-        candidate_tokens=tokens.get("candidate", 0) + candidates,
-        reference_tokens=reference_tokens if prepared else int(total * splits.reference),
-        total_tokens=sum(tokens.values()) + total,
-        num_shards=num_shards + num_new_shards,
-        prepared=prepared,
-        new_candidate_tokens=candidates,
-        new_tokens=total,
-    )
-    return counts, rate, notes
-
-
-def _estimate_tokens(plan: RunPlan, planned: CorpusPlan, tokenizer: CorpusTokenizer) -> tuple[int, float, list[str]]:
-    """Tokens of all files to be prepared by the tokens a stored byte of a sample, and the tokens a second that the sample took."""
-    total, seconds, sampled, notes = 0.0, 0.0, 0, []
-    for source in plan.corpus.sources:
-        files = [file.file for file in planned.files if file.source is source]
-        if not files:
-            continue
-        step = max(1, len(files) // _SAMPLE_FILES)
-        num_bytes, num_tokens = 0, 0
-
-        def on_bytes(count: int) -> None:
-            nonlocal num_bytes
-            num_bytes += count
-
-        for file in files[::step][:_SAMPLE_FILES]:
-            texts, characters = [], 0
-            for record in read_source_records(file, source, 0, 0, on_bytes):
-                if isinstance(record, Document):
-                    texts.append(record.text)
-                    characters += len(record.text)
-                if characters >= _SAMPLE_CHARACTERS // _SAMPLE_FILES:
-                    break
-            started = time.perf_counter()
-            num_tokens += sum(len(token_ids) + 1 for token_ids in tokenizer.encode_documents(texts))
-            seconds += time.perf_counter() - started
-        source_bytes = sum(file.num_bytes for file in files)
-        share = min(1.0, num_bytes / max(1, source_bytes))
-        total += num_tokens / max(share, 1e-12)
-        sampled += num_tokens
-        if share < 1:
-            notes.append(f"{source.path}: tokens estimated from {share:.2%} of {source_bytes / 1e9:.2f} GB")
-    return int(total), sampled / max(seconds, 1e-9), notes

@@ -7,7 +7,8 @@ from miniplm.config.run import RunConfig
 from miniplm.export.job import ExportJob
 from miniplm.export.records import ExportManifest
 from miniplm.export.target import ExportTarget
-from miniplm.records.manifests import CorpusManifest, SelectionManifest
+from miniplm.records.manifests import CorpusManifest
+from miniplm.records.selections import SelectionManifest
 from miniplm.run.plan import RunPlan
 from miniplm.storage.root import Storage
 from miniplm.tokenizers.tokenizer import load_tokenizer

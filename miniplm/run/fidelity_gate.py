@@ -40,19 +40,19 @@ def check_fidelity(storage: Storage, corpus: CorpusManifest, teacher: ModelEntry
         )
     calibration = find_calibration(storage, corpus.corpus_id, teacher.model_id, reference.model_id, plan.selection.within)
     if calibration is not None:
-        judge_fidelity(calibration, plan)
+        judge_fidelity(calibration, plan, corpus)
 
 
-def judge_fidelity(calibration: Calibration, plan: RunPlan) -> None:
+def judge_fidelity(calibration: Calibration, plan: RunPlan, corpus: CorpusManifest) -> None:
     """Raises `FidelityError` where a calibration falls under `scoring.min_overlap`, or has too few sequences to select any."""
     assert calibration.within == plan.selection.within, "a calibration says nothing of another rule"
-    fidelity = measure_fidelity(calibration, plan.selection.ratio, plan.selection.score)
+    fidelity = measure_fidelity(calibration, plan.selection, corpus.split_counts("candidate").num_tokens)
     of_each = " of each domain" if calibration.within == "domain" else ""
     if fidelity.num_selected == 0:
         raise FidelityError(
             f"teacher {calibration.teacher.dtype}, reference {calibration.reference.dtype}: of {fidelity.num_sequences} sequences "
-            f"selection.ratio {plan.selection.ratio:g}{of_each} selects none, so that nothing was measured; "
-            "measure on more sequences with `miniplm score CONFIG --calibrate N`, or use a larger ratio"
+            f"selection.{plan.selection.title} selects none, so that nothing was measured; "
+            "measure on more sequences with `miniplm score CONFIG --calibrate N`, or keep more"
         )
     if not fidelity.passes(plan.scoring.min_overlap):
         raise FidelityError(

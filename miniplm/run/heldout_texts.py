@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 
-from miniplm.config.run import CorpusConfig, SplitsConfig
+from miniplm.config.run import CorpusConfig, SourceConfig, SplitsConfig
 from miniplm.corpus.identity import plan_corpus
 from miniplm.corpus.overlap import find_overlap
 from miniplm.corpus.preparation import prepare_corpus
@@ -49,12 +49,12 @@ def name_text(storage: Storage, plan: RunPlan) -> RunPlan:
 
 def resolve_text_id(storage: Storage, plan: RunPlan) -> str:
     """The id of the text from elsewhere, prepared or not. Raises `SourceError` where its sources cannot be read."""
-    return plan.text_id or plan_corpus(storage, describe_text(plan), plan.tokenizer).corpus_id
+    return plan.text_id or plan_corpus(storage, describe_text(plan, plan.evaluation.sources), plan.tokenizer).corpus_id
 
 
-def describe_text(plan: RunPlan) -> CorpusConfig:
+def describe_text(plan: RunPlan, sources: tuple[SourceConfig, ...]) -> CorpusConfig:
     """Text from elsewhere as a corpus, all of whose documents are in one split."""
-    changes = {"sources": plan.evaluation.sources, "splits": SplitsConfig(reference=0, heldout=0), "extend": False, "truth": None}
+    changes = {"sources": sources, "splits": SplitsConfig(reference=0, heldout=0), "extend": False, "truth": None}
     return plan.corpus.model_copy(update=changes)
 
 
@@ -68,18 +68,23 @@ def prepare_text(
     """
     if not plan.evaluation.sources:
         return None
-    config = describe_text(plan)
+    config = describe_text(plan, plan.evaluation.sources)
     planned = plan_corpus(storage, config, plan.tokenizer)
     text = prepare_corpus(storage, config, on_progress, planned)
-    num_tokens = text.split_counts("candidate").num_tokens
-    if num_tokens <= config.sequence_length:
-        paths = [source.path for source in text.sources]
-        raise CorpusError(
-            f"evaluation.sources: {list_offenders(paths, most=3)} hold {num_tokens:,} tokens, less than one sequence of {config.sequence_length + 1:,} "
-            "(corpus.sequence_length), which measures nothing; name more text, or leave evaluation.sources out"
-        )
+    require_one_sequence(text, "evaluation.sources", "measures nothing; name more text, or leave evaluation.sources out")
     _check_overlap(find_overlap(storage, text.corpus_id, planned.files, plan.corpus, corpus), plan.evaluation.allow_overlap)
     return text
+
+
+def require_one_sequence(text: CorpusManifest, field: str, otherwise: str) -> None:
+    """Raises `CorpusError` where text from elsewhere, which `field` names, is shorter than one sequence."""
+    num_tokens = text.split_counts("candidate").num_tokens
+    if num_tokens <= text.sequence_length:
+        paths = [source.path for source in text.sources]
+        raise CorpusError(
+            f"{field}: {list_offenders(paths, most=3)} hold {num_tokens:,} tokens, less than one sequence of {text.sequence_length + 1:,} "
+            f"(corpus.sequence_length), which {otherwise}"
+        )
 
 
 def _check_overlap(overlap: list[OverlapRecord], is_allowed: bool) -> None:

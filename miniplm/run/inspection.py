@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from miniplm import layout
+from miniplm.config.proxy import ProxyConfig
 from miniplm.corpus.reader import load_corpus, load_corpus_tokenizer
-from miniplm.errors import ConfigError, CorpusError, RunError, list_offenders
-from miniplm.records.manifests import CorpusManifest, DomainCounts, DomainSelection, Record, SelectionManifest, ShardEntry, Split
+from miniplm.errors import ConfigError, CorpusError, RunError, ScoreError, list_offenders
+from miniplm.proxy.labels import find_labelled
+from miniplm.records.manifests import CorpusManifest, DomainCounts, Record, ShardEntry, Split
 from miniplm.records.run import RunRecord
+from miniplm.records.selections import DomainSelection, SelectionManifest
 from miniplm.scoring.shards import check_score_shard
 from miniplm.selection.connection import connect
 from miniplm.selection.diversity_sample import SelectionDiversity, provide_diversity
@@ -67,7 +72,9 @@ class InspectedDocuments(Record):
 class InspectedSequence(Record):
     """A sequence with its text. NLLs are in nats a scored token; the difference score is in the unit the run selects by.
 
-    Scores are None where the sequence is no candidate or is not scored yet, `selected` where nothing is selected yet.
+    Scores are None where the sequence is no candidate or is not scored yet, `selected` where nothing is selected yet; of a selection by
+    documents it says whether all of the sequence's were kept. `is_predicted` is given of scored candidates of a run with a proxy: true where
+    the teacher's NLL, and with it the difference score, is what the proxy predicts.
     """
 
     sequence_id: int
@@ -80,6 +87,7 @@ class InspectedSequence(Record):
     reference_nll: float | None = None
     difference_score: float | None = None
     selected: bool | None = None
+    is_predicted: bool | None = Field(None, exclude_if=lambda predicted: predicted is None)
     text: str
 
     @property
@@ -130,8 +138,8 @@ def inspect_sequence(storage: Storage, record: RunRecord, sequence_id: int) -> I
     corpus = load_run_corpus(storage, record)
     entry = _find_shard(corpus, sequence_id)
     scores: dict[str, Any] = {"sequence_id": sequence_id}
-    models = [model.model_id for model in (record.teacher, record.reference) if model is not None]
-    scored = len(models) == 2 and all(check_score_shard(storage, entry, model).state != "missing" for model in models)
+    models = record.scorer_ids or ()
+    scored = bool(models) and all(check_score_shard(storage, entry, model).state != "missing" for model in models)
     if entry.split == "candidate" and scored:
         one_shard = corpus.model_copy(update={"shards": (entry,)})
         with open_scores(storage, record, one_shard) as connection:
@@ -147,9 +155,14 @@ def inspect_documents(
     Raises as `inspect_sequences`, and `ScoreError` where the scores of documents are missing, as in runs of earlier versions.
     """
     corpus = _check_question(storage, record, order, domain, limit)
+    if record.has_proxy:
+        raise ScoreError(
+            f"run {record.run_name!r} has the scores of a proxy, which predicts whole sequences and knows nothing of the documents in them; inspect "
+            "sequences, or let the teacher score all (scoring.proxy: null)"
+        )
     with open_scores(storage, record, corpus) as connection:
-        models = [entry.model_id for entry in (record.teacher, record.reference) if entry is not None]
-        num_unattributed = document_scores(connection, storage, corpus, models[0], models[1], _score_kind(record))
+        assert record.scorer_ids is not None  # `open_scores` has refused a run without
+        num_unattributed = document_scores(connection, storage, corpus, *record.scorer_ids, _score_kind(record))
         where, parameters = ("WHERE domain = ?", [domain]) if domain is not None else ("", [])
         ranking = "difference_score DESC, document_id ASC" if order == "top" else "difference_score ASC, document_id DESC"
         columns = [name for name in InspectedDocument.model_fields if name not in ("path", "record_number")]
@@ -179,8 +192,11 @@ def inspect_diversity(storage: Storage, record: RunRecord) -> SelectionDiversity
     corpus = load_run_corpus(storage, record)
     if record.selection_id is None or record.reference is None:
         raise RunError(f"run {record.run_name!r} has no selection yet; `miniplm run` with its config makes it")
+    selection = load_selection(storage, record.selection_id)
+    if selection.unit == "document":
+        raise RunError(f"run {record.run_name!r} selects documents, and diversity is measured of kept sequences")
     trust_remote_code = bool(record.config.get("corpus", {}).get("trust_remote_code", False))
-    return provide_diversity(storage, corpus, load_selection(storage, record.selection_id), record.reference, trust_remote_code)
+    return provide_diversity(storage, corpus, selection, record.reference, trust_remote_code)
 
 
 def describe_domains(corpus: CorpusManifest, selection: SelectionManifest | None) -> list[InspectedDomain]:
@@ -207,11 +223,20 @@ def open_scores(storage: Storage, record: RunRecord, corpus: CorpusManifest) -> 
 
     The difference score is of the kind (mean or sum) that the run's configuration selects by.
     """
-    if record.teacher is None or record.reference is None:
+    if record.scorer_ids is None:
         raise RunError(f"run {record.run_name!r} has no scores yet; `miniplm run` with its config computes them")
     with connect(storage) as connection:
-        candidate_scores(connection, storage, corpus, record.teacher.model_id, record.reference.model_id, _score_kind(record))
+        candidate_scores(connection, storage, corpus, *record.scorer_ids, _score_kind(record))
         yield connection
+
+
+def is_predicted(record: RunRecord, sequence_id: int) -> bool | None:
+    """Whether a candidate's teacher NLL is what a proxy predicts; None in a run without a proxy."""
+    content = record.config.get("scoring", {}).get("proxy")
+    if content is None:
+        return None
+    config = ProxyConfig.model_validate(content)
+    return not find_labelled(np.array([sequence_id], dtype=np.int64), config.share, config.seed)[0]
 
 
 def _score_kind(record: RunRecord) -> str:
@@ -244,7 +269,7 @@ def describe_sequences(
     for entry, sequence_ids in by_shard.items():
         for sequence in _read_sequences(storage, entry, sequence_ids):
             sequences[sequence["sequence_id"]] = {**sequence, "split": entry.split}
-        selected.update(_find_selected(storage, record, entry, sequence_ids))
+        selected.update(_find_selected(storage, record, entry, {row: sequences[row]["document_ids"] for row in sequence_ids}))
     inspected = []
     for row in scores:
         sequence = sequences[row["sequence_id"]]
@@ -260,6 +285,7 @@ def describe_sequences(
                 reference_nll=row.get("reference_nll"),
                 difference_score=row.get("difference_score"),
                 selected=selected[sequence["sequence_id"]],
+                is_predicted=is_predicted(record, row["sequence_id"]) if row.get("teacher_nll") is not None else None,
                 text=tokenizer.decode(sequence["token_ids"]),
             )
         )
@@ -320,7 +346,11 @@ def _read_sequences(storage: Storage, entry: ShardEntry, sequence_ids: Iterable[
     return found
 
 
-def _find_selected(storage: Storage, record: RunRecord, entry: ShardEntry, sequence_ids: Sequence[int]) -> dict[int, bool | None]:
+def _find_selected(
+    storage: Storage, record: RunRecord, entry: ShardEntry, document_ids: Mapping[int, Sequence[int]]
+) -> dict[int, bool | None]:
+    """Whether sequences were kept, by id; `document_ids` are those of each, since of a selection by documents all of them have to be."""
+    sequence_ids = list(document_ids)
     if record.selection_id is None:
         return dict.fromkeys(sequence_ids, None)
     if entry.split != "candidate":
@@ -328,12 +358,15 @@ def _find_selected(storage: Storage, record: RunRecord, entry: ShardEntry, seque
     relative = layout.selection_shard(record.selection_id, entry.shard_index)
     try:
         with storage.open(relative) as file:
-            rows = pq.read_table(file, columns=["sequence_id"], filters=[("sequence_id", "in", list(sequence_ids))])
+            table = pq.ParquetFile(file)
+            of_documents = "document_id" in table.schema_arrow.names
+            kept = set(table.read(columns=["document_id" if of_documents else "sequence_id"])[0].to_pylist())
     except (pa.ArrowException, FileNotFoundError) as error:
         raise CorpusError(
             f"{storage.url(relative)} cannot be read ({error}); make it again with `miniplm select CONFIG`"
         ) from error
-    kept = set(rows["sequence_id"].to_pylist())
+    if of_documents:
+        return {sequence_id: kept.issuperset(ids) for sequence_id, ids in document_ids.items()}
     return {sequence_id: sequence_id in kept for sequence_id in sequence_ids}
 
 

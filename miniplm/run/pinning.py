@@ -8,7 +8,8 @@ import socket
 from typing import Any, TypeVar
 
 from miniplm import __version__, layout
-from miniplm.config.run import ModelConfig, ReferenceConfig, RunConfig
+from miniplm.config.exports import ExportConfig
+from miniplm.config.run import ReferenceConfig, RunConfig, SourceConfig, TeacherConfig
 from miniplm.errors import ModelError, RunError, reading_users_file
 from miniplm.models.architectures import locate_config
 from miniplm.models.devices import describe_device, has_native_bfloat16, resolve_device
@@ -57,7 +58,9 @@ def needs_worker(run: RunConfig | RunPlan) -> bool:
 
 
 def _leaves_dtype_open(run: RunConfig | RunPlan) -> bool:
+    tuned_on = run.teacher.tuned_on
     trainings = [run.reference.training, *(student.training for student in run.students)]
+    trainings += [] if tuned_on is None else [tuned_on.training]
     dtypes = [run.teacher.dtype, run.reference.dtype, *(training.dtype for training in trainings if training is not None)]
     return "auto" in dtypes
 
@@ -76,7 +79,8 @@ def pin_dtypes(run: Run, device_type: str, native_bfloat16: bool = False) -> Run
     def pin_scorer(section: Any) -> Any:
         if section.dtype != "auto":
             return section
-        width = _find_width(section) if native_bfloat16 else 0
+        is_tuned = isinstance(section, TeacherConfig) and section.tuned_on is not None
+        width = find_width(run.reference if is_tuned else section) if native_bfloat16 else 0
         return pin(section, choose_scoring_dtype(device_type, native_bfloat16, width))
 
     training = choose_dtype(device_type)
@@ -84,10 +88,14 @@ def pin_dtypes(run: Run, device_type: str, native_bfloat16: bool = False) -> Run
     if reference.training is not None:
         reference = reference.model_copy(update={"training": pin(reference.training, training)})
     students = tuple(student.model_copy(update={"training": pin(student.training, training)}) for student in run.students)
-    return run.model_copy(update={"teacher": pin_scorer(run.teacher), "reference": reference, "students": students})
+    teacher = pin_scorer(run.teacher)
+    if teacher.tuned_on is not None:
+        tuned_on = teacher.tuned_on.model_copy(update={"training": pin(teacher.tuned_on.training, training)})
+        teacher = teacher.model_copy(update={"tuned_on": tuned_on})
+    return run.model_copy(update={"teacher": teacher, "reference": reference, "students": students})
 
 
-def _find_width(section: ModelConfig | ReferenceConfig) -> int:
+def find_width(section: TeacherConfig | ReferenceConfig) -> int:
     """The hidden width of the model of a section, given or by its architecture."""
     if section.model is not None:
         path = locate_model(section.model, section.revision) / "config.json"
@@ -163,28 +171,36 @@ def make_absolute(config: RunConfig) -> RunConfig:
         return section.model_copy(update=fields)
 
     corpus, teacher, reference, evaluation = config.corpus, config.teacher, config.reference, config.evaluation
-    sources = tuple(change(source, path=_absolute(source.path)) for source in corpus.sources)
-    texts = tuple(change(source, path=_absolute(source.path)) for source in evaluation.sources)
+
+    def move(sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
+        return tuple(change(source, path=_absolute(source.path)) for source in sources)
+
+    tuned_on = None if teacher.tuned_on is None else teacher.tuned_on.model_copy(update={"sources": move(teacher.tuned_on.sources)})
     students = tuple(
         change(student, architecture=_absolute_folder(student.architecture), tokenizer=_absolute_folder(student.tokenizer))
         for student in config.students
     )
+    signals = tuple(change(signal, path=_absolute(signal.path)) for signal in config.selection.signals)
     task_folder = None if evaluation.task_folder is None else _absolute(evaluation.task_folder)
     return config.model_copy(
         update={
             "storage": _absolute(config.storage),
-            "corpus": corpus.model_copy(update={"sources": sources, "tokenizer": _absolute_folder(corpus.tokenizer)}),
-            "teacher": change(teacher, model=_absolute_folder(teacher.model)),
+            "corpus": corpus.model_copy(update={"sources": move(corpus.sources), "tokenizer": _absolute_folder(corpus.tokenizer)}),
+            "teacher": teacher.model_copy(update={"model": _absolute_folder(teacher.model), "tuned_on": tuned_on}),
             "reference": change(
                 reference, model=_absolute_folder(reference.model), architecture=_absolute_folder(reference.architecture)
             ),
+            "selection": config.selection.model_copy(update={"signals": signals}),
             "students": students,
-            "evaluation": evaluation.model_copy(update={"task_folder": task_folder, "sources": texts}),
-            "exports": tuple(
-                change(export, to=_absolute(export.to), tokenizer=_absolute_folder(export.tokenizer)) for export in config.exports
-            ),
+            "evaluation": evaluation.model_copy(update={"task_folder": task_folder, "sources": move(evaluation.sources)}),
+            "exports": tuple(make_export_absolute(export) for export in config.exports),
         }
     )
+
+
+def make_export_absolute(export: ExportConfig) -> ExportConfig:
+    """An export that means the same to other processes."""
+    return export.model_copy(update={"to": _absolute(export.to), "tokenizer": _absolute_folder(export.tokenizer)})
 
 
 def _absolute_folder(name: str | None) -> str | None:

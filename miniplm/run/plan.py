@@ -17,15 +17,15 @@ from miniplm.config.run import (
     EvaluationConfig,
     ExecutionConfig,
     ExportConfig,
-    ModelConfig,
     ReferenceConfig,
     RunConfig,
     ScoringConfig,
     SelectionConfig,
     StudentConfig,
+    TeacherConfig,
     config_as_dict,
 )
-from miniplm.errors import ConfigError, DamagedFileError
+from miniplm.errors import ConfigError, DamagedFileError, ModelError
 from miniplm.models.dtypes import choose_dtype
 from miniplm.records.manifests import ModelEntry, Record
 from miniplm.storage.root import Storage, digest_content
@@ -47,8 +47,9 @@ class PlannedTraining(Record):
 class RunPlan(Record):
     """A run as it will be. The sections are those of the configuration, every dtype explicit, on a work pool with absolute paths.
 
-    `config` is the configuration as the run's record keeps it. `teacher_entry` is the teacher as it scores, `reference_entry` the
-    reference where it is given; `text_id` the held-out text from elsewhere, once a run goes on by it (it is not kept: its files may change). Where a fleet's workers have not said yet what they have, `auto` stays, and means a CPU's dtype.
+    `config` is the configuration as the run's record keeps it. `teacher_entry` is the teacher as it scores, one that is tuned here
+    once it is; `reference_entry` the reference where it is given; `text_id` and `target_id` the held-out text from elsewhere and the target text,
+    once a run goes on by them (they are not kept: their files may change). Where a fleet's workers have not said yet what they have, `auto` stays, and means a CPU's dtype.
     """
 
     key: str
@@ -57,7 +58,7 @@ class RunPlan(Record):
     config: dict[str, Any]
     corpus: CorpusConfig
     tokenizer: TokenizerIdentity | None = None
-    teacher: ModelConfig
+    teacher: TeacherConfig
     teacher_entry: ModelEntry | None = None
     reference: ReferenceConfig
     reference_entry: ModelEntry | None = None
@@ -69,6 +70,7 @@ class RunPlan(Record):
     execution: ExecutionConfig
     trainings: dict[str, PlannedTraining] = Field(default_factory=dict)
     text_id: str | None = None
+    target_id: str | None = None
 
     @classmethod
     def of(cls, run: RunConfig, key: str = "", **known: Any) -> RunPlan:
@@ -91,9 +93,17 @@ class RunPlan(Record):
         """The precision that the reference scores in."""
         return choose_dtype("cpu") if self.reference.dtype == "auto" else self.reference.dtype
 
+    @property
+    def teacher_dtype(self) -> str:
+        """The precision that a teacher scores in which is tuned here."""
+        return choose_dtype("cpu") if self.teacher.dtype == "auto" else self.teacher.dtype
+
     def require_teacher(self) -> ModelEntry:
-        """The teacher as it scores."""
-        assert self.teacher_entry is not None, "a plan that was resolved knows its teacher"
+        """The teacher as it scores. Raises `ModelError` where it is yet to be tuned on its target."""
+        if self.teacher_entry is None:
+            raise ModelError(
+                f"the teacher of run {self.name} is not tuned on its target yet; run `miniplm tune-teacher CONFIG`, which needs the reference"
+            )
         return self.teacher_entry
 
     def find_student(self, student_name: str) -> StudentConfig:
@@ -133,5 +143,7 @@ def find_plan(storage: Storage, run_name: str) -> RunPlan | None:
 
 def save_plan(storage: Storage, plan: RunPlan) -> None:
     """Keeps a plan beside the run's record, with a digest of itself. There is no secret in it, as there is none in a configuration."""
-    content = plan.model_copy(update={"text_id": None}).as_json()
+    # A tuned teacher follows from the reference and the text, which are looked at again.
+    unkept = {"text_id": None, "target_id": None} | ({} if plan.teacher.model is not None else {"teacher_entry": None})
+    content = plan.model_copy(update=unkept).as_json()
     storage.write_json(layout.run_plan(plan.name), content | {"digest": digest_content(content)})

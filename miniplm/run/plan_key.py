@@ -37,7 +37,8 @@ def make_key(config: RunConfig, emulated: bool = False) -> tuple[str, bool]:
 def _list_folders(config: RunConfig) -> Iterator[Path]:
     """Where the models, tokenizers and tasks lie that a configuration names."""
     yield locate_tokenizer(config.corpus.tokenizer)
-    yield locate_model(config.teacher.model, config.teacher.revision)
+    if config.teacher.model is not None:
+        yield locate_model(config.teacher.model, config.teacher.revision)
     if config.reference.model is not None:
         yield locate_model(config.reference.model, config.reference.revision)
     for student in config.students:

@@ -30,7 +30,7 @@ def make_plan(config: RunConfig, storage: Storage, key: str = "", emulated: bool
 def identify_scorers(plan: RunPlan, storage: Storage, emulated: bool = False) -> RunPlan:
     """The plan with the entries of the models that it is given, in their dtypes."""
     entries = {
-        "teacher_entry": identify_teacher(plan, storage, emulated),
+        "teacher_entry": identify_teacher(plan, storage, emulated) if plan.teacher.model is not None else None,
         "reference_entry": identify_reference(plan, storage, emulated) if plan.reference.model is not None else None,
     }
     return plan.model_copy(update=entries)

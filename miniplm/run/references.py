@@ -41,12 +41,17 @@ def require_reference(storage: Storage, plan: RunPlan, corpus: CorpusManifest) -
 
 def name_trained(plan: RunPlan, training: TrainingManifest) -> ModelEntry:
     """The entry of a reference model that was trained here."""
-    dtype, attention = plan.reference_dtype, plan.scoring.attention
+    return make_entry(plan, training, plan.reference_dtype, plan.reference.trust_remote_code)
+
+
+def make_entry(plan: RunPlan, training: TrainingManifest, dtype: str, trust_remote_code: bool) -> ModelEntry:
+    """A model that was trained here as it scores in `dtype`."""
+    attention = plan.scoring.attention
     return ModelEntry(
         model_id=name_model(training.num_parameters, training.weights_digest, training.recipe["architecture"], dtype, attention),
         source=training.training_id,
         stored=True,
-        trust_remote_code=plan.reference.trust_remote_code,
+        trust_remote_code=trust_remote_code,
         dtype=dtype,
         attention=attention,
         weights_digest=training.weights_digest,

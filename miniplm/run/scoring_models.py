@@ -5,27 +5,33 @@ from __future__ import annotations
 from pathlib import Path
 
 from miniplm import layout
-from miniplm.config.run import ModelConfig, ReferenceConfig, ScoringConfig
-from miniplm.models.devices import device_errors, resolve_device, resolve_dtype, use_device
+from miniplm.config.run import ReferenceConfig, ScoringConfig, TeacherConfig
+from miniplm.corpus.reader import load_corpus
+from miniplm.models.devices import describe_device, device_errors, resolve_device, resolve_dtype, use_device
 from miniplm.models.files import locate_model
 from miniplm.models.identity import identify_model
 from miniplm.models.opening import open_model
 from miniplm.progress import ProgressCallback, ignore_progress
+from miniplm.proxy.features import PoolStates
+from miniplm.proxy.prediction import ProxyScorer, load_proxy, open_proxy
 from miniplm.records.manifests import CorpusManifest, ModelEntry, TrainingManifest
 from miniplm.run.plan import RunPlan
 from miniplm.run.references import name_trained
-from miniplm.run.training_plans import plan_reference
+from miniplm.run.teachers import name_tuned
+from miniplm.run.training_plans import plan_reference, plan_teacher
 from miniplm.scoring.engine import Scorer
+from miniplm.scoring.pooling import pool_states
 from miniplm.storage.root import Storage
 from miniplm.training.exports import export_model
 from miniplm.training.processes.launch import launch_training
 
 
 def identify_teacher(plan: RunPlan, storage: Storage, emulated: bool = False) -> ModelEntry:
-    """The teacher's entry; `emulated` allows a dtype that the device has not, for a calibration.
+    """The entry of a teacher that is given; `emulated` allows a dtype that the device has not, for a calibration.
 
     Raises `ModelError` where its files are not there or not whole.
     """
+    assert plan.teacher.model is not None
     return _identify(plan, storage, plan.teacher.model, plan.teacher, emulated)
 
 
@@ -35,7 +41,7 @@ def identify_reference(plan: RunPlan, storage: Storage, emulated: bool = False) 
     return _identify(plan, storage, plan.reference.model, plan.reference, emulated)
 
 
-def _identify(plan: RunPlan, storage: Storage, model: str, given: ModelConfig | ReferenceConfig, emulated: bool) -> ModelEntry:
+def _identify(plan: RunPlan, storage: Storage, model: str, given: TeacherConfig | ReferenceConfig, emulated: bool) -> ModelEntry:
     # Whether the workers of a pool have fp8 is for them to say, when they load the model.
     dtype = resolve_dtype(given.dtype, resolve_device(plan.planning_device), emulated or plan.is_on_work_pool)
     folder, attention = locate_model(model, given.revision), plan.scoring.attention
@@ -59,11 +65,36 @@ def open_scorer(
     return scorer
 
 
+def pool_by(scorer: Scorer, eos_token_id: int) -> PoolStates:
+    """The mean hidden states of sequences, by a scorer that is open."""
+    return lambda sequences: pool_states(scorer, sequences, eos_token_id)
+
+
+def open_proxy_scorer(storage: Storage, entry: ModelEntry, scoring: ScoringConfig, sequence_length: int) -> ProxyScorer:
+    """The proxy of an entry, with the reference beside it where it reads its states. Raises `ProxyError` where it is not fitted, and as `open_scorer`."""
+    manifest = load_proxy(storage, entry.model_id)
+    if manifest.kind == "linear":
+        return open_proxy(storage, manifest)
+    scorer = open_scorer(storage, manifest.reference, scoring, sequence_length)
+    eos_token_id = load_corpus(storage, manifest.corpus_id).tokenizer.eos_token_id
+    return open_proxy(storage, manifest, pool_by(scorer, eos_token_id), describe_device(scorer.model.device), scorer.forward.notes)
+
+
 def train_reference(
     storage: Storage, plan: RunPlan, corpus: CorpusManifest, on_progress: ProgressCallback = ignore_progress
 ) -> tuple[ModelEntry, TrainingManifest]:
     """Trains the reference on the reference split and publishes it at `models/MODEL_ID`; what is done is not done again."""
     training = launch_training(storage, plan_reference(plan, corpus), on_progress, plan.execution.launcher)
     entry = name_trained(plan, training)
+    export_model(storage, training, layout.model_folder(entry.model_id))
+    return entry, training
+
+
+def tune_teacher(
+    storage: Storage, plan: RunPlan, reference: ModelEntry, on_progress: ProgressCallback = ignore_progress
+) -> tuple[ModelEntry, TrainingManifest]:
+    """Tunes the reference on the target text, which is prepared, and publishes it as the teacher; what is done is not done again."""
+    training = launch_training(storage, plan_teacher(storage, plan, reference), on_progress, plan.execution.launcher)
+    entry = name_tuned(plan, training)
     export_model(storage, training, layout.model_folder(entry.model_id))
     return entry, training

@@ -14,9 +14,12 @@ from miniplm.corpus.reader import find_corpus
 from miniplm.errors import CorpusError
 from miniplm.export.records import ExportManifest
 from miniplm.progress import ProgressCallback, ignore_progress
-from miniplm.records.manifests import CorpusManifest, ModelEntry, SelectionManifest
+from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.run import StageRecord, StudentRecord
+from miniplm.records.selections import SelectionManifest
+from miniplm.run.overlap import measure_unasked, plan_left_out
 from miniplm.run.plan import RunPlan
+from miniplm.run.proxies import find_scorer_ids, judge_proxy, provide_labelled_corpus, require_run_proxy
 from miniplm.run.references import find_reference
 from miniplm.run.trainings import know_student
 from miniplm.selection.ranking import find_selection, resolve_selection_id, select_sequences
@@ -24,7 +27,7 @@ from miniplm.storage.root import Storage
 
 
 def prepare(storage: Storage, plan: RunPlan, on_progress: ProgressCallback = ignore_progress) -> tuple[CorpusManifest, StageRecord]:
-    """Cuts the sources into sequences in shards, with some in each split that the run needs."""
+    """Cuts the sources into sequences in shards, with some in each split that the run needs, and draws those that a proxy learns from."""
     from miniplm.corpus.preparation import prepare_corpus
 
     started = time.monotonic()
@@ -38,7 +41,8 @@ def prepare(storage: Storage, plan: RunPlan, on_progress: ProgressCallback = ign
             storage, plan.corpus, manifest, planned.found
         )  # now, while the sources are there; a wrong field costs no scores
     check_splits(plan, manifest)
-    if plan.evaluation.sources and plan.students:
+    provide_labelled_corpus(storage, plan, manifest, on_progress)
+    if plan.evaluation.sources and (plan.students or plan.selection.contamination == "drop"):
         from miniplm.run.heldout_texts import prepare_text
 
         prepare_text(storage, plan, manifest, on_progress)
@@ -83,17 +87,42 @@ def provide_reference(
     return entry, _record("train reference", training.seconds, reused, training.num_tokens, "tokens")
 
 
+def provide_teacher(
+    storage: Storage, plan: RunPlan, corpus: CorpusManifest, reference: ModelEntry, on_progress: ProgressCallback = ignore_progress
+) -> tuple[RunPlan, StageRecord]:
+    """Tunes the reference on the run's target text, of which it is the teacher then; the plan that knows it."""
+    from miniplm.run.scoring_models import tune_teacher
+    from miniplm.run.targets import prepare_target
+    from miniplm.run.teachers import find_tuned
+
+    if plan.target_id is None:  # else whoever could read its sources has prepared it
+        prepare_target(storage, plan, on_progress)
+    reused = find_tuned(storage, plan, corpus) is not None
+    entry, training = tune_teacher(storage, plan, reference, name_progress("tune teacher", on_progress))
+    known = plan.model_copy(update={"teacher_entry": entry})
+    return known, _record("tune teacher", training.seconds, reused, training.num_tokens, "tokens")
+
+
 def select(
     storage: Storage, plan: RunPlan, corpus: CorpusManifest, reference: ModelEntry, on_progress: ProgressCallback = ignore_progress
 ) -> tuple[SelectionManifest, StageRecord]:
     """Joins the scores of both models and keeps the sequences with the largest difference score."""
-    started, teacher = time.monotonic(), plan.require_teacher()
-    selection_id = resolve_selection_id(storage, corpus, teacher.model_id, reference.model_id, plan.selection)
+    started = time.monotonic()
+    if plan.scoring.proxy is not None:  # at another ratio it may not be good enough
+        judge_proxy(storage, require_run_proxy(storage, plan, corpus, reference), plan)
+    scorer_ids = find_scorer_ids(storage, plan, corpus, reference)
+    exclusions = plan_left_out(storage, plan, corpus, reference, on_progress=on_progress)
+    selection_id = resolve_selection_id(storage, corpus, *scorer_ids, plan.selection, exclusions)
     manifest = find_selection(storage, selection_id)
     reused = manifest is not None
     if manifest is None:
-        manifest = select_sequences(storage, corpus, teacher.model_id, reference.model_id, plan.selection, on_progress)
-    return manifest, _record("select", time.monotonic() - started, reused, manifest.num_candidates, "sequences")
+        if any(signal.key == "text_digest" for signal in plan.selection.signals):
+            from miniplm.corpus.text_digests import provide_text_digests
+
+            provide_text_digests(storage, plan.corpus, corpus)
+        manifest = select_sequences(storage, corpus, *scorer_ids, plan.selection, on_progress, exclusions)
+    measure_unasked(storage, plan, corpus, manifest, on_progress)
+    return manifest, _record("select", time.monotonic() - started, reused, manifest.num_candidates, manifest.units)
 
 
 def export(

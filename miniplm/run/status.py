@@ -11,16 +11,19 @@ from miniplm.corpus.identity import plan_corpus
 from miniplm.corpus.reader import find_corpus, load_corpus
 from miniplm.corpus.taken_files import list_files_without_documents
 from miniplm.errors import ConfigError, DamagedFileError, DerivedError, MiniplmError, RunError, ScoreJoinError
-from miniplm.records.manifests import CorpusManifest, ModelEntry, Record, SelectionManifest
+from miniplm.records.manifests import CorpusManifest, ModelEntry, Record
 from miniplm.records.run import RunRecord, load_run, save_run
+from miniplm.records.selections import SelectionManifest
 from miniplm.run.heldout_texts import resolve_text_id
+from miniplm.run.overlap import name_selection
 from miniplm.run.plan import RunPlan
+from miniplm.run.proxies import find_labelled_corpus, find_run_proxy
 from miniplm.run.references import find_reference
 from miniplm.run.resolution import resolve
 from miniplm.run.student_records import find_student, is_evaluated, list_needed_sets
 from miniplm.run.trainings import know_student
 from miniplm.scoring.shards import check_score_shards
-from miniplm.selection.ranking import find_selection, load_selection, resolve_selection_id
+from miniplm.selection.ranking import find_selection, load_selection
 from miniplm.storage.root import Storage
 from miniplm.versions import list_versions
 
@@ -70,22 +73,18 @@ def check_run(storage: Storage, plan: RunPlan) -> RunStatus:
     planned = plan_corpus(storage, plan.corpus, plan.tokenizer)
     corpus = find_corpus(storage, planned.corpus_id) or planned.parent
     stages.append(_corpus_stage(storage, corpus, num_new_files=len(planned.files) if corpus and corpus is planned.parent else 0))
-    teacher = plan.require_teacher()
     if plan.evaluation.sources and plan.students:
         stages.append(_corpus_stage(storage, find_corpus(storage, resolve_text_id(storage, plan)), 0, "prepare held-out text"))
     reference = find_reference(storage, plan, corpus) if corpus else None
-    stages.append(_scores_stage(storage, corpus, teacher, "teacher"))
-    stages.append(
-        StageStatus(
-            name="reference",
-            state="done" if reference else "missing",
-            num_done=int(reference is not None),
-            num_total=1,
-            unit="models",
-            detail=reference.model_id if reference else "",
-        )
-    )
+    labels = find_labelled_corpus(storage, plan, corpus) if corpus else None
+    by_teacher, of_reference = _scores_stage(storage, labels, plan.teacher_entry, "teacher"), _model_stage("reference", reference)
+    if plan.teacher.tuned_on is not None:
+        stages += [of_reference, _model_stage("tune teacher", plan.teacher_entry), by_teacher]
+    else:
+        stages += [by_teacher, of_reference]
     stages.append(_scores_stage(storage, corpus, reference, "reference"))
+    if plan.scoring.proxy is not None:
+        stages += _proxy_stages(storage, plan, corpus, reference)
     stages += _later_stages(storage, plan, corpus, reference)
     return RunStatus(
         run_name=plan.name, storage=storage.root, stages=tuple(stages), complete=all(stage.state == "done" for stage in stages)
@@ -131,6 +130,7 @@ def _make_record(storage: Storage, config: RunConfig, earlier: RunRecord | None)
     corpus = require_corpus(storage, plan)
     reference = find_reference(storage, plan, corpus)
     selection = _find_selection(storage, plan, corpus, reference)
+    proxy = find_run_proxy(storage, plan, corpus, reference)
     students = {
         student.name: find_student(storage, plan, corpus, selection, student.name) for student in plan.students if selection
     }
@@ -138,8 +138,9 @@ def _make_record(storage: Storage, config: RunConfig, earlier: RunRecord | None)
         run_name=plan.name,
         config=plan.config,
         corpus_id=corpus.corpus_id,
-        teacher=plan.require_teacher(),
+        teacher=plan.teacher_entry,
         reference=reference,
+        proxy=proxy.entry if proxy else None,
         selection_id=selection.selection_id if selection else None,
         students={name: student for name, student in students.items() if student is not None},
         versions=list_versions(),
@@ -154,20 +155,29 @@ def require_corpus(storage: Storage, plan: RunPlan) -> CorpusManifest:
 
 def require_selection(storage: Storage, plan: RunPlan, corpus: CorpusManifest, reference: ModelEntry) -> SelectionManifest:
     """The selection of a run. Raises `ScoreJoinError` where scores are missing, `CorpusError` where nothing is selected yet."""
-    teacher_id, reference_id = plan.require_teacher().model_id, reference.model_id
-    return load_selection(storage, resolve_selection_id(storage, corpus, teacher_id, reference_id, plan.selection))
+    return load_selection(storage, name_selection(storage, plan, corpus, reference))
 
 
 def _find_selection(
     storage: Storage, plan: RunPlan, corpus: CorpusManifest | None, reference: ModelEntry | None
 ) -> SelectionManifest | None:
-    if corpus is None or reference is None:
+    if corpus is None or reference is None or plan.teacher_entry is None:
         return None
-    teacher_id, reference_id = plan.require_teacher().model_id, reference.model_id
     try:
-        return find_selection(storage, resolve_selection_id(storage, corpus, teacher_id, reference_id, plan.selection))
+        return find_selection(storage, name_selection(storage, plan, corpus, reference))
     except ScoreJoinError:
         return None
+
+
+def _model_stage(name: str, entry: ModelEntry | None) -> StageStatus:
+    return StageStatus(
+        name=name,
+        state="done" if entry else "missing",
+        num_done=int(entry is not None),
+        num_total=1,
+        unit="models",
+        detail=entry.model_id if entry else "",
+    )
 
 
 def _corpus_stage(storage: Storage, corpus: CorpusManifest | None, num_new_files: int, name: str = "prepare") -> StageStatus:
@@ -230,6 +240,21 @@ def _scores_stage(storage: Storage, corpus: CorpusManifest | None, entry: ModelE
         detail=entry.model_id,
         shards=tuple(left),
     )
+
+
+def _proxy_stages(
+    storage: Storage, plan: RunPlan, corpus: CorpusManifest | None, reference: ModelEntry | None
+) -> list[StageStatus]:
+    proxy = find_run_proxy(storage, plan, corpus, reference) if corpus else None
+    fitted = StageStatus(
+        name="fit proxy",
+        state="done" if proxy else "missing",
+        num_done=int(proxy is not None),
+        num_total=1,
+        unit="models",
+        detail=proxy.proxy_id if proxy else "",
+    )
+    return [fitted, _scores_stage(storage, corpus, proxy.entry if proxy else None, "proxy")]
 
 
 def _derived_stage(storage: Storage, job: DerivedJob, student_name: str) -> StageStatus:

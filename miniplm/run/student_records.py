@@ -7,8 +7,9 @@ from miniplm.errors import TrainingError
 from miniplm.evaluation.accuracies import find_task_results
 from miniplm.evaluation.milestones import find_evaluation, is_measured
 from miniplm.evaluation.tasks import resolve_tasks
-from miniplm.records.manifests import CorpusManifest, Evaluation, SelectionManifest, TrainingManifest
+from miniplm.records.manifests import CorpusManifest, Evaluation, TrainingManifest
 from miniplm.records.run import StudentRecord
+from miniplm.records.selections import SelectionManifest
 from miniplm.records.texts import MeasuredText
 from miniplm.run.heldout_texts import list_texts
 from miniplm.run.plan import RunPlan

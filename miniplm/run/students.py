@@ -15,8 +15,9 @@ from miniplm.evaluation.milestones import evaluate_checkpoints, find_checkpoint_
 from miniplm.models.devices import resolve_device, resolve_dtype
 from miniplm.models.loading import load_model
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
-from miniplm.records.manifests import CorpusManifest, SelectionManifest, TrainingManifest
+from miniplm.records.manifests import CorpusManifest, TrainingManifest
 from miniplm.records.run import StudentRecord
+from miniplm.records.selections import SelectionManifest
 from miniplm.run.heldout_texts import list_texts, load_text
 from miniplm.run.plan import RunPlan
 from miniplm.run.student_records import find_kept_evaluations, list_needed_sets, make_record, milestone_every_steps

@@ -6,12 +6,17 @@ Nothing is trained here, and of models only the files are read.
 from __future__ import annotations
 
 from miniplm.config.run import CorpusConfig, StudentConfig, TrainingConfig
+from miniplm.corpus.reader import load_corpus
 from miniplm.derived.conversion import ConversionJob
 from miniplm.models.architectures import build_empty_model, count_parameters, resolve_vocab_size
-from miniplm.records.manifests import CorpusManifest, ModelEntry, SelectionManifest
+from miniplm.models.configuration import read_config
+from miniplm.models.opening import model_files
+from miniplm.records.manifests import CorpusManifest, ModelEntry
+from miniplm.records.selections import SelectionManifest
 from miniplm.records.texts import MeasuredText
 from miniplm.run.heldout_texts import find_text, list_texts
 from miniplm.run.plan import PlannedTraining, RunPlan
+from miniplm.run.targets import resolve_target_id
 from miniplm.storage.root import Storage
 from miniplm.tokenizers.tokenizer import CorpusTokenizer, load_tokenizer
 from miniplm.training.flops import match_training
@@ -35,6 +40,26 @@ def plan_reference(plan: RunPlan, corpus: CorpusManifest) -> TrainingPlan:
         trust_remote_code=reference.trust_remote_code,
         trust_tokenizer_code=plan.corpus.trust_remote_code,
     )
+
+
+def plan_teacher(storage: Storage, plan: RunPlan, reference: ModelEntry) -> TrainingPlan:
+    """The training of a teacher that is the reference, tuned on target text. Raises `CorpusError` where that text is not prepared."""
+    tuned_on = plan.teacher.tuned_on
+    assert tuned_on is not None
+    target = load_corpus(storage, resolve_target_id(storage, plan))
+    with model_files(storage, reference) as folder:
+        own = read_config(folder, reference.trust_remote_code).get_text_config(decoder=True)
+        return plan_training(
+            target,
+            "target",
+            str(folder),
+            tuned_on.training,
+            vocab_size=own.vocab_size,
+            device=plan.planning_device,
+            trust_remote_code=reference.trust_remote_code,
+            trust_tokenizer_code=plan.corpus.trust_remote_code,
+            initial=reference,
+        )
 
 
 def describe_training(

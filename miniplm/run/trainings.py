@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from miniplm.records.manifests import CorpusManifest, SelectionManifest
+from miniplm.records.manifests import CorpusManifest, ModelEntry
+from miniplm.records.selections import SelectionManifest
 from miniplm.run.heldout_texts import find_text, list_texts
 from miniplm.run.plan import PlannedTraining, RunPlan
+from miniplm.run.targets import resolve_target_id
 from miniplm.storage.root import Storage
 
 
@@ -16,6 +18,17 @@ def know_reference(storage: Storage, plan: RunPlan, corpus: CorpusManifest) -> P
     from miniplm.run.training_plans import plan_reference  # imports torch
 
     training = plan_reference(plan, corpus)
+    return plan.learn(storage, key, PlannedTraining(training_id=training.training_id, steps=training.config.steps))
+
+
+def know_teacher(storage: Storage, plan: RunPlan, reference: ModelEntry) -> PlannedTraining:
+    """The training that makes the reference the teacher, of a run whose target text is prepared."""
+    key = f"teacher of {reference.weights_digest} on {resolve_target_id(storage, plan)}"
+    if key in plan.trainings:
+        return plan.trainings[key]
+    from miniplm.run.training_plans import plan_teacher  # imports torch
+
+    training = plan_teacher(storage, plan, reference)
     return plan.learn(storage, key, PlannedTraining(training_id=training.training_id, steps=training.config.steps))
 
 

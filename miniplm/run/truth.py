@@ -6,8 +6,9 @@ from miniplm.config.run import CorpusConfig, RunConfig, config_as_dict
 from miniplm.corpus.reader import load_corpus
 from miniplm.corpus.truth import provide_truth
 from miniplm.errors import ConfigError, RunError
-from miniplm.records.manifests import CorpusManifest, SelectionManifest
+from miniplm.records.manifests import CorpusManifest
 from miniplm.records.run import RunRecord
+from miniplm.records.selections import SelectionManifest
 from miniplm.records.truth import TruthSummary
 from miniplm.selection.connection import connect
 from miniplm.selection.join import candidate_scores
@@ -27,11 +28,13 @@ def judge_selection(storage: Storage, config: CorpusConfig, corpus: CorpusManife
 
 
 def find_truth(storage: Storage, record: RunRecord) -> TruthSummary | None:
-    """The truth about what a run selected; None where it names no field, or has selected nothing yet."""
+    """The truth about what a run selected; None where it names no field, has selected nothing yet, or selects documents."""
     corpus = record.config.get("corpus", {})
     if corpus.get("truth") is None or record.corpus_id is None or record.selection_id is None:
         return None
     selection = load_selection(storage, record.selection_id)
+    if selection.unit == "document":  # the labels are of sequences
+        return None
     return judge_selection(storage, CorpusConfig.model_validate(corpus), load_corpus(storage, record.corpus_id), selection)
 
 
@@ -44,6 +47,11 @@ def inspect_truth(storage: Storage, record: RunRecord) -> TruthSummary:
         raise ConfigError(
             f"run {record.run_name} names no field that says what its documents are; add --set corpus.truth=FIELD, e.g. meta.kind, and "
             "--set corpus.clean=[LABEL] for the labels of clean text"
+        )
+    if record.selection_id is not None:
+        raise ConfigError(
+            f"run {record.run_name} selects documents, and what was kept of each kind is known of sequences; look at documents one by one "
+            "with `miniplm inspect RUN --documents`"
         )
     raise RunError(f"run {record.run_name!r} has selected nothing yet; `miniplm run` with its config does")
 

@@ -103,6 +103,11 @@ class Scorer:
             "attention": self.attention,
         } | ({"batch_sizes": sizes} if sizes else {})
 
+    @property
+    def notes(self) -> list[str]:
+        """What users should know of how this model runs."""
+        return self.forward.notes
+
     def warm_up(self, num_inputs: int) -> None:
         """Compiles for sequences of `num_inputs` inputs, so that no shard waits for it."""
         if self.forward.is_compiled:
@@ -155,7 +160,7 @@ class Scorer:
                 chosen = batches.popleft()
                 try:
                     batch = build_batch(
-                        sequences, segments, chosen, eos_token_id, self.forward.layout, longest, self._filled_tokens()
+                        sequences, segments, chosen, eos_token_id, self.forward.layout, longest, self.filled_tokens()
                     )
                     launched = self._launch(batch, clock)
                 # Of any class: by library and device, memory that runs out is a RuntimeError or an error of its own.
@@ -188,13 +193,14 @@ class Scorer:
         self._longest = max(self._longest, min(-(-num_inputs // _LENGTH_STEP) * _LENGTH_STEP, limit))
         return self._longest
 
-    def _filled_tokens(self) -> int | None:
+    def filled_tokens(self) -> int | None:
+        """Tokens that each batch is filled up to, where its shape is compiled."""
         return self.tokens_per_batch if self.forward.has_static_shapes else None
 
     def _count_computed(self, lengths: IntArray) -> int:
         """Tokens that the device computes for a batch of segments of these lengths (S,), padding and filling included."""
         num_tokens = int(len(lengths) * lengths.max() if self.forward.layout == "rows" else lengths.sum())
-        return max(num_tokens, self._filled_tokens() or 0)
+        return max(num_tokens, self.filled_tokens() or 0)
 
     def _launch(self, batch: Batch, clock: DeviceClock) -> _Launched:
         """Gives a batch to the device."""

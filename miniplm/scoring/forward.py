@@ -66,11 +66,16 @@ class ForwardPass:
     @torch.no_grad()
     def __call__(self, inputs: ModelInputs) -> Tensor:
         """NLL (M,) float32, that of padding and filling included: whoever sums them leaves those out."""
+        hidden_MH = self.compute_states(inputs)
+        return self.head.nll(hidden_MH, inputs.targets_M.to(hidden_MH.device))
+
+    @torch.no_grad()
+    def compute_states(self, inputs: ModelInputs) -> Tensor:
+        """The last hidden states (M, H), where the head is and as it takes them."""
         hidden_RTH = self._run_body(_body_arguments(inputs))
         # Mamba keeps its hidden state in float32, and the last layer may lie on another device than the head.
         weight_VH = self.model.head.weight_VH
-        hidden_MH = hidden_RTH.flatten(0, 1).to(weight_VH.device, weight_VH.dtype)
-        return self.head.nll(hidden_MH, inputs.targets_M.to(weight_VH.device))
+        return hidden_RTH.flatten(0, 1).to(weight_VH.device, weight_VH.dtype)
 
     def _run_body(self, arguments: dict[str, Any]) -> Tensor:
         """Hidden states (R, T, H)."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from miniplm import layout
 from miniplm.corpus.reader import read_shard, read_token_ids
 from miniplm.errors import DamagedFileError, ModelError, ScoreError, first_line, list_offenders
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
-from miniplm.records.manifests import CorpusManifest, ModelEntry, ScoreShardManifest, ShardEntry
+from miniplm.records.manifests import CorpusManifest, DocumentScoresEntry, ModelEntry, ScoreShardManifest, ShardEntry
 from miniplm.records.stored import ShardState, check_all, read_record
 from miniplm.scoring.documents import publish_document_scores
 from miniplm.storage.root import Storage, digest_file
@@ -23,6 +25,20 @@ if TYPE_CHECKING:
     from miniplm.scoring.engine import Scorer
 
 ShardScoreState = ShardState[ScoreShardManifest]
+
+
+class SomeScores(Protocol):
+    """What a scorer gives of the sequences of a shard: `nll_sum` (num_sequences,) float64 in nats, `num_scored_tokens` (num_sequences,) int32."""
+
+    @property
+    def nll_sum(self) -> NDArray[np.float64]: ...  # (num_sequences,)
+    @property
+    def num_scored_tokens(self) -> NDArray[np.int32]: ...  # (num_sequences,)
+    @property
+    def throughput(self) -> Throughput: ...
+
+
+AnyScores = TypeVar("AnyScores", bound=SomeScores)
 SCORE_SCHEMA = pa.schema([("sequence_id", pa.int64()), ("num_scored_tokens", pa.int32()), ("nll_sum", pa.float64())])
 
 
@@ -61,6 +77,38 @@ def score_shard(
         scores = scorer.score(sequences, corpus.tokenizer.eos_token_id, on_tokens)
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from error
+    return publish_shard(
+        storage,
+        shard,
+        entry,
+        table,
+        scores,
+        publish_document_scores,
+        device=describe_device(scorer.model.device),
+        engine=scorer.describe(),
+        worker=worker,
+        start_seconds=start_seconds,
+    )
+
+
+def publish_shard(
+    storage: Storage,
+    shard: ShardEntry,
+    entry: ModelEntry,
+    table: pa.Table,
+    scores: AnyScores,
+    publish_documents: Callable[[Storage, ShardEntry, str, pa.Table, AnyScores], DocumentScoresEntry] | None,
+    *,
+    device: str,
+    engine: dict[str, str | int | bool],
+    worker: str = "",
+    start_seconds: float | None = None,
+) -> ScoreShardManifest:
+    """Publishes the scores of a shard, of which `table` has `sequence_id`, those of its documents where there are any, then the manifest.
+
+    Raises `ScoreError` as `score_shard`.
+    """
+    name = layout.shard_name(shard.shard_index)
     sequence_ids = table["sequence_id"].to_numpy()
     columns = [pa.array(sequence_ids), pa.array(scores.num_scored_tokens), pa.array(scores.nll_sum)]
     scored = pa.Table.from_arrays(columns, schema=SCORE_SCHEMA)
@@ -76,7 +124,7 @@ def score_shard(
     # A manifest that spoke of an older file must be gone before a new file stands in its place.
     storage.delete(layout.score_shard_manifest(shard.corpus_id, entry.model_id, shard.shard_index))
     digest, num_bytes = _publish_scores(storage, layout.score_shard(shard.corpus_id, entry.model_id, shard.shard_index), scored)
-    documents = publish_document_scores(storage, shard, entry.model_id, table, scores)
+    documents = None if publish_documents is None else publish_documents(storage, shard, entry.model_id, table, scores)
     manifest = ScoreShardManifest(
         corpus_id=shard.corpus_id,
         model_id=entry.model_id,
@@ -89,12 +137,12 @@ def score_shard(
         num_scored_tokens=int(scores.num_scored_tokens.sum()),
         nll_sum=float(scores.nll_sum.sum()),
         seconds=scores.throughput.seconds,
-        device=describe_device(scorer.model.device),
+        device=device,
         dtype=entry.dtype,
         tokens_per_second=scores.throughput.tokens_per_second,
         matmul_peak_share=scores.throughput.matmul_peak_share,
         device_wait_share=scores.throughput.device_wait_share,
-        engine=scorer.describe(),
+        engine=engine,
         documents=documents,
         worker=worker,
         start_seconds=start_seconds,

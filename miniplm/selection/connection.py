@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 
 import duckdb
 
+from miniplm.cores import count_cores
 from miniplm.errors import StorageError, StorageUnavailableError
 from miniplm.storage.root import Storage
 
@@ -21,7 +21,7 @@ def count_threads(storage: Storage) -> int:
     """How many shards are worked on at a time: as many as this process may use cores, more where it waits for a store."""
     if not storage.is_local:
         return _REMOTE_THREADS
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return count_cores()
 
 
 @contextmanager

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,13 @@ from numpy.typing import NDArray
 
 from miniplm import layout
 from miniplm.progress import Progress, ProgressCallback
-from miniplm.records.manifests import CorpusManifest, SelectionShardEntry, ShardEntry
+from miniplm.records.manifests import CorpusManifest, ShardEntry
+from miniplm.records.selections import SelectionShardEntry
+from miniplm.selection.budgets import Pool
 from miniplm.selection.candidates import Floats, Integers
 from miniplm.selection.connection import count_threads
 from miniplm.selection.join import run_in_order
+from miniplm.selection.prefixes import RankedRows
 from miniplm.selection.survey import Survey
 from miniplm.storage.root import Storage, digest_file
 
@@ -34,47 +36,58 @@ SELECTION_SCHEMA = pa.schema(
         ("difference_score", pa.float64()),
     ]
 )
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Domains whose candidates are ranked together, and how many of these are kept."""
-
-    domains: list[int]
-    num_candidates: int
-    num_kept: int
+# Beside those of every selection: the value of the expression that is ranked, the key with the noise of a temperature, and how often
+# a row is used where a budget repeats them.
+STEERED_COLUMNS = {
+    **{name: pa.field(name, pa.float64()) for name in ("score", "ranking_key")},
+    "repetitions": pa.field("repetitions", pa.int32()),
+}
 
 
 class Cut:
-    """Which rows are kept: those above the threshold of their pool, and of those at it the first by id, until it has its number."""
+    """Which rows are kept: those above the threshold of their pool, and of those at it the first by id, until it has its number.
 
-    def __init__(self, survey: Survey, pools: list[Pool]) -> None:
-        self._pool = np.zeros(len(survey.domains), dtype=np.int64)
+    With `num_passes` all that are ranked are kept, used so often, and those once more.
+    """
+
+    def __init__(self, ranked: RankedRows, pools: list[Pool], num_passes: int = 0) -> None:
+        self.num_passes = num_passes
+        self._pool = np.zeros(len(ranked.domains), dtype=np.int64)
         self._thresholds = np.full(len(pools), math.inf)
         self._num_ties = np.zeros(len(pools), dtype=np.int64)
         for number, pool in enumerate(pools):
             self._pool[pool.domains] = number
             if pool.num_kept:
                 rank = pool.num_candidates - pool.num_kept
-                (threshold,) = survey.runs.find(pool.domains, [rank])
-                num_above = pool.num_candidates - survey.runs.count_at_most(pool.domains, threshold)
+                (threshold,) = ranked.keys.find(pool.domains, [rank])
+                num_above = pool.num_candidates - ranked.keys.count_at_most(pool.domains, threshold)
                 self._thresholds[number], self._num_ties[number] = threshold, pool.num_kept - num_above
 
-    def find_kept(self, domains: Integers, difference_score: Floats) -> Integers:
-        """The rows (num_kept,) of the next shard that are kept, ascending, of all (num_sequences,). Shards are asked for in the order of their ids."""
+    def find_kept(self, domains: Integers, keys: Floats) -> Integers:
+        """The rows (num_kept,) of the next shard that are kept, ascending, of all (num_sequences,), by ranking keys, NaN where a row is left out. Shards are asked for in the order of their ids."""
         if len(self._thresholds) == 1:
             pools, threshold = None, self._thresholds[0]
         else:
             pools = self._pool[domains]
             threshold = self._thresholds[pools]
-        kept = difference_score > threshold
-        ties = np.flatnonzero(difference_score == threshold)
+        kept = keys > threshold
+        ties = np.flatnonzero(keys == threshold)
         tied = np.zeros(len(ties), dtype=np.int64) if pools is None else pools[ties]
         for pool in np.unique(tied):
             rows = ties[tied == pool][: self._num_ties[pool]]
             kept[rows] = True
             self._num_ties[pool] -= len(rows)
         return np.flatnonzero(kept)
+
+    def find_uses(self, domains: Integers, keys: Floats) -> tuple[Integers, Integers | None]:
+        """As `find_kept`, and how often each of the kept is used, (num_kept,) each; None where none is repeated."""
+        best = self.find_kept(domains, keys)
+        if not self.num_passes:
+            return best, None
+        uses = np.where(np.isnan(keys), 0, self.num_passes).astype(np.int32)
+        uses[best] += 1
+        rows = np.flatnonzero(uses)
+        return rows, uses[rows]
 
 
 class KeptDomains:
@@ -105,17 +118,28 @@ def publish_shards(
     """Publishes what is kept of each candidate shard, in their order; files are written in threads beside the reading."""
     shards = corpus.split_shards("candidate")
 
-    def cut_shards() -> Iterator[tuple[ShardEntry, pa.Table, int]]:
+    def cut_shards() -> Iterator[tuple[ShardEntry, pa.Table, Integers]]:
         for shard in shards:
             domains, num_tokens = survey.read_sequences(shard)
             scores = survey.read_scores(storage, shard)
-            difference = scores.difference_score(survey.kind)
-            rows = cut.find_kept(domains, difference)
-            kept_domains.add(domains[rows], num_tokens[rows], difference[rows])
-            columns = [shard.first_sequence_id + rows, scores.teacher_nll[rows], scores.reference_nll[rows], difference[rows]]
-            yield shard, _make_table(columns), int(num_tokens[rows].sum())
+            keys = survey.read_keys(shard, scores)
+            rows, repetitions = cut.find_uses(domains, keys.ranking_key)
+            kept_domains.add(domains[rows], num_tokens[rows], keys.difference[rows])
+            columns = {
+                "sequence_id": shard.first_sequence_id + rows,
+                "teacher_nll": scores.teacher_nll[rows],
+                "reference_nll": scores.reference_nll[rows],
+                "difference_score": keys.difference[rows],
+            }
+            if keys.expression is not None:
+                columns["score"] = keys.expression[rows]
+            if survey.keys.config.temperature:
+                columns["ranking_key"] = keys.ranking_key[rows]
+            if repetitions is not None:
+                columns["repetitions"] = repetitions
+            yield shard, _make_table(columns), num_tokens[rows].astype(np.int64)
 
-    def publish(item: tuple[ShardEntry, pa.Table, int]) -> SelectionShardEntry:
+    def publish(item: tuple[ShardEntry, pa.Table, Integers]) -> SelectionShardEntry:
         shard, table, num_tokens = item
         with storage.publish(layout.selection_shard(selection_id, shard.shard_index)) as path:
             pq.write_table(table, path, compression="zstd")
@@ -126,7 +150,8 @@ def publish_shards(
             digest=digest,
             num_bytes=num_bytes,
             num_sequences=table.num_rows,
-            num_tokens=num_tokens,
+            num_tokens=int(num_tokens.sum()),
+            **count_uses(table, num_tokens),
         )
 
     for done, entry in enumerate(run_in_order(publish, cut_shards(), max(_MOST_WRITES, count_threads(storage))), start=1):
@@ -134,8 +159,17 @@ def publish_shards(
         on_progress(Progress("select", done, len(shards), "shards"))
 
 
-def _make_table(columns: Sequence[NDArray[Any]]) -> pa.Table:
-    """The columns (num_kept,) in chunks, whose ends decide where Parquet pages end."""
-    starts = range(0, max(1, len(columns[0])), _CHUNK_ROWS)
-    chunks = [pa.chunked_array([pa.array(column[start : start + _CHUNK_ROWS]) for start in starts]) for column in columns]
-    return pa.Table.from_arrays(chunks, schema=SELECTION_SCHEMA)
+def count_uses(table: pa.Table, num_tokens: Integers) -> dict[str, int]:
+    """What an entry tells of kept rows of `num_tokens` (num_kept,) that are used more than once; nothing where none is."""
+    if "repetitions" not in table.schema.names:
+        return {}
+    uses = table["repetitions"].to_numpy().astype(np.int64)
+    return {"num_uses": int(uses.sum()), "num_used_tokens": int((uses * num_tokens).sum())}
+
+
+def _make_table(columns: dict[str, NDArray[Any]]) -> pa.Table:
+    """The columns (num_kept,) by name, in chunks, whose ends decide where Parquet pages end."""
+    starts = range(0, max(1, len(columns["sequence_id"])), _CHUNK_ROWS)
+    chunks = [pa.chunked_array([pa.array(column[start : start + _CHUNK_ROWS]) for start in starts]) for column in columns.values()]
+    steered = [STEERED_COLUMNS[name] for name in columns if name in STEERED_COLUMNS]
+    return pa.Table.from_arrays(chunks, schema=pa.schema([*SELECTION_SCHEMA, *steered]))

@@ -1,4 +1,4 @@
-"""How varied a sample of sequences is: distinct n-grams, compression, near-duplicates, spread of embeddings. NumPy only, no model.
+"""How varied a sample of sequences is: distinct n-grams, compression, near-duplicates, spread of embeddings. No model.
 
 Shapes: N rows, H width of an embedding.
 """
@@ -11,22 +11,17 @@ from typing import Any
 
 import numpy as np
 
+from miniplm.selection.minhash import are_alike, hash_ngrams, sign
+
 Tokens = np.ndarray[Any, Any]
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
 NGRAM_SIZES = (1, 2, 3)
-# Two sequences that share so much of their shingles are near-duplicates, as in the deduplication of web text (Lee et al. 2022, 0.8).
-NEAR_DUPLICATE_JACCARD = 0.8
-_SHINGLE_SIZE = 5
-_NUM_HASHES = 128
-# An odd multiplier of 64 bits: products wrap, and different n-grams fall on one number once in 2^64.
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-_MOST_SIGNIFICANT = np.uint64(32)
 
 
 def count_distinct_ngrams(sequences: Sequence[Tokens], size: int) -> tuple[int, int]:
     """How many n-grams of `size` tokens differ, and how many there are; none goes from one sequence into the next."""
-    hashes = [_hash_ngrams(sequence, size) for sequence in sequences if len(sequence) >= size]
+    hashes = [hash_ngrams(sequence, size) for sequence in sequences if len(sequence) >= size]
     if not hashes:
         return 0, 0
     every = np.concatenate(hashes)
@@ -55,13 +50,12 @@ def measure_compression(texts: Sequence[str]) -> float:
 def find_near_duplicates(sequences: Sequence[Tokens]) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Which sequences (num_sequences,) have another one in the sample with an estimated Jaccard similarity of 5-token shingles of 0.8 or more.
 
-    The estimate is MinHash with 128 hashes (standard error 0.035 at 0.8). Memory: one row of comparisons at a time.
+    By MinHash (`overlap/minhash`). Memory: one row of comparisons at a time.
     """
-    multipliers = np.random.default_rng(0).integers(1, 2**63, size=_NUM_HASHES, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-    signatures = np.stack([_sign(sequence, multipliers) for sequence in sequences]) if sequences else np.zeros((0, _NUM_HASHES))
+    signatures = sign(sequences)
     found = np.zeros(len(sequences), dtype=np.bool_)
     for row in range(len(sequences) - 1):
-        alike = (signatures[row + 1 :] == signatures[row]).mean(axis=1) >= NEAR_DUPLICATE_JACCARD
+        alike = are_alike(signatures[row + 1 :], signatures[row])
         found[row] |= alike.any()
         found[row + 1 :] |= alike
     return found
@@ -75,21 +69,3 @@ def measure_spread(embeddings: FloatArray) -> float:
     units = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
     # Of all pairs: the squared length of the sum holds each pair twice and each row with itself once.
     return float(1 - (np.square(units.sum(axis=0)).sum() - np.square(units).sum()) / (num * (num - 1)))
-
-
-def _hash_ngrams(sequence: Tokens, size: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
-    """A number for each n-gram (num_ngrams,) of a sequence, in its order."""
-    tokens = sequence.astype(np.uint64) + np.uint64(1)
-    num = len(tokens) - size + 1
-    hashes = np.zeros(num, dtype=np.uint64)
-    for offset in range(size):
-        hashes = (hashes ^ tokens[offset : offset + num]) * _MULTIPLIER
-        hashes ^= hashes >> _MOST_SIGNIFICANT
-    return hashes
-
-
-def _sign(sequence: Tokens, multipliers: np.ndarray[Any, np.dtype[np.uint64]]) -> np.ndarray[Any, np.dtype[np.uint64]]:
-    """The MinHash signature (num_hashes,) of a sequence by multipliers (num_hashes,)."""
-    shingles = np.unique(_hash_ngrams(sequence, min(_SHINGLE_SIZE, max(1, len(sequence)))))
-    # High bits of a product are mixed by all bits below, low ones are not.
-    return np.asarray((shingles[:, None] * multipliers[None, :] >> _MOST_SIGNIFICANT).min(axis=0))

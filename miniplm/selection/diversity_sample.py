@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from miniplm import layout
 from miniplm.corpus.reader import load_corpus_tokenizer, read_shard, read_token_ids
 from miniplm.errors import CorpusError
-from miniplm.records.manifests import CorpusManifest, ModelEntry, Record, SelectionManifest
+from miniplm.records.manifests import CorpusManifest, ModelEntry, Record
+from miniplm.records.selections import SelectionManifest
 from miniplm.records.stored import find_record
 from miniplm.selection.diversity import (
     NGRAM_SIZES,

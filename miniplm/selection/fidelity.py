@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from miniplm import layout
+from miniplm.config.selection import SelectionConfig
 from miniplm.corpus.reader import read_shard, read_token_ids
 from miniplm.errors import CorpusError, FidelityError
 from miniplm.models.devices import describe_device
@@ -23,15 +24,13 @@ from miniplm.records.calibrations import Calibration, CalibrationScores
 from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.stored import find_record
 from miniplm.scoring.engine import Scorer
-from miniplm.selection.ranking import count_selected
+from miniplm.selection.agreement import FloatArray, add_noise, compare_selections, correlate_ranks, group_rows
 from miniplm.storage.root import Storage
 from miniplm.versions import list_versions
 
 # Shards that sequences are drawn from: reading one costs more than scoring a few of its sequences.
 _MOST_SHARDS = 8
 
-FloatArray = np.ndarray[Any, np.dtype[np.float64]]
-IndexArray = np.ndarray[Any, np.dtype[np.int64]]
 OpenScorer = Callable[[ModelEntry], Scorer]
 
 
@@ -57,20 +56,21 @@ class Fidelity:
         return self.num_selected > 0 and self.overlap >= min_overlap
 
 
-def measure_fidelity(calibration: Calibration, ratio: float, score: str) -> Fidelity:
-    """What a calibration says of a selection of `ratio` by `score` (mean or sum), within what it was made for: the corpus or each domain."""
+def measure_fidelity(calibration: Calibration, rule: SelectionConfig, num_candidate_tokens: int = 0) -> Fidelity:
+    """What a calibration says of a selection from candidates of so many tokens, within what it was made for: the corpus or each domain.
+
+    Of a budget of tokens its share of the candidates is measured, of a least score that score, at a temperature with its noise. An
+    expression, a condition and a mix are not applied: for these it is the difference score that is compared.
+    """
+    ratio = rule.expect_share(num_candidate_tokens)
     counts = np.array(calibration.num_scored_tokens, dtype=np.float64)
-    weight = counts if score == "sum" else np.ones_like(counts)
+    weight = counts if rule.score == "sum" else np.ones_like(counts)
     teacher, reference = calibration.teacher, calibration.reference
     chosen = (np.array(reference.nll) - np.array(teacher.nll)) * weight
     exact = (np.array(reference.float32_nll) - np.array(teacher.float32_nll)) * weight
-    groups = [np.arange(len(counts))]
-    if calibration.within == "domain":
-        domains = np.array(calibration.domains, dtype=object)
-        groups = [np.flatnonzero(domains == domain) for domain in sorted(set(calibration.domains))]
-    num_selected = sum(count_selected(len(rows), ratio) for rows in groups)
-    kept = _select(chosen, groups, ratio) & _select(exact, groups, ratio)
-    overlap = len(kept) / num_selected if num_selected else 0.0
+    chosen, exact = (add_noise(rule, calibration.sequence_ids, scores) for scores in (chosen, exact))
+    groups = group_rows(calibration.domains if calibration.within == "domain" else None, len(counts))
+    num_selected, overlap = compare_selections(chosen, exact, groups, rule, ratio)
     return Fidelity(
         num_sequences=len(counts),
         num_selected=num_selected,
@@ -85,27 +85,6 @@ def measure_fidelity(calibration: Calibration, ratio: float, score: str) -> Fide
 def _weighted_bias(scores: CalibrationScores, counts: FloatArray) -> float:
     """The mean difference of NLLs a scored token; counts (N,)."""
     return float(np.average(np.array(scores.nll) - np.array(scores.float32_nll), weights=counts))
-
-
-def _select(difference_scores: FloatArray, groups: list[IndexArray], ratio: float) -> set[int]:
-    """The floor(ratio * N) rows of each group with the largest scores (N,), ties by the smaller row, as `select_sequences` does."""
-    selected: set[int] = set()
-    for rows in groups:
-        order = np.lexsort((rows, -difference_scores[rows]))[: count_selected(len(rows), ratio)]
-        selected.update(rows[order].tolist())
-    return selected
-
-
-def correlate_ranks(left: FloatArray, right: FloatArray) -> float:
-    """Spearman's rank correlation of values (N,); equal values share the mean of their ranks. 1 where all ranks of one side are equal."""
-    ranks = []
-    for values in (left, right):
-        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-        last = np.cumsum(counts)
-        ranks.append((last - (counts - 1) / 2)[inverse])
-    if any(np.ptp(rank) == 0 for rank in ranks):
-        return 1.0
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def calibrate(

@@ -9,14 +9,13 @@ import duckdb
 
 from miniplm import layout
 from miniplm.errors import CorpusError, DamagedFileError, ScoreJoinError, first_line, list_offenders
-from miniplm.records.manifests import CorpusManifest, ScoreShardManifest, ShardEntry
+from miniplm.records.manifests import CorpusManifest, ScoreShardManifest, ShardEntry, is_proxy
 from miniplm.records.stored import read_record
 from miniplm.scoring.shards import check_score_shards, parse_scores, read_scores
 from miniplm.selection.connection import connect, raise_store_error
 from miniplm.selection.scans import scan_parquet
 from miniplm.storage.root import Storage
 
-ROLES = ("teacher", "reference")
 FIND_DAMAGE = "`miniplm status CONFIG` names the shards that are not what the manifest says; delete their files and run `miniplm prepare CONFIG`"
 
 
@@ -28,7 +27,7 @@ def check_scores(storage: Storage, corpus: CorpusManifest, teacher_id: str, refe
     digests: list[str] = []
     problems: list[str] = []
     shards: dict[str, list[int]] = {}
-    for role, model_id in zip(ROLES, (teacher_id, reference_id), strict=True):
+    for role, model_id in zip(_name_roles(teacher_id), (teacher_id, reference_id), strict=True):
         for state in check_score_shards(storage, corpus, model_id):
             if state.manifest is not None:
                 digests.append(state.manifest.digest)
@@ -43,14 +42,20 @@ def check_scores(storage: Storage, corpus: CorpusManifest, teacher_id: str, refe
     return digests
 
 
+def _name_roles(teacher_id: str) -> tuple[str, str]:
+    """Whose scores are joined, as `miniplm score --model` calls them: in the teacher's place a proxy may stand."""
+    return ("proxy" if is_proxy(teacher_id) else "teacher", "reference")
+
+
 def raise_join_faults(storage: Storage, corpus: CorpusManifest, teacher_id: str, reference_id: str) -> None:
     """Raises `ScoreJoinError` or `CorpusError` for what is wrong with the candidates and their scores; returns where nothing is."""
     shards = corpus.split_shards("candidate")
     if not all(_has_its_scores(storage, shard, model_id) for model_id in (teacher_id, reference_id) for shard in shards):
         check_scores(storage, corpus, teacher_id, reference_id)
+    roles = _name_roles(teacher_id)
     sources = {
         f"{role}_scores": ("*", [layout.score_shard(shard.corpus_id, model_id, shard.shard_index) for shard in shards])
-        for role, model_id in zip(ROLES, (teacher_id, reference_id), strict=True)
+        for role, model_id in zip(roles, (teacher_id, reference_id), strict=True)
     }
     candidates = [layout.corpus_shard(shard.corpus_id, shard.split, shard.shard_index) for shard in shards]
     sources["candidates"] = ("sequence_id, domain::VARCHAR AS domain, num_tokens", candidates)
@@ -62,9 +67,9 @@ def raise_join_faults(storage: Storage, corpus: CorpusManifest, teacher_id: str,
                 files = scan_parquet(storage, relatives)
                 connection.execute(f"CREATE OR REPLACE TEMP {kind} {name} AS SELECT {columns} FROM {files}")
             _check_candidates(connection, shards)
-            for role in ROLES:
+            for role in roles:
                 _check_role(connection, shards, role)
-            _check_same_targets(connection, shards)
+            _check_same_targets(connection, shards, roles)
         except duckdb.Error as error:
             raise_store_error(error)
             # The score files have their digests checked, so it is a corpus shard that cannot be read.
@@ -123,10 +128,11 @@ def _check_role(connection: duckdb.DuckDBPyConnection, shards: tuple[ShardEntry,
         _refuse(connection, shards, fault, query, (role,))
 
 
-def _check_same_targets(connection: duckdb.DuckDBPyConnection, shards: tuple[ShardEntry, ...]) -> None:
-    query = """SELECT sequence_id FROM teacher_scores t JOIN reference_scores r USING (sequence_id)
-               WHERE t.num_scored_tokens <> r.num_scored_tokens"""
-    _refuse(connection, shards, "have another number of scored tokens under the teacher than under the reference", query, ROLES)
+def _check_same_targets(connection: duckdb.DuckDBPyConnection, shards: tuple[ShardEntry, ...], roles: tuple[str, str]) -> None:
+    query = f"""SELECT sequence_id FROM {roles[0]}_scores t JOIN {roles[1]}_scores r USING (sequence_id)
+                WHERE t.num_scored_tokens <> r.num_scored_tokens"""
+    fault = f"have another number of scored tokens under the {roles[0]} than under the {roles[1]}"
+    _refuse(connection, shards, fault, query, roles)
 
 
 def _refuse(

@@ -4,6 +4,7 @@ Values go to sorted runs in a scratch file, of which every 64th stays in memory.
 values of each run between the two are read back, and settle it. So nothing is sorted whole, nothing is assumed of the
 distribution, and ties cost nothing. Memory: an eighth of a byte a value, thrice that while a rank is looked for, and 128 MiB
 of values that are in no run yet.
+Where values have weights, such as the tokens of a sequence, sums of these are found in the same way, at twice the memory.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,12 @@ class _Run:
     values: StoredArray
     samples: Floats  # every 64th value, from the least on
     largest: float
+    weights: StoredArray | None = None
+    weights_before: NDArray[np.int64] | None = None  # of all values before each sample, and of all: one more than samples
+
+
+# Values of a group, and their weights where these are given: (num_values,) each.
+_Piece = tuple[Floats, Integers | None]
 
 
 class GroupedRuns:
@@ -102,18 +109,20 @@ class GroupedRuns:
         self._scratch = scratch
         self._run_values, self._most_waiting = run_values, most_waiting_values
         self._lock = threading.Lock()
-        self._waiting: dict[int, list[Floats]] = {}
+        self._waiting: dict[int, list[_Piece]] = {}
         self._num_waiting: dict[int, int] = {}
         self._runs: dict[int, list[_Run]] = {}
 
-    def add(self, groups: Integers, values: Floats) -> None:
-        """Values with the number of their group, (num_values,) each; none is NaN."""
+    def add(self, groups: Integers, values: Floats, weights: Integers | None = None) -> None:
+        """Values with the number of their group, and with their weight or all without, (num_values,) each; none is NaN."""
         if not len(values):
             return
         order = np.argsort(groups, kind="stable")
         sorted_groups, sorted_values = groups[order], values[order]
         starts = np.concatenate([[0], np.flatnonzero(sorted_groups[1:] != sorted_groups[:-1]) + 1])
-        pieces = zip(sorted_groups[starts].tolist(), np.split(sorted_values, starts[1:]), strict=True)
+        parts = np.split(sorted_values, starts[1:])
+        weight_parts = [None] * len(parts) if weights is None else np.split(weights[order], starts[1:])
+        pieces = zip(sorted_groups[starts].tolist(), zip(parts, weight_parts, strict=True), strict=True)
         for group, piece in self._take_full(pieces):
             self._make_run(group, piece)
 
@@ -122,13 +131,13 @@ class GroupedRuns:
             self._make_run(group, pieces)
         self._waiting, self._num_waiting = {}, {}
 
-    def _take_full(self, pieces: Iterable[tuple[int, Floats]]) -> list[tuple[int, list[Floats]]]:
-        """Keeps pieces (num_values,) of groups; gives those of the groups that now fill a run, or of all where too many wait."""
+    def _take_full(self, pieces: Iterable[tuple[int, _Piece]]) -> list[tuple[int, list[_Piece]]]:
+        """Keeps pieces of groups; gives those of the groups that now fill a run, or of all where too many wait."""
         full = []
         with self._lock:
             for group, piece in pieces:
                 self._waiting.setdefault(group, []).append(piece)
-                self._num_waiting[group] = self._num_waiting.get(group, 0) + len(piece)
+                self._num_waiting[group] = self._num_waiting.get(group, 0) + len(piece[0])
                 if self._num_waiting[group] >= self._run_values:
                     full.append(group)
             if sum(self._num_waiting.values()) > self._most_waiting:
@@ -138,11 +147,20 @@ class GroupedRuns:
                 del self._num_waiting[group]
         return taken
 
-    def _make_run(self, group: int, pieces: list[Floats]) -> None:
-        """Sorts pieces (num_values,) of a group together and puts them aside."""
-        values = np.concatenate(pieces)
-        values.sort()
-        run = _Run(self._scratch.append(values), values[::_SAMPLE_STEP].copy(), float(values[-1]))
+    def _make_run(self, group: int, pieces: list[_Piece]) -> None:
+        """Sorts pieces of a group together and puts them aside."""
+        values = np.concatenate([piece for piece, _ in pieces])
+        weights = [weights for _, weights in pieces if weights is not None]
+        if weights:
+            order = np.argsort(values, kind="stable")
+            values, sorted_weights = values[order], np.concatenate(weights)[order]
+            reached = np.concatenate([[0], np.cumsum(sorted_weights, dtype=np.int64)])
+            before = np.append(reached[:-1:_SAMPLE_STEP], reached[-1])
+            stored, stored_weights = self._scratch.append(values), self._scratch.append(sorted_weights)
+            run = _Run(stored, values[::_SAMPLE_STEP].copy(), float(values[-1]), stored_weights, before)
+        else:
+            values.sort()
+            run = _Run(self._scratch.append(values), values[::_SAMPLE_STEP].copy(), float(values[-1]))
         with self._lock:
             self._runs.setdefault(group, []).append(run)
 
@@ -155,6 +173,36 @@ class GroupedRuns:
             block = run.values.read(start, num_samples * _SAMPLE_STEP)
             total += start + int(np.searchsorted(block, value, "right"))
         return total
+
+    def weigh_at_least(self, groups: Iterable[int], value: float) -> int:
+        """The weights of the values of the groups that are at least `value`, together."""
+        total = 0
+        for run in self._list_runs(groups):
+            assert run.weights is not None
+            assert run.weights_before is not None
+            block = max(0, int(np.searchsorted(run.samples, value, "left")) - 1)
+            start, stop = block * _SAMPLE_STEP, (block + 1) * _SAMPLE_STEP
+            num_below = int(np.searchsorted(run.values.read(start, stop), value, "left"))
+            below = run.weights_before[block] + run.weights.read(start, start + num_below).sum(dtype=np.int64)
+            total += int(run.weights_before[-1] - below)
+        return total
+
+    def find_overflow(self, groups: Iterable[int], weigh: Callable[[float], int], budget: int) -> float | None:
+        """The largest value of the groups at which `weigh`, which never falls as values do, is over `budget`; None where it never is.
+
+        `weigh` tells what a cut at a value holds, e.g. `weigh_at_least`, and changes at values of the groups alone.
+        """
+        runs = self._list_runs(groups)
+        if not runs:
+            return None
+        low, high = _as_order(min(float(run.samples[0]) for run in runs)), _as_order(max(run.largest for run in runs))
+        if weigh(_from_order(low)) <= budget:
+            return None
+        # `low` is over the budget; what lies above `high` is not. Halved 64 times at most, as a float64 has 64 bits.
+        while low < high:
+            middle = low + (high - low + 1) // 2
+            low, high = (middle, high) if weigh(_from_order(middle)) > budget else (low, middle - 1)
+        return _from_order(low)
 
     def find(self, groups: Iterable[int], ranks: Sequence[int]) -> list[float]:
         """The values at `ranks`, from 0 (the least) on, of all values of the groups together."""
@@ -185,3 +233,14 @@ class GroupedRuns:
 
     def _list_runs(self, groups: Iterable[int]) -> list[_Run]:
         return [run for group in groups for run in self._runs.get(group, ())]
+
+
+def _as_order(value: float) -> int:
+    """A whole number that orders as the value does, one more for the next float64."""
+    bits = int(np.float64(value + 0.0).view(np.int64))  # + 0.0: of the two zeros one
+    return bits if bits >= 0 else -(bits & 0x7FFFFFFFFFFFFFFF)
+
+
+def _from_order(number: int) -> float:
+    bits = number if number >= 0 else -number | (1 << 63)
+    return float(np.uint64(bits).view(np.float64))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from miniplm.records.manifests import SelectionManifest
+from miniplm.records.selections import SelectionManifest
 
 # More bars than this cannot be read; the table has them all.
 _MOST_DOMAINS = 30

@@ -1,14 +1,15 @@
 """The first pass of a selection: all candidates are read once, proven, counted by domain, and their difference scores laid out in runs.
 
-What the second pass needs is put aside on the way: domain and length of every sequence (3 bytes in most corpora), and of a
-remote root the score files themselves, so that each is fetched once.
+What the second pass needs is put aside on the way: domain and length of every sequence (3 bytes in most corpora), its ranking
+key where that is not the difference score (8 bytes, and twice as many again in runs), and of a remote root the score files
+themselves, so that each is fetched once.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,9 +22,11 @@ from miniplm import layout
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.records.manifests import CorpusManifest, ScoreShardManifest, ShardEntry
 from miniplm.scoring.shards import read_scores
-from miniplm.selection.candidates import Integers, ScoreKind, ShardScores, ShardSequences, join_scores
+from miniplm.selection.candidates import Floats, Integers, ShardScores, ShardSequences, join_scores
 from miniplm.selection.join import ManifestPair, find_manifests, join_shards
+from miniplm.selection.keys import RankingKeys, ShardKeys, ShardRows
 from miniplm.selection.order_statistics import GroupedRuns, ScratchFile, StoredArray
+from miniplm.selection.prefixes import RankedRows
 from miniplm.storage.root import Storage
 
 # Sums of many NLLs: the shards are added in their order, and in more bits than a float64 has, so that the mean comes out the same.
@@ -32,19 +35,39 @@ _Sums = NDArray[np.longdouble]
 
 @dataclass
 class Survey:
-    """What is known of all candidates. A domain is its place in `domains`; arrays are (num_domains,), NLLs sums in nats a token."""
+    """What is known of all candidates. A domain is its place in `domains`; arrays are (num_domains,), NLLs sums in nats a token.
 
-    kind: ScoreKind
+    `runs` holds the difference scores of all, `key_runs` the ranking keys of those that are ranked, which may be the same;
+    `num_ranked` and `ranked_tokens` count these, `left_out` the others by reason.
+    """
+
+    keys: RankingKeys
     runs: GroupedRuns
+    key_runs: GroupedRuns
     manifests: dict[int, ManifestPair]
     domains: list[str] = field(default_factory=list)
     num_sequences: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     num_tokens: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     teacher_nll: _Sums = field(default_factory=lambda: np.zeros(0, dtype=np.longdouble))
     reference_nll: _Sums = field(default_factory=lambda: np.zeros(0, dtype=np.longdouble))
+    num_ranked: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    ranked_tokens: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     num_negative: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
     _sequences: dict[int, tuple[StoredArray, StoredArray]] = field(default_factory=dict)
+    _keys: dict[int, tuple[StoredArray, StoredArray | None]] = field(default_factory=dict)
     _score_files: dict[str, StoredArray] = field(default_factory=dict)
+
+    @property
+    def ranked(self) -> RankedRows:
+        """What is ranked, for the budgets."""
+        return RankedRows(self.domains, self.num_ranked, self.ranked_tokens, self.key_runs, self._read_blocks)
+
+    def _read_blocks(self) -> Iterator[tuple[Integers, Integers, Floats]]:
+        """Domain, length and key of the sequences of each shard, (num_sequences,) each."""
+        for index in sorted(self._keys):
+            domains, num_tokens = self._sequences[index]
+            yield domains.read(), num_tokens.read(), self._keys[index][0].read()
 
     @property
     def num_candidates(self) -> int:
@@ -77,6 +100,14 @@ class Survey:
         domains, num_tokens = self._sequences[shard.shard_index]
         return domains.read(), num_tokens.read()
 
+    def read_keys(self, shard: ShardEntry, scores: ShardScores) -> ShardKeys:
+        """The keys of a shard once more: as they were made."""
+        difference = scores.difference_score(self.keys.config.difference)
+        if shard.shard_index not in self._keys:
+            return ShardKeys(difference, difference)
+        key, expression = self._keys[shard.shard_index]
+        return ShardKeys(difference, key.read(), None if expression is None else expression.read())
+
     def read_scores(self, storage: Storage, shard: ShardEntry) -> ShardScores:
         """The scores of a shard once more: the same bytes, or `ScoreJoinError`."""
 
@@ -88,7 +119,7 @@ class Survey:
 
 
 @dataclass(frozen=True)
-class _ShardSums:
+class ShardSums:
     """Of each domain that a shard has: its place in `Survey.domains`, and sums over its sequences; (num_domains_here,) each."""
 
     domains: NDArray[np.int64]
@@ -96,7 +127,10 @@ class _ShardSums:
     num_tokens: NDArray[np.int64]
     teacher_nll: NDArray[np.float64]
     reference_nll: NDArray[np.float64]
+    num_ranked: NDArray[np.int64]
+    ranked_tokens: NDArray[np.int64]
     num_negative: int
+    left_out: dict[str, int]
 
 
 def survey_candidates(
@@ -104,15 +138,18 @@ def survey_candidates(
     corpus: CorpusManifest,
     teacher_id: str,
     reference_id: str,
-    kind: ScoreKind,
+    keys: RankingKeys,
     scratch: ScratchFile,
     on_progress: ProgressCallback = ignore_progress,
 ) -> Survey:
-    """Reads every candidate with its scores, once. Raises as `join_shards`."""
+    """Reads every candidate with its scores, once. Raises as `join_shards`, and what `keys` raises."""
     shards = corpus.split_shards("candidate")
     manifests = find_manifests(storage, corpus, teacher_id, reference_id)
     by_shard = {shard.shard_index: pair for shard, pair in zip(shards, manifests, strict=True)}
-    survey = Survey(kind, GroupedRuns(scratch), by_shard)
+    runs = GroupedRuns(scratch)
+    survey = Survey(keys, runs, runs if keys.are_differences else GroupedRuns(scratch), by_shard)
+    # A budget of tokens asks for sums of them, and where rows are equal for their order.
+    has_token_budget = keys.config.has_token_budget
     places: dict[str, int] = {}
     lock = threading.Lock()
 
@@ -123,41 +160,54 @@ def survey_candidates(
             survey._score_files[relative] = scratch.append(np.frombuffer(content, dtype=np.uint8))
         return content
 
-    def visit(shard: ShardEntry, sequences: ShardSequences, scores: ShardScores) -> _ShardSums:
+    def visit(shard: ShardEntry, sequences: ShardSequences, scores: ShardScores) -> ShardSums:
         with lock:
             numbers = np.array([places.setdefault(name, len(places)) for name in sequences.domain_names], dtype=np.int64)
         here, num_tokens, size = sequences.domains, sequences.num_tokens, len(numbers)
-        difference = scores.difference_score(kind)
-        domains = _narrow(numbers)[here] if size else here
-        survey.runs.add(domains, difference)
-        survey._sequences[shard.shard_index] = (scratch.append(domains), scratch.append(_narrow(num_tokens)))
-        return _ShardSums(
+        made = keys.make(ShardRows(shard, sequences, scores))
+        domains, lengths = _narrow(numbers)[here] if size else here, _narrow(num_tokens)
+        ranked = slice(None) if keys.are_differences else ~np.isnan(made.ranking_key)
+        survey.key_runs.add(domains[ranked], made.ranking_key[ranked], lengths[ranked] if has_token_budget else None)
+        if not keys.are_differences:
+            survey.runs.add(domains, made.difference)
+        if has_token_budget or not keys.are_differences:
+            expression = None if made.expression is None else scratch.append(made.expression)
+            survey._keys[shard.shard_index] = (scratch.append(made.ranking_key), expression)
+        survey._sequences[shard.shard_index] = (scratch.append(domains), scratch.append(lengths))
+        return ShardSums(
             domains=numbers,
             num_sequences=np.bincount(here, minlength=size),
-            num_tokens=_sum_by(here, num_tokens, size).astype(np.int64),
-            teacher_nll=_sum_by(here, scores.teacher_nll, size),
-            reference_nll=_sum_by(here, scores.reference_nll, size),
-            num_negative=int(np.count_nonzero(difference < 0)),
+            num_tokens=sum_by(here, num_tokens, size).astype(np.int64),
+            teacher_nll=sum_by(here, scores.teacher_nll, size),
+            reference_nll=sum_by(here, scores.reference_nll, size),
+            num_ranked=np.bincount(here[ranked], minlength=size),
+            ranked_tokens=sum_by(here[ranked], num_tokens[ranked], size).astype(np.int64),
+            num_negative=int(np.count_nonzero(made.difference < 0)),
+            left_out=made.left_out,
         )
 
     for done, (sums, _) in enumerate(join_shards(storage, corpus, manifests, visit, read), start=1):
-        _add(survey, sums)
+        add_sums(survey, sums)
         on_progress(Progress("read scores", done, len(shards), "shards"))
     survey.runs.finish()
+    survey.key_runs.finish()
     survey.domains = sorted(places, key=lambda name: places[name])
     return survey
 
 
-def _add(survey: Survey, sums: _ShardSums) -> None:
+def add_sums(survey: Survey, sums: ShardSums) -> None:
+    """Adds what a shard has to what is known of all; shards come in their order."""
     missing = max(0, int(sums.domains.max(initial=-1)) + 1 - len(survey.num_sequences))
-    for name in ("num_sequences", "num_tokens", "teacher_nll", "reference_nll"):
+    for name in ("num_sequences", "num_tokens", "teacher_nll", "reference_nll", "num_ranked", "ranked_tokens"):
         total: NDArray[Any] = np.pad(getattr(survey, name), (0, missing))
         total[sums.domains] += getattr(sums, name)
         setattr(survey, name, total)
     survey.num_negative += sums.num_negative
+    for reason, number in sums.left_out.items():
+        survey.left_out[reason] = survey.left_out.get(reason, 0) + number
 
 
-def _sum_by(groups: Integers, values: NDArray[Any], num_groups: int) -> NDArray[np.float64]:
+def sum_by(groups: Integers, values: NDArray[Any], num_groups: int) -> NDArray[np.float64]:
     """Sums (num_groups,) of values (num_values,)."""
     return np.bincount(groups, weights=values, minlength=num_groups).astype(np.float64)
 

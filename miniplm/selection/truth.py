@@ -12,9 +12,10 @@ import duckdb
 from miniplm import layout
 from miniplm.corpus.truth import resolve_truth_id
 from miniplm.errors import CorpusError
-from miniplm.records.manifests import CorpusManifest, SelectionManifest
+from miniplm.records.manifests import CorpusManifest
+from miniplm.records.selections import SelectionManifest
 from miniplm.records.truth import UNKNOWN, KindRow, RatioRow, TruthManifest, TruthSummary
-from miniplm.selection.ranking import count_selected
+from miniplm.selection.budgets import count_selected
 from miniplm.selection.scans import scan_parquet
 from miniplm.storage.root import Storage
 
@@ -64,8 +65,8 @@ def summarise_truth(
         clean_share=_divide(clean_tokens, known_tokens) if clean_tokens else None,
         precision=_divide(clean_kept, known_kept) if clean_tokens else None,
         recall=_divide(clean_kept, clean_tokens),
-        ratio=selection.ratio,
-        ratios=_try_ratios(connection, selection.within == "domain", clean_tokens) if clean_tokens else (),
+        ratio=selection.kept_share,
+        ratios=_try_ratios(connection, selection.within == "domain", clean_tokens) if clean_tokens and not selection.rule else (),
     )
 
 

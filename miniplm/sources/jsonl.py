@@ -8,23 +8,37 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import orjson
+
 from miniplm.config.run import SourceConfig
 from miniplm.errors import DamagedSourceError
 from miniplm.sources.blocks import BytesCallback, peek_blocks, read_blocks
-from miniplm.sources.documents import MISSING, Origin, Rejection, SourceRecord, SourceRecords, check_source_record, make_excerpt
+from miniplm.sources.documents import (
+    MISSING,
+    Document,
+    Origin,
+    Rejection,
+    SourceRecord,
+    SourceRecords,
+    check_source_record,
+    make_excerpt,
+)
 from miniplm.sources.files import SourceFile
+from miniplm.sources.parts import SourcePart, SourceParts, count_skipped
 from miniplm.sources.signatures import recognise_format
 
 # Integers of any length are read: as floats, since no integer field is used, which never fails. Python refuses to make an integer of
 # more than 4,300 digits, and one such number would cost its document.
 _DECODER = json.JSONDecoder(parse_int=float)
+# orjson reads deeper ones than Python's decoder, which says how deep is too deep; brackets in texts count too, and cost only time.
+_SAFE_BRACKETS = 500
 _ARRAY_OF_OBJECTS = re.compile(r"\[\s*\{")
 
 
-def read_jsonl(
+def read_jsonl_parts(
     file: SourceFile, source: SourceConfig, first_document_id: int, num_skipped: int, on_bytes: BytesCallback
-) -> SourceRecords:
-    """The records of a file after the first `num_skipped` of them; the first of all is document `first_document_id`.
+) -> SourceParts:
+    """Whole lines of a file, about a block of them at a time; the first record of all is document `first_document_id`.
 
     Raises `DamagedSourceError` where a compressed file is truncated or damaged, and where the content is of another kind,
     all of whose documents would be lost behind a few rejections.
@@ -32,14 +46,30 @@ def read_jsonl(
     head, blocks = peek_blocks(read_blocks(file, on_bytes))
     _check_text(file, head)
     _check_lines(file, head.removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace").lstrip())
-    document_id = first_document_id
-    for number, line in enumerate(_split_lines(blocks), start=1):
+    first_record, number = 0, 1
+    for content in _join_lines(blocks):
         if number == 1:
-            line = line.removeprefix(codecs.BOM_UTF8)
+            content = content.removeprefix(codecs.BOM_UTF8)
+        lines = content.split(b"\n")
+        num_records = sum(1 for line in lines if line and not line.isspace())
+        skipped = count_skipped(first_record, num_records, num_skipped)
+        if skipped < num_records:
+            yield SourcePart(
+                file.path, source, first_document_id + first_record, number, num_records, skipped, content, len(content)
+            )
+        first_record += num_records
+        number += len(lines) - 1
+
+
+def parse_jsonl(part: SourcePart) -> SourceRecords:
+    """The records of some lines."""
+    document_id = part.first_document_id
+    first_wanted = document_id + part.num_skipped
+    for number, line in enumerate(part.content.split(b"\n"), start=part.first_number):
         if not line or line.isspace():
             continue
-        if document_id - first_document_id >= num_skipped:
-            yield _read_line(document_id, Origin(file.path, "line", number), line, source)
+        if document_id >= first_wanted:
+            yield _read_line(document_id, Origin(part.path, "line", number), line, part.source)
         document_id += 1
 
 
@@ -62,15 +92,14 @@ def list_json_fields(file: SourceFile) -> list[str]:
 
 
 def _read_contents(file: SourceFile) -> Iterator[Any]:
-    for number, line in enumerate(_split_lines(read_blocks(file, lambda num_bytes: None)), start=1):
-        if number == 1:
-            line = line.removeprefix(codecs.BOM_UTF8)
-        if not line or line.isspace():
-            continue
-        try:
-            yield _DECODER.decode(line.decode("utf-8"))
-        except (ValueError, RecursionError):  # a rejected record, which has no field
-            yield None
+    for index, content in enumerate(_join_lines(read_blocks(file, lambda num_bytes: None))):
+        for line in (content if index else content.removeprefix(codecs.BOM_UTF8)).split(b"\n"):
+            if not line or line.isspace():
+                continue
+            try:
+                yield _DECODER.decode(line.decode("utf-8"))
+            except (ValueError, RecursionError):  # a rejected record, which has no field
+                yield None
 
 
 def _check_text(file: SourceFile, head: bytes) -> None:
@@ -105,6 +134,28 @@ def _check_lines(file: SourceFile, head: str) -> None:
 
 
 def _read_line(document_id: int, origin: Origin, line: bytes, source: SourceConfig) -> SourceRecord:
+    return _read_document(document_id, origin, line, source) or _read_carefully(document_id, origin, line, source)
+
+
+def _read_document(document_id: int, origin: Origin, line: bytes, source: SourceConfig) -> Document | None:
+    """The document of a line by orjson, twice as fast; None for any other line, of which Python's decoder knows what is wrong."""
+    if line.count(b"[") + line.count(b"{") > _SAFE_BRACKETS:
+        return None
+    try:
+        content = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    if type(content) is not dict:
+        return None
+    text = find_field(content, source.text)
+    domain = source.domain_name if source.domain is None else find_field(content, source.domain)
+    if type(text) is not str or type(domain) is not str:
+        return None
+    record = check_source_record(document_id, origin, text, domain, source.text, source.domain or "", "")
+    return record if type(record) is Document else None
+
+
+def _read_carefully(document_id: int, origin: Origin, line: bytes, source: SourceConfig) -> SourceRecord:
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -137,17 +188,19 @@ def find_field(content: dict[str, Any], path: str) -> Any:
     return value
 
 
-def _split_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """Lines without their newline; the parts of a line over many blocks are joined once, so its cost is linear."""
+def _join_lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """The content cut after newlines, a block or more at a time; the parts of a line over many blocks are joined once, so its cost is linear."""
     parts: list[bytes] = []
     for block in blocks:
-        lines = block.split(b"\n")
-        parts.append(lines[0])
-        if len(lines) > 1:
-            yield b"".join(parts)
-            yield from lines[1:-1]
-            parts = [lines[-1]]
-    yield b"".join(parts)
+        end = block.rfind(b"\n") + 1
+        if end:
+            parts.append(block[:end])
+            content, parts = b"".join(parts), [block[end:]]
+            yield content
+        else:
+            parts.append(block)
+    content, parts = b"".join(parts), []
+    yield content
 
 
 _JSON_KINDS = {list: "array", str: "string", float: "number", bool: "boolean", type(None): "null"}

@@ -11,11 +11,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from miniplm.config.run import SourceConfig
-from miniplm.errors import DamagedSourceError, list_offenders
+from miniplm.errors import DamagedSourceError, list_offenders, reading_users_file
 from miniplm.sources.blocks import BytesCallback, StoredFile, decoding
 from miniplm.sources.compression import recognise_compression
 from miniplm.sources.documents import MISSING, Origin, SourceRecords, check_source_record, make_excerpt
 from miniplm.sources.files import SourceFile, open_raw
+from miniplm.sources.parts import SourcePart, SourceParts, count_skipped
 from miniplm.sources.signatures import HEAD_BYTES, is_plain_text, recognise_format
 
 # Read together: of long documents few rows. A row group, which writers make of up to gigabytes, is never held whole.
@@ -24,10 +25,10 @@ _BATCH_ROWS = 1000
 _PROBLEM = "is damaged, truncated or no Parquet file"
 
 
-def read_parquet(
+def read_parquet_parts(
     file: SourceFile, source: SourceConfig, first_document_id: int, num_skipped: int, on_bytes: BytesCallback
-) -> SourceRecords:
-    """The records of a file after the first `num_skipped` rows, read a few rows at a time.
+) -> SourceParts:
+    """The rows of a file after the first `num_skipped`, a few at a time; the first of all is document `first_document_id`.
 
     `on_bytes` is told the file's size bit by bit, by rows. Raises `DamagedSourceError` where the file is not
     Parquet, is truncated or damaged, or lacks a column.
@@ -56,19 +57,44 @@ def read_parquet(
             while True:
                 with decoding(file, raw, _PROBLEM):
                     batch = next(batches, None)
-                    if batch is None:
-                        break
-                    texts = _read_column(batch, source.text)
-                    domains = [source.domain_name] * len(texts) if source.domain is None else _read_column(batch, source.domain)
-                for text, domain in zip(texts, domains, strict=True):
-                    if row >= num_skipped:
-                        excerpt = make_excerpt(text) if isinstance(text, str | bytes) else ""
-                        origin = Origin(file.path, "row", row)
-                        yield check_source_record(
-                            first_document_id + row, origin, text, domain, source.text, source.domain or "", excerpt
-                        )
-                    row += 1
-                on_bytes(int(group_bytes * len(texts) / num_rows))
+                if batch is None:
+                    break
+                skipped = count_skipped(row, len(batch), num_skipped)
+                if skipped < len(batch):
+                    yield SourcePart(
+                        file.path, source, first_document_id + row, row, len(batch), skipped, Rows(batch), batch.nbytes
+                    )
+                row += len(batch)
+                on_bytes(int(group_bytes * len(batch) / num_rows))
+
+
+def parse_parquet(part: SourcePart) -> SourceRecords:
+    """The records of some rows. Raises `DamagedSourceError` where a column's values cannot be read."""
+    source, batch = part.source, part.content.batch.slice(part.num_skipped)
+    with reading_users_file(part.path, _PROBLEM, "copy it again", DamagedSourceError):
+        texts = _read_column(batch, source.text)
+        domains = [source.domain_name] * len(texts) if source.domain is None else _read_column(batch, source.domain)
+    for index, (text, domain) in enumerate(zip(texts, domains, strict=True), start=part.num_skipped):
+        excerpt = make_excerpt(text) if isinstance(text, str | bytes) else ""
+        origin = Origin(part.path, "row", part.first_number + index)
+        yield check_source_record(part.first_document_id + index, origin, text, domain, source.text, source.domain or "", excerpt)
+
+
+class Rows:
+    """Rows that go to another process alone, without the rows that lie beside them in memory."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        self.batch = batch
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, self.batch.schema) as writer:
+            writer.write_batch(self.batch)
+        return _open_rows, (sink.getvalue().to_pybytes(),)
+
+
+def _open_rows(stored: bytes) -> Rows:
+    return Rows(pa.ipc.open_stream(stored).read_next_batch())
 
 
 def read_column_values(file: SourceFile, field: str) -> Iterator[Any]:

@@ -120,7 +120,7 @@ _known: dict[tuple[str, bool], TokenizerSettings] = {}
 
 
 def _read_settings(folder: Path, backend: Any, trust_remote_code: bool) -> TokenizerSettings:
-    key = (_digest_files(folder), trust_remote_code)
+    key = (digest_files(folder), trust_remote_code)
     if key not in _known:
         _known[key] = _ask_transformers(folder, backend, trust_remote_code)
     return _known[key]
@@ -222,7 +222,8 @@ def _check_object(path: Path) -> None:
         raise TokenizerError(f"{path} holds a {type(content).__name__} where a JSON object is due; {_COPY}")
 
 
-def _digest_files(folder: Path) -> str:
+def digest_files(folder: Path) -> str:
+    """A digest of all files of a folder that may say something of its tokenizer."""
     sha = hashlib.sha256()
     paths = sorted(
         path for pattern in ("*.json", "*.jinja", "*.py", "*.model", "*.txt") for path in folder.glob(pattern) if path.is_file()

@@ -1,10 +1,10 @@
-"""The tokenizer of a corpus: texts to token ids on all cores, without EOS or BOS, and back."""
+"""The tokenizer of a corpus: texts to token ids, without EOS or BOS, and back."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from miniplm.errors import TokenizerError, list_offenders, reading_users_file
+from miniplm.config.run import EncoderName
+from miniplm.cores import count_cores
+from miniplm.errors import ConfigError, TokenizerError, list_offenders
 from miniplm.records.manifests import Record, TokenizerEntry
 from miniplm.storage.root import digest_content
-from miniplm.tokenizers.folders import TokenizerFolder, describe_rules, list_named_extras, locate_tokenizer, read_tokenizer
-from miniplm.tokenizers.text_pieces import PIECE_CHARACTERS, cut_text
+from miniplm.tokenizers.encoders import Encode, LibraryEncoder, TokenIds, encode_documents, make_encoder
+from miniplm.tokenizers.folders import (
+    TokenizerFolder,
+    describe_rules,
+    digest_files,
+    list_named_extras,
+    locate_tokenizer,
+    read_tokenizer,
+)
 from miniplm.tokenizers.token_texts import TokenTexts, list_text_changes
 
-TokenIds = NDArray[np.uint32]
+__all__ = ["CorpusTokenizer", "TokenIds", "TokenizerIdentity", "load_tokenizer", "vocabulary_digest"]
 
-# Characters given to the Rust backend in one call: its results take some 30 bytes a character while they live.
-_CALL_CHARACTERS = 4 << 20
+# With more cores than that the library's threads are faster than one that remembers words (measured on two: 1.7 MB/s a core against 12).
+_FEW_CORES = 6
 # The name of a class that old and new versions of transformers know, and that reads tokenizer.json as it is.
 _PLAIN_CLASS = "PreTrainedTokenizerFast"
 
@@ -70,11 +79,24 @@ class CorpusTokenizer:
 
     def encode_documents(self, texts: Sequence[str]) -> list[TokenIds]:
         """Token ids (num_tokens,) uint32 of each text, neither EOS nor BOS added, nothing truncated; a very long text goes in pieces."""
-        results: list[list[TokenIds]] = [[] for _ in texts]
-        for call in _group_calls(self._cut_pieces(texts)):
-            for (index, _), token_ids in zip(call, self._encode_call([piece for _, piece in call]), strict=True):
-                results[index].append(token_ids)
-        return [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in results]
+        return encode_documents(self._encode, texts, self.entry.name)
+
+    def choose_encoder(self, library: EncoderName) -> Callable[[Sequence[str]], list[TokenIds]]:
+        """As `encode_documents`, by a library. Raises `ConfigError` where that cannot take this tokenizer."""
+        if library == "tokenizers":
+            return self.encode_documents
+        if self.backend is None:
+            raise ConfigError(
+                f"corpus.encoder: {library} needs a tokenizer.json, which {self.entry.name!r} has not; leave corpus.encoder out"
+            )
+        encode = make_encoder(self.backend, library)
+        return lambda texts: encode_documents(encode, texts, self.entry.name)
+
+    @cached_property
+    def _encode(self) -> Encode:
+        if self.backend is None:
+            return self._encode_by_python
+        return make_encoder(self.backend) if count_cores() <= _FEW_CORES else LibraryEncoder(self.backend)
 
     @cached_property
     def reads_separator_in_text(self) -> bool:
@@ -144,28 +166,9 @@ class CorpusTokenizer:
             content.pop(key, None)
         return f"sha256:{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}"
 
-    def _cut_pieces(self, texts: Sequence[str]) -> Iterator[tuple[int, str]]:
-        for index, text in enumerate(texts):
-            if len(text) <= PIECE_CHARACTERS:
-                yield index, text
-            else:
-                yield from ((index, piece) for piece in cut_text(text, lambda part: self._encode_call([part])[0].tolist()))
-
-    def _encode_call(self, texts: list[str]) -> list[TokenIds]:
-        """Token ids (num_tokens,) of each text, in one call of the library. Raises `TokenizerError` where it cannot."""
-        next_step = "its files are damaged, or its vocabulary has no token for what it does not know; use another copy or tokenizer"
-        with reading_users_file(f"tokenizer {self.entry.name!r}", "cannot encode a text", next_step, TokenizerError):
-            return self._encode(texts)
-
-    def _encode(self, texts: list[str]) -> list[TokenIds]:  # (num_tokens,) each
-        if self.backend is None:
-            batch = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, truncation=False, padding=False)
-            return [np.asarray(ids, dtype=np.uint32) for ids in batch["input_ids"]]
-        # Set each time: it is no part of tokenizer.json, and copies of the backend come without it.
-        self.backend.encode_special_tokens = True
-        # Fast: without the places of tokens in the text, which nobody asks for.
-        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.asarray(encoding.ids, dtype=np.uint32) for encoding in encodings]
+    def _encode_by_python(self, texts: list[str]) -> list[TokenIds]:  # (num_tokens,) each
+        batch = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, truncation=False, padding=False)
+        return [np.asarray(ids, dtype=np.uint32) for ids in batch["input_ids"]]
 
 
 def load_tokenizer(
@@ -207,12 +210,25 @@ def load_tokenizer(
     _mark_special(source, eos_token)
     entry = TokenizerEntry(
         name=name,
-        digest=vocabulary_digest(source.tokenizer),
+        digest=_digest_vocabulary(folder, source.tokenizer, eos_token, is_separator_known),
         vocab_size=max(vocabulary.values()) + 1,  # not their number: ids may have gaps
         eos_token=eos_token,
         eos_token_id=vocabulary[eos_token],
     )
     return CorpusTokenizer(source, entry)
+
+
+# By the digest of the files that a vocabulary is read from: one of 150,000 takes half a second, and a run loads its tokenizers again and again.
+_known: dict[tuple[str, str, bool], str] = {}
+
+
+def _digest_vocabulary(folder: Path, tokenizer: Any, eos_token: str, is_separator_known: bool) -> str:
+    if not (folder / "tokenizer.json").is_file():  # a class in Python may read any file
+        return vocabulary_digest(tokenizer)
+    key = (digest_files(folder), eos_token, is_separator_known)
+    if key not in _known:
+        _known[key] = vocabulary_digest(tokenizer)
+    return _known[key]
 
 
 def vocabulary_digest(tokenizer: Any) -> str:
@@ -264,19 +280,6 @@ def _mark_special(source: TokenizerFolder, eos_token: str) -> None:
         if token.content == eos_token and not token.special:
             source.backend.add_special_tokens([AddedToken(eos_token, special=True, normalized=False)])
             assert source.backend.token_to_id(eos_token) == token_id, "marking a token as special must not give it a new id"
-
-
-def _group_calls(pieces: Iterator[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
-    call: list[tuple[int, str]] = []
-    num_characters = 0
-    for piece in pieces:
-        call.append(piece)
-        num_characters += len(piece[1])
-        if num_characters >= _CALL_CHARACTERS:
-            yield call
-            call, num_characters = [], 0
-    if call:
-        yield call
 
 
 def _suggest_separators(source: TokenizerFolder) -> str:

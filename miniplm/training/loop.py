@@ -8,7 +8,7 @@ import torch
 
 from miniplm import layout
 from miniplm.errors import TrainingError
-from miniplm.models.architectures import build_model, count_parameters
+from miniplm.models.architectures import count_parameters
 from miniplm.models.devices import describe_memory, is_out_of_memory
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.records.manifests import CheckpointMetrics, TrainingManifest
@@ -30,6 +30,7 @@ from miniplm.training.reading import ReadAhead
 from miniplm.training.recipe import TrainingPlan
 from miniplm.training.records import CheckpointManifest, find_training
 from miniplm.training.schedule import learning_rate
+from miniplm.training.start import build_start
 from miniplm.training.tokenizer_files import make_tokenizer_files
 from miniplm.training.tracking import Tracker
 from miniplm.versions import list_versions
@@ -107,7 +108,7 @@ class _Training:
         self.num_steps = count_steps(config, self.order.num_sequences)
         check_batch_size(config, self.order.num_sequences)
         # From the seed in each process, and not sent from the first: the same arguments give the same weights.
-        model = build_model(plan.architecture, recipe.vocab_size, recipe.max_positions, config.seed, plan.trust_remote_code)
+        model = build_start(storage, plan)
         model.config.eos_token_id = model.generation_config.eos_token_id = recipe.eos_token_id
         # Not in the model's own configuration: there it would keep the embedding of EOS from learning.
         model.generation_config.pad_token_id = recipe.eos_token_id

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from miniplm.derived.conversion import ConversionJob, describe_conversion
+from miniplm.derived.documents import DocumentsJob
 from miniplm.derived.sequences import TrainingShard
 from miniplm.derived.sets import DerivedJob
 from miniplm.records.manifests import CorpusManifest, Split
@@ -16,7 +18,10 @@ from miniplm.training.recipe import TrainingPlan
 
 def list_derived_jobs(plan: TrainingPlan) -> list[DerivedJob]:
     """The sets that a training's sequences come from, in the order in which they are to be made; most trainings need none."""
-    jobs = list(plan.method.list_derived_jobs(plan.inputs))
+    jobs: list[DerivedJob] = [
+        replace(job, trust_remote_code=plan.trust_tokenizer_code) if isinstance(job, DocumentsJob) else job
+        for job in plan.method.list_derived_jobs(plan.inputs)
+    ]
     conversion = plan.conversion
     if conversion is not None and plan.own_tokenizer is not None:
         jobs.append(
@@ -26,7 +31,7 @@ def list_derived_jobs(plan: TrainingPlan) -> list[DerivedJob]:
                 own=plan.own_tokenizer,
                 list_shards=partial(plan.method.list_shards, inputs=plan.inputs),
                 name=f"encode for {plan.own_tokenizer.entry.name}",
-                joins=not jobs,
+                joins=all(job.runs_on for job in jobs),
                 trust_remote_code=plan.trust_tokenizer_code,
             )
         )

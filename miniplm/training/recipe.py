@@ -19,7 +19,8 @@ from miniplm.models.architectures import describe_architecture, resolve_vocab_si
 from miniplm.models.devices import resolve_device, resolve_dtype
 from miniplm.models.identity import slug
 from miniplm.models.presets import PRESETS
-from miniplm.records.manifests import CorpusManifest, ModelEntry, Record, SelectionManifest
+from miniplm.records.manifests import CorpusManifest, ModelEntry, Record
+from miniplm.records.selections import SelectionManifest
 from miniplm.storage.root import Storage, digest_content
 from miniplm.tokenizers.tokenizer import CorpusTokenizer
 from miniplm.training.methods import METHODS, MethodInputs, TrainingMethod
@@ -124,8 +125,9 @@ def plan_training(
     trust_remote_code: bool = False,
     trust_tokenizer_code: bool = False,
     own_tokenizer: CorpusTokenizer | None = None,
+    initial: ModelEntry | None = None,
 ) -> TrainingPlan:
-    """The training of a fresh model of an architecture on what a method chooses; reads and writes nothing at the storage root.
+    """The training of a fresh model of an architecture, or of the weights of `initial`, on what a method chooses; reads and writes nothing at the storage root.
 
     With `own_tokenizer`, unless it is the corpus's, what the method chooses is encoded anew before the training.
     Raises `ConfigError` for a method, architecture, vocabulary size or dtype that cannot be, `NoDeviceError` for a device that is not here, and
@@ -134,7 +136,13 @@ def plan_training(
     if method not in METHODS:
         raise ConfigError(f"there is no training method {method!r}; give one of {', '.join(METHODS)}")
     inputs = MethodInputs(
-        corpus, selection, selection_seed, teacher, distillation or DistillationConfig(), generation or GenerationConfig()
+        corpus,
+        selection,
+        selection_seed,
+        teacher,
+        distillation or DistillationConfig(),
+        generation or GenerationConfig(),
+        initial,
     )
     data = METHODS[method].describe_data(inputs)
     tokenizer = corpus.tokenizer

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from miniplm.errors import TokenizerError, TrainingError, describe_reason, reading_users_file
+from miniplm.storage.root import digest_content, digest_file
 from miniplm.tokenizers.folders import list_differing_rules, read_backend
 from miniplm.tokenizers.tokenizer import CorpusTokenizer
 
@@ -27,6 +28,11 @@ class PlainTokenizer(PreTrainedTokenizerFast):
 '''
 
 
+# Whether a family of models needs the class for a tokenizer, by the digest of the tokenizer's files and of what AutoTokenizer reads of a
+# model: to find out takes seconds at a vocabulary of 150,000, and the models of a run mostly share both.
+_needs_class: dict[str, bool] = {}
+
+
 def make_tokenizer_files(tokenizer: CorpusTokenizer, model_config: Any) -> dict[str, bytes]:
     """Names and contents of the files beside a model of this transformers configuration.
 
@@ -38,15 +44,21 @@ def make_tokenizer_files(tokenizer: CorpusTokenizer, model_config: Any) -> dict[
         if tokenizer.backend is not None:
             _take_template_away(folder / "tokenizer.json")
         names = {path.name for path in folder.iterdir() if path.is_file()}
+        asked = {name: getattr(model_config, name, None) for name in ("model_type", "tokenizer_class", "auto_map")}
+        key = digest_content([asked, {name: digest_file(folder / name) for name in names}])
+        is_known = key in _needs_class
         model_config.save_pretrained(str(folder))
-        if tokenizer.backend is not None and _find_difference(tokenizer, folder) is not None:
+        if tokenizer.backend is not None and not is_known:
+            _needs_class[key] = _find_difference(tokenizer, folder) is not None
+        if _needs_class.get(key):
             path = folder / "tokenizer_config.json"
             content = json.loads(path.read_text(encoding="utf-8"))
             content["auto_map"] = {"AutoTokenizer": [None, f"{Path(_CLASS_FILE).stem}.PlainTokenizer"]}
             path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
             (folder / _CLASS_FILE).write_text(_CLASS, encoding="utf-8")
             names.add(_CLASS_FILE)
-            if (difference := _find_difference(tokenizer, folder)) is not None:
+            if not is_known and (difference := _find_difference(tokenizer, folder)) is not None:
+                del _needs_class[key]
                 raise TrainingError(
                     f"a {model_config.model_type} model's folder would not give back tokenizer {tokenizer.entry.name!r}: AutoTokenizer "
                     f"{difference}; use another architecture, or a version of transformers that this package is tested with"

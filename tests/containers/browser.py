@@ -19,6 +19,8 @@ import httpx
 from PIL import Image
 from websockets.sync.client import ClientConnection, connect
 
+# None where there is none; scripts/install_test_packages.sh installs it.
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 # No question to anything but the page.
 _OPTIONS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--remote-debugging-port=0"),
@@ -59,6 +61,14 @@ class Page:
 
     def open(self, url: str) -> None:
         self.call("Page.navigate", url=url)
+
+    def size(self, width: int, height: int) -> None:
+        """How much of a page is seen."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+
+    def leave(self) -> None:
+        """To an empty page: the UI asks its server every second and draws what moves, which takes half a core."""
+        self.open("about:blank")
 
     def text(self) -> str:
         return str(self.run("document.body ? document.body.innerText : ''"))
@@ -120,11 +130,10 @@ class Page:
 @contextmanager
 def open_browser(width: int = 1200, height: int = 900) -> Iterator[Page]:
     """A browser with nothing in it, for the block."""
-    command = shutil.which("chromium") or shutil.which("google-chrome")
-    assert command, "there is no Chromium; scripts/install_test_packages.sh installs it"
+    assert CHROMIUM is not None
     folder = Path(tempfile.mkdtemp(prefix="miniplm-browser-"))
     process = subprocess.Popen(
-        [command, *_OPTIONS, f"--window-size={width},{height}", f"--user-data-dir={folder}", "about:blank"],
+        [CHROMIUM, *_OPTIONS, f"--window-size={width},{height}", f"--user-data-dir={folder}", "about:blank"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -138,7 +147,7 @@ def open_browser(width: int = 1200, height: int = 900) -> Iterator[Page]:
         (page,) = [one for one in httpx.get(f"http://127.0.0.1:{port}/json").json() if one["type"] == "page"]
         with connect(page["webSocketDebuggerUrl"], max_size=None) as socket:
             opened = Page(socket)
-            opened.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+            opened.size(width, height)
             yield opened
     finally:
         process.kill()

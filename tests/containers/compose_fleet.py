@@ -22,6 +22,8 @@ from s3fs import S3FileSystem
 from tests.fleet.local_fleet import ROOT, LocalFleet, free_ports
 
 ENGINE = ROOT / "scripts" / "docker_engine.sh"
+# Not `miniplm:cpu`, which may be somebody's own fleet's.
+IMAGE = "miniplm-test:cpu"
 # What scripts/base_images.sh says of the images and PyTorch's wheel; empty where a registry could be reached.
 VARIABLES = ROOT / ".cache" / "docker" / "images.env"
 
@@ -71,7 +73,7 @@ class ComposeFleet(LocalFleet):
 
     def build(self) -> None:
         """The CPU image, as the head of docker/Dockerfile says; where there is no registry on stand-ins, with PyTorch's wheel from here."""
-        command = ["docker", "buildx", "build", "--file", "docker/Dockerfile", "--target", "cpu", "--tag", "miniplm:cpu", "--load"]
+        command = ["docker", "buildx", "build", "--file", "docker/Dockerfile", "--target", "cpu", "--tag", IMAGE, "--load"]
         with serve_folder(self.images.get("MINIPLM_TORCH_WHEELS")) as url:
             if url:
                 given = {"PYTHON": self.images["MINIPLM_PYTHON_IMAGE"], "TORCH_CPU_INDEX": url}
@@ -98,14 +100,14 @@ class ComposeFleet(LocalFleet):
         """docker/.env of a user: the example, filled in."""
         given = {"COMPOSE_PROFILES": "cpu", "MINIPLM_PORT": str(self.port), "S3_PORT": str(self.s3_port)} | self.secrets | more
         given["MINIPLM_API_AUTH"] = f"miniplm:{self.secrets['MINIPLM_API_AUTH']}"
-        given |= {name: value for name, value in self.images.items() if name.endswith("_IMAGE")}
+        given |= {name: value for name, value in self.images.items() if name.endswith("_IMAGE")} | {"MINIPLM_CPU_IMAGE": IMAGE}
         lines = (self.checkout / "docker" / ".env.example").read_text().splitlines()
         known = {line.partition("=")[0] for line in lines if not line.startswith("#")}
         assert set(given) <= known
         self.env_file.write_text("".join(f"{line}{given.get(line[:-1], '')}\n" for line in lines))
 
     def up(self) -> None:
-        self.compose("up", "--detach", "--no-build", "--scale", "cpu-scorer=2", timeout=400)
+        self.compose("up", "--detach", "--no-build", "--scale", "cpu-scorer=2", timeout=900)
         self.api = httpx.Client(
             base_url=f"http://127.0.0.1:{self.port}/api", auth=("miniplm", self.secrets["MINIPLM_API_AUTH"]), timeout=30
         )
@@ -164,15 +166,16 @@ class _Silent(http.server.SimpleHTTPRequestHandler):
         """Nothing."""
 
 
-def wait_until_ready(fleet: ComposeFleet, seconds: float = 180) -> None:
-    """Returns when all that has a health check is healthy and the set-up has ended well."""
+def wait_until_ready(fleet: ComposeFleet, seconds: float = 600) -> None:
+    """Returns when the set-up has ended well and all that it waits for is healthy. Workers need not be looked at yet."""
     until = time.monotonic() + seconds
     while True:
         states = {name: fleet.inspect(name, "State") for name in fleet.list_containers()}
         told = {name: state.get("Health", {}).get("Status", state["Status"]) for name, state in states.items()}
-        if all(
-            state["ExitCode"] == 0 and state["Status"] == "exited" for name, state in states.items() if name.startswith("setup")
-        ) and all(status == "healthy" for name, status in told.items() if not name.startswith("setup")):
+        setup = [state for name, state in states.items() if name.startswith("setup")]
+        if all(told.get(name) == "healthy" for name in ("postgres-1", "server-1", "s3-1")) and [
+            (state["Status"], state["ExitCode"]) for state in setup
+        ] == [("exited", 0)]:
             return
         assert time.monotonic() < until, told
         time.sleep(1)

@@ -9,6 +9,8 @@ from tests.containers.compose_fleet import ComposeFleet
 from tests.tiny_runs import make_tiny_run
 
 MODEL = "s3://miniplm/models/tiny"
+# Seconds that a test gives a run: it takes one or two minutes, and ten where eight others want each core.
+PATIENCE = 900
 
 
 def upload(fleet: ComposeFleet, folder: Path) -> None:

@@ -11,14 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.containers.browser import Page, open_browser
+from tests.containers.browser import CHROMIUM, Page, open_browser
 from tests.containers.compose_fleet import ComposeFleet
-from tests.containers.runs import make_config
+from tests.containers.runs import PATIENCE, make_config
+
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on PATH")
 
 
 @pytest.fixture(scope="module")
-def page(fleet: ComposeFleet) -> Iterator[Page]:
-    """A browser that has given the password."""
+def page(fleet: ComposeFleet, finished: str) -> Iterator[Page]:
+    """A browser that has given the password, opened when there is something to be seen: a page asks the server all the time."""
     with open_browser() as page:
         page.open(f"http://127.0.0.1:{fleet.port}/login")
         page.press("admin:pass")
@@ -38,7 +40,7 @@ def finished(fleet: ComposeFleet) -> str:
     """A run that is done: of tests that may be asked for alone."""
     execution = {"fan_out": "work-pool", "shards_per_batch": 4}
     run_id = fleet.submit("run-miniplm", config=make_config("page", 88, execution=execution))
-    assert fleet.wait(run_id, 400)["state"]["type"] == "COMPLETED"
+    assert fleet.wait(run_id, PATIENCE)["state"]["type"] == "COMPLETED"
     return run_id
 
 
@@ -62,17 +64,22 @@ def test_a_failed_shard_is_named_and_retry_on_its_page_repairs_it(
     page.picture(pictures / "rescore-form.png")
     page.press("Submit")
     fleet.wait_until(lambda: fleet.list_runs("rescore-shards"), 60)
+    page.leave()
     (repair,) = fleet.list_runs("rescore-shards")
     assert repair["parameters"] | {"storage": "s3://miniplm/page", "run": "page"} == repair["parameters"]
-    assert fleet.wait(repair["id"], 240)["state"]["type"] == "FAILED"
-    page.open(f"http://127.0.0.1:{fleet.port}/runs/flow-run/{repair['id']}")
+    assert fleet.wait(repair["id"], PATIENCE)["state"]["type"] == "FAILED"
+    address = f"http://127.0.0.1:{fleet.port}/runs/flow-run/{repair['id']}"
+    page.open(address)
     page.wait_for("Failed", "shard-00003: CorpusError", "Retry")
     page.picture(pictures / "failed-shard.png")
     fleet.bucket.pipe_file(shard, whole)
     page.press("Retry")
     page.wait_for("This will retry flow run")
     page.press_last("Retry")
-    fleet.wait_until(lambda: fleet.read(repair["id"])["state"]["type"] == "COMPLETED", 240)
+    fleet.wait_until(lambda: fleet.read(repair["id"])["state"]["type"] != "FAILED", 30)
+    page.leave()
+    fleet.wait_until(lambda: fleet.read(repair["id"])["state"]["type"] == "COMPLETED", PATIENCE)
+    page.open(address)
     page.wait_for("Completed")
     assert len(fleet.list_scored("page")) == 8
 
@@ -81,11 +88,13 @@ def test_the_page_of_runs_lists_a_run_with_all_that_it_started(
     page: Page, fleet: ComposeFleet, finished: str, pictures: Path
 ) -> None:
     page.open(f"http://127.0.0.1:{fleet.port}/runs/flow-run/{finished}")
-    page.wait_for("run page", "Completed", "Artifacts")
+    page.wait_for("run page", "Completed", "Artifacts", "miniplm-cpu", "Beginning flow run")
     page.picture(pictures / "run.png")
+    page.size(1200, 1400)
     page.open(f"http://127.0.0.1:{fleet.port}/runs")
     page.wait_for("Flow runs", "run:page", "process:" + finished)
     page.picture(pictures / "runs.png")
+    page.size(1200, 900)
 
 
 def test_the_nightly_schedule_is_turned_on_by_its_switch(page: Page, fleet: ComposeFleet, pictures: Path) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.fleet.local_fleet import LocalFleet
 from tests.fleet.pool_runs import list_manifests, make_run, read_parquet, read_scores
+from tests.tiny_runs import FinishedRun
 
 pytestmark = pytest.mark.slow
 
@@ -140,3 +143,45 @@ def test_two_runs_share_the_work_on_s3_while_the_server_is_started_again(fleet: 
     theirs = json.loads(fleet.run_miniplm("status", "first", "--storage", str(local), "--json").stdout)
     # A selection's id is made of the digests of all scores.
     assert ours["stages"][4]["detail"] == theirs["stages"][4]["detail"]
+
+
+def test_an_export_whose_worker_is_killed_has_the_bytes_of_an_undisturbed_one(
+    fleet: LocalFleet, finished_run: FinishedRun, tmp_path: Path
+) -> None:
+    """From a finished selection, so that all of it is the export; the process on a worker dies when some of its files are made."""
+    shutil.copytree(finished_run.data, tmp_path / "data")
+    content = yaml.safe_load(finished_run.config.read_text()) | {
+        "storage": str(tmp_path / "data"),
+        "students": [],
+        "scoring": {"device": "cpu"},
+        "execution": {"fan_out": "work-pool", "stale_seconds": 60, "shards_per_batch": 40},
+    }
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(content))
+    export = ("export", str(config), "--format", "hf", "--shard-tokens", "150", "--to")
+    parent = fleet.start_miniplm(*export, str(tmp_path / "out"), out=tmp_path / "log")
+    parts = tmp_path / "out" / ".miniplm-export" / "parts"
+    killed: list[str] = []
+
+    def kill_one() -> bool:
+        for child in fleet.list_runs("export-parts", "run:tiny"):
+            made = [index for index in child["parameters"]["part_indices"] if (parts / f"part-{index:05d}.json").exists()]
+            if child["state"]["type"] == "RUNNING" and len(made) >= 2 and child["id"] in fleet.list_engines():
+                fleet.find_engine(child["id"]).kill()
+                killed.append(child["id"])
+        return bool(killed) or not parent.is_alive()
+
+    fleet.wait_until(kill_one, 120, 0.1)
+    parent.join(240)
+    assert parent.exitcode == 0, (tmp_path / "log").read_text()
+    assert killed
+    states = {child["id"]: child["state"]["type"] for child in fleet.list_runs("export-parts", "run:tiny")}
+    assert all(states[run_id] == "CRASHED" for run_id in killed)
+    assert Counter(states.values())["COMPLETED"] == len(states) - len(killed)
+    alone = fleet.run_miniplm(*export, str(tmp_path / "alone"), "--set", "execution.fan_out=local")
+    assert alone.returncode == 0, alone.stderr
+    assert read_files(tmp_path / "out") == read_files(tmp_path / "alone")
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -30,7 +30,7 @@ def demo(tmp_path_factory, prefect_server):
             lines = zstandard.ZstdDecompressor().stream_reader(file).read().splitlines()
         records = [json.loads(line) for line in lines[:9]]
         for part, name in ((records[:6], f"{source.stem}.zst"), (records[6:], f"heldout-{source.stem}.zst")):
-            content = "\n".join(json.dumps(record | {"text": record["text"][:800]}) for record in part)
+            content = "\n".join(json.dumps(record | {"text": record["text"][:500]}) for record in part)
             (folder / name).write_bytes(zstandard.ZstdCompressor().compress(content.encode()))
     overrides = {
         "storage": folder / "data",

@@ -9,14 +9,17 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from flows.cli.tables import print_documents
 from miniplm import layout
 from miniplm.corpus.reader import load_corpus
 from miniplm.errors import ScoreError
 from miniplm.records.run import load_run
-from miniplm.run.inspection import inspect_documents
+from miniplm.run.inspection import inspect_documents, inspect_sequences
+from miniplm.selection.ranking import load_selection
 from miniplm.storage.root import Storage
+from miniplm.training.records import find_training
 from tests.command_line import run_miniplm
 
 
@@ -51,7 +54,7 @@ def test_documents_are_ranked_by_their_own_score(finished_run) -> None:
         assert summed == pytest.approx(scores["nll_sum"].to_pylist(), abs=1e-9)
 
 
-def test_scores_of_an_earlier_version_get_their_documents_by_one_command(finished_run, tmp_path, embedded_prefect, capsys) -> None:
+def test_scores_of_an_earlier_version_get_their_documents_by_one_command(finished_run, tmp_path, prefect_server, capsys) -> None:
     shutil.copytree(finished_run.data, tmp_path / "data")
     storage = Storage(str(tmp_path / "data"))
     record = load_run(storage, "tiny")
@@ -66,10 +69,40 @@ def test_scores_of_an_earlier_version_get_their_documents_by_one_command(finishe
     ):
         inspect_documents(storage, record)
     finished = ("tiny", "--storage", str(tmp_path / "data"))
-    result = run_miniplm("score", *finished, "--model", "teacher", "--documents", prefect=embedded_prefect)
+    result = run_miniplm("score", *finished, "--model", "teacher", "--documents", prefect=prefect_server)
     assert result.returncode == 0, result.stderr
     assert {file.name: file.read_bytes() for file in folder.rglob("shard-*.parquet")} == before
     print_documents(inspect_documents(storage, record, limit=3))
     told = capsys.readouterr().out
     assert "record" in told
     assert "3 of" in told
+
+
+def test_a_run_by_documents_trains_exports_and_reports_what_it_kept(finished_run, tmp_path, embedded_prefect) -> None:
+    shutil.copytree(finished_run.data, tmp_path / "data")
+    training = {"steps": 2, "batch_size": 4, "learning_rate": 1e-3}
+    content = yaml.safe_load(finished_run.config.read_text()) | {
+        "name": "by-document",
+        "storage": str(tmp_path / "data"),
+        "selection": {"unit": "document", "ratio": 0.4},
+        "students": [{"name": "small", "architecture": "qwen-tiny", "method": "miniplm", "training": training}],
+        "exports": [{"format": "jsonl", "to": str(tmp_path / "out")}],
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    result = run_miniplm("run", str(tmp_path / "config.yaml"), prefect=embedded_prefect)
+    assert result.returncode == 0, result.stderr
+    storage = Storage(str(tmp_path / "data"))
+    record = load_run(storage, "by-document")
+    selection = load_selection(storage, record.selection_id)
+    assert f"Kept {selection.num_selected:,} of {selection.num_candidates:,} documents" in result.stdout
+    rows = [json.loads(line) for line in (tmp_path / "out" / "part-00000.jsonl").read_text().splitlines()]
+    assert len(rows) == selection.num_selected
+    assert all(row["is_whole"] for row in rows)
+    recipe = find_training(storage, record.students["small"].training_id).recipe
+    assert recipe["data"]["documents"]["kind"] == "documents"
+    page = (tmp_path / "data" / "runs" / "by-document" / "report.html").read_text()
+    assert f"The {selection.num_selected} documents with the highest r were kept" in " ".join(page.split())
+    shown = {one.sequence_id: one.selected for one in inspect_sequences(storage, record, limit=50)}
+    assert {True, False} == set(shown.values())
+    again = run_miniplm("status", "by-document", "--storage", str(tmp_path / "data"), prefect=embedded_prefect)
+    assert again.returncode == 0, again.stdout

@@ -16,7 +16,7 @@ from miniplm.config.exports import FORMATS, ExportConfig
 from miniplm.config.files import check_config, load_config
 from miniplm.config.run import config_as_dict
 from miniplm.errors import ConfigError
-from miniplm.records.manifests import SelectionManifest
+from miniplm.records.selections import SelectionManifest
 from miniplm.run import stages
 from miniplm.run.references import require_reference
 from miniplm.run.resolution import resolve

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +11,29 @@ import pyarrow.parquet as pq
 import yaml
 
 from tests.command_line import run_miniplm
-from tests.tiny_runs import make_documents, make_tiny_run, write_jsonl
+from tests.tiny_runs import FinishedRun, make_documents, write_jsonl
 
 
 def read_files(data: Path, pattern: str) -> dict[Path, tuple[int, int]]:
     return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in sorted(data.glob(pattern))}
 
 
-def test_the_second_night_prepares_and_scores_only_what_is_new(tmp_path: Path, prefect_server: dict[str, str]) -> None:
-    training = {"steps": 4, "batch_size": 4, "learning_rate": 1e-3}
-    config = make_tiny_run(tmp_path, "nightly", students=[], reference={"architecture": "qwen-tiny", "training": training})
-    content: dict[str, Any] = yaml.safe_load(config.read_text())
-    content["corpus"]["extend"] = True
+def test_the_second_night_prepares_and_scores_only_what_is_new(
+    tmp_path: Path, finished_run: FinishedRun, prefect_server: dict[str, str]
+) -> None:
+    # The first night finds the run that all tests share, whose sources lay elsewhere.
+    data, sources = tmp_path / "data", tmp_path / "sources"
+    shutil.copytree(finished_run.data, data)
+    shutil.copytree(finished_run.config.parent / "sources", sources)
+    content: dict[str, Any] = yaml.safe_load(finished_run.config.read_text())
+    content |= {"name": "nightly", "storage": str(data), "students": []}
+    content["corpus"] |= {"extend": True, "sources": [{"path": str(sources / "*.jsonl"), "domain": "meta.domain"}]}
+    config = tmp_path / "nightly.yaml"
     config.write_text(yaml.safe_dump(content))
-    data = tmp_path / "data"
     first = run_miniplm("run", str(config), "--json", prefect=prefect_server)
     assert first.returncode == 0, first.stderr
     old = read_files(data, "corpora/c-*/*/*.parquet") | read_files(data, "scores/*/*/shard-*") | read_files(data, "models/*/*")
-    write_jsonl(tmp_path / "sources" / "c.jsonl", make_documents(48, seed=7))
+    write_jsonl(sources / "c.jsonl", make_documents(48, seed=7))
 
     second = run_miniplm("run", str(config), "--json", prefect=prefect_server)
     assert second.returncode == 0, second.stderr

@@ -157,7 +157,7 @@ def test_a_newcomer_behind_a_proxy_without_a_home_folder_runs_and_is_told_once(c
     """The console script: HOME is a device, which not even root writes below; the temporary folders are gone afterwards."""
     started = time.monotonic()
     variables = {**DEAD_PROXIES, "NO_PROXY": "", "no_proxy": "", "HOME": "/dev/null", "TMPDIR": str(tmp_path)}
-    done = run_script(*SCORE, str(config), "--json", prefect=variables)
+    done = run_script(*SCORE, "--shard", "0", str(config), "--json", prefect=variables)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["corpus_id"].startswith("c-")
     assert done.stderr.count("/dev/null/.prefect cannot be written to (Not a directory); Prefect works in ") == 1
@@ -169,7 +169,7 @@ def test_a_newcomer_behind_a_proxy_without_a_home_folder_runs_and_is_told_once(c
 def test_two_first_runs_at_once_on_a_new_prefect_folder(config: Path, tmp_path: Path) -> None:
     prefect = {"PREFECT_HOME": str(tmp_path / "new")}
     logs = [tmp_path / f"err{number}" for number in range(2)]
-    runs = [start_miniplm(*SCORE, str(config), prefect=prefect, err=log) for log in logs]
+    runs = [start_miniplm(*SCORE, "--shard", "1", str(config), prefect=prefect, err=log) for log in logs]
     for run in runs:
         run.join(300)
     assert [run.exitcode for run in runs] == [0, 0], [log.read_text() for log in logs]

@@ -14,14 +14,14 @@ from miniplm.storage.root import Storage
 from tests.command_line import run_miniplm
 
 
-def test_a_sweep_redoes_nothing_and_goes_on_after_a_run_that_fails(finished_run, tmp_path, embedded_prefect) -> None:
+def test_a_sweep_redoes_nothing_and_goes_on_after_a_run_that_fails(finished_run, tmp_path, prefect_server) -> None:
     shutil.copytree(finished_run.data, tmp_path / "data")
     content = yaml.safe_load(finished_run.config.read_text()) | {"storage": str(tmp_path / "data")}
     content["students"] = content["students"][:1]
     config = tmp_path / "swept.yaml"
     config.write_text(yaml.safe_dump(content))
     scores = {path: path.stat().st_mtime_ns for path in (tmp_path / "data" / "scores").rglob("*")}
-    result = run_miniplm("sweep", str(config), "--set", "selection.ratio=0.5,0.0001", prefect=embedded_prefect)
+    result = run_miniplm("sweep", str(config), "--set", "selection.ratio=0.5,0.0001", prefect=prefect_server)
     assert result.returncode == 2, result.stderr
     assert "1 of 2 runs failed; the others are kept" in result.stderr
     assert "tiny-ratio-0.0001: ScoreJoinError: ratio 0.0001 of " in result.stderr

@@ -7,8 +7,9 @@ import io
 import pytest
 from rich.console import Console
 
-from flows.cli.tables import print_taken
+from flows.cli.tables import print_selection, print_taken
 from miniplm.records.manifests import CorpusManifest, LeftOut, SourceEntry, TokenizerEntry
+from miniplm.records.selections import PoolSelection, SelectionManifest
 from miniplm.storage.root import Storage
 
 
@@ -44,3 +45,53 @@ def test_all_that_was_not_taken_is_told(manifest: CorpusManifest) -> None:
         "read more than once, as several sources name them or there are copies: /in/b.jsonl (2 times)",
         "left out of /in/*, hidden: " + ", ".join(f"/in/.{index}" for index in range(10)) + ", ... (12 in all)",
     ]
+
+
+def test_how_a_budget_was_met_is_told() -> None:
+    def pool(domain: str, num_tokens: int, threshold: float | None) -> PoolSelection:
+        return PoolSelection(
+            domains=(domain,),
+            num_ranked=50,
+            num_ranked_tokens=5000,
+            num_selected=5,
+            num_selected_tokens=num_tokens,
+            threshold=threshold,
+        )
+
+    selection = SelectionManifest(
+        selection_id="s",
+        corpus_id="c",
+        teacher_id="t",
+        reference_id="r",
+        ratio=None,
+        score="mean",
+        rule={"tokens": 1000, "mix": {"a": 0.2, "b": {"at_least": 0.1}}},
+        num_candidates=100,
+        num_selected=10,
+        num_selected_tokens=990,
+        num_negative=0,
+        left_out={"where": 7},
+        threshold=None,
+        domains={},
+        pools=(pool("a", 195, 0.5), pool("b", 795, -0.25)),
+        shards=(),
+    )
+
+    def tell(selection: SelectionManifest) -> list[str]:
+        console = Console(file=io.StringIO(), width=300, highlight=False, markup=False)
+        print_selection(console, Storage("memory://root"), selection)
+        told: list[str] = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+        note = "teacher and reference: mean NLL, nats a token; difference: median of reference - teacher"
+        return told[told.index(note) + 1 : -1]
+
+    assert tell(selection) == [
+        "left out before ranking (where): 7 of 100",
+        "budget: 990 of 1,000 tokens; the 10 left are fewer than the next sequences have",
+        "  a: 195 tokens, 19.50% of the budget, asked 20.00%, kept from 0.5",
+        "  b: 795 tokens, 79.50% of the budget, asked 10.00% to 100.00%, kept from -0.25",
+    ]
+    one = selection.model_copy(update={"rule": {"tokens": 990}, "pools": (pool("a", 990, 0.5),), "left_out": {}})
+    assert tell(one) == ["budget: 990 of 990 tokens; met exactly"]
+    cut = one.model_copy(update={"rule": {"threshold": 0.5}})
+    assert tell(cut) == ["threshold: 20.0% of what was ranked scores at least 0.5"]
+    assert tell(one.model_copy(update={"rule": {}, "pools": (), "ratio": 0.1})) == []

@@ -8,6 +8,7 @@ import pytest
 
 from miniplm.storage.root import Storage
 from tests.miniplm.corpus_fixtures import save_tokenizer
+from tests.miniplm.document_scores import Scored
 
 
 @pytest.fixture
@@ -19,3 +20,9 @@ def storage(tmp_path: Path) -> Storage:
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The folder of a byte-level tokenizer, which no test writes to."""
     return save_tokenizer(tmp_path_factory.mktemp("bytes"), "bytes")
+
+
+@pytest.fixture(scope="session")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Scored:
+    """A corpus with scores of its documents, to which tests add selections and nothing else."""
+    return Scored(tmp_path_factory.mktemp("scored-documents"))

@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from miniplm import layout
 from miniplm.config.run import TrainingConfig
-from miniplm.records.manifests import CorpusManifest, SelectionManifest, SelectionShardEntry
+from miniplm.records.manifests import CorpusManifest
+from miniplm.records.selections import SelectionManifest, SelectionShardEntry
 from miniplm.storage.root import Storage, digest_file
 from miniplm.tokenizers.tokenizer import load_tokenizer
 from miniplm.training.recipe import TrainingPlan, plan_training

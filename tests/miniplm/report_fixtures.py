@@ -27,12 +27,12 @@ from miniplm.records.manifests import (
     Evaluation,
     ModelEntry,
     ScoreShardManifest,
-    SelectionManifest,
     ShardEntry,
     SourceEntry,
     TokenizerEntry,
 )
 from miniplm.records.run import RunRecord, StageRecord, StudentRecord, save_run
+from miniplm.records.selections import SelectionManifest
 from miniplm.selection.ranking import select_sequences
 from miniplm.storage.root import Storage, digest_file
 from miniplm.tokenizers.tokenizer import vocabulary_digest

@@ -24,7 +24,7 @@ from miniplm.models.architectures import build_model
 from miniplm.records.manifests import ModelEntry
 from miniplm.scoring.failures import find_failures, record_failure
 from miniplm.scoring.shards import check_score_shards
-from miniplm.selection.ranking import count_selected
+from miniplm.selection.budgets import count_selected
 from miniplm.storage.root import Storage
 from miniplm.training.data import collate, count_scored_targets
 from miniplm.training.losses import sum_language_model_loss

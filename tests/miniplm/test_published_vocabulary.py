@@ -24,8 +24,9 @@ from miniplm.corpus.preparation import prepare_corpus
 from miniplm.corpus.reader import load_corpus_tokenizer, read_shard, read_token_ids
 from miniplm.derived.reader import load_derived, read_derived_shard
 from miniplm.derived.sets import make_set
-from miniplm.records.manifests import CorpusManifest, ModelEntry, SelectionManifest
+from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.run import StudentRecord
+from miniplm.records.selections import SelectionManifest
 from miniplm.run import scoring_models as scorers
 from miniplm.run import students
 from miniplm.run.resolution import resolve

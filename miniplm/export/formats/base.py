@@ -17,7 +17,8 @@ from miniplm.export.rows import Row
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What the files of an export have in common. `dtype` is of token ids; `with_scores`: rows are sequences as they were scored."""
+    """What the files of an export have in common. `dtype` is of token ids; `with_scores`: rows are sequences as they were scored;
+    `with_mask`: they say which tokens are targets."""
 
     dtype: str
     tokenizer_name: str
@@ -25,6 +26,7 @@ class FileFacts:
     eos_token_id: int
     compression: str
     with_scores: bool
+    with_mask: bool = False
 
 
 class PartWriter(ABC):

@@ -1,4 +1,5 @@
 """Mosaic's streaming shards: a row is a packed sequence, its `tokens` an array of int32 as LLM Foundry writes them.
+`loss_mask`, where it is asked for, is 0 where nothing before a token could predict it.
 
 shard.NNNNN.mds: number of samples (uint32), where each begins and the last ends (uint32), the columns as JSON, the samples.
 A sample: the sizes of those columns that have none of their own (uint32 each), then the columns by name.
@@ -36,7 +37,7 @@ class MdsFormat(Format):
         return (f"shard.{part_index:05d}.mds",)
 
     def open(self, paths: Sequence[Path], facts: FileFacts) -> PartWriter:
-        return _MdsWriter(paths[0], _list_columns(facts))
+        return _MdsWriter(paths[0], _list_columns(facts), facts.eos_token_id)
 
     def read(self, paths: Sequence[Path], facts: FileFacts) -> Iterator[NDArray[Any]]:  # (num_tokens,) each
         content = np.memmap(paths[0], dtype=np.uint8, mode="r")
@@ -47,7 +48,14 @@ class MdsFormat(Format):
         for start, stop in itertools.pairwise(bounds):
             sizes = dict(zip(names, content[start : start + 4 * len(names)].view("<u4").tolist(), strict=True)) | fixed
             place = start + 4 * len(names) + sum(sizes[name] for name in sizes if name < "tokens")
-            yield _decode_array(content[place : place + sizes["tokens"]].tobytes())
+            token_ids = _decode_array(content[place : place + sizes["tokens"]].tobytes(), "<i4")
+            if facts.with_mask:
+                at = start + 4 * len(names) + sum(sizes[name] for name in sizes if name < "loss_mask")
+                mask = _decode_array(content[at : at + sizes["loss_mask"]].tobytes(), np.uint8)
+                starts = np.append(0, np.flatnonzero(token_ids[:-1] == facts.eos_token_id) + 1)
+                if len(mask) != len(token_ids) or not np.array_equal(np.flatnonzero(mask != 1), starts) or mask[starts].any():
+                    return
+            yield token_ids
             if place + sum(sizes[name] for name in sizes if name >= "tokens") != stop:
                 return
 
@@ -75,34 +83,38 @@ class MdsFormat(Format):
 def _list_columns(facts: FileFacts) -> dict[str, tuple[str, int | None]]:
     """Each column's encoding and fixed size."""
     columns: dict[str, tuple[str, int | None]] = {"tokens": (f"ndarray:{facts.dtype}", None), "domain": ("str", None)}
+    if facts.with_mask:
+        columns["loss_mask"] = ("ndarray:uint8", None)
     if facts.with_scores:
         columns |= {"sequence_id": ("int64", 8)} | dict.fromkeys(SCORES, ("float64", 8))
     return columns
 
 
-def _encode_array(token_ids: NDArray[Any]) -> bytes:  # (num_tokens,)
+def _encode_array(values: NDArray[Any], dtype: Any) -> bytes:  # (num_tokens,)
     for code, (kind, limit) in enumerate(_LENGTH_TYPES):
-        if len(token_ids) < limit:
+        if len(values) < limit:
             # The number of dimensions and the type of the length share a byte.
-            return bytes([1 * _NUM_TYPES + code]) + np.array([len(token_ids)], kind).tobytes() + token_ids.astype("<i4").tobytes()
+            return bytes([1 * _NUM_TYPES + code]) + np.array([len(values)], kind).tobytes() + values.astype(dtype).tobytes()
     raise AssertionError("a sequence is shorter than 2**32 tokens")
 
 
-def _decode_array(content: bytes) -> NDArray[Any]:  # (num_tokens,) int32
+def _decode_array(content: bytes, dtype: Any) -> NDArray[Any]:  # (num_tokens,)
     kind, _ = _LENGTH_TYPES[content[0] % _NUM_TYPES]
     start = 1 + np.dtype(kind).itemsize
-    return np.frombuffer(content, "<i4", offset=start)
+    return np.frombuffer(content, dtype, offset=start)
 
 
 class _MdsWriter(PartWriter):
-    def __init__(self, path: Path, columns: dict[str, tuple[str, int | None]]) -> None:
-        self._path, self._columns = path, columns
+    def __init__(self, path: Path, columns: dict[str, tuple[str, int | None]], eos_token_id: int) -> None:
+        self._path, self._columns, self._eos_token_id = path, columns, eos_token_id
         self._samples: list[bytes] = []
         self._num_bytes = 0
 
     def add(self, row: Row) -> None:
         assert row.token_ids is not None
-        values: dict[str, bytes] = {"tokens": _encode_array(row.token_ids), "domain": row.domain.encode()}
+        values: dict[str, bytes] = {"tokens": _encode_array(row.token_ids, "<i4"), "domain": row.domain.encode()}
+        if "loss_mask" in self._columns:
+            values["loss_mask"] = _encode_array(np.append(False, row.token_ids[:-1] != self._eos_token_id), np.uint8)
         for name, (encoding, size) in self._columns.items():
             if size is not None:
                 values[name] = np.array([row.facts[name]], np.dtype(encoding)).tobytes()

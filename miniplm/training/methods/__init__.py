@@ -7,6 +7,7 @@ from miniplm.training.methods.miniplm import MiniplmMethod
 from miniplm.training.methods.pretrain import PretrainMethod
 from miniplm.training.methods.reference import ReferenceMethod
 from miniplm.training.methods.seqkd import SeqkdMethod
+from miniplm.training.methods.target import TargetMethod
 from miniplm.training.methods.vanilla_kd import VanillaKdMethod
 
 METHODS: dict[str, TrainingMethod] = {
@@ -15,6 +16,7 @@ METHODS: dict[str, TrainingMethod] = {
     "pretrain": PretrainMethod(),
     "reference": ReferenceMethod(),
     "seqkd": SeqkdMethod(),
+    "target": TargetMethod(),
     "vanilla-kd": VanillaKdMethod("vanilla-kd", PretrainMethod()),
 }
 

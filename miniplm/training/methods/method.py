@@ -13,14 +13,18 @@ from miniplm.config.run import DistillationConfig, GenerationConfig
 from miniplm.derived.sequences import TrainingShard
 from miniplm.derived.sets import DerivedJob
 from miniplm.errors import TrainingError
-from miniplm.records.manifests import CorpusManifest, ModelEntry, SelectionManifest, ShardEntry, Split
+from miniplm.records.manifests import CorpusManifest, ModelEntry, ShardEntry, Split
+from miniplm.records.selections import SelectionManifest
 from miniplm.storage.root import Storage, digest_content
 from miniplm.training.losses import LossFunction, sum_language_model_loss
 
 
 @dataclass(frozen=True)
 class MethodInputs:
-    """What a method may choose from. `seed` is that of the selection's random draws, `teacher` the model as it scores the corpus."""
+    """What a method may choose from.
+
+    `seed` is that of the selection's random draws, `teacher` the model as it scores the corpus, `initial` the model whose weights are trained further.
+    """
 
     corpus: CorpusManifest
     selection: SelectionManifest | None = None
@@ -28,6 +32,7 @@ class MethodInputs:
     teacher: ModelEntry | None = None
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
+    initial: ModelEntry | None = None
 
     def require_selection(self, method: str) -> SelectionManifest:
         """The selection; `TrainingError` where there is none, or one of another corpus."""
@@ -57,6 +62,7 @@ class MethodInputs:
                 "teacher": self.selection.teacher_id,
                 "reference": self.selection.reference_id,
             }
+        ids |= {} if self.initial is None else {"initial model": self.initial.model_id}
         return ids if self.teacher is None else ids | {"teacher": self.teacher.model_id}
 
     def digest_split(self, split: Split) -> str:

@@ -5,11 +5,13 @@ loss = (1 - a) * cross entropy + a * KL(teacher || student), by a teacher that r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from miniplm.derived.sequences import TrainingShard
+from miniplm.derived.sets import DerivedJob
 from miniplm.storage.root import Storage
 from miniplm.training.losses import LossFunction, make_distillation_loss
 from miniplm.training.methods.method import MethodInputs, TrainingMethod
@@ -39,6 +41,9 @@ class VanillaKdMethod(TrainingMethod):
                 "num_parameters": teacher.num_parameters,
             },
         }
+
+    def list_derived_jobs(self, inputs: MethodInputs) -> Sequence[DerivedJob]:
+        return self._data.list_derived_jobs(inputs)
 
     def list_shards(self, storage: Storage, inputs: MethodInputs) -> list[TrainingShard]:
         return self._data.list_shards(storage, inputs)

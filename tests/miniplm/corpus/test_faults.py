@@ -105,6 +105,7 @@ def test_a_truncated_file_after_good_shards_leaves_nothing(
     storage: Storage, tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("miniplm.corpus.document_pass._BATCH_RECORDS", 5)
+    monkeypatch.setattr("miniplm.sources.blocks._BLOCK_BYTES", 300)
     write_jsonl(tmp_path / "in/a.jsonl", make_documents(40))
     stored = gzip.compress("".join(json.dumps(record) + "\n" for record in make_documents(300, seed=1)).encode())
     (tmp_path / "in/b.jsonl.gz").write_bytes(stored[: len(stored) * 3 // 4])

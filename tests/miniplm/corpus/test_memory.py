@@ -16,7 +16,7 @@ from miniplm.corpus.reader import load_corpus, read_shard, read_token_ids
 from miniplm.storage.root import Storage
 from miniplm.tokenizers.tokenizer import load_tokenizer
 from tests.forks import FORKS
-from tests.miniplm.corpus_fixtures import EOS, TRAINING_TEXT, make_config, write_jsonl
+from tests.miniplm.corpus_fixtures import EOS, make_config, write_jsonl
 
 
 def prepare_and_measure(root: str, config: str, told: str) -> None:
@@ -30,10 +30,9 @@ def prepare_and_measure(root: str, config: str, told: str) -> None:
 @pytest.mark.slow
 def test_one_document_of_50_mb_on_one_line_is_packed_whole_in_bounded_memory(tmp_path: Path, tokenizer: str):
     rng = random.Random(0)
-    # Long words, as the tokenizer takes its time by the word.
-    parts = [word for text in TRAINING_TEXT for word in text.split() if word.isalpha()]
-    words = ["".join(rng.choices(parts, k=30)) for _ in range(300)]
-    text = " ".join(rng.choices(words, k=600_000))[: 50 << 20]
+    # Long words of long tokens, as the tokenizer takes its time by the word and the token.
+    words = ["".join(rng.choices(["Numbers", "Number", "print"], k=30)) for _ in range(300)]
+    text = " ".join(rng.choices(words, k=300_000))[: 50 << 20]
     assert len(text) == 50 << 20
     path = write_jsonl(tmp_path / "in.jsonl", [{"text": text, "domain": "d"}])
     config = make_config(tokenizer, {"path": str(path), "domain": "domain"}, sequence_length=1024, sequences_per_shard=65536)

@@ -14,6 +14,7 @@ import pytest
 
 from miniplm import layout
 from miniplm.config.run import CorpusConfig
+from miniplm.corpus import state
 from miniplm.corpus.preparation import prepare_corpus
 from miniplm.errors import StorageError
 from miniplm.storage.root import Storage
@@ -204,3 +205,29 @@ def test_a_real_process_killed_and_started_again(config: CorpusConfig, tmp_path:
         process.join()
         assert process.exitcode == 0
     assert find_tree(killed) == find_tree(whole)
+
+
+def test_a_state_that_is_stored_rarely_is_gone_on_from(
+    config: CorpusConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As beyond 256 shards, here each time half of the shards are new."""
+    monkeypatch.setattr(state, "_SHARE", 2)
+    storage = Storage(str(tmp_path / "undisturbed"))
+    wanted = read_tree(storage, layout.corpus_folder(prepare_corpus(storage, config).corpus_id))
+    for alive in range(2, 30, 4):
+        root = tmp_path / str(alive)
+        with pytest.raises(Killed):
+            prepare_corpus(KilledStorage(str(root), alive, after=True), config)
+        prepare_corpus(Storage(str(root)), config)
+        assert find_tree(root) == wanted
+
+
+def test_all_states_together_stay_in_proportion_to_the_shards() -> None:
+    """Of 150,000 shards, of which a state holds an entry each."""
+    num_in_state = num_entries = 0
+    for num_shards in range(1, 150_001):
+        assert num_shards <= 256 or num_shards - num_in_state <= num_shards / 256 + 1
+        if state.is_state_due(num_shards, num_in_state):
+            num_in_state = num_shards
+            num_entries += num_shards
+    assert num_entries < 300 * 150_000

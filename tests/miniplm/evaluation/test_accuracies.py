@@ -15,7 +15,9 @@ from transformers import PreTrainedModel
 from miniplm.config.run import EvaluationConfig
 from miniplm.errors import ConfigError, EvaluationError
 from miniplm.evaluation.accuracies import average_accuracy, find_task_results, measure_tasks
+from miniplm.evaluation.harness import open_tasks
 from miniplm.evaluation.task_checks import check_tasks
+from miniplm.evaluation.task_texts import read_task_texts
 from miniplm.evaluation.tasks import PAPER_TASKS, find_local_tasks, resolve_tasks
 from miniplm.progress import Progress
 from miniplm.records.manifests import TaskResult, TrainingManifest
@@ -298,3 +300,13 @@ def test_average_over_tasks() -> None:
     assert average_accuracy(results) == (0.5, pytest.approx(0.13 / 3))
     results["b"] = results["b"].model_copy(update={"standard_error": None})
     assert average_accuracy(results) == (0.5, None)
+
+
+def test_texts_of_a_task_are_its_fields_and_what_is_asked(tmp_path: Path) -> None:
+    document = {"question": "who was it", "choices": ["the first one", "the other"], "gold": 1, "hint": "nobody asks"}
+    add_task(tmp_path, "quiz", [document], **CHOICE | {"doc_to_text": "Q: {{question}}"})
+    with open_tasks(["quiz"], str(tmp_path)) as load_task:
+        (item,) = read_task_texts(load_task("quiz"))
+    assert item.place == "document 0"
+    fields = {"who was it", "the first one", "the other", "nobody asks"}
+    assert set(item.texts) == {*fields, "Q: who was it the first one", "Q: who was it the other"}

@@ -6,8 +6,9 @@ from typing import Any
 
 from miniplm.evaluation.advice import advise
 from miniplm.evaluation.comparison import LossDifference, StudentComparison
-from miniplm.records.manifests import DomainSelection, ModelEntry, SelectionManifest
+from miniplm.records.manifests import ModelEntry
 from miniplm.records.run import RunRecord, StageRecord
+from miniplm.records.selections import DomainSelection, SelectionManifest
 from miniplm.records.truth import RatioRow, TruthSummary
 
 

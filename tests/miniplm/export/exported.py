@@ -18,7 +18,8 @@ from miniplm.corpus.reader import read_shard, read_token_ids
 from miniplm.export.exporting import export_selection
 from miniplm.export.job import ExportJob
 from miniplm.export.records import ExportManifest
-from miniplm.records.manifests import CorpusManifest, SelectionManifest, SelectionShardEntry
+from miniplm.records.manifests import CorpusManifest
+from miniplm.records.selections import SelectionManifest, SelectionShardEntry
 from miniplm.selection.cut import SELECTION_SCHEMA
 from miniplm.storage.root import Storage, digest_file
 from tests.miniplm.corpus_fixtures import TRAINING_TEXT, make_config, write_jsonl

@@ -1,4 +1,4 @@
-"""Each format opened by the library that trainers read it with, where that is installed; `test_formats` reads all of them without."""
+"""Each format opened by the library that trainers read it with, where set-up could install it; `test_formats` reads all of them without."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ from tests.miniplm.export.test_documents import read_rows
 from tests.miniplm.export.test_formats import read_datatrove, read_litdata, read_megatron
 
 pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(autouse=True)
+def _readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder in which set-up puts these libraries, and in which nothing else looks: they are there without what they depend on."""
+    monkeypatch.setattr(sys, "path", [*sys.path, str(Path(sys.prefix) / "readers")])
 
 
 def test_datasets_loads_the_folder_and_its_card(small: Selected, tmp_path: Path) -> None:
@@ -79,7 +85,7 @@ def test_litdata_reads_blocks_of_tokens(request: pytest.FixtureRequest, tmp_path
 
 def test_mosaic_streaming_reads_its_shards(large: Selected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     streaming = import_streaming(monkeypatch)
-    large.export("mds", tmp_path / "out", shard_tokens=500)
+    large.export("mds", tmp_path / "out", shard_tokens=500, loss_mask=True)
     # What StreamingDataset reads samples with; it needs shared memory besides, which outlives a test.
     shards = json.loads((tmp_path / "out" / "index.json").read_text())["shards"]
     readers = [streaming.base.format.reader_from_json(str(tmp_path / "out"), "", shard) for shard in shards]
@@ -88,6 +94,11 @@ def test_mosaic_streaming_reads_its_shards(large: Selected, tmp_path: Path, monk
     assert [(row["sequence_id"], row["domain"], row["tokens"].tolist()) for row in rows] == [
         (row["sequence_id"], row["domain"], row["token_ids"]) for row in kept
     ]
+    eos = large.corpus.tokenizer.eos_token_id
+    for row in rows:
+        ids = row["tokens"].tolist()
+        assert row["loss_mask"].tolist() == [int(at > 0 and ids[at - 1] != eos) for at in range(len(ids))]
+    assert {0, 1} == set(np.concatenate([row["loss_mask"] for row in rows]).tolist())
     assert all(row["reference_nll"] - row["teacher_nll"] == pytest.approx(row["difference_score"]) for row in rows)
 
 

@@ -79,7 +79,7 @@ def list_dtypes(config: RunConfig) -> list[str]:
 @pytest.fixture(autouse=True)
 def wide_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models so wide that bfloat16 pays; the folders that most of these tests name are not there."""
-    monkeypatch.setattr(pinning, "_find_width", lambda section: 576)
+    monkeypatch.setattr(pinning, "find_width", lambda section: 576)
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,9 @@ from miniplm import layout
 from miniplm.config import files as config_files
 from miniplm.config.files import load_config
 from miniplm.errors import ModelError, TokenizerError
-from miniplm.records.manifests import CorpusManifest, SelectionManifest
+from miniplm.records.manifests import CorpusManifest
 from miniplm.records.run import RunRecord, save_run
+from miniplm.records.selections import SelectionManifest
 from miniplm.run import checks as inputs
 from miniplm.run import pinning, plan_key, planning, resolution, stages
 from miniplm.run.plan import RunPlan, find_plan

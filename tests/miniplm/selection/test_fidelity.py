@@ -13,6 +13,7 @@ from miniplm.errors import CorpusError, FidelityError
 from miniplm.models.identity import identify_model
 from miniplm.models.loading import load_model
 from miniplm.records.calibrations import Calibration, CalibrationScores
+from miniplm.records.manifests import CorpusManifest, DomainCounts, TokenizerEntry
 from miniplm.run.fidelity_gate import check_fidelity, judge_fidelity
 from miniplm.run.plan import RunPlan
 from miniplm.scoring.engine import Scorer
@@ -23,6 +24,17 @@ from tests.miniplm.made_corpora import make_corpus, write_scores
 from tests.miniplm.made_models import make_llama, save_model
 
 CPU = torch.device("cpu")
+CORPUS = CorpusManifest(
+    corpus_id="made",
+    tokenizer=TokenizerEntry(name="made", digest="d", vocab_size=9, eos_token="<eos>", eos_token_id=0),
+    sequence_length=8,
+    sources=(),
+    num_records=0,
+    rejected={},
+    domains={"candidate": {"a": DomainCounts(num_documents=8, num_bytes=80, num_tokens=80, num_sequences=8)}},
+    shards=(),
+    versions={},
+)
 
 
 def make_calibration(teacher_nll, exact_teacher_nll, reference_nll, counts, domains=None):
@@ -61,29 +73,29 @@ def make_plan(within="corpus", ratio=0.5, **scoring):
 def test_a_worked_case():
     """Difference scores 4 3 2 1 exactly, 4 1 2 3 in fp8: of the best two one stays, ranks correlate by 0.2."""
     calibration = make_calibration([0.0, 2.0, 1.0, 0.0], [0.0, 0.0, 1.0, 2.0], [4.0, 3.0, 3.0, 3.0], [1, 1, 1, 3])
-    fidelity = measure_fidelity(calibration, 0.5, "mean")
+    fidelity = measure_fidelity(calibration, SelectionConfig(ratio=0.5))
     assert (fidelity.num_selected, fidelity.overlap) == (2, 0.5)
     assert fidelity.spearman == pytest.approx(0.2)
     assert fidelity.teacher_bias == pytest.approx((2.0 + 3 * -2.0) / 6)
     assert fidelity.reference_bias == 0
     # sums: exactly 4 3 2 3, in fp8 4 1 2 9; the tie at 3 goes to the smaller id
-    assert measure_fidelity(calibration, 0.5, "sum").overlap == 0.5
+    assert measure_fidelity(calibration, SelectionConfig(score="sum")).overlap == 0.5
 
 
 def test_a_worked_case_within_domains():
     """Exactly a: 9 8 7, b: 3 2 1 0; in fp8 a: 9 8 7, b: 0 1 2 3. Of all, half is a and the best of b; of each domain 1 of 3 and 2 of 4."""
     exact, teacher = [0.0] * 7, [0.0, 0.0, 0.0, 3.0, 1.0, -1.0, -3.0]
     reference, domains = [9.0, 8.0, 7.0, 3.0, 2.0, 1.0, 0.0], ["a", "a", "a", "b", "b", "b", "b"]
-    whole = measure_fidelity(make_calibration(teacher, exact, reference, [1] * 7), 0.5, "mean")
+    whole = measure_fidelity(make_calibration(teacher, exact, reference, [1] * 7), SelectionConfig(ratio=0.5))
     assert (whole.num_selected, whole.overlap) == (3, 1.0)
-    by_domain = measure_fidelity(make_calibration(teacher, exact, reference, [1] * 7, domains), 0.5, "mean")
+    by_domain = measure_fidelity(make_calibration(teacher, exact, reference, [1] * 7, domains), SelectionConfig(ratio=0.5))
     # Of b float32 selects the first two, fp8 the last two: a's one is all that both select.
     assert (by_domain.num_selected, by_domain.overlap) == (3, pytest.approx(1 / 3))
     calibration = make_calibration(teacher, exact, reference, [1] * 7, domains)
     with pytest.raises(
         FidelityError, match=r"of the 3 sequences that float32 scores select from 7, the best of each domain, these .*33\.3%"
     ):
-        judge_fidelity(calibration, make_plan("domain"))
+        judge_fidelity(calibration, make_plan("domain"), CORPUS)
 
 
 @pytest.mark.parametrize("score", ["mean", "sum"])
@@ -111,7 +123,7 @@ def test_what_is_measured_within_domains_is_what_the_selection_keeps(tmp_path, s
         for teacher in ("teacher", "exact-teacher")
     ]
     calibration = make_calibration(nll["teacher"], nll["exact-teacher"], nll["reference"], counts, names)
-    fidelity = measure_fidelity(calibration, 0.4, score)
+    fidelity = measure_fidelity(calibration, SelectionConfig(ratio=0.4, score=score))
     assert fidelity.num_selected == len(kept[0]) == 4 + 2 + 6
     assert fidelity.overlap == len(kept[0] & kept[1]) / len(kept[0]) < 1
 
@@ -121,7 +133,7 @@ def test_too_few_sequences_to_select_any_are_no_proof():
     with pytest.raises(
         FidelityError, match=r"of 3 sequences selection.ratio 0.5 of each domain selects none, so that nothing was measured"
     ):
-        judge_fidelity(calibration, make_plan("domain", min_overlap=0))
+        judge_fidelity(calibration, make_plan("domain", min_overlap=0), CORPUS)
 
 
 def test_a_calibration_of_one_rule_does_not_open_the_gate_for_the_other(made, tmp_path):
@@ -142,6 +154,23 @@ def test_a_calibration_of_one_rule_does_not_open_the_gate_for_the_other(made, tm
     ]
     storage.write_json(layout.calibration(corpus.corpus_id, *ids, "corpus"), by_domain.as_json())
     assert find_calibration(storage, corpus.corpus_id, *ids, "corpus") is None
+
+
+def test_other_rules_are_measured_as_what_they_keep():
+    """Difference scores 4 3 2 1 exactly, 4 1 2 3 in fp8, of 80 tokens in the corpus."""
+    calibration = make_calibration([0.0, 2.0, 1.0, 0.0], [0.0, 0.0, 1.0, 2.0], [4.0, 3.0, 3.0, 3.0], [1, 1, 1, 3])
+
+    def measure(**rule):
+        fidelity = measure_fidelity(calibration, SelectionConfig.model_validate(rule), 80)
+        return fidelity.num_selected, fidelity.overlap
+
+    assert measure(tokens=40) == measure(ratio=0.5) == (2, 0.5)
+    assert measure(tokens=80) == (4, 1.0)
+    assert measure(threshold=2.5) == (2, 0.5)
+    assert measure(threshold=1.5) == (3, pytest.approx(2 / 3))
+    assert measure(threshold=9.0) == (0, 0.0)
+    assert measure(ratio=0.5, temperature=1e6) == (2, 1.0)  # the noise decides, and is the same
+    assert measure(ratio=0.5, score="difference_score + 1") == (2, 0.5)
 
 
 def test_rank_correlation_agrees_with_pandas():
@@ -177,10 +206,10 @@ def test_a_calibration_is_kept_and_says_what_the_dtype_changes(made, dtype):
     assert find_calibration(storage, corpus.corpus_id, teacher.model_id, reference.model_id, "corpus") == calibration
     assert len(set(calibration.sequence_ids)) == 40
     assert {sequence_id // 25 for sequence_id in calibration.sequence_ids} == {0, 1, 2}
-    fidelity = measure_fidelity(calibration, 0.5, "mean")
+    fidelity = measure_fidelity(calibration, SelectionConfig(ratio=0.5))
     assert 0 < abs(fidelity.teacher_bias) < 0.1
     assert 0.97 < fidelity.spearman < 1
-    judge_fidelity(calibration, make_plan(min_overlap=fidelity.overlap))
+    judge_fidelity(calibration, make_plan(min_overlap=fidelity.overlap), corpus)
 
 
 def test_a_dtype_under_the_least_overlap_is_refused(made):
@@ -197,7 +226,7 @@ def test_a_dtype_under_the_least_overlap_is_refused(made):
 
 def test_float32_against_itself_changes_nothing(made):
     *_, calibration = made[2]("float32", 10)
-    fidelity = measure_fidelity(calibration, 0.3, "mean")
+    fidelity = measure_fidelity(calibration, SelectionConfig(ratio=0.3))
     assert (fidelity.num_selected, fidelity.overlap, fidelity.teacher_bias) == (3, 1.0, 0.0)
     assert fidelity.spearman == pytest.approx(1)
 

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from miniplm import layout
 from miniplm.config.run import SelectionConfig
 from miniplm.errors import CorpusError, ScoreJoinError
+from miniplm.selection.budgets import count_selected
 from miniplm.selection.connection import connect
 from miniplm.selection.join import candidate_scores
-from miniplm.selection.ranking import count_selected, find_selection, select_sequences
+from miniplm.selection.ranking import find_selection, select_sequences
 from miniplm.storage.root import Storage
 from tests.miniplm.made_corpora import make_corpus, write_scores
 

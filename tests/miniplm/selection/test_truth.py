@@ -13,7 +13,8 @@ from miniplm import layout
 from miniplm.config.run import SelectionConfig
 from miniplm.corpus.truth import resolve_truth_id
 from miniplm.errors import CorpusError
-from miniplm.records.manifests import CorpusManifest, SelectionManifest
+from miniplm.records.manifests import CorpusManifest
+from miniplm.records.selections import SelectionManifest
 from miniplm.records.truth import TruthManifest, TruthSummary
 from miniplm.selection.connection import connect
 from miniplm.selection.join import candidate_scores

@@ -19,7 +19,7 @@ from miniplm.errors import SourceError
 from miniplm.sources.blocks import read_blocks
 from miniplm.sources.documents import MISSING, Document, Rejection
 from miniplm.sources.files import find_source_files
-from miniplm.sources.jsonl import _split_lines, find_field
+from miniplm.sources.jsonl import _join_lines, find_field
 from tests.miniplm.source_fixtures import COMPRESS, make_source, read_lines, read_source
 
 # Globs
@@ -157,7 +157,9 @@ def test_an_unknown_ending_is_read_as_it_is(tmp_path: Path):
 def test_lines_do_not_depend_on_where_blocks_end(content: bytes, cuts: list[int]):
     bounds = [0, *sorted(cut for cut in cuts if cut < len(content)), len(content)]
     blocks = [content[start:stop] for start, stop in pairwise(bounds)]
-    assert list(_split_lines(iter(blocks))) == content.split(b"\n")
+    joined = list(_join_lines(iter(blocks)))
+    assert b"".join(joined) == content
+    assert all(part.endswith(b"\n") for part in joined[:-1])
 
 
 # JSON Lines

@@ -184,9 +184,9 @@ def test_a_text_in_pieces_has_the_ids_of_the_whole(any_tokenizer: CorpusTokenize
 def test_long_documents_between_short_ones_keep_their_ids(bytes_tokenizer: CorpusTokenizer, monkeypatch: pytest.MonkeyPatch):
     texts = ["short", make_long_text(30_000), "", make_long_text(12_000, seed=1), "end"]
     expected = [ids.tolist() for ids in bytes_tokenizer.encode_documents(texts)]
-    monkeypatch.setattr("miniplm.tokenizers.tokenizer.PIECE_CHARACTERS", 2000)
-    monkeypatch.setattr("miniplm.tokenizers.tokenizer.cut_text", lambda text, encode: cut_text(text, encode, 2000))
-    monkeypatch.setattr("miniplm.tokenizers.tokenizer._CALL_CHARACTERS", 5000)
+    monkeypatch.setattr("miniplm.tokenizers.encoders.PIECE_CHARACTERS", 2000)
+    monkeypatch.setattr("miniplm.tokenizers.encoders.cut_text", lambda text, encode: cut_text(text, encode, 2000))
+    monkeypatch.setattr("miniplm.tokenizers.encoders._CALL_CHARACTERS", 5000)
     assert [ids.tolist() for ids in bytes_tokenizer.encode_documents(texts)] == expected
 
 

@@ -11,7 +11,8 @@ from miniplm.config.run import RunConfig, TrainingConfig
 from miniplm.models.architectures import build_empty_model, count_parameters, resolve_vocab_size
 from miniplm.models.identity import identify_model
 from miniplm.progress import Progress
-from miniplm.records.manifests import CorpusManifest, ModelEntry, SelectionManifest
+from miniplm.records.manifests import CorpusManifest, ModelEntry
+from miniplm.records.selections import SelectionManifest
 from miniplm.run import cost as plan
 from miniplm.run import status as run_status
 from miniplm.run.plan import RunPlan

@@ -12,7 +12,8 @@ import pytest
 from miniplm.config.run import StudentConfig
 from miniplm.derived.sequences import TrainingShard
 from miniplm.errors import CorpusError, TrainingError
-from miniplm.records.manifests import CorpusManifest, SelectionManifest
+from miniplm.records.manifests import CorpusManifest
+from miniplm.records.selections import SelectionManifest
 from miniplm.storage.root import Storage
 from miniplm.training.data import read_training_shard
 from miniplm.training.methods import METHODS, MethodInputs

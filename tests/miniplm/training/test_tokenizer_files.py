@@ -14,12 +14,14 @@ from transformers import (
     LlamaConfig,
     MambaConfig,
     MistralConfig,
+    OPTConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
 )
 
 from miniplm.tokenizers.tokenizer import CorpusTokenizer, load_tokenizer
+from miniplm.training import tokenizer_files
 from miniplm.training.tokenizer_files import make_tokenizer_files
 
 TEXTS = ["I'M  here\n\n\n  x1234", "café 1 22 333", " leading and trailing ", "<pad> and <s> are text"]
@@ -93,3 +95,16 @@ def test_a_class_is_named_only_where_it_is_needed(tmp_path: Path) -> None:
     assert "tokenization_plain.py" in make_tokenizer_files(tokenizer, Qwen2Config())
     for make in (GPT2Config, Qwen3Config, LlamaConfig):
         assert set(make_tokenizer_files(tokenizer, make())) == {"tokenizer.json", "tokenizer_config.json"}
+
+
+def test_models_of_one_family_and_tokenizer_are_asked_about_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_files, "_needs_class", {})
+    tokenizer = make_tokenizer(tmp_path)
+    files = make_tokenizer_files(tokenizer, Qwen2Config())
+    asked: list[Path] = []
+    monkeypatch.setattr(tokenizer_files, "_find_difference", lambda _, folder: asked.append(folder))
+    assert make_tokenizer_files(tokenizer, Qwen2Config(hidden_size=64)) == files
+    assert asked == []
+    make_tokenizer_files(make_tokenizer(tmp_path / "other", "digits"), Qwen2Config())
+    make_tokenizer_files(tokenizer, OPTConfig())
+    assert len(asked) == 2

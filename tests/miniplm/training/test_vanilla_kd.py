@@ -21,7 +21,8 @@ from miniplm.models import compilation
 from miniplm.models.architectures import build_model
 from miniplm.models.identity import identify_model
 from miniplm.progress import Progress
-from miniplm.records.manifests import CorpusManifest, ModelEntry, SelectionManifest
+from miniplm.records.manifests import CorpusManifest, ModelEntry
+from miniplm.records.selections import SelectionManifest
 from miniplm.storage.root import Storage
 from miniplm.training.checkpoints import read_metrics
 from miniplm.training.loop import train_model

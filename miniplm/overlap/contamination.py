@@ -1,0 +1,221 @@
+"""Which candidate sequences hold 13 words in a row of a text that students are measured on.
+
+The teacher may know popular benchmarks by heart, so that the difference score likes copies of them. Every candidate is decoded and looked
+through once; what is found lies beside the corpus, under the id of the texts that were looked for. A match over the end of a sequence is not one.
+
+Cost: 0.3 microseconds of CPU a token (2026-11-28, EPYC). Memory: a shard, and some 20 bytes a word of the texts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from miniplm import layout
+from miniplm.corpus.reader import load_corpus_tokenizer
+from miniplm.errors import CorpusError
+from miniplm.overlap.documents import ShardDocuments, read_documents
+from miniplm.overlap.evaluation_texts import EvaluationSource, decode_document
+from miniplm.overlap.words import NGRAM_WORDS, NgramIndex, cut_words, list_words
+from miniplm.progress import Progress, ProgressCallback, ignore_progress
+from miniplm.records.manifests import CorpusManifest, ShardEntry
+from miniplm.records.overlap import ContaminationManifest, ContaminationShard, ContaminationSource
+from miniplm.records.stored import find_record
+from miniplm.storage.locks import exclusive
+from miniplm.storage.root import Storage, digest_content, digest_file
+from miniplm.tokenizers.tokenizer import CorpusTokenizer
+
+_VERSION = 1
+_MOST_SHOWN_CHARACTERS = 400
+# Words that are looked up at once: enough that a call costs nothing, few enough to stay in the cache.
+_BATCH_WORDS = 1 << 15
+
+MATCHES_SCHEMA = pa.schema(
+    [
+        ("sequence_id", pa.int64()),
+        ("document_id", pa.int64()),
+        ("item", pa.int64()),
+        ("num_words", pa.int32()),
+        ("text", pa.string()),
+    ]
+)
+ITEMS_SCHEMA = pa.schema([("item", pa.int64()), ("source", pa.string()), ("place", pa.string()), ("text", pa.string())])
+
+
+def resolve_contamination_id(sources: Sequence[EvaluationSource]) -> str:
+    """What names the texts that are looked for, by content."""
+    return digest_content([_VERSION, NGRAM_WORDS, [[source.name, source.digest] for source in sources]])
+
+
+def find_contamination(storage: Storage, corpus: CorpusManifest, contamination_id: str) -> ContaminationManifest | None:
+    """What was found of these texts in a corpus; None where nobody looked."""
+    path = layout.contamination_manifest(corpus.corpus_id, contamination_id)
+    manifest = find_record(storage, path, ContaminationManifest)
+    if manifest is None:
+        return None
+    is_whole = all(
+        _find_shard(storage, corpus, shard, contamination_id) == entry
+        for shard, entry in zip(corpus.split_shards("candidate"), manifest.shards, strict=True)
+    )
+    return manifest if is_whole else None
+
+
+def provide_contamination(
+    storage: Storage,
+    corpus: CorpusManifest,
+    sources: Sequence[EvaluationSource],
+    trust_remote_code: bool = False,
+    on_progress: ProgressCallback = ignore_progress,
+) -> ContaminationManifest:
+    """Finds or looks for the texts of the sources in all candidates, and publishes a row for each run of words that is found:
+
+        sequence_id, document_id, item (a row of items.parquet), num_words, text
+
+    After a kill, shards that were looked through are not looked through again. Raises `CorpusError` where a shard is damaged, and what reading
+    the sources raises.
+    """
+    contamination_id = resolve_contamination_id(sources)
+    if (found := find_contamination(storage, corpus, contamination_id)) is not None:
+        return found
+    folder = layout.contamination_folder(corpus.corpus_id, contamination_id)
+    with exclusive(storage, folder, f"the contamination of corpus {corpus.corpus_id}"):
+        if (found := find_contamination(storage, corpus, contamination_id)) is not None:
+            return found
+        started = time.monotonic()
+        index, told, items = _read_sources(sources)
+        with storage.publish(layout.contamination_items(corpus.corpus_id, contamination_id)) as path:
+            pq.write_table(items, path, compression="zstd")
+        shards = corpus.split_shards("candidate")
+        tokenizer = load_corpus_tokenizer(storage, corpus.corpus_id, trust_remote_code, only_decodes=True)
+        entries = []
+        for done, shard in enumerate(shards, start=1):
+            entry = _find_shard(storage, corpus, shard, contamination_id)
+            entries.append(entry or _look_through(storage, corpus, shard, contamination_id, index, tokenizer))
+            on_progress(Progress("look for evaluation texts", done, len(shards), "shards"))
+        manifest = ContaminationManifest(
+            contamination_id=contamination_id,
+            corpus_id=corpus.corpus_id,
+            sources=told,
+            num_ngrams=len(index),
+            shards=tuple(entries),
+            seconds=time.monotonic() - started,
+        )
+        storage.write_json(layout.contamination_manifest(corpus.corpus_id, contamination_id), manifest.as_json())
+        return manifest
+
+
+def read_matches(storage: Storage, manifest: ContaminationManifest, entry: ContaminationShard) -> pa.Table:
+    """The rows of `MATCHES_SCHEMA` of a shard. Raises `CorpusError` where they are missing or damaged."""
+    path = layout.contamination_shard(manifest.corpus_id, manifest.contamination_id, entry.shard_index)
+    try:
+        content, is_whole = storage.read_checked(path, entry.digest)
+    except FileNotFoundError:
+        content, is_whole = b"", False
+    if not is_whole:
+        raise CorpusError(f"{storage.url(path)} is missing or damaged; delete it and run again: the shard is looked through anew")
+    return pq.read_table(pa.BufferReader(content))
+
+
+def read_items(storage: Storage, manifest: ContaminationManifest) -> pa.Table:
+    """The rows of `ITEMS_SCHEMA`: what was looked for."""
+    path = layout.contamination_items(manifest.corpus_id, manifest.contamination_id)
+    try:
+        return pq.read_table(pa.BufferReader(storage.read_bytes(path)))
+    except (FileNotFoundError, pa.ArrowException) as error:
+        folder = storage.url(layout.contamination_folder(manifest.corpus_id, manifest.contamination_id))
+        raise CorpusError(f"{storage.url(path)} is missing or damaged; delete {folder} and run again") from error
+
+
+def _read_sources(sources: Sequence[EvaluationSource]) -> tuple[NgramIndex, tuple[ContaminationSource, ...], pa.Table]:
+    index = NgramIndex()
+    told = []
+    rows: dict[str, list[Any]] = {name: [] for name in ITEMS_SCHEMA.names}
+    for source in sources:
+        num_items = num_words = num_short = 0
+        for item in source.read():
+            number = len(rows["item"])
+            listed = [list_words(text) for text in item.texts]
+            num_short += not sum([index.add(number, words) for words in listed])
+            num_items, num_words = num_items + 1, num_words + sum(map(len, listed))
+            shown = max(item.texts, key=len, default="")[:_MOST_SHOWN_CHARACTERS]
+            for name, value in zip(rows, (number, source.name, item.place, shown), strict=True):
+                rows[name].append(value)
+        told.append(ContaminationSource(name=source.name, num_items=num_items, num_words=num_words, num_short=num_short))
+    index.finish()
+    return index, tuple(told), pa.table(rows, schema=ITEMS_SCHEMA)
+
+
+def _find_shard(storage: Storage, corpus: CorpusManifest, shard: ShardEntry, contamination_id: str) -> ContaminationShard | None:
+    path = layout.contamination_shard_manifest(corpus.corpus_id, contamination_id, shard.shard_index)
+    entry = find_record(storage, path, ContaminationShard)
+    if entry is None or entry.shard_digest != shard.digest:
+        return None
+    file = layout.contamination_shard(corpus.corpus_id, contamination_id, shard.shard_index)
+    return entry if storage.holds(file, entry.digest) else None
+
+
+def _look_through(
+    storage: Storage,
+    corpus: CorpusManifest,
+    shard: ShardEntry,
+    contamination_id: str,
+    index: NgramIndex,
+    tokenizer: CorpusTokenizer,
+) -> ContaminationShard:
+    documents = read_documents(storage, corpus, shard)
+    found = sorted(_find_matches(documents, index, tokenizer))
+    columns = list(zip(*found, strict=True)) if found else [()] * len(MATCHES_SCHEMA)
+    table = pa.table(dict(zip(MATCHES_SCHEMA.names, columns, strict=True)), schema=MATCHES_SCHEMA)
+    with storage.publish(layout.contamination_shard(corpus.corpus_id, contamination_id, shard.shard_index)) as path:
+        pq.write_table(table, path, compression="zstd")
+        digest = digest_file(path)
+    entry = ContaminationShard(
+        shard_index=shard.shard_index,
+        shard_digest=shard.digest,
+        digest=digest,
+        num_sequences=len({row[0] for row in found}),
+        num_matches=len(found),
+    )
+    storage.write_json(layout.contamination_shard_manifest(corpus.corpus_id, contamination_id, shard.shard_index), entry.as_json())
+    return entry
+
+
+def _find_matches(
+    documents: ShardDocuments, index: NgramIndex, tokenizer: CorpusTokenizer
+) -> Iterator[tuple[int, int, int, int, str]]:
+    """Rows of `MATCHES_SCHEMA`, by parts of documents."""
+    bounds = documents.part_bounds.tolist()
+    batch: list[tuple[int, str]] = []  # parts and their texts
+    words: list[str | None] = []
+    starts: list[int] = []  # of each part in `words`
+    for part in range(len(bounds) - 1):
+        text = decode_document(tokenizer, documents.token_ids[bounds[part] : bounds[part + 1]])
+        starts.append(len(words))
+        batch.append((part, text))
+        words += list_words(text)
+        words.append(None)
+        if len(words) >= _BATCH_WORDS or part == len(bounds) - 2:
+            yield from _describe(documents, batch, starts, index.find(words))
+            batch, words, starts = [], [], []
+
+
+def _describe(
+    documents: ShardDocuments, batch: list[tuple[int, str]], starts: list[int], spans: Sequence[Any]
+) -> Iterator[tuple[int, int, int, int, str]]:
+    place = 0
+    for span in spans:
+        while place + 1 < len(starts) and starts[place + 1] <= span.start:
+            place += 1
+        part, text = batch[place]
+        shown = cut_words(text, span.start - starts[place], span.stop - starts[place])
+        yield (
+            int(documents.part_sequences[part]),
+            int(documents.document_ids[documents.part_documents[part]]),
+            span.item,
+            span.stop - span.start,
+            shown if len(shown) <= _MOST_SHOWN_CHARACTERS else f"{shown[: _MOST_SHOWN_CHARACTERS - 1]}…",
+        )
