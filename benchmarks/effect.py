@@ -1,301 +1,341 @@
-"""What students of several methods and seeds came to on held-out text: losses by domain, differences from the baseline, standard errors.
+"""When does a student learn more from a selection than from random text, and how much: rules, ratios and seeds on the same scores.
 
-    python -m benchmarks.effect --storage ./data --runs effect-0 effect-1 effect-2 --plot docs/results/NAME.svg
+    python -m benchmarks.effect deployments/configs/effect.yaml --rows docs/results/NAME.jsonl --plot docs/results/NAME.svg
 
-Reads what `miniplm run` (or `train` and `evaluate`) left at the storage root; computes no model. A method that no run has trained
-is shown as `not run yet`.
+Prepares, trains the reference and scores where that is not done, then trains and measures the students arm by arm. A row is written for
+each as it is done; killed, the same command goes on with what has no row. `--tables` computes nothing and prints what the rows say.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
+import multiprocessing
+import multiprocessing.connection
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
-from benchmarks.records import format_table
-from miniplm import layout
-from miniplm.errors import MiniplmError, RunError
-from miniplm.records.manifests import Evaluation, TrainingManifest
+import numpy as np
+import torch
+
+from benchmarks.effect_arms import ARMS, CORPUS, DOMAIN, Arm
+from benchmarks.effect_rules import (
+    Candidates,
+    Floats,
+    Scores,
+    classify,
+    find_repeated_shares,
+    is_repeated,
+    keep_among,
+    rank_within_domains,
+    read_candidates,
+    read_kept,
+    read_labelled,
+    read_scores,
+    read_texts,
+    select_by,
+    share_between,
+    train_classifier,
+)
+from benchmarks.effect_tables import draw_gains, print_tables
+from benchmarks.records import append_rows, describe_place
+from miniplm.config.files import load_config
+from miniplm.config.run import RunConfig, SelectionConfig, config_as_dict
+from miniplm.derived.reader import load_derived
+from miniplm.errors import ConfigError, MiniplmError, TrainingError
+from miniplm.evaluation.milestones import find_checkpoint_evaluations
+from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.selections import SelectionManifest
-from miniplm.selection.ranking import find_selection
+from miniplm.run import stages
+from miniplm.run.heldout_texts import list_texts
+from miniplm.run.plan import RunPlan
+from miniplm.run.resolution import resolve
+from miniplm.run.scoring_models import open_scorer
+from miniplm.run.trainings import know_student
+from miniplm.scoring.shards import check_score_shard, score_shard
+from miniplm.selection.budgets import count_selected
 from miniplm.storage.root import Storage, digest_content
-
-BASELINE = "pretrain"
-EXPECTED = ("pretrain", "miniplm", "vanilla-kd", "seqkd", "miniplm+vanilla-kd")
-NOT_RUN = "not run yet"
+from miniplm.training.records import find_training
 
 
-@dataclass(frozen=True)
-class StudentRow:
-    """A trained and evaluated student. Losses are nats a scored held-out token; `macro` is their plain mean over the domains."""
+class Experiment:
+    """What all arms share, made where it is first asked for: corpus, reference models, scores, texts of the candidates."""
 
-    run: str
-    student: str
-    method: str
-    seed: int
-    training_id: str
-    selection_id: str | None
-    num_parameters: int
-    num_steps: int
-    num_tokens: int
-    learning_rate: float
-    seconds: float
-    final_loss: float
-    heldout: float
-    macro: float
-    domains: dict[str, float]
-    device: str
+    def __init__(self, config: RunConfig, labelled: str) -> None:
+        self.config = config
+        self.labelled = labelled
+        self.storage = Storage(config.storage)
+        self._scored: dict[float | None, tuple[RunPlan, ModelEntry, Scores]] = {}
 
+    @cached_property
+    def corpus(self) -> CorpusManifest:
+        corpus, _ = stages.prepare(self.storage, resolve(self.config))
+        return corpus
 
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds and its standard error; None where one seed tells none."""
+    @cached_property
+    def candidates(self) -> Candidates:
+        if self.config.corpus.truth is None:
+            raise ConfigError("corpus.truth is not given; name the field that says which documents are clean")
+        return read_candidates(self.storage, self.corpus, self.config.corpus.truth)
 
-    mean: float
-    error: float | None
-    num: int
+    @cached_property
+    def texts(self) -> list[str]:
+        return read_texts(self.storage, self.corpus)
 
-    def show(self, signed: bool = False) -> str:
-        number = f"{self.mean:+.3f}" if signed else f"{self.mean:.3f}"
-        return number if self.error is None else f"{number} ± {self.error:.3f}"
+    @cached_property
+    def logits(self) -> Floats:
+        """What the quality classifier says of each candidate, (num_sequences,)."""
+        texts, labels = read_labelled(self.labelled)
+        return classify(train_classifier(texts, labels), self.texts)
 
+    @cached_property
+    def repeated_shares(self) -> Floats:
+        """The share of each candidate, (num_sequences,), that an earlier one has too."""
+        return find_repeated_shares(self.texts)
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and standard error of the mean, s / sqrt(n) with s of n - 1 degrees of freedom."""
-    return Estimate(mean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None, len(values))
+    def score(self, reference_epochs: float | None) -> tuple[RunPlan, ModelEntry, Scores]:
+        """The scores of all candidates, by a reference that was trained for so many epochs (None: as the configuration says)."""
+        if reference_epochs not in self._scored:
+            corpus, config = self.corpus, self.config
+            if reference_epochs is not None and (training := config.reference.training) is not None:
+                training = training.model_copy(update={"epochs": reference_epochs, "steps": None})
+                config = config.model_copy(update={"reference": config.reference.model_copy(update={"training": training})})
+            plan = resolve(config)
+            reference, _ = stages.provide_reference(self.storage, plan, corpus)
+            for entry in (plan.require_teacher(), reference):
+                self._score_shards(plan, entry)
+            scores = read_scores(self.storage, corpus, plan.require_teacher().model_id, reference.model_id)
+            self._scored[reference_epochs] = plan, reference, scores
+        return self._scored[reference_epochs]
 
+    def _score_shards(self, plan: RunPlan, entry: ModelEntry) -> None:
+        shards = self.corpus.split_shards("candidate")
+        pending = [shard for shard in shards if check_score_shard(self.storage, shard, entry.model_id).state != "done"]
+        if pending:
+            scorer = open_scorer(self.storage, entry, plan.scoring, self.corpus.sequence_length)
+            for shard in pending:
+                score_shard(self.storage, self.corpus, shard, entry, scorer)
 
-def read_students(storage: Storage, runs: Sequence[str]) -> list[StudentRow]:
-    """The evaluated students of some runs. Raises `RunError` for a run without a student's folder."""
-    selections = _index_selections(storage)
-    rows = []
-    for run in runs:
-        names = storage.list_names(f"{layout.run_folder(run)}/students")
-        if not names:
-            raise RunError(
-                f"{storage.root} has no trained student of run {run!r}; train it with `miniplm run CONFIG --set name={run}`"
-            )
-        for name in names:
-            folder = layout.student_folder(run, name)
-            if storage.exists(f"{folder}/training.json") and storage.exists(f"{folder}/evaluation.json"):
-                training = TrainingManifest.model_validate(storage.read_json(f"{folder}/training.json"))
-                evaluation = Evaluation.model_validate(storage.read_json(f"{folder}/evaluation.json"))
-                rows.append(_make_row(run, name, training, evaluation, selections))
-    return rows
+    def select(self, arm: Arm, seed: int) -> SelectionManifest:
+        """What an arm keeps. Rules that the product has are its own; for the others `effect_rules` makes the scores."""
+        if arm.text == "dirty" and arm.rule in (CORPUS, DOMAIN):
+            plan, reference, _ = self.score(arm.reference_epochs)
+            config = SelectionConfig(ratio=arm.ratio, within="domain" if arm.rule == DOMAIN else "corpus")
+            selection, _ = stages.select(self.storage, plan.model_copy(update={"selection": config}), self.corpus, reference)
+            return selection
+        candidates = self.candidates
+        among = candidates.is_clean if arm.text == "clean" else np.ones(len(candidates.kind), dtype=bool)
+        rules: dict[str, Callable[[], Floats]] = {
+            "random": lambda: np.random.Generator(np.random.PCG64(seed)).random(len(among)),
+            CORPUS: lambda: self.score(None)[2].difference,
+            DOMAIN: lambda: rank_within_domains(self.score(None)[2].difference, candidates.domain, among),
+            "perplexity": lambda: -self.score(None)[2].teacher_nll,
+            "everything": lambda: np.zeros(len(among)),
+            "classifier": lambda: self.logits,
+            "deduplicated": lambda: -self.repeated_shares,
+        }
+        values = rules[arm.rule]()
+        if arm.rule == "deduplicated":
+            among = among & ~is_repeated(self.repeated_shares)
+        num_kept = count_selected(int(among.sum()), arm.ratio)
+        return select_by(self.storage, self.corpus, candidates, keep_among(values, among), num_kept)
 
+    def plan_student(self, arm: Arm, seed: int) -> tuple[RunPlan, str]:
+        """The run that trains an arm's student, and the student's name: the configuration's first that trains on a selection."""
+        plan = resolve(self.config)
+        student = next((student for student in plan.students if student.method == "miniplm"), None)
+        if student is None:
+            raise ConfigError("the configuration has no student of method miniplm, which all arms take their settings from")
+        changes: dict[str, Any] = {"training": student.training.model_copy(update={"seed": seed})}
+        if arm.student is not None:
+            changes["architecture"] = arm.student
+        student = student.model_copy(update=changes)
+        # Its own folder; no key, so that the plan of the run that it is a copy of stays what it is.
+        changes = {"name": f"{plan.name}-{arm.name}-{seed}", "key": "", "students": (student,), "trainings": {}}
+        return plan.model_copy(update=changes), student.name
 
-def _make_row(run: str, name: str, training: TrainingManifest, evaluation: Evaluation, selections: dict[str, str]) -> StudentRow:
-    domains = {domain: loss.nats_per_token for domain, loss in evaluation.domains.items()}
-    return StudentRow(
-        run=run,
-        student=name,
-        method=training.recipe["method"],
-        seed=training.recipe["training"]["seed"],
-        training_id=training.training_id,
-        selection_id=selections.get(training.recipe["data"].get("selection", "")),
-        num_parameters=training.num_parameters,
-        num_steps=training.num_steps,
-        num_tokens=training.num_tokens,
-        learning_rate=training.recipe["training"]["learning_rate"],
-        seconds=round(training.seconds, 1),
-        final_loss=training.final_loss,
-        heldout=evaluation.overall.nats_per_token,
-        macro=mean(domains.values()),
-        domains=domains,
-        device=training.device,
-    )
+    def provide_text(self, arm: Arm, seed: int) -> tuple[SelectionManifest, RunPlan, str]:
+        """Selects what a student is trained on, and makes it in the student's own tokens, with the held-out text."""
+        selection = self.select(arm, seed)
+        plan, name = self.plan_student(arm, seed)
+        stages.derive(self.storage, plan, self.corpus, selection, name)
+        return selection, plan, name
 
+    def run(self, arm: Arm, seed: int) -> dict[str, Any]:
+        """Trains and measures one student; its row."""
+        selection, plan, name = self.provide_text(arm, seed)
+        record, _ = stages.train(self.storage, plan, self.corpus, selection, name)
+        record, _ = stages.evaluate(self.storage, plan, self.corpus, name, record)
+        training, evaluation = find_training(self.storage, record.training_id), record.evaluation
+        assert training is not None
+        assert evaluation is not None
+        found = find_checkpoint_evaluations(self.storage, list_texts(self.storage, plan, self.corpus)[0], record.training_id)
+        tokens_per_step = record.num_tokens / record.num_steps
+        return {
+            "arm": arm.name,
+            "seed": seed,
+            "training_id": record.training_id,
+            "selection_id": selection.selection_id,
+            "num_parameters": record.num_parameters,
+            "num_tokens": record.num_tokens,
+            "num_kept_tokens": selection.num_selected_tokens,
+            "epochs": record.num_tokens / self._count_epoch_tokens(plan, selection, name),
+            "seconds": round(training.seconds, 1),
+            "final_loss": training.final_loss,
+            "heldout": evaluation.overall.nats_per_token,
+            "bits_per_byte": evaluation.overall.bits_per_byte,
+            "domains": {domain: loss.nats_per_token for domain, loss in evaluation.domains.items()},
+            "curve": [[round(step * tokens_per_step), item.overall.nats_per_token] for step, item in found.items()],
+            "kept": self.describe_kept(selection),
+        }
 
-def _index_selections(storage: Storage) -> dict[str, str]:
-    """Selection ids by the digest under which a training's recipe knows them."""
-    found = (find_selection(storage, name) for name in storage.list_names("selections"))
-    return {
-        digest_content([[shard.shard_index, shard.digest] for shard in manifest.shards], length=16): manifest.selection_id
-        for manifest in found
-        if manifest is not None
-    }
+    def _count_epoch_tokens(self, plan: RunPlan, selection: SelectionManifest, name: str) -> int:
+        """The tokens of one pass over what a student is trained on, in its own tokens."""
+        derived_ids = know_student(self.storage, plan, self.corpus, selection, name).derived_ids
+        return sum(load_derived(self.storage, derived_id).num_tokens for derived_id in derived_ids) or selection.num_selected_tokens
 
+    def describe_kept(self, selection: SelectionManifest) -> dict[str, dict[str, list[int]]]:
+        """Of each kind and each domain the tokens that were kept, and all."""
+        candidates, kept = self.candidates, read_kept(self.storage, self.corpus, selection)
+        facts: dict[str, dict[str, list[int]]] = {}
+        for name, column in (("kinds", candidates.kind), ("domains", candidates.domain)):
+            facts[name] = {
+                value: [
+                    int(candidates.num_tokens[(column == value) & kept].sum()),
+                    int(candidates.num_tokens[column == value].sum()),
+                ]
+                for value in np.unique(column).tolist()
+            }
+        return facts
 
-def group_by_label(rows: Sequence[StudentRow], main_selection: str | None) -> dict[str, list[StudentRow]]:
-    """Rows by what was trained: the method, and the selection where it is not the main one. Expected methods come first, also empty."""
-    groups: dict[str, list[StudentRow]] = {method: [] for method in EXPECTED}
-    for row in rows:
-        other = row.selection_id not in (None, main_selection)
-        groups.setdefault(f"{row.method} on {row.selection_id}" if other else row.method, []).append(row)
-    return groups
-
-
-def find_main_selection(rows: Sequence[StudentRow]) -> str | None:
-    """The selection of the first `miniplm` student, so of the first run that is given; others are shown beside it."""
-    return next((row.selection_id for row in rows if row.method == "miniplm" and row.selection_id), None)
-
-
-def compare(rows: Sequence[StudentRow], baseline: Sequence[StudentRow], measure: Callable[[StudentRow], float]) -> Estimate | None:
-    """The mean difference from the baseline's student of the same seed, and its standard error over the seeds; None without a pair."""
-    by_seed = {row.seed: measure(row) for row in baseline}
-    differences = [measure(row) - by_seed[row.seed] for row in rows if row.seed in by_seed]
-    return estimate(differences) if differences else None
-
-
-def make_measures(rows: Sequence[StudentRow], selection: SelectionManifest | None) -> dict[str, Callable[[StudentRow], float]]:
-    """What students are compared by: all held-out tokens, the plain mean of domains, the mean by the kept mix, and each domain."""
-    measures: dict[str, Callable[[StudentRow], float]] = {
-        "all tokens": lambda row: row.heldout,
-        "mean of domains": lambda row: row.macro,
-    }
-    if selection is not None:
-        kept = {domain: counts.num_selected_tokens for domain, counts in selection.domains.items()}
-        total = sum(kept.values())
-        measures["by the kept mix"] = lambda row: sum(loss * kept.get(domain, 0) / total for domain, loss in row.domains.items())
-    for domain in sorted({domain for row in rows for domain in row.domains}):
-        measures[domain] = lambda row, domain=domain: row.domains[domain]  # type: ignore[misc]
-    return measures
-
-
-def tabulate_losses(groups: dict[str, list[StudentRow]], measures: dict[str, Callable[[StudentRow], float]], signed: bool) -> str:
-    """A column a method, a row a measure: the losses, or (signed) the differences from the baseline."""
-    labels = [label for label in groups if not (signed and label == BASELINE)]
-    header = ["held-out loss", *(f"{label} (n={len(groups[label])})" if groups[label] else label for label in labels)]
-    lines = []
-    for name, measure in measures.items():
-        cells = [name]
-        for label in labels:
-            found = (
-                compare(groups[label], groups[BASELINE], measure)
-                if signed
-                else estimate([measure(row) for row in groups[label]])
-                if groups[label]
-                else None
-            )
-            cells.append(NOT_RUN if found is None else found.show(signed))
-        lines.append(cells)
-    return format_table(header, lines)
-
-
-def tabulate_trainings(groups: dict[str, list[StudentRow]]) -> str:
-    header = ["method", "seeds", "parameters", "steps", "tokens", "peak lr", "final training loss", "s a training"]
-    lines = []
-    for label, rows in groups.items():
-        if not rows:
-            lines.append([label, NOT_RUN, *["-"] * (len(header) - 2)])
-            continue
-        lines.append(
-            [
-                label,
-                ", ".join(str(row.seed) for row in rows),
-                f"{rows[0].num_parameters:,}",
-                "/".join(sorted({f"{row.num_steps:,}" for row in rows})),
-                f"{mean(row.num_tokens for row in rows):,.0f}",
-                "/".join(sorted({f"{row.learning_rate:g}" for row in rows})),
-                estimate([row.final_loss for row in rows]).show(),
-                f"{mean(row.seconds for row in rows):,.0f}",
-            ]
-        )
-    return format_table(header, lines)
-
-
-def draw_differences(
-    groups: dict[str, list[StudentRow]],
-    measures: dict[str, Callable[[StudentRow], float]],
-    selection: SelectionManifest | None,
-    path: Path,
-) -> None:
-    """Differences from the baseline by domain, as a PNG or SVG by the file's ending; bars are two standard errors to each side."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    labels = [label for label, rows in groups.items() if label != BASELINE and rows]
-    names = list(measures)
-    with rc_context({"svg.hashsalt": "effect", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(8, 2.0 + 0.34 * len(names)), layout="constrained")
-        axes = figure.subplots()
-        colours = ("#4477aa", "#cc6677", "#228833", "#ccbb44", "#aa3377", "#66ccee")
-        for index, label in enumerate(labels):
-            found = [compare(groups[label], groups[BASELINE], measure) for measure in measures.values()]
-            places = [row + 0.7 * (index + 0.5) / len(labels) - 0.35 for row in range(len(names))]
-            axes.errorbar(
-                [value.mean if value else math.nan for value in found],
-                places,
-                xerr=[2 * (value.error or 0.0) if value else 0.0 for value in found],
-                fmt="o",
-                markersize=5,
-                color=colours[index % len(colours)],
-                label=label,
-            )
-        axes.axvline(0, color="black", linewidth=1)
-        axes.set(yticks=range(len(names)), yticklabels=[_name_measure(name, selection) for name in names])
-        axes.set_xlabel(
-            "held-out loss less that of pretrain, nats a token\n(left: better; bars: ± 2 standard errors over seeds, none for one seed)"
-        )
-        axes.invert_yaxis()
-        figure.legend(loc="outside upper center", ncols=2)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=110)
+    def describe_scores(self, reference_epochs: float | None) -> dict[str, Any]:
+        """What the difference score's variance lies between, and what scoring took."""
+        (plan, reference, scores), candidates = self.score(reference_epochs), self.candidates
+        teacher, clean = plan.require_teacher(), candidates.is_clean
+        training = find_training(self.storage, reference.source)
+        score = scores.difference
+        return {
+            "scores": name_scores(reference_epochs),
+            "num_candidates": len(score),
+            "num_candidate_tokens": int(candidates.num_tokens.sum()),
+            "num_clean": int(clean.sum()),
+            "between_domains": share_between(score, candidates.domain),
+            "between_kinds": share_between(score, candidates.kind),
+            "between_domains_of_clean": share_between(score[clean], candidates.domain[clean]),
+            "mean_by_kind": {kind: float(score[candidates.kind == kind].mean()) for kind in np.unique(candidates.kind).tolist()},
+            "clean_by_domain": {
+                domain: float(score[clean & (candidates.domain == domain)].mean())
+                for domain in np.unique(candidates.domain).tolist()
+            },
+            "reference_nll_of_clean": float(scores.reference_nll[clean].mean()),
+            "teacher_nll_of_clean": float(scores.teacher_nll[clean].mean()),
+            "teacher_parameters": teacher.num_parameters,
+            "reference_parameters": reference.num_parameters,
+            "reference_tokens": 0 if training is None else training.num_tokens,
+        }
 
 
-def _name_measure(name: str, selection: SelectionManifest | None) -> str:
-    if selection is None or name not in selection.domains:
-        return name
-    counts = selection.domains[name]
-    return f"{name} ({counts.num_selected / counts.num_candidates:.0%} kept)"
+def name_scores(reference_epochs: float | None) -> str:
+    return "configured" if reference_epochs is None else f"reference of {reference_epochs:g} epochs"
 
 
-def summarise(groups: dict[str, list[StudentRow]], measures: dict[str, Callable[[StudentRow], float]]) -> dict[str, Any]:
-    """The numbers of both tables as JSON: by method and measure the loss and the difference, or `not run yet`."""
-    facts: dict[str, Any] = {}
-    for label, rows in groups.items():
-        if not rows:
-            facts[label] = NOT_RUN
-            continue
-        facts[label] = {}
-        for name, measure in measures.items():
-            difference = None if label == BASELINE else compare(rows, groups[BASELINE], measure)
-            facts[label][name] = {"loss": asdict(estimate([measure(row) for row in rows]))}
-            if difference is not None:
-                facts[label][name]["difference"] = asdict(difference)
-    return facts
+def run_arms(experiment: Experiment, names: Sequence[str], seeds: Sequence[int], path: Path, num_processes: int = 1) -> None:
+    """Adds a row for each arm and seed that has none, and one for each reference's scores, as each is done; students side by side in `num_processes`."""
+    settings = digest_content(config_as_dict(experiment.config))
+
+    def is_there(**facts: Any) -> bool:
+        wanted = facts | {"settings": settings}
+        return any(all(row.get(name) == value for name, value in wanted.items()) for row in read_rows(path))
+
+    def add(row: dict[str, Any]) -> None:
+        append_rows(path, [row | {"settings": settings, **describe_place(torch.device("cpu"))}])
+
+    def run_student(task: tuple[Arm, int]) -> None:
+        row = experiment.run(*task)
+        add(row)
+        print(f"{task[0].name} {task[1]}: {row['heldout']:.4f} nats a token, {row['seconds']:.0f} s", flush=True)
+
+    chosen = [arm for arm in ARMS if arm.name in names]
+    for arm in chosen:
+        if arm.needs_scores and not is_there(scores=name_scores(arm.reference_epochs)):
+            add(experiment.describe_scores(arm.reference_epochs))
+    tasks = [(arm, seed) for arm in chosen for seed in seeds if not is_there(arm=arm.name, seed=seed)]
+    if num_processes == 1:
+        for task in tasks:
+            run_student(task)
+        return
+    for task in tasks:  # here, as several students share what they are trained on
+        experiment.provide_text(*task)
+    _run_side_by_side(run_student, tasks, num_processes)
+
+
+def _run_side_by_side(run_student: Callable[[tuple[Arm, int]], None], tasks: Sequence[tuple[Arm, int]], num_processes: int) -> None:
+    """Runs students in forks of this process, so many at a time, each on a thread; the first that fails ends it once the others at work are done."""
+    waiting, at_work = list(tasks), {}
+    failed = False
+    while at_work or (waiting and not failed):
+        while waiting and not failed and len(at_work) < num_processes:
+            task = waiting.pop(0)
+            child = multiprocessing.get_context("fork").Process(target=run_student, args=(task,))
+            child.start()
+            at_work[child.sentinel] = child
+        for sentinel in multiprocessing.connection.wait(list(at_work)):
+            child = at_work.pop(sentinel)
+            child.join()
+            failed |= child.exitcode != 0
+    if failed:
+        raise TrainingError("a student failed, as is told above; the same command goes on with those that have no row")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.effect", description=__doc__.partition("\n")[0])
-    parser.add_argument("--storage", default="./data", help="storage root of the runs")
     parser.add_argument(
-        "--runs", nargs="+", required=True, metavar="RUN", help="runs that differ in their seeds, or in their students"
+        "config", nargs="?", default="deployments/configs/effect.yaml", help="students miniplm and pretrain, and truth"
     )
-    parser.add_argument("--json", action="store_true", help="print the rows and the estimates as JSON instead of tables")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="as `miniplm run` takes it")
     parser.add_argument(
-        "--rows", type=Path, metavar="FILE", help="write the raw rows there, one JSON object a line, and the methods not run"
+        "--rows", type=Path, required=True, metavar="FILE", help="rows, one JSON object a line; what is there is not done again"
     )
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the differences from the baseline (.svg or .png)")
+    parser.add_argument("--arms", nargs="+", choices=[arm.name for arm in ARMS], default=[arm.name for arm in ARMS], metavar="ARM")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--processes", type=int, default=1, help="students that are trained side by side, each on a thread of its own"
+    )
+    parser.add_argument(
+        "--labelled", default="samples/effect/labelled", help="folder of documents with their kinds, for the classifier"
+    )
+    parser.add_argument("--tables", action="store_true", help="compute nothing, print the tables of the rows that are there")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the gains by tokens a parameter (.svg or .png)")
     given = parser.parse_args(arguments)
-    storage = Storage(given.storage)
     try:
-        rows = read_students(storage, given.runs)
+        if not given.tables:
+            run_arms(
+                Experiment(load_config(given.config, given.set), given.labelled),
+                given.arms,
+                given.seeds,
+                given.rows,
+                given.processes,
+            )
+        rows = read_rows(given.rows)
+        if not rows:
+            raise ConfigError(f"{given.rows} has no row; leave --tables out to make some")
     except MiniplmError as error:
         print(f"effect: {error}", file=sys.stderr)
         return 2
-    main_selection = find_main_selection(rows)
-    selection = find_selection(storage, main_selection) if main_selection else None
-    groups = group_by_label(rows, main_selection)
-    measures = make_measures(rows, selection)
-    if given.rows:
-        lines = [asdict(row) for row in rows] + [{"method": label, "status": NOT_RUN} for label in EXPECTED if not groups[label]]
-        given.rows.parent.mkdir(parents=True, exist_ok=True)
-        given.rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    except ConfigError as error:
+        print(f"effect: {error}", file=sys.stderr)
+        return 2
+    arms = [arm for arm in ARMS if any(row.get("arm") == arm.name for row in rows)]
+    print_tables(rows, arms)
     if given.plot:
-        draw_differences(groups, measures, selection, given.plot)
-    if given.json:
-        print(json.dumps({"rows": [asdict(row) for row in rows], "estimates": summarise(groups, measures)}, indent=2))
-        return 0
-    print("Trainings\n\n" + tabulate_trainings(groups))
-    print("\nHeld-out loss, nats a token, mean ± standard error over seeds\n\n" + tabulate_losses(groups, measures, signed=False))
-    print(f"\nLess {BASELINE} of the same seed\n\n" + tabulate_losses(groups, measures, signed=True))
+        draw_gains(rows, arms, given.plot)
     return 0
 
 

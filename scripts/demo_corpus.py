@@ -171,8 +171,8 @@ def write_documents(path: Path, domain: str, documents: list[tuple[str, str, str
     path.write_bytes(zstandard.compress("".join(lines).encode()))
 
 
-def train_tokenizer(texts: list[str], folder: Path) -> None:
-    """A byte-level BPE of the texts, as a folder for transformers."""
+def train_tokenizer(texts: list[str], folder: Path, vocab_size: int = STUDENT_VOCAB_SIZE) -> None:
+    """A byte-level BPE of the texts, of `vocab_size` ids, as a folder for transformers."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -180,7 +180,7 @@ def train_tokenizer(texts: list[str], folder: Path) -> None:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=STUDENT_VOCAB_SIZE,
+        vocab_size=vocab_size,
         special_tokens=[EOS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

@@ -1,216 +1,227 @@
-"""The tables of the effect experiment: means, standard errors, pairs by seed, and what is shown where nothing was run."""
+"""The experiment on the effect: its rules by worked cases, gains by seed, and that a row is there only for what was done."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+import zstandard
 
-from benchmarks.effect import (
-    EXPECTED,
-    NOT_RUN,
-    StudentRow,
-    compare,
+from benchmarks.effect import main, read_rows, run_arms
+from benchmarks.effect_arms import ARMS, Arm
+from benchmarks.effect_rules import (
+    Candidates,
+    classify,
+    find_repeated_shares,
+    is_repeated,
+    keep_among,
+    rank_within_domains,
+    read_kept,
+    read_labelled,
+    select_by,
+    share_between,
+    train_classifier,
+)
+from benchmarks.effect_tables import (
     estimate,
-    find_main_selection,
-    group_by_label,
-    main,
-    make_measures,
-    read_students,
-    summarise,
-    tabulate_losses,
+    find_gain,
+    find_gains,
+    find_saving,
+    rows_of,
 )
-from benchmarks.effect_scores import (
-    describe_scores,
-    keep_best,
-    read_scores,
-    share_between_domains,
-    tabulate_domains,
-)
-from benchmarks.effect_scores import main as describe_command
-from miniplm import layout
-from miniplm.config.run import SelectionConfig
-from miniplm.errors import RunError
-from miniplm.records.manifests import CorpusManifest, DomainLoss, Evaluation, TrainingManifest
-from miniplm.selection.ranking import select_sequences
+from miniplm.config.files import load_config
+from miniplm.errors import SourceError, TrainingError
 from miniplm.storage.root import Storage
-from tests.miniplm.made_corpora import make_corpus, write_scores
+from tests.miniplm.made_corpora import make_corpus
+
+RANDOM, BEST = ARMS[0], ARMS[1]
 
 
-def make_row(method: str, seed: int, prose: float, code: float, selection: str | None = None) -> StudentRow:
-    return StudentRow(
-        run=f"effect-{seed}",
-        student=method,
-        method=method,
-        seed=seed,
-        training_id=f"{method}-{seed}",
-        selection_id=selection,
-        num_parameters=12_000_000,
-        num_steps=10,
-        num_tokens=1_000,
-        learning_rate=1e-3,
-        seconds=1.0,
-        final_loss=7.0,
-        heldout=(3 * prose + code) / 4,
-        macro=(prose + code) / 2,
-        domains={"prose": prose, "code": code},
-        device="cpu",
-    )
+def make_row(arm: str, seed: int, losses: list[float], **facts: Any) -> dict[str, Any]:
+    kept = {"kinds": {"clean": [60, 80], "ocr": [0, 40]}, "domains": {"prose": [45, 90], "code": [15, 30]}}
+    row = {
+        "arm": arm,
+        "seed": seed,
+        "num_parameters": 100,
+        "num_tokens": 400,
+        "epochs": 2.0,
+        "heldout": losses[-1],
+        "domains": {"prose": losses[-1], "code": losses[-1] + 1},
+        "curve": [[100 * 2**index, loss] for index, loss in enumerate(losses)],
+        "kept": kept,
+    }
+    return row | facts
+
+
+SCORES = {
+    "scores": "configured",
+    "num_candidates": 10,
+    "num_clean": 6,
+    "num_candidate_tokens": 120,
+    "between_domains": 0.1,
+    "between_kinds": 0.6,
+    "between_domains_of_clean": 0.5,
+    "teacher_nll_of_clean": 3.0,
+    "reference_nll_of_clean": 6.0,
+    "teacher_parameters": 1000,
+    "reference_parameters": 50,
+    "reference_tokens": 70,
+}
 
 
 def test_an_estimate_is_the_mean_and_its_standard_error() -> None:
     # deviations -1, 0, 1: variance 2 / 2 = 1, error 1 / sqrt(3)
     found = estimate([4.0, 5.0, 6.0])
-    assert (found.mean, found.num) == (5.0, 3)
-    assert found.error == pytest.approx(3**-0.5)
+    assert (found.mean, found.num, found.error) == (5.0, 3, pytest.approx(3**-0.5))
     assert found.show() == "5.000 ± 0.577"
     assert estimate([4.0]).show(signed=True) == "+4.000"
 
 
-def test_students_are_compared_by_seed_and_seeds_without_a_pair_are_left_out() -> None:
-    baseline = [make_row("pretrain", 0, 6.0, 5.0), make_row("pretrain", 1, 8.0, 5.0)]
-    rows = [make_row("miniplm", 0, 5.9, 5.0), make_row("miniplm", 1, 7.9, 5.0), make_row("miniplm", 2, 1.0, 1.0)]
-    found = compare(rows, baseline, lambda row: row.domains["prose"])
-    assert found is not None
-    assert (found.mean, found.error, found.num) == (pytest.approx(-0.1), pytest.approx(0.0, abs=1e-12), 2)
-    assert compare([rows[2]], baseline, lambda row: row.heldout) is None
+def test_gains_are_of_the_same_seed_and_a_seed_without_a_pair_is_left_out() -> None:
+    rows = [make_row("random", seed, [7.0, 6.0 + 2 * seed]) for seed in (0, 1)]
+    rows += [make_row("corpus", seed, [6.5, loss]) for seed, loss in ((0, 5.9), (1, 7.7), (2, 1.0))]
+    gain = find_gain(rows, BEST, lambda row: row["heldout"])
+    # 0.1 and 0.3
+    assert gain is not None
+    assert (gain.mean, gain.error, gain.num) == (pytest.approx(0.2), pytest.approx(0.1), 2)
+    assert [(place, found.mean) for place, found in find_gains(rows, BEST)] == [(1.0, 0.5), (2.0, pytest.approx(0.2))]
+    assert find_gain(rows, RANDOM, lambda row: row["heldout"]) == estimate([0.0, 0.0])
+    assert find_gain(rows, Arm("none", "", "", baseline="nothing"), lambda row: row["heldout"]) is None
 
 
-def test_a_method_that_was_not_run_is_said_so_and_has_no_number() -> None:
-    rows = [make_row("pretrain", 0, 6.0, 5.0), make_row("miniplm", 0, 5.0, 5.5)]
-    groups = group_by_label(rows, None)
-    assert list(groups) == list(EXPECTED)
-    table = tabulate_losses(groups, make_measures(rows, None), signed=True).splitlines()
-    assert "miniplm (n=1)" in table[0]
-    assert [line.split("|")[2].strip() for line in table[2:]] == ["-0.625", "-0.250", "+0.500", "-1.000"]
-    assert all(line.count(NOT_RUN) == 3 for line in table[2:])
-    assert summarise(groups, make_measures(rows, None))["seqkd"] == NOT_RUN
+def test_the_saving_is_where_the_curve_crosses_the_last_loss_of_the_baseline() -> None:
+    rows = [make_row("random", 0, [8.0, 7.5, 7.0]), make_row("corpus", 0, [7.5, 6.5, 6.0])]
+    # halfway between 100 and 200 tokens by the logarithm: 400 / 141.4
+    assert find_saving(rows, BEST) == pytest.approx(2 * 2**0.5)
+    assert find_saving([rows[0], make_row("corpus", 0, [9.0, 8.5, 8.0])], BEST) is None
 
 
-def test_students_of_another_selection_are_not_mixed_with_those_of_the_main_one() -> None:
-    rows = [make_row("miniplm", 0, 6, 5, "mean-0.5-a"), make_row("miniplm", 0, 6, 5, "mean-0.3-b"), make_row("pretrain", 0, 6, 5)]
-    groups = group_by_label(rows, "mean-0.5-a")
-    assert {label: len(found) for label, found in groups.items() if found} == {
-        "pretrain": 1,
-        "miniplm": 1,
-        "miniplm on mean-0.3-b": 1,
-    }
+def test_of_two_rows_of_a_seed_the_later_counts() -> None:
+    rows = [make_row("corpus", 0, [7.0]), make_row("corpus", 0, [6.0])]
+    assert [row["heldout"] for row in rows_of(rows, "corpus")] == [6.0]
 
 
-def test_the_main_selection_is_that_of_the_first_run() -> None:
-    first, other = make_row("miniplm", 0, 6, 5, "mean-0.5-a"), make_row("miniplm", 0, 6, 5, "mean-0.5-by-domain-b")
-    assert find_main_selection([make_row("pretrain", 0, 6, 5), first, other, other]) == "mean-0.5-a"
-    assert find_main_selection([make_row("pretrain", 0, 6, 5)]) is None
-
-
-def write_student(storage: Storage, run: str, name: str, seed: int, loss: float) -> None:
-    """What a trained and evaluated student leaves in its folder."""
-    measured = DomainLoss(nats_per_token=loss, bits_per_byte=1.0, num_scored_tokens=10, num_sequences=1)
-    evaluation = Evaluation(corpus_id="c-1", weights_digest="w", overall=measured, domains={"prose": measured}, seconds=1.0)
-    training = TrainingManifest(
-        training_id=f"{name}-{seed}",
-        recipe={"method": name, "data": {}, "training": {"seed": seed, "learning_rate": 1e-3}},
-        checkpoint="c",
-        weights_digest="w",
-        num_parameters=7,
-        num_steps=2,
-        num_tokens=100,
-        num_sequences=4,
-        final_loss=7.5,
-        seconds=3.0,
-        device="cpu",
-        versions={},
-    )
-    storage.write_json(f"runs/{run}/students/{name}/training.json", training.as_json())
-    storage.write_json(f"runs/{run}/students/{name}/evaluation.json", evaluation.as_json())
-
-
-def test_the_command_reads_the_students_of_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    storage = Storage(str(tmp_path / "root"))
-    for seed in (0, 1):
-        write_student(storage, f"effect-{seed}", "pretrain", seed, 7.0 + seed)
-        write_student(storage, f"effect-{seed}", "miniplm", seed, 6.5 + 0.8 * seed)
-    command = ["--storage", storage.root, "--runs", "effect-0", "effect-1"]
-    assert main([*command, "--rows", str(tmp_path / "rows.jsonl"), "--plot", str(tmp_path / "plot.svg"), "--json"]) == 0
-    facts = json.loads(capsys.readouterr().out)
-    # -0.5 and -0.7: mean -0.6, error 0.1
-    assert facts["estimates"]["miniplm"]["prose"]["difference"] == {
-        "mean": pytest.approx(-0.6),
-        "error": pytest.approx(0.1),
-        "num": 2,
-    }
-    lines = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    assert [line["heldout"] for line in lines[:4]] == [6.5, 7.0, pytest.approx(7.3), 8.0]
-    assert [line["method"] for line in lines if line.get("status") == NOT_RUN] == ["vanilla-kd", "seqkd", "miniplm+vanilla-kd"]
+def test_tables_and_plot_are_made_of_the_rows_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [SCORES, *(make_row(arm, seed, [7.0, 6.0 - 0.1 * seed]) for arm in ("random", "corpus") for seed in (0, 1))]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["--tables", "--rows", str(tmp_path / "rows.jsonl"), "--plot", str(tmp_path / "plot.svg")]) == 0
+    printed = capsys.readouterr().out
+    assert "+0.000 ± 0.000" in printed
+    # 2 * 1000 * 120 and 50 * (6 * 70 + 2 * 120), 6 * 100 * 400
+    assert all(number in printed for number in ("2.40e+05", "3.30e+04", "2.40e+05", "75%"))
     assert "<svg" in (tmp_path / "plot.svg").read_text()
-    assert main(command) == 0
-    assert "-0.600 ± 0.100" in capsys.readouterr().out
 
 
-def test_a_run_without_students_is_refused_with_the_command_that_trains_them(tmp_path: Path) -> None:
-    with pytest.raises(
-        RunError, match=r"no trained student of run 'effect-9'; train it with `miniplm run CONFIG --set name=effect-9`"
-    ):
-        read_students(Storage(str(tmp_path)), ["effect-9"])
+def test_without_rows_the_tables_say_how_to_make_some(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--tables", "--rows", str(tmp_path / "none.jsonl")]) == 2
+    assert "has no row; leave --tables out" in capsys.readouterr().err
 
 
-def make_scores(domain: list[str], difference: list[float], num_tokens: list[int]) -> pa.Table:
-    num = len(domain)
-    columns = {"sequence_id": range(num), "domain": domain, "num_tokens": num_tokens, "teacher_nll": [3.0] * num}
-    return pa.table(columns | {"reference_nll": [3 + value for value in difference], "difference": difference})
+def test_an_arm_of_a_seed_that_has_a_row_is_not_done_again(tmp_path: Path) -> None:
+    done: list[tuple[str, int]] = []
+
+    class Counted:
+        config = load_config("deployments/configs/effect.yaml")
+
+        def describe_scores(self, reference_epochs: float | None) -> dict[str, Any]:
+            return SCORES
+
+        def run(self, arm: Arm, seed: int) -> dict[str, Any]:
+            done.append((arm.name, seed))
+            return make_row(arm.name, seed, [7.0]) | {"seconds": 1.0}
+
+    for names, seeds in ((["random"], [0]), (["random", "corpus"], [0, 1]), (["corpus"], [1])):
+        run_arms(Counted(), names, seeds, tmp_path / "rows.jsonl")  # type: ignore[arg-type]
+    assert done == [("random", 0), ("random", 1), ("corpus", 0), ("corpus", 1)]
+    rows = read_rows(tmp_path / "rows.jsonl")
+    # What the scores are made of stands there once, before the arms that go by them.
+    assert [row.get("scores", row.get("arm")) for row in rows] == ["random", "configured", "random", "corpus", "corpus"]
 
 
-def test_the_best_are_kept_and_ties_go_to_the_earlier() -> None:
-    assert keep_best(np.array([1.0, 3.0, 3.0, 2.0]), 0.5).tolist() == [False, True, True, False]
-    assert keep_best(np.array([1.0, 1.0, 1.0]), 0.5).tolist() == [True, False, False]
+class FailingExperiment:
+    """Students whose seed is 1 fail."""
+
+    config = load_config("deployments/configs/effect.yaml")
+
+    def provide_text(self, arm: Arm, seed: int) -> None:
+        pass
+
+    def run(self, arm: Arm, seed: int) -> dict[str, Any]:
+        if seed == 1:
+            raise TrainingError("memory ran out")
+        return make_row(arm.name, seed, [7.0]) | {"seconds": 1.0}
 
 
-def test_the_share_between_domains_is_one_where_domains_tell_all_and_zero_where_nothing() -> None:
-    domain = np.array(["a", "a", "b", "b"], dtype=object)
-    assert share_between_domains(np.array([1.0, 1.0, 3.0, 3.0]), domain) == 1.0
-    assert share_between_domains(np.array([1.0, 3.0, 1.0, 3.0]), domain) == 0.0
+def test_side_by_side_one_that_fails_ends_it_and_the_others_have_their_rows(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(TrainingError, match="goes on with those that have no row"):
+        run_arms(FailingExperiment(), ["random"], [0, 1, 2, 3], tmp_path / "rows.jsonl", 2)  # type: ignore[arg-type]
+    assert [row["seed"] for row in read_rows(tmp_path / "rows.jsonl")] in ([0], [0, 2])
+    assert "memory ran out" in capfd.readouterr().err
+    run_arms(FailingExperiment(), ["random"], [0, 2, 3], tmp_path / "rows.jsonl", 2)  # type: ignore[arg-type]
+    assert sorted(row["seed"] for row in read_rows(tmp_path / "rows.jsonl")) == [0, 2, 3]
+
+
+def test_places_within_a_domain_are_of_those_that_are_looked_at() -> None:
+    domain = np.array(["a", "a", "b", "a", "b"])
+    among = np.array([True, True, True, False, True])
+    found = rank_within_domains(np.array([1.0, 2.0, 5.0, 9.0, 6.0]), domain, among)
+    assert found.tolist() == [0.25, 0.75, 0.25, -1e6, 0.75]
+    assert keep_among(np.array([1.0, 2.0]), np.array([False, True])).tolist() == [-1e6, 2.0]
+
+
+def test_the_share_between_groups_is_one_where_they_tell_all() -> None:
+    group = np.array(["a", "a", "b", "b"])
+    assert share_between(np.array([1.0, 1.0, 3.0, 3.0]), group) == 1.0
+    assert share_between(np.array([1.0, 3.0, 1.0, 3.0]), group) == 0.0
     # total 10 + 10, between 4 * 2^2 = 16, of 20
-    assert share_between_domains(np.array([1.0, 3.0, 5.0, 7.0]), domain) == pytest.approx(0.8)
+    assert share_between(np.array([1.0, 3.0, 5.0, 7.0]), group) == pytest.approx(0.8)
 
 
-def test_the_description_of_scores_counts_negatives_and_overlaps() -> None:
-    facts = describe_scores(make_scores(["a", "a", "b", "b"], [9.0, -8.0, 1.0, 2.0], [10, 20, 30, 40]))
-    assert (facts["num_candidates"], facts["num_negative"]) == (4, 1)
-    assert facts["mean_length"] == {"kept": 25.0, "dropped": 25.0}
-    # All teacher NLLs are equal: the first two are kept, of which row 0 is among the best.
-    assert facts["overlap_at_half"] == {"teacher": 0.5}
+def test_text_is_repeated_where_an_earlier_one_has_its_shingles() -> None:
+    words = [f"w{index}" for index in range(20)]
+    shares = find_repeated_shares([" ".join(words), " ".join(words[12:] + ["x"] * 10), " ".join(words[4:]), "short"])
+    # The second has 11 shingles, three of them the same, and one that is in the first; the third is all of the first.
+    assert shares.tolist() == [0.0, pytest.approx(1 / 9), 1.0, 0.0]
+    assert is_repeated(shares).tolist() == [False, False, True, False]
 
 
-def make_scored_corpus(storage: Storage) -> CorpusManifest:
-    """Six candidates in two shards, of domains a and b in turn, with difference scores 1, 0, 2, 1, 1, -1."""
-    sequences = [[1] * (3 + index) for index in range(6)]
-    corpus = make_corpus(storage, {"candidate": [sequences[:4], sequences[4:]]})
-    for shard, teacher, reference in zip(corpus.shards, ([4, 4, 4, 4], [4, 4]), ([6, 4, 8, 6], [6, 2]), strict=True):
-        write_scores(storage, shard, "teacher", teacher, [2] * len(teacher))
-        write_scores(storage, shard, "reference", reference, [2] * len(reference))
-    return corpus
+def test_the_classifier_tells_text_like_its_labels_apart(tmp_path: Path) -> None:
+    clean = ["the people of this country have work to do and they do it", "we have seen that the work of the people is done"]
+    dirt = ["aGVsbG8gd29ybGQ= x9fK2mQz7RtY", "Zm9vYmFyIHF1dXg= pQ8sLw3nVb6c"]
+    lines = [{"text": text, "meta": {"kind": kind}} for texts, kind in ((clean, "clean"), (dirt, "encoded")) for text in texts]
+    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress("".join(json.dumps(line) + "\n" for line in lines).encode()))
+    texts, labels = read_labelled(str(tmp_path))
+    assert (texts, labels) == ([*clean, *dirt], [True, True, False, False])
+    logits = classify(train_classifier(texts, labels), ["the work of this country", "bG9yZW0gaXBzdW0= k7Tz"])
+    assert logits[0] > 0 > logits[1]
+    with pytest.raises(SourceError, match=r"has no .* with labelled documents"):
+        read_labelled(str(tmp_path / "none"))
 
 
-def test_the_scores_are_ranked_as_the_library_ranks_them(tmp_path: Path) -> None:
+def test_a_rule_is_selected_as_the_product_selects(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
-    corpus = make_scored_corpus(storage)
-    scores = read_scores(storage, corpus, "teacher", "reference")
-    selection = select_sequences(storage, corpus, "teacher", "reference", SelectionConfig(ratio=0.5))
-    folder = tmp_path / layout.selection_shard(selection.selection_id, 0)
-    wanted = [
-        number for path in sorted(folder.parent.glob("*.parquet")) for number in pq.read_table(path)["sequence_id"].to_pylist()
-    ]
-    assert scores["sequence_id"].to_numpy()[keep_best(scores["difference"].to_numpy(), 0.5)].tolist() == wanted
-    assert tabulate_domains(scores).splitlines()[2].split()[1:4:2] == ["a", "3"]
+    corpus = make_corpus(storage, {"reference": [[[1, 2]]], "candidate": [[[1] * 5] * 4, [[1] * 5] * 3]})
+    counts, names = np.full(7, 4), np.array(["a"] * 7)
+    candidates = Candidates(names, names, counts)
+    selection = select_by(storage, corpus, candidates, np.array([0.5, -1.0, 3.0, 0.5, 2.0, -7.0, 0.5]), 4)
+    # Ties of 0.5 go to the smaller ids.
+    assert read_kept(storage, corpus, selection).tolist() == [True, False, True, True, True, False, False]
+    assert (selection.num_selected, selection.num_candidates) == (4, 7)
+    assert select_by(storage, corpus, candidates, np.array([0.5, -1.0, 3.0, 0.5, 2.0, -7.0, 0.5]), 4) == selection
 
 
-@pytest.mark.parametrize("command", [main, describe_command])
-def test_help_teaches(command: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_arms_have_names_of_their_own_and_baselines_that_come_before_them() -> None:
+    names = [arm.name for arm in ARMS]
+    assert len(set(names)) == len(names)
+    assert all(names.index(arm.baseline) <= names.index(arm.name) for arm in ARMS)
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
-        command(["--help"])
-    assert "--json" in capsys.readouterr().out
+        main(["--help"])
+    assert "--tables" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -36,9 +37,13 @@ def three_domains(monkeypatch: pytest.MonkeyPatch) -> None:
             "none",
             lambda cache, name=name, num=num: iter(make_texts(name, num)),
         )
-        for name, num in (("rich", 30), ("poor", 2), ("middle", 20))
+        for name, num in (("rich", 32), ("poor", 4), ("middle", 22))
     ]
     monkeypatch.setattr(experiment_corpus, "DOMAINS", tuple(domains))
+    # A document of 200 tokens each.
+    monkeypatch.setattr(experiment_corpus, "HELDOUT_TOKENS", 200)
+    monkeypatch.setattr(experiment_corpus, "LABELLED_TOKENS", 200)
+    monkeypatch.setattr(experiment_corpus, "read_messages", lambda cache: iter(["Ein Satz, den niemand hier gesucht hat"]))
 
 
 def read_sources(folder: Path) -> dict[str, int]:
@@ -66,11 +71,28 @@ def test_the_same_request_is_not_made_twice_and_another_replaces_it(
 ) -> None:
     folder = tmp_path / "corpus"
     assert make_corpus(folder, tmp_path, tokenizer_json, 1_000)
-    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    first = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert not make_corpus(folder, tmp_path, tokenizer_json, 1_000)
     assert make_corpus(folder, tmp_path, tokenizer_json, 2_000)
     assert make_corpus(folder, tmp_path, tokenizer_json, 1_000)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == first
+
+
+def test_no_document_is_in_two_parts_and_held_out_text_is_clean(three_domains: None, tmp_path: Path, tokenizer_json: Path) -> None:
+    folder = tmp_path / "corpus"
+    make_corpus(folder, tmp_path, tokenizer_json, None)
+    parts = [folder, folder / "labelled", folder / "heldout"]
+    records = [
+        [json.loads(line) for path in sorted(part.glob("*.zst")) for line in zstandard.decompress(path.read_bytes()).splitlines()]
+        for part in parts
+    ]
+    assert [len(part) for part in records] == [52, 3, 3]
+    sources = [record["meta"]["source"].removeprefix("made of ") for part in records for record in part]
+    assert len(set(sources)) == len(sources)
+    # Two fifths of 30, of 20 and of 2 documents.
+    assert sum(record["meta"]["kind"] != "clean" for record in records[0]) == 12 + 8 + 1
+    assert {record["meta"]["kind"] for record in records[2]} == {"clean"}
+    assert (folder / "tokenizer" / "tokenizer.json").is_file()
 
 
 def test_documents_come_in_the_order_of_their_digests_and_no_text_twice() -> None:
@@ -93,14 +115,6 @@ def test_python_is_read_without_generated_tables_and_installed_packages() -> Non
     names = {name for name, _ in experiment_corpus.read_python(Path())}
     assert {"json/decoder.py", "argparse.py"} <= names
     assert not any(name.startswith(("site-packages", "dist-packages", "encodings/", "_sysconfigdata")) for name in names)
-    assert "cp437.py" in {name for name, _ in experiment_corpus.read_codepages(Path())}
-
-
-def test_mails_lose_what_is_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    member = ("package/data/spam-1/00001.json", b'{"text": "From: a\\udce9b"}')
-    monkeypatch.setattr(experiment_corpus, "fetch_package", lambda package, cache: Path("any.tgz"))
-    monkeypatch.setattr(experiment_corpus, "read_members", lambda path, pattern: iter([member]))
-    assert list(experiment_corpus.read_spam(Path())) == [("spam-1/00001.json", "From: a?b")]
 
 
 def test_a_missing_tokenizer_is_told_with_the_next_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,236 @@
+"""Tables and the plot of the experiment on the effect, out of its rows alone: gains over random text with standard errors over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from benchmarks.effect_arms import Arm
+from benchmarks.records import format_table
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds and its standard error; None where one seed tells none."""
+
+    mean: float
+    error: float | None
+    num: int
+
+    def show(self, signed: bool = False) -> str:
+        number = f"{self.mean:+.3f}" if signed else f"{self.mean:.3f}"
+        return number if self.error is None else f"{number} ± {self.error:.3f}"
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and standard error of the mean, s / sqrt(n) with s of n - 1 degrees of freedom."""
+    return Estimate(mean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None, len(values))
+
+
+def rows_of(rows: Sequence[Row], arm: str) -> list[Row]:
+    """An arm's rows by seed; of two for one seed the later."""
+    by_seed = {row["seed"]: row for row in rows if row.get("arm") == arm}
+    return [by_seed[seed] for seed in sorted(by_seed)]
+
+
+def find_gain(rows: Sequence[Row], arm: Arm, measure: Callable[[Row], float]) -> Estimate | None:
+    """How much lower an arm's loss is than its baseline's of the same seed, over the seeds that both have; None without any."""
+    baseline = {row["seed"]: measure(row) for row in rows_of(rows, arm.baseline)}
+    gains = [baseline[row["seed"]] - measure(row) for row in rows_of(rows, arm.name) if row["seed"] in baseline]
+    return estimate(gains) if gains else None
+
+
+def find_gains(rows: Sequence[Row], arm: Arm) -> list[tuple[float, Estimate]]:
+    """Gains along the training: tokens a parameter, and the gain of the milestone there."""
+    own = rows_of(rows, arm.name)
+    gains = []
+    for index, (num_tokens, _) in enumerate(own[0]["curve"] if own else []):
+        gain = find_gain(rows, arm, lambda row, index=index: row["curve"][index][1])  # type: ignore[misc]
+        if gain is not None:
+            gains.append((num_tokens / own[0]["num_parameters"], gain))
+    return gains
+
+
+def find_saving(rows: Sequence[Row], arm: Arm) -> float | None:
+    """With how many times fewer tokens the arm is at its baseline's last loss, between milestones by the logarithm; None where it never is.
+
+    Of means over the seeds.
+    """
+    own, baseline = rows_of(rows, arm.name), rows_of(rows, arm.baseline)
+    if not own or not baseline:
+        return None
+    target = mean(row["curve"][-1][1] for row in baseline)
+    points = [(row[0], mean(other["curve"][index][1] for other in own)) for index, row in enumerate(own[0]["curve"])]
+    for (tokens, loss), (later_tokens, later_loss) in zip(points, points[1:], strict=False):  # noqa: RUF007 - pairs of points
+        if loss > target >= later_loss:
+            share = (loss - target) / (loss - later_loss)
+            return float(points[-1][0] / math.exp(math.log(tokens) + share * math.log(later_tokens / tokens)))
+    return None
+
+
+def tabulate_arms(rows: Sequence[Row], arms: Sequence[Arm]) -> str:
+    header = [
+        "arm",
+        "text",
+        "seeds",
+        "parameters",
+        "tokens a parameter",
+        "epochs",
+        "clean kept",
+        "loss, nats a token",
+        "gain",
+        "tokens saved",
+    ]
+    lines = []
+    for arm in arms:
+        own = rows_of(rows, arm.name)
+        gain = None if arm.name == arm.baseline else find_gain(rows, arm, lambda row: row["heldout"])
+        saving = None if arm.name == arm.baseline else find_saving(rows, arm)
+        kept = own[0]["kept"]
+        lines.append(
+            [
+                arm.title,
+                arm.text,
+                str(len(own)),
+                f"{own[0]['num_parameters']:,}",
+                f"{own[0]['num_tokens'] / own[0]['num_parameters']:.2f}",
+                f"{own[0]['epochs']:.1f}",
+                "-" if kept is None else "{:.0%}".format(kept["kinds"]["clean"][0] / max(kept["kinds"]["clean"][1], 1)),
+                estimate([row["heldout"] for row in own]).show(),
+                "-" if gain is None else gain.show(signed=True),
+                "-" if saving is None else f"{saving:.2f}x",
+            ]
+        )
+    return format_table(header, lines)
+
+
+def tabulate_domains(rows: Sequence[Row], arms: Sequence[Arm]) -> str:
+    """Each domain's gain, and by what its share of the kept text differs from its share of all (of clean text where an arm has only that)."""
+    domains = sorted({domain for row in rows for domain in row.get("domains", ())})
+    lines = []
+    for arm in arms:
+        if arm.name == arm.baseline:
+            continue
+        cells = [f"{arm.title} ({arm.text})"]
+        kept = rows_of(rows, arm.name)[0]["kept"]
+        for domain in domains:
+            gain = find_gain(rows, arm, lambda row, domain=domain: row["domains"][domain])  # type: ignore[misc]
+            share = "" if kept is None else f" ({share_of(kept['domains'], domain):.0%})"
+            cells.append("-" if gain is None else gain.show(signed=True) + share)
+        lines.append(cells)
+    return format_table(["gain (share of the kept text)", *domains], lines)
+
+
+def share_of(kept: dict[str, list[int]], name: str) -> float:
+    """The share of the kept tokens that one domain has."""
+    return kept[name][0] / max(sum(tokens for tokens, _ in kept.values()), 1)
+
+
+def tabulate_kinds(rows: Sequence[Row], arms: Sequence[Arm]) -> str:
+    """The share of the tokens of each kind that each rule kept."""
+    shown = [arm for arm in arms if arm.text == "dirty" and arm.student is None and rows_of(rows, arm.name)[0]["kept"] is not None]
+    kinds = sorted(
+        {kind for arm in shown for kind in rows_of(rows, arm.name)[0]["kept"]["kinds"]}, key=lambda kind: (kind != "clean", kind)
+    )
+    lines = []
+    for arm in shown:
+        kept = rows_of(rows, arm.name)[0]["kept"]["kinds"]
+        lines.append([arm.title, *(f"{kept[kind][0] / max(kept[kind][1], 1):.0%}" for kind in kinds)])
+    return format_table(["tokens kept of", *kinds], lines)
+
+
+def tabulate_costs(rows: Sequence[Row], arms: Sequence[Arm]) -> str:
+    """FLOPs before and in training: 2 N a scored token, 6 N a trained one."""
+    facts = {row["scores"]: row for row in rows if "scores" in row}
+    lines = []
+    for name, scores in facts.items():
+        teacher = 2 * scores["teacher_parameters"] * scores["num_candidate_tokens"]
+        reference = scores["reference_parameters"] * (6 * scores["reference_tokens"] + 2 * scores["num_candidate_tokens"])
+        lines.append([f"scores, {name}", f"{teacher:.2e}", f"{reference:.2e}", "-"])
+    for student in sorted({arm.student or "" for arm in arms}):
+        own = rows_of(rows, next(arm.name for arm in arms if (arm.student or "") == student))[0]
+        lines.append([f"a student of {own['num_parameters']:,}", "-", "-", f"{6 * own['num_parameters'] * own['num_tokens']:.2e}"])
+    return format_table(["FLOPs", "teacher", "reference, trained and scoring", "training"], lines)
+
+
+def tabulate_scores(rows: Sequence[Row]) -> str:
+    header = [
+        "difference score",
+        "candidates",
+        "clean",
+        "between domains",
+        "between kinds",
+        "between domains, clean text",
+        "teacher NLL",
+        "reference NLL",
+    ]
+    lines = [
+        [
+            row["scores"],
+            f"{row['num_candidates']:,}",
+            f"{row['num_clean']:,}",
+            *(f"{row[name]:.0%}" for name in ("between_domains", "between_kinds", "between_domains_of_clean")),
+            *(f"{row[name]:.3f}" for name in ("teacher_nll_of_clean", "reference_nll_of_clean")),
+        ]
+        for row in {row["scores"]: row for row in rows if "scores" in row}.values()
+    ]
+    return format_table(header, lines)
+
+
+def print_tables(rows: Sequence[Row], arms: Sequence[Arm]) -> None:
+    print("Held-out loss on clean text, and the gain over random text of the same seed (mean ± standard error over seeds)\n")
+    print(tabulate_arms(rows, arms))
+    print("\nBy domain\n\n" + tabulate_domains(rows, arms))
+    print("\nWhat was kept\n\n" + tabulate_kinds(rows, arms))
+    print("\nThe difference score's variance, and mean NLLs of clean text in nats a token\n\n" + tabulate_scores(rows))
+    print("\nCosts\n\n" + tabulate_costs(rows, arms))
+
+
+def draw_gains(rows: Sequence[Row], arms: Sequence[Arm], path: Path) -> None:
+    """Gains by tokens a parameter, dirty text and clean beside each other, as PNG or SVG by the file's ending; bars are one standard error."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    texts = [text for text in ("dirty", "clean") if any(arm.text == text for arm in arms)]
+    colours = ("#4477aa", "#cc6677", "#228833", "#ccbb44", "#aa3377", "#66ccee", "#999999", "#000000", "#ee7733")
+    titles = list(dict.fromkeys(arm.title for arm in arms if arm.name != arm.baseline))
+    with rc_context({"svg.hashsalt": "effect", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(10, 5.4), layout="constrained")
+        panels = figure.subplots(1, len(texts), squeeze=False, sharey=True)[0]
+        for text, axes in zip(texts, panels, strict=True):
+            for index, arm in enumerate(arms):
+                gains = find_gains(rows, arm) if arm.text == text and arm.name != arm.baseline else []
+                if not gains:
+                    continue
+                own = rows_of(rows, arm.name)[0]
+                label = arm.title if arm.student is None else f"{arm.title} ({own['num_parameters'] / 1e6:.1f} M parameters)"
+                axes.errorbar(
+                    [place * 1.01 ** (index % 5 - 2) for place, _ in gains],  # a little apart, so that bars can be told
+                    [gain.mean for _, gain in gains],
+                    yerr=[gain.error or 0.0 for _, gain in gains],
+                    color=colours[titles.index(arm.title) % len(colours)],
+                    linestyle="-" if arm.student is None else "--",
+                    marker=".",
+                    linewidth=1.2,
+                    elinewidth=0.8,
+                    label=label,
+                )
+            axes.axhline(0, color="black", linewidth=1)
+            axes.set_xscale("log")
+            for formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+                formatter("{x:g}")
+            axes.set_xlabel("tokens of training a parameter")
+            axes.set_title("two fifths of the documents are dirt" if text == "dirty" else "the clean part alone", fontsize=10)
+        panels[0].set_ylabel(
+            "gain over random text, nats a token of clean held-out text\n(up: better; bars: one standard error over seeds)"
+        )
+        handles = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, fontsize=8)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=110)
