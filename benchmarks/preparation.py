@@ -3,6 +3,7 @@
 Sides, each a process of its own on as many cores as `--cores` says (those it starts share them), repeated in turn; the least seconds count:
 
     tokenizer    `encode_batch_fast` of the tokenizers library over the texts, on all of these cores: no files, no ids taken out
+    words        what `ours` takes in its place, one core of it: words that were met before are looked up; gigatoken: that library
     ours         `prepare_corpus`: compressed files to published shards, with digests of the files, splits and quarantine
     ours-gigatoken    the same with `corpus.encoder: gigatoken`, where that is installed (it refuses a tokenizer that lacks a byte)
     published    the arithmetic of the published script: a pool of processes, `json.loads` and one call of a transformers tokenizer a
@@ -36,12 +37,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 from benchmarks.preparation_inputs import make_tokenizer_folder, read_texts, write_sources
 from benchmarks.records import append_rows, describe_place, format_rows, make_parser, run_benchmark
-from miniplm.config.run import CorpusConfig
+from miniplm.config.run import CorpusConfig, EncoderName
 from miniplm.corpus.preparation import prepare_corpus
 from miniplm.storage.root import Storage
+from miniplm.tokenizers.encoders import make_encoder
 
 _SEQUENCE_LENGTH = 1024
 _SENTENCE_ENDS = (".", "!", "?", ";", "\n")
@@ -62,8 +65,6 @@ def prepare_ours(folder: Path, cores: int, encoder: str = "tokenizers") -> int:
 
 
 def tokenize_alone(folder: Path, cores: int) -> int:
-    from tokenizers import Tokenizer
-
     backend = Tokenizer.from_file(str(folder / "tokenizer/tokenizer.json"))
     backend.encode_special_tokens = True
     num_tokens, batch = 0, []
@@ -73,6 +74,12 @@ def tokenize_alone(folder: Path, cores: int) -> int:
             num_tokens += sum(len(encoding) + 1 for encoding in backend.encode_batch_fast(batch, add_special_tokens=False))
             batch = []
     return num_tokens + sum(len(encoding) + 1 for encoding in backend.encode_batch_fast(batch, add_special_tokens=False))
+
+
+def encode_by_ours(folder: Path, cores: int, encoder: EncoderName = "tokenizers") -> int:
+    backend = Tokenizer.from_file(str(folder / "tokenizer/tokenizer.json"))
+    encode = make_encoder(backend, encoder)
+    return sum(len(encode([text])[0]) + 1 for text in read_texts(folder))
 
 
 _pool_tokenizer: Any = None
@@ -145,6 +152,8 @@ def prepare_by_datatrove(folder: Path, cores: int) -> int:
 
 SIDES: dict[str, Callable[[Path, int], int]] = {
     "tokenizer": tokenize_alone,
+    "words": encode_by_ours,
+    "gigatoken": partial(encode_by_ours, encoder="gigatoken"),
     "ours": prepare_ours,
     "ours-gigatoken": partial(prepare_ours, encoder="gigatoken"),
     "published": prepare_as_published,
@@ -153,7 +162,7 @@ SIDES: dict[str, Callable[[Path, int], int]] = {
 }
 
 
-_NEEDS = {"ours-gigatoken": "gigatoken", "datatrove": "datatrove"}
+_NEEDS = {"gigatoken": "gigatoken", "ours-gigatoken": "gigatoken", "datatrove": "datatrove"}
 
 
 def measure_side(side: str, folder: Path, cores: int) -> dict[str, Any]:
