@@ -35,7 +35,7 @@ test: assets test-packages  ## lint, type check and all tests, with the real mod
 pytest:
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-containers: setup  ## the images and the Compose file on a real Docker engine (about 12 minutes, 6 when images are there; docs/fleet.md)
+test-containers: setup  ## the images and the Compose file on a real Docker engine (measured in docs/fleet.md)
 	@scripts/test_containers.sh
 
 gpu-check:  ## tests and benchmarks on a machine with a GPU, in six stages of at most 8 minutes (docs/gpu.md)

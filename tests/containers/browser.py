@@ -121,7 +121,12 @@ class Page:
 
     def picture(self, path: Path) -> None:
         """Saves what is seen, in 64 colours: a third of the bytes."""
-        time.sleep(4)  # a run's timeline is drawn after its page
+        # A page is filled in by many answers, "No access" until then; and a run's timeline is drawn after it.
+        since, seen, until = time.monotonic(), "", time.monotonic() + 60
+        while time.monotonic() < min(since + 4, until):
+            if (text := self.text()) != seen or "No access" in text:
+                since, seen = time.monotonic(), text
+            time.sleep(0.3)
         data = base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.open(io.BytesIO(data)).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)

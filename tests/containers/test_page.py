@@ -89,10 +89,9 @@ def test_the_page_of_runs_lists_a_run_with_all_that_it_started(
 ) -> None:
     page.open(f"http://127.0.0.1:{fleet.port}/runs/flow-run/{finished}")
     page.wait_for("run page", "Completed", "Artifacts", "miniplm-cpu", "Beginning flow run")
-    page.picture(pictures / "run.png")
-    page.size(1200, 1400)
+    page.size(1200, 1200)
     page.open(f"http://127.0.0.1:{fleet.port}/runs")
-    page.wait_for("Flow runs", "run:page", "process:" + finished)
+    page.wait_for("Flow runs", "run:page", "process:" + finished, "score-shards", "miniplm-gpu")
     page.picture(pictures / "runs.png")
     page.size(1200, 900)
 
