@@ -18,6 +18,7 @@ process, or a later time) may not; `here`: in this process, seconds later. The c
       TokenizerError                 never
       ModelError                     never
       CorpusError                    never
+      EncodingProcessError           here       the process was killed; another try goes on from the shards that are there
       DerivedError                   never
       ScoreError                     never      also of what does not fit in memory with one sequence at a time
       DeviceError                    here       the lost GPU is out of use: the next try takes another one

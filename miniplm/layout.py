@@ -68,13 +68,17 @@ def label_shard_entry(labels_id: str, number: int) -> str:
     return f"{corpus_folder(labels_id)}/drawn/{number:05d}.json"
 
 
+def fingerprints_folder(corpus_id: str) -> str:
+    return f"{corpus_folder(corpus_id)}/fingerprints"
+
+
 def fingerprint_shard(corpus_id: str, shard_index: int) -> str:
     """Digest and signature of each document of a candidate shard, by which copies are found."""
-    return f"{corpus_folder(corpus_id)}/fingerprints/{shard_name(shard_index)}.parquet"
+    return f"{fingerprints_folder(corpus_id)}/{shard_name(shard_index)}.parquet"
 
 
 def fingerprint_manifest(corpus_id: str, shard_index: int) -> str:
-    return f"{corpus_folder(corpus_id)}/fingerprints/{shard_name(shard_index)}.json"
+    return f"{fingerprints_folder(corpus_id)}/{shard_name(shard_index)}.json"
 
 
 def corpus_copies(corpus_id: str) -> str:

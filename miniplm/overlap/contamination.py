@@ -82,7 +82,8 @@ def provide_contamination(
     contamination_id = resolve_contamination_id(sources)
     if (found := find_contamination(storage, corpus, contamination_id)) is not None:
         return found
-    # Not held for one process: two runs of a corpus may look at once, and publish the same bytes.
+    # Not held for one process: two runs of a corpus may look at once, and publish the same bytes. None takes an hour to write a file.
+    storage.delete_temporary_files(layout.contamination_folder(corpus.corpus_id, contamination_id), older_than_seconds=3600.0)
     started = time.monotonic()
     index, told, items = _read_sources(sources)
     with storage.publish(layout.contamination_items(corpus.corpus_id, contamination_id)) as path:

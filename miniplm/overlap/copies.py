@@ -76,7 +76,8 @@ def provide_copies(storage: Storage, corpus: CorpusManifest, on_progress: Progre
     """
     if (found := find_copies(storage, corpus)) is not None:
         return found
-    # Not held for one process: two runs of a corpus may look at once, and publish the same bytes.
+    # Not held for one process: two runs of a corpus may look at once, and publish the same bytes. None takes an hour to write a file.
+    storage.delete_temporary_files(layout.fingerprints_folder(corpus.corpus_id), older_than_seconds=3600.0)
     started = time.monotonic()
     shards = corpus.split_shards("candidate")
     threads = min(_MOST_SHARDS_AT_ONCE, count_threads(storage))

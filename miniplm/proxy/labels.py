@@ -131,6 +131,7 @@ def _draw(storage: Storage, corpus: CorpusManifest, config: ProxyConfig, on_prog
         earlier = _draw(storage, load_corpus(storage, corpus.parent), config, on_progress).shards
     labels_id = resolve_labels_id(corpus.corpus_id, config)
     with exclusive(storage, layout.corpus_folder(labels_id), f"labels {labels_id}"):
+        storage.delete_temporary_files(layout.corpus_folder(labels_id))
         shards = list(earlier)
         groups = _group_shards(corpus, config)
         for number, group in enumerate(groups):
