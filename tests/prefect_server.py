@@ -16,8 +16,6 @@ from pathlib import Path
 from tests.command_line import environment
 
 _START_SECONDS = 180
-# Loops of the server that have nothing to do here: no deployment has a schedule, nothing pauses, and nobody asks what is late.
-_IDLE_LOOPS = ("SCHEDULER", "PAUSE_EXPIRATIONS", "LATE_RUNS")
 _EMPTY = "empty.db"
 
 
@@ -40,10 +38,9 @@ def _start(folder: Path) -> dict[str, str]:
         port = free.getsockname()[1]
     variables = {"PREFECT_HOME": str(home), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
     prefect = str(Path(sys.executable).parent / "prefect")
-    loops = {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in _IDLE_LOOPS}
     command = [prefect, "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui"]
     with open(home / "server.log", "wb") as log:
-        server = subprocess.Popen(command, env=environment(variables | loops), stdout=log, stderr=log, start_new_session=True)
+        server = subprocess.Popen(command, env=environment(variables), stdout=log, stderr=log, start_new_session=True)
     end = time.monotonic() + _START_SECONDS
     while True:
         try:
