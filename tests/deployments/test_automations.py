@@ -25,6 +25,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Crashed, Failed, Pending, Running, Scheduled
 
 from tests.conftest import ROOT
+from tests.prefect_server import share_prefect_server
 
 SCRIPT = ROOT / "deployments" / "apply_automations.py"
 FILES = sorted((ROOT / "deployments" / "automations").glob("*.yaml"))
@@ -51,9 +52,15 @@ def script():
 
 
 @pytest.fixture(scope="module")
-def client(prefect_server) -> Iterator[SyncPrefectClient]:
+def quiet_server(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A server of its own: automations act on the runs of all, and under the events of other tests a pool's may be taken in another order."""
+    return share_prefect_server(tmp_path_factory.mktemp("automations"))
+
+
+@pytest.fixture(scope="module")
+def client(quiet_server) -> Iterator[SyncPrefectClient]:
     with (
-        temporary_settings({PREFECT_API_URL: prefect_server["PREFECT_API_URL"]}),
+        temporary_settings({PREFECT_API_URL: quiet_server["PREFECT_API_URL"]}),
         get_client(sync_client=True) as client,
     ):
         yield client
