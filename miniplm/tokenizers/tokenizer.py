@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +44,25 @@ class TokenizerIdentity(Record):
     encoding_digest: str
 
 
+class _Tables:
+    """What is made of a vocabulary once, for all records of its tokenizer: with 150,000 tokens it takes a second."""
+
+    def __init__(self, backend: Any, eos_token_id: int) -> None:
+        self._backend = backend
+        self._eos_token_id = eos_token_id
+
+    @cached_property
+    def texts(self) -> TokenTexts:
+        return TokenTexts(self._backend, self._eos_token_id)
+
+    @cached_property
+    def encoding_digest(self) -> str:
+        content = json.loads(self._backend.to_str())
+        for key in ("version", "truncation", "padding", "post_processor"):
+            content.pop(key, None)
+        return f"sha256:{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}"
+
+
 class CorpusTokenizer:
     """A tokenizer with its end-of-document token.
 
@@ -51,15 +71,16 @@ class CorpusTokenizer:
     ordinary vocabulary holds that text as one word (a plain WordLevel) has no other id for it, and a document end there.
     """
 
-    def __init__(self, source: TokenizerFolder, entry: TokenizerEntry) -> None:
+    def __init__(self, source: TokenizerFolder, entry: TokenizerEntry, tables: _Tables | None = None) -> None:
         self._source = source
         self.backend = source.backend
         self.entry = entry
         self.eos_token_id = entry.eos_token_id
+        self._tables = tables or _Tables(source.backend, entry.eos_token_id)
 
     def with_entry(self, entry: TokenizerEntry) -> CorpusTokenizer:
         """The same tokenizer under the record that a manifest has of it."""
-        return CorpusTokenizer(self._source, entry)
+        return CorpusTokenizer(self._source, entry, self._tables)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -113,10 +134,10 @@ class CorpusTokenizer:
             return self.texts.join(ids).decode("utf-8", "replace")
         return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    @cached_property
+    @property
     def texts(self) -> TokenTexts | None:
         """The bytes of each token, None for a tokenizer in Python."""
-        return None if self.backend is None else TokenTexts(self.backend, self.eos_token_id)
+        return None if self.backend is None else self._tables.texts
 
     def list_text_changes(self) -> list[str]:
         """What keeps the text of token ids from being the text that was encoded, in words (`miniplm.tokenizers.token_texts`)."""
@@ -156,15 +177,12 @@ class CorpusTokenizer:
         """What names corpora that are made with it."""
         return TokenizerIdentity(entry=self.entry, encoding_digest=self.encoding_digest)
 
-    @cached_property
+    @property
     def encoding_digest(self) -> str:
         """A digest of all that decides the token ids of a text: vocabulary, merges, normalisation, splitting rules."""
         if self.backend is None:
             return f"{type(self.tokenizer).__name__}:{self.entry.digest}"
-        content = json.loads(self.backend.to_str())
-        for key in ("version", "truncation", "padding", "post_processor"):
-            content.pop(key, None)
-        return f"sha256:{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}"
+        return self._tables.encoding_digest
 
     def _encode_by_python(self, texts: list[str]) -> list[TokenIds]:  # (num_tokens,) each
         batch = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, truncation=False, padding=False)
@@ -188,6 +206,35 @@ def load_tokenizer(
     separator is missing.
     """
     folder = locate_tokenizer(name)
+    if not (folder / "tokenizer.json").is_file():  # a class in Python may read any file
+        return _load(folder, name, eos_token, trust_remote_code, field, is_separator_known, only_decodes)
+    key = (digest_files(folder), eos_token, trust_remote_code, is_separator_known, only_decodes)
+    with _loading:
+        loaded = _loaded.pop(key, None)
+        if loaded is None:
+            loaded = _load(folder, name, eos_token, trust_remote_code, field, is_separator_known, only_decodes)
+        _loaded[key] = loaded  # the last one used is the last one here
+        if len(_loaded) > _MAX_LOADED:
+            del _loaded[next(iter(_loaded))]
+    return loaded.with_entry(loaded.entry.model_copy(update={"name": name}))
+
+
+# The tokenizers that were loaded last, by the digest of their files: one of 150,000 tokens takes a second, and a run asks for its own
+# again and again, of other folders that hold copies of it.
+_loaded: dict[tuple[str, str | None, bool, bool, bool], CorpusTokenizer] = {}
+_MAX_LOADED = 4
+_loading = threading.Lock()
+
+
+def _load(
+    folder: Path,
+    name: str,
+    eos_token: str | None,
+    trust_remote_code: bool,
+    field: str,
+    is_separator_known: bool,
+    only_decodes: bool,
+) -> CorpusTokenizer:
     source = read_tokenizer(folder, trust_remote_code, with_settings=not only_decodes)
     vocabulary: dict[str, int] = source.tokenizer.get_vocab()
     if not vocabulary:
