@@ -17,11 +17,8 @@ from tests.command_line import environment
 
 _START_SECONDS = 180
 _EMPTY = "empty.db"
-# Task runs are written down in batches, as deployments/start_server.py has it: a fifth of what a whole run costs the server.
-_BATCHES = {
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
-}
+# As a fleet's server is started: task runs are written in batches, a fifth of what a whole run costs the server.
+_START = Path(__file__).resolve().parent.parent / "deployments" / "start_server.py"
 
 
 def share_prefect_server(folder: Path) -> dict[str, str]:
@@ -42,10 +39,9 @@ def _start(folder: Path) -> dict[str, str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     variables = {"PREFECT_HOME": str(home), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
-    prefect = str(Path(sys.executable).parent / "prefect")
-    command = [prefect, "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui"]
+    command = [sys.executable, str(_START), "--host", "127.0.0.1", "--port", str(port), "--no-ui"]
     with open(home / "server.log", "wb") as log:
-        server = subprocess.Popen(command, env=environment(variables | _BATCHES), stdout=log, stderr=log, start_new_session=True)
+        server = subprocess.Popen(command, env=environment(variables), stdout=log, stderr=log, start_new_session=True)
     end = time.monotonic() + _START_SECONDS
     while True:
         try:

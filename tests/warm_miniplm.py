@@ -23,6 +23,7 @@ for _name in [name for name in os.environ if name.startswith("PREFECT_")]:
     del os.environ[_name]
 os.environ["PREFECT_HOME"] = tempfile.gettempdir()
 
+gc.disable()  # while a million objects are made, which all stay
 from flows.cli.options import start_quietly  # noqa: E402
 
 start_quietly(verbose=False)
@@ -62,6 +63,7 @@ for _module in (
 # A fork then goes only through what it makes itself: the million objects of these modules cost half a second each time.
 gc.collect()
 gc.freeze()
+gc.enable()
 
 
 def run(arguments: list[str], variables: dict[str, str], cwd: str, out: str, err: str, namespaces_of: int | None) -> NoReturn:
