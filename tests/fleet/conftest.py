@@ -1,4 +1,7 @@
-"""One real fleet for all of its tests, which stop parts of it and so run one after the other."""
+"""One real fleet for all of its tests, which stop parts of it and so run one after the other.
+
+It ends with the last of them: that takes ten seconds, in which the other processes of a test run have tests left.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import pytest
 from tests.fleet.local_fleet import LocalFleet
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def started_fleet() -> Iterator[LocalFleet]:
     if not (shutil.which("initdb") or list(Path("/usr/lib/postgresql").glob("*/bin/initdb"))):
         pytest.skip("PostgreSQL is not installed: `make test` installs it on Debian and Ubuntu")
@@ -29,7 +32,7 @@ def started_fleet() -> Iterator[LocalFleet]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def fleet(started_fleet: LocalFleet) -> LocalFleet:
     """The fleet when flow runs have been started as they are shipped (`lost_machine`), and from now on are forks."""
     started_fleet.fork_engines()

@@ -31,7 +31,7 @@ class LostMachine:
     finished: dict[str, bytes]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def lost_machine(started_fleet: LocalFleet, tmp_path_factory: pytest.TempPathFactory) -> LostMachine:
     """It happens to a run before the other tests of the fleet: the minutes in which the fleet gets over it are theirs."""
     fleet = started_fleet
