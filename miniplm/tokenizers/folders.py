@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def read_tokenizer(folder: Path, trust_remote_code: bool = False, with_settings:
         is_rust = getattr(python, "is_fast", False) and getattr(python, "backend_tokenizer", None) is not None
         if not is_rust:
             return TokenizerFolder(settings, python=python)
-        return TokenizerFolder(settings, backend=_open_ends(python.backend_tokenizer))
+        return TokenizerFolder(settings, backend=_make_plain(python.backend_tokenizer, folder))
     backend = read_backend(file)
     settings = _read_settings(folder, backend, trust_remote_code) if with_settings else TokenizerSettings()
     return TokenizerFolder(settings, backend=backend)
@@ -81,7 +82,7 @@ def read_backend(file: Path) -> Any:
     ):
         with open(file, "rb") as opened:
             refuse_pointer(file, opened.read(64), TokenizerError)
-        return _open_ends(Tokenizer.from_file(str(file)))
+        return _make_plain(Tokenizer.from_file(str(file)), file.parent)
 
 
 def list_named_extras(folder: Path, vocabulary: dict[str, int]) -> list[tuple[int, str]]:
@@ -206,11 +207,23 @@ def _list_others(tokenizer: Any) -> dict[str, Any]:
     return {name: value for name, value in others.items() if value is not None}
 
 
-def _open_ends(backend: Any) -> Any:
-    """Nothing is cut off, nothing filled up: a tokenizer.json may say both, for the lengths that its model was trained with."""
+def _make_plain(backend: Any, folder: Path) -> Any:
+    """Nothing is cut off, nothing filled up, nothing left to chance: a tokenizer.json may say all three, for the training of its model."""
     backend.no_truncation()
     backend.no_padding()
+    if chance := getattr(backend.model, "dropout", None):
+        # With it the same text has other ids each time: a shard made again, and the copy of a document, would be others.
+        backend.model.dropout = None
+        _tell_dropout(folder, chance)
     return backend
+
+
+@cache
+def _tell_dropout(folder: Path, chance: float) -> None:
+    _log.warning(
+        f"tokenizer {folder} leaves out merges by chance (dropout {chance:.3g} in tokenizer.json), which is for the training of a model; "
+        "here all merges are made, so that a text has the same ids each time"
+    )
 
 
 def _check_object(path: Path) -> None:
