@@ -56,6 +56,8 @@ def make_config(
         config = AutoConfig.from_pretrained(str(path.parent), trust_remote_code=trust_remote_code)
     _check_family(config, path, raises)
     _drop_foreign_attention(config, path)
+    # How a forward pass gives its results is for who calls it, and no part of the model.
+    config.return_dict, config.output_hidden_states, config.output_attentions = True, False, False
     return config
 
 

@@ -191,6 +191,12 @@ def test_another_config_that_transformers_would_take_instead_is_refused(folder: 
         check_architecture(str(folder), 128, 33)
 
 
+def test_how_a_config_wants_results_given_does_not_matter(folder: Path) -> None:
+    edit_config(folder, return_dict=False, output_hidden_states=True, output_attentions=True)
+    assert load_model(folder, "float32", CPU).own_attention == "sdpa"
+    assert build_model(str(folder), 128, 33, seed=0).config.return_dict
+
+
 def test_code_of_another_repository_is_refused_where_it_would_run(folder: Path) -> None:
     edit_config(folder, auto_map={"AutoModelForCausalLM": "owner/other--modeling_own.Own", "AutoConfig": "configuration_own.Own"})
     read_skeleton(folder)
