@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 from typing import Any, Literal
 
 # Passes by itself: a connection, a time-out, a table of the kernel that is full at this moment.
@@ -13,6 +14,7 @@ _PASSING_ERRNOS = frozenset(
     {errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ESTALE, errno.ENOBUFS}
     | {errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.EPIPE, errno.ENOTCONN, errno.ESHUTDOWN}
     | {errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN, errno.ENETRESET, errno.EREMOTEIO}
+    | {socket.EAI_AGAIN}  # the name server does not answer now
 )
 # The machine's state too, which a person changes: its disk is full, or can be read only.
 _MACHINE_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})

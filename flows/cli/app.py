@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 
 from flows.cli import exports, facts, fleet, runs, scaling, scoring, stages, sweeps
-from flows.cli.process import set_up_process
+from flows.cli.process import check_current_folder, set_up_process
+from flows.cli.terminal import show_controls
 from flows.cli.verbosity import is_verbose
 from miniplm import __version__
 from miniplm.errors import ConfigError, MiniplmError, RunFailedError
@@ -100,11 +101,12 @@ def _silence_stdout() -> None:
 def _run() -> int:
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
+        check_current_folder()
         app()
         return 0
     except (ConfigError, MiniplmError) as error:
         errors.print(f"[bold red]{type(error).__name__}[/]: ", end="")
-        errors.print(str(error), markup=False)
+        errors.print(show_controls(str(error)), markup=False, emoji=False)
         return 2
     except SystemExit as left:
         if left.code in _INTERRUPTED:
@@ -114,6 +116,7 @@ def _run() -> int:
         if is_verbose():
             errors.print(traceback.format_exc(), markup=False)
         errors.print("[bold red]The run failed[/]: ", end="")
-        errors.print(str(error) if isinstance(error, RunFailedError) else f"{type(error).__name__}: {error}", markup=False)
+        said = str(error) if isinstance(error, RunFailedError) else f"{type(error).__name__}: {error}"
+        errors.print(show_controls(said), markup=False, emoji=False)
         errors.print("What is finished is kept; the same command goes on from there. --verbose shows where it failed.")
         return 1

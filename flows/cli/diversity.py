@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-
 from flows.cli.tables import make_table
+from flows.cli.terminal import PlainConsole
 from miniplm.report.diversity import MEASURES, format_value, list_values
 from miniplm.selection.diversity_sample import SelectionDiversity
 
@@ -19,4 +18,4 @@ def print_diversity(diversity: SelectionDiversity) -> None:
     )
     for (name, _, kind), kept, random in zip(MEASURES, list_values(diversity.kept), list_values(diversity.random), strict=True):
         table.add_row(name, format_value(kept, kind), format_value(random, kind))
-    Console(highlight=False).print(table)
+    PlainConsole().print(table)

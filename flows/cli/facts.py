@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from flows.cli.options import (
     DEFAULT_STORAGE,
@@ -21,6 +20,7 @@ from flows.cli.options import (
     start_quietly,
     take_one,
 )
+from flows.cli.terminal import PlainConsole
 
 if TYPE_CHECKING:
     from miniplm.config.run import RunConfig
@@ -99,7 +99,7 @@ def inspect(
         if asked.as_json:
             print_json(summary.as_json())
         else:
-            print_truth(Console(highlight=False, markup=False), summary)
+            print_truth(PlainConsole(), summary)
         return
     if by_domain:
         rows = inspection.inspect_domains(root, record)
@@ -137,7 +137,7 @@ def _inspect_overlap(
     if as_json:
         print_json(summary.as_json())
         return
-    console = Console(highlight=False, markup=False)
+    console = PlainConsole()
     if duplicates and summary.copies is not None:
         print_copies(console, summary.copies)
     if contamination and summary.contamination is not None:
@@ -188,7 +188,7 @@ def _print_architectures(as_json: bool) -> None:
     table = make_table("Architecture presets", "name", "description")
     for name, preset in PRESETS.items():
         table.add_row(name, preset.description)
-    Console(highlight=False).print(table)
+    PlainConsole().print(table)
 
 
 def doctor(

@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 
 from flows.cli.process import provide_caches
+from flows.cli.terminal import PlainConsole
 from flows.cli.verbosity import set_verbose
 from miniplm.errors import ConfigError, first_line, is_passing, list_offenders
 
@@ -183,9 +184,7 @@ def watched_stage(plan: RunPlan, verbose: bool, as_json: bool) -> Iterator[tuple
         return
     from flows.cli.progress import TerminalProgress
 
-    if not verbose:
-        logging.getLogger("miniplm").setLevel(logging.CRITICAL)
-    console = Console(stderr=as_json, highlight=False, markup=False)
+    console = PlainConsole(stderr=as_json)
     with TerminalProgress(console) as progress:
         yield console, progress
 
@@ -217,7 +216,7 @@ def try_again(work: Callable[[], Result]) -> Result:
 def watched_flow(verbose: bool, as_json: bool) -> Iterator[Console]:
     """Live progress in the terminal while a flow runs; on stderr where stdout is for JSON."""
     start_quietly(verbose)
-    console = Console(stderr=as_json, highlight=False, markup=False)
+    console = PlainConsole(stderr=as_json)
     if console.is_terminal and not verbose:
         console.print("starting ...", end="\r", style="dim")
     from flows.cli.prefect_api import provide_prefect_api

@@ -14,6 +14,7 @@ from io import TextIOWrapper
 from typing import NoReturn
 from urllib.parse import urlsplit
 
+from miniplm.errors import MachineError
 from miniplm.training.processes.signals import restore_signals
 
 # As httpx, urllib, botocore, websockets and curl all read them.
@@ -34,6 +35,14 @@ def set_up_process() -> None:
     signal.signal(signal.SIGTERM, _stop)
     _open_streams()
     bypass_proxy(os.environ)
+
+
+def check_current_folder() -> None:
+    """Raises `MachineError` where the folder that this process is in was deleted: nothing with a relative path can be found."""
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise MachineError("the current folder was deleted; go to one that exists, and start the command there") from error
 
 
 def _stop(number: int, _: object) -> NoReturn:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from flows.cli.overlap import print_overlap
 from flows.cli.tables import make_table, print_selection, print_taken
+from flows.cli.terminal import PlainConsole
 from flows.cli.truth import print_truth
 from miniplm import layout
 from miniplm.evaluation.advice import advise
@@ -29,7 +30,7 @@ def print_run(storage: Storage, record: RunRecord) -> None:
     from miniplm.run.truth import find_truth
     from miniplm.selection.ranking import load_selection
 
-    console = Console(highlight=False, markup=False)
+    console = PlainConsole()
     stages = make_table(f"Run {record.run_name}", "stage", "amount", "time", "rate", "")
     for stage in record.stages:
         rate = f"{stage.num_units / stage.seconds:,.0f} {stage.unit}/s" if stage.seconds >= 0.1 else ""

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from flows.cli.options import Asked, on_a_run, print_json
+from flows.cli.terminal import PlainConsole
 
 if TYPE_CHECKING:
     from miniplm.evaluation.curves import Saving, StudentCurve
@@ -59,7 +58,7 @@ def print_curves(run_name: str, curves: dict[str, StudentCurve], text: str = "")
     """Constants, losses and savings of each student that has a fit, and what is to be said against them."""
     from flows.cli.tables import make_table
 
-    console = Console(highlight=False, markup=False)
+    console = PlainConsole()
     fitted = {name: curve for name, curve in curves.items() if curve.fit is not None}
     if fitted:
         tokens = [extrapolation.num_tokens for extrapolation in next(iter(fitted.values())).extrapolations]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.cli.options import DEFAULT_STORAGE, AsJson, StorageRoot, Verbose, print_json, resolve_config, start_quietly, watched_flow
+from flows.cli.terminal import PlainConsole
 
 if TYPE_CHECKING:
     from miniplm.records.sweep import SweepRecord
@@ -59,13 +60,12 @@ def _shorten(fields: Sequence[str]) -> list[str]:
 
 
 def _print_sweep(storage: Storage, sweep: SweepRecord, results: list[SweptResult]) -> None:
-    from rich.console import Console
 
     from flows.cli.results import difference_cell, with_error
     from flows.cli.tables import make_table
     from miniplm import layout
 
-    console = Console(highlight=False, markup=False)
+    console = PlainConsole()
     table = make_table(
         f"Sweep {sweep.name}", *_shorten(sweep.fields), "student", "kept", "tokens", "held-out loss", "less baseline"
     )

@@ -11,6 +11,7 @@ from rich.style import StyleType
 from rich.table import Table
 from rich.text import Text
 
+from flows.cli.terminal import PlainConsole, show_controls
 from miniplm import layout
 from miniplm.corpus.taken_files import list_files_read_again, list_files_without_documents
 from miniplm.errors import list_offenders
@@ -34,7 +35,9 @@ class PlainTable(Table):
     """A table whose cells are taken as they are: a domain may be called `[/]`, which elsewhere is markup."""
 
     def add_row(self, *cells: RenderableType | None, style: StyleType | None = None, end_section: bool = False) -> None:
-        super().add_row(*[Text(cell) if isinstance(cell, str) else cell for cell in cells], style=style, end_section=end_section)
+        super().add_row(
+            *[Text(show_controls(cell)) if isinstance(cell, str) else cell for cell in cells], style=style, end_section=end_section
+        )
 
 
 def make_table(title: str, *columns: str) -> Table:
@@ -174,7 +177,7 @@ def print_taken(console: Console, storage: Storage, manifest: CorpusManifest) ->
 
 def print_status(status: RunStatus) -> None:
     """Each stage, and the shards that are missing or broken."""
-    console = Console(highlight=False, markup=False)
+    console = PlainConsole()
     table = make_table(f"Run {status.run_name} at {status.storage}", "stage", "state", "done", "")
     for stage in status.stages:
         table.add_row(
@@ -193,7 +196,7 @@ def print_status(status: RunStatus) -> None:
 
 def print_sequences(sequences: list[InspectedSequence], whole: bool) -> None:
     """Sequences with their scores and text."""
-    console = Console(highlight=False, markup=False)
+    console = PlainConsole()
     for sequence in sequences:
         scores = (
             "not a candidate"
@@ -212,7 +215,7 @@ def print_sequences(sequences: list[InspectedSequence], whole: bool) -> None:
 
 def print_documents(inspected: InspectedDocuments) -> None:
     """Documents with their scores and where they come from."""
-    console = Console(highlight=False, markup=False)
+    console = PlainConsole()
     for document in inspected.documents:
         scores = f"difference {document.difference_score:+.3f}  teacher {document.teacher_nll:.3f}  reference {document.reference_nll:.3f}"
         console.print(
@@ -232,7 +235,7 @@ def print_documents(inspected: InspectedDocuments) -> None:
 
 def print_domains(domains: list[InspectedDomain]) -> None:
     """Each domain: what was kept of its candidates, or how many it has where nothing is selected yet."""
-    console = Console(highlight=False, markup=False)
+    console = PlainConsole()
     table = make_table("Domains", *_KEPT_COLUMNS)
     for domain in domains:
         candidates = domain.splits.get("candidate")
@@ -244,7 +247,7 @@ def print_domains(domains: list[InspectedDomain]) -> None:
 
 def print_findings(findings: list[Finding]) -> None:
     """What the doctor found."""
-    console = Console(highlight=False, markup=False)
+    console = PlainConsole()
     colours = {"ok": "green", "warning": "yellow", "problem": "red"}
     for finding in findings:
         console.print(Text(f"{finding.state:<8}", colours[finding.state]), f"{finding.name}: {finding.value}", soft_wrap=True)
@@ -319,7 +322,7 @@ def print_fidelity(console: Console, storage: Storage, calibration: Calibration,
 
 def print_plan(plan: RunCost) -> None:
     """What a run will cost."""
-    console = Console(highlight=False, markup=False)
+    console = PlainConsole()
     table = make_table(f"Plan of run {plan.run_name}", "stage", "tokens", "shards", "rate", "of peak", "time")
     for stage in plan.stages:
         table.add_row(

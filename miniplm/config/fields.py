@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 # What 32-bit offsets reach in a list column of a shard's file: all its tokens lie in one.
 MOST_SHARD_TOKENS = 2**31 - 1
@@ -47,3 +48,25 @@ class Section(BaseModel):
     """A part of the configuration: immutable, and no key that is not known."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_truth_as_number(cls, content: Any) -> Any:
+        """`ratio: yes` is true in YAML, which pydantic takes for 1.0."""
+        for name, field in cls.model_fields.items() if isinstance(content, dict) else ():
+            if isinstance(content.get(name), bool) and _is_number(field.annotation):
+                raise ValueError(f"{name} is {str(content[name]).lower()}, and a number is wanted")
+        return content
+
+
+def _is_number(annotation: Any) -> bool:
+    """Whether a field takes a number, and neither true nor false."""
+    parts = _list_parts(annotation)
+    return bool not in parts and (int in parts or float in parts)
+
+
+def _list_parts(annotation: Any) -> list[Any]:
+    """The types that an annotation joins by `|`, without what is said of them."""
+    if isinstance(annotation, UnionType) or get_origin(annotation) in (Union, Annotated):
+        return [part for one in get_args(annotation) for part in _list_parts(one)]
+    return [annotation]

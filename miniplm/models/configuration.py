@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from miniplm.errors import ConfigError, ModelError, reading_users_file
+from miniplm.errors import ConfigError, ModelError, list_offenders, reading_users_file
 from miniplm.models.files import read_model_config
 
 if TYPE_CHECKING:
@@ -47,12 +47,17 @@ def make_config(
     from transformers import AutoConfig
 
     _check_sizes(content, path, raises)
+    _check_no_other_file(content, path, raises)
+    if trust_remote_code:
+        _check_own_code(content, path, raises)
     with reading_users_file(
         path, "cannot be loaded as a causal language model", "mend the fields named, or take another copy of the model", raises
     ):
         config = AutoConfig.from_pretrained(str(path.parent), trust_remote_code=trust_remote_code)
     _check_family(config, path, raises)
     _drop_foreign_attention(config, path)
+    # How a forward pass gives its results is for who calls it, and no part of the model.
+    config.return_dict, config.output_hidden_states, config.output_attentions = True, False, False
     return config
 
 
@@ -91,6 +96,33 @@ def _check_sizes(content: dict[str, Any], path: Path, raises: type[ModelError] |
     text = content.get("text_config")
     if isinstance(text, dict) and not place:
         _check_sizes(text, path, raises, "text_config.")
+
+
+def _check_no_other_file(content: dict[str, Any], path: Path, raises: type[ModelError] | type[ConfigError]) -> None:
+    """transformers may take another file for config.json, by its own version; what is read here, and names the model, is config.json."""
+    from transformers.configuration_utils import get_configuration_file
+
+    if "configuration_files" not in content:
+        return
+    with reading_users_file(path, "has configuration_files that are no list of file names", "take that field away", raises):
+        taken = get_configuration_file(content["configuration_files"])
+    if taken != path.name:
+        raise raises(
+            f"{path}: its configuration_files has the installed transformers take {taken} instead, and another version another one. "
+            f"Give the file that is meant the name {path.name}, and take that field away"
+        )
+
+
+def _check_own_code(content: dict[str, Any], path: Path, raises: type[ModelError] | type[ConfigError]) -> None:
+    """Code that lies elsewhere than the model is no part of its name, and may be other code the next time."""
+    classes = content.get("auto_map")
+    named = classes.values() if isinstance(classes, dict) else ()
+    foreign = sorted({str(name) for name in named if "--" in str(name)})
+    if foreign:
+        raise raises(
+            f"{path}: its auto_map takes code from elsewhere ({list_offenders(foreign)}), which may change while the model stays the same. "
+            "Copy the Python files of that repository beside it, and take everything up to `--` out of auto_map"
+        )
 
 
 def _check_family(config: PretrainedConfig, path: Path, raises: type[ModelError] | type[ConfigError]) -> None:

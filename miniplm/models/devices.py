@@ -27,7 +27,7 @@ def resolve_device(device: str) -> torch.device:
     """`auto` is the GPU where there is one, the next one where the first was lost.
 
     Raises `NoDeviceError` for a device that this machine lacks, which another machine may have, and where the device was lost and there
-    is no other.
+    is no other; `ConfigError` for what is no device.
     """
     if device == "auto":
         if not torch.cuda.is_available():
@@ -36,7 +36,10 @@ def resolve_device(device: str) -> torch.device:
         if not left:
             raise NoDeviceError("no GPU of this machine answers any more; look at `nvidia-smi`, then start the command again")
         return torch.device("cuda", left[0]) if _lost else torch.device("cuda")
-    resolved = torch.device(device)
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device is {device!r}; it must be auto, cpu, cuda, cuda:N or mps") from error
     if resolved.type == "cuda" and (not torch.cuda.is_available() or (resolved.index or 0) >= torch.cuda.device_count()):
         raise NoDeviceError(
             f"scoring.device is {device!r}, but this machine has {torch.cuda.device_count()} CUDA devices; use auto or cpu"

@@ -118,7 +118,9 @@ def read_model_config(folder: Path) -> dict[str, Any]:
                 "where the weights here are whole without the adapter, take that file away"
             )
         if not (folder / "config.json").is_file():
-            raise ModelError(f"model folder {folder} has no config.json; is it a transformers model?")
+            raise ModelError(
+                f"model folder {folder} has no config.json{_explain_link(folder / 'config.json') or _explain_cache(folder)}"
+            )
     return read_json_object(folder / "config.json")
 
 
@@ -180,7 +182,20 @@ def _read_index(folder: Path, index: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+def _explain_link(path: Path) -> str:
+    return f" (it is a link to {os.readlink(path)}, which does not exist; copy the model again)" if path.is_symlink() else ""
+
+
+def _explain_cache(folder: Path) -> str:
+    """What to give instead of a folder in which the hub's files are kept."""
+    snapshots = sorted(path.parent for path in (*folder.glob("*/config.json"), *folder.glob("snapshots/*/config.json")))
+    return f"; give the folder of a model, such as {snapshots[0]}" if snapshots else "; is it a transformers model?"
+
+
 def _explain_no_weights(folder: Path, chosen: str) -> str:
+    for name in (chosen, _SINGLE, _INDEX):
+        if link := _explain_link(folder / name):
+            return f"model folder {folder} has no {name}{link}"
     if chosen not in (_SINGLE, _INDEX):
         return f"model folder {folder} lacks {chosen}, which transformers_weights of its config.json names; {_COPY_AGAIN}, or take that field away"
     others = sorted(path.name for path in folder.glob("*.safetensors") if path.is_file())

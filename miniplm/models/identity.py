@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from miniplm.config.run import ScoringDtype
 from miniplm.errors import ModelError, reading_users_file
 from miniplm.models.files import list_code_files, list_weight_files, read_model_config
 from miniplm.records.manifests import ModelEntry
@@ -51,11 +52,20 @@ def identify_model(
     )
 
 
-def require_same_weights(entry: ModelEntry, folder: Path, storage: Storage) -> None:
-    """Raises `ModelError` where the weights in `folder` are not those that a given model was named by: its scores would be another's."""
-    if _digest_files(folder, read_model_config(folder), entry.trust_remote_code, storage) != entry.weights_digest:
+def require_same_model(entry: ModelEntry, folder: Path, storage: Storage) -> None:
+    """Raises `ModelError` where weights or config.json in `folder` are not those that a given model was named by: its scores would be another's."""
+    config = read_model_config(folder)
+    # It may be opened in another dtype than the one it was named for.
+    names = {
+        name_model(entry.num_parameters, entry.weights_digest, config, dtype, entry.attention) for dtype in get_args(ScoringDtype)
+    }
+    are_same = {
+        "the weights": _digest_files(folder, config, entry.trust_remote_code, storage) == entry.weights_digest,
+        "the settings of config.json": entry.model_id in names,
+    }
+    if others := [name for name, is_same in are_same.items() if not is_same]:
         raise ModelError(
-            f"the weights in {folder} are not those of {entry.model_id}, which it was when it was named; put them back, "
+            f"{' and '.join(others)} in {folder} are not those of {entry.model_id}, which it was when it was named; put them back, "
             "or run `miniplm run CONFIG`, which names it anew and scores by what it is now"
         )
 

@@ -13,7 +13,7 @@ import torch
 from miniplm import layout
 from miniplm.errors import ModelError
 from miniplm.models.files import locate_model
-from miniplm.models.identity import require_same_weights
+from miniplm.models.identity import require_same_model
 from miniplm.models.loading import LoadedModel, load_causal_model, load_model
 from miniplm.records.manifests import ModelEntry
 from miniplm.storage.root import Storage
@@ -36,11 +36,11 @@ def open_causal_model(storage: Storage, entry: ModelEntry, device: torch.device)
 def model_files(storage: Storage, entry: ModelEntry) -> Iterator[Path]:
     """The local folder with an entry's files; copied for the time of the block where the storage root is remote.
 
-    Raises `ModelError` where there is none, or, of a model that is given, where its weights are not those of the entry.
+    Raises `ModelError` where there is none, or, of a model that is given, where it is not the one of the entry.
     """
     if not entry.stored:
         folder = locate_model(entry.source, entry.revision)
-        require_same_weights(entry, folder, storage)
+        require_same_model(entry, folder, storage)
         yield folder
         return
     relative = layout.model_folder(entry.model_id)

@@ -5,8 +5,9 @@ Shapes: T tokens of a window, W windows, N texts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,13 @@ from miniplm.tokenizers.tokenizer import CorpusTokenizer, TokenIds, load_tokeniz
 
 
 def score(
-    texts: Iterable[str], teacher: str, reference: str, *, sequence_length: int = 1024, dtype: str = "auto", device: str = "auto"
+    texts: Iterable[str],
+    teacher: str | Path,
+    reference: str | Path,
+    *,
+    sequence_length: int = 1024,
+    dtype: str = "auto",
+    device: str = "auto",
 ) -> pa.Table:
     """The NLL of each text under both models, and the difference: higher is what Difference Sampling keeps first.
 
@@ -40,7 +47,7 @@ def score(
     texts = _check_texts(texts)
     if sequence_length < 2:
         raise ConfigError(f"sequence_length is {sequence_length}; it must be at least 2")
-    folders = {"teacher": locate_model(teacher), "reference": locate_model(reference)}
+    folders = {"teacher": locate_model(str(teacher)), "reference": locate_model(str(reference))}
     tokenizer = load_tokenizer(str(folders["teacher"]), field="the teacher's eos_token")
     if problem := find_disagreement(folders["reference"], tokenizer):
         raise TokenizerError(
@@ -83,13 +90,29 @@ def score(
 def _check_texts(texts: Iterable[str]) -> list[str]:
     if isinstance(texts, str):
         raise ConfigError("texts is one string; give a list of texts, or a column of a dataset")
+    # These would give their names of columns.
+    if isinstance(texts, Mapping) or hasattr(texts, "columns") or not isinstance(texts, Iterable):
+        raise ConfigError(f"texts is a {type(texts).__name__}; give a list of texts, or one column of it")
     found = [text.as_py() if isinstance(text, pa.Scalar) else text for text in texts]
     wrong = [index for index, text in enumerate(found) if not isinstance(text, str)]
     if wrong:
         raise ConfigError(
             f"rows {list_offenders(wrong)} are no texts (row {wrong[0]} is a {type(found[wrong[0]]).__name__}); leave them out"
         )
+    broken = [index for index, text in enumerate(found) if not _is_unicode(text)]
+    if broken:
+        raise ConfigError(
+            f"rows {list_offenders(broken)} hold half of a character (a lone surrogate), which no tokenizer takes; leave them out"
+        )
     return found
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _cut(tokenizer: CorpusTokenizer, texts: list[str], window: int) -> tuple[list[TokenIds], list[int], list[int]]:

@@ -123,8 +123,10 @@ def _list_infos(filesystem: fsspec.AbstractFileSystem, path: str, source: Source
             name = show_name(source.path)
             raise SourceError(f"source {name} is a folder; name its files, e.g. path: {name.rstrip('/')}/{ending}")
         return list_folder(filesystem, path)
-    # A name that happens to hold `[` is that file before it is a pattern; one with `*` or `?` is among those that it matches.
-    if not any(character in path for character in "*?") and filesystem.isfile(path):
+    # A name that happens to hold `[` is that file before it is a pattern; one with `*` or `?` is among those that it matches. Of a web
+    # address the `?` is none: what follows it is a question to the server.
+    wildcards = "*" if path.startswith(("http://", "https://")) else "*?"
+    if not any(character in path for character in wildcards) and filesystem.isfile(path):
         return Listing([filesystem.info(path)])
     return list_matches(filesystem, path)
 
@@ -146,7 +148,15 @@ def _name_file(filesystem: fsspec.AbstractFileSystem, name: str) -> str:
 
 def _make_source_file(filesystem: fsspec.AbstractFileSystem, info: dict[str, Any]) -> SourceFile:
     name = str(info["name"])
-    return SourceFile(show_name(_name_file(filesystem, name)), filesystem, name, int(info["size"]), _read_version(info))
+    shown = show_name(_name_file(filesystem, name))
+    if info.get("size") is None:  # the listing of a web server tells names alone
+        info = filesystem.info(name)
+    if info.get("size") is None:
+        raise SourceError(
+            f"{shown}: its server does not say how long it is, so that a copy that was cut off could not be told from a whole one; "
+            "download it, and name the copy"
+        )
+    return SourceFile(shown, filesystem, name, int(info["size"]), _read_version(info))
 
 
 def _describe_left_out(left_out: list[LeftOut]) -> str:

@@ -33,6 +33,7 @@ _DECODER = json.JSONDecoder(parse_int=float)
 # orjson reads deeper ones than Python's decoder, which says how deep is too deep; brackets in texts count too, and cost only time.
 _SAFE_BRACKETS = 500
 _ARRAY_OF_OBJECTS = re.compile(r"\[\s*\{")
+_OPENED_OBJECT = re.compile(r"\{[ \t\r]*\n\s*[\"}]")
 
 
 def read_jsonl_parts(
@@ -116,7 +117,7 @@ def _check_text(file: SourceFile, head: bytes) -> None:
 
 
 def _check_lines(file: SourceFile, head: str) -> None:
-    """Refuses an array of objects, and objects that no newline separates: a whole file of documents would be one rejection, or few."""
+    """Refuses an array of objects, objects that no newline separates, and one over several lines: no document would be left of them."""
     line, _, rest = head.partition("\n")
     try:
         value, end = _DECODER.raw_decode(line)
@@ -124,13 +125,22 @@ def _check_lines(file: SourceFile, head: str) -> None:
         value, end = None, 0
     if end and rest.strip():
         return  # there are lines: one that is at fault is a rejection
-    if _ARRAY_OF_OBJECTS.match(head):
+    if _OPENED_OBJECT.match(head) or (not end and _is_object(head)):
+        found, advice = "a JSON object over several lines", "jq -c ."
+    elif _ARRAY_OF_OBJECTS.match(head):
         found, advice = "a JSON array", "jq -c '.[]'"
     elif isinstance(value, dict) and line[end:].lstrip().startswith(("{", ",")):
         found, advice = "several JSON objects in one line", "jq -c ."
     else:
         return
     raise DamagedSourceError(f"{file.path} holds {found}, not JSON Lines; put each object on a line of its own, e.g. `{advice}`")
+
+
+def _is_object(head: str) -> bool:
+    try:
+        return isinstance(_DECODER.raw_decode(head)[0], dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _read_line(document_id: int, origin: Origin, line: bytes, source: SourceConfig) -> SourceRecord:

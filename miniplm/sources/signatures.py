@@ -174,6 +174,8 @@ def _recognise_structure(head: bytes) -> Format | None:
         return Format("an MP4 film or a HEIF image", "data")
     if not head.strip(b"\x00"):
         return Format("nothing but zero bytes", "data")
+    if head[:1] == b"\x1e" and head[1:2] in (b"{", b"["):
+        return Format("a JSON text sequence (RFC 7464)", "data")
     sample = head[:_SAMPLE_BYTES]
     num_controls = len(_CONTROLS.findall(sample))
     if num_controls < max(_LEAST_CONTROLS, _DATA_SHARE * len(sample)):

@@ -28,7 +28,7 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from miniplm.errors import DamagedFileError, StorageError, StorageUnavailableError, first_line, is_passing
+from miniplm.errors import DamagedFileError, StorageError, StorageUnavailableError, first_line, is_passing, reading_users_file
 
 _TEMPORARY_PREFIX = ".tmp-"
 _BLOCK_BYTES = 1 << 20
@@ -45,12 +45,17 @@ _verified: set[tuple[str, str]] = set()
 
 
 def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URL and the path in it. S3's bears faults and caches no listing; credentials are found by botocore."""
+    """The file system of a URL and the path in it. S3's bears faults and caches no listing; credentials are found by botocore.
+
+    Raises `StorageError` for a protocol that nobody knows, or whose package or driver is not installed.
+    """
     if "://" not in url:  # a path, whatever else is in it: fsspec would take `a::b` for two file systems
         filesystem = LocalFileSystem()
         return filesystem, str(filesystem._strip_protocol(url))
     if not url.startswith(_S3_PROTOCOLS):
-        filesystem, path = url_to_fs(url)
+        next_step = "correct what stands before `://`, or install the package that is named"
+        with reading_users_file(url, "is in no store that this machine can open", next_step, StorageError):
+            filesystem, path = url_to_fs(url)
         return filesystem, str(path)
     from miniplm.storage.s3 import PatientS3FileSystem
 

@@ -25,6 +25,7 @@ Encode = Callable[[list[str]], list[TokenIds]]
 _CALL_CHARACTERS = 4 << 20
 # Words that are remembered: about 100 MB at most. Beyond the first ten thousands each is met seldom.
 _MOST_WORDS = 1 << 19
+_EXCERPT_CHARACTERS = 80
 # Longer ones (blobs, scripts without spaces) do not come again.
 _LONGEST_WORD = 48
 
@@ -93,8 +94,17 @@ def encode_documents(encode: Encode, texts: Sequence[str], name: str) -> list[To
     """Token ids (num_tokens,) of each text; a very long one goes in pieces. Raises `TokenizerError`, by the tokenizer's `name`, where one has none."""
 
     def call(part: list[str]) -> list[TokenIds]:  # (num_tokens,) each
+        try:
+            return try_call(part)
+        except TokenizerError:
+            for text in part if len(part) > 1 else ():  # one by one, to say which text it is
+                try_call([text])
+            raise
+
+    def try_call(part: list[str]) -> list[TokenIds]:  # (num_tokens,) each
         next_step = "its files are damaged, or its vocabulary has no token for what it does not know; use another copy or tokenizer"
-        with reading_users_file(f"tokenizer {name!r}", "cannot encode a text", next_step, TokenizerError):
+        said = f"the text {part[0][:_EXCERPT_CHARACTERS]!r}..." if len(part) == 1 else "a text"
+        with reading_users_file(f"tokenizer {name!r}", f"cannot encode {said}", next_step, TokenizerError):
             return encode(part)
 
     results: list[list[TokenIds]] = [[] for _ in texts]

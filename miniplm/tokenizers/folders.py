@@ -11,9 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections import Counter
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from miniplm.errors import TokenizerError, describe_reason, list_offenders, reading_users_file
 from miniplm.models.files import locate_folder, refuse_pointer
@@ -61,11 +65,12 @@ def read_tokenizer(folder: Path, trust_remote_code: bool = False, with_settings:
     file = folder / "tokenizer.json"
     if not file.is_file():
         python = _read_by_transformers(folder, trust_remote_code)
+        _check_has_vocabulary(folder, python)
         settings = TokenizerSettings(_list_names(python, folder), _list_others(python))
         is_rust = getattr(python, "is_fast", False) and getattr(python, "backend_tokenizer", None) is not None
         if not is_rust:
             return TokenizerFolder(settings, python=python)
-        return TokenizerFolder(settings, backend=_open_ends(python.backend_tokenizer))
+        return TokenizerFolder(settings, backend=_make_plain(python.backend_tokenizer, folder))
     backend = read_backend(file)
     settings = _read_settings(folder, backend, trust_remote_code) if with_settings else TokenizerSettings()
     return TokenizerFolder(settings, backend=backend)
@@ -79,9 +84,30 @@ def read_backend(file: Path) -> Any:
     with reading_users_file(
         file.parent, f"holds no tokenizer that can be loaded: {file.name} cannot be read", next_step, TokenizerError
     ):
-        with open(file, "rb") as opened:
-            refuse_pointer(file, opened.read(64), TokenizerError)
-        return _open_ends(Tokenizer.from_file(str(file)))
+        content = file.read_bytes()
+        refuse_pointer(file, content[:64], TokenizerError)
+        backend = Tokenizer.from_buffer(content)
+        _check_ids(file, backend, orjson.loads(content).get("added_tokens") or [])
+        return _make_plain(backend, file.parent)
+
+
+def _check_ids(file: Path, backend: Any, added: list[dict[str, Any]]) -> None:
+    """Raises `TokenizerError` where the library gives an added token another id than the file, as it does behind a gap, or two tokens have one id."""
+    vocabulary = backend.get_vocab(with_added_tokens=False)
+    if len(set(vocabulary.values())) < len(vocabulary):
+        counts = Counter(vocabulary.values())
+        shared = sorted(token for token, token_id in vocabulary.items() if counts[token_id] > 1)
+        raise TokenizerError(f"{file} gives several tokens one id: {list_offenders(map(repr, shared))}; {_COPY}")
+    moved = [
+        f"{token['content']!r} ({token['id']}, not {found})"
+        for token in added
+        if (found := backend.token_to_id(token["content"])) != token["id"]
+    ]
+    if moved:
+        raise TokenizerError(
+            f"{file} gives added tokens other ids than the tokenizers library takes for them: {list_offenders(moved, most=5)}; it numbers them "
+            "without gaps behind the vocabulary. Fill the gap with tokens that no text has, so that the ids are those that the model was trained on"
+        )
 
 
 def list_named_extras(folder: Path, vocabulary: dict[str, int]) -> list[tuple[int, str]]:
@@ -188,6 +214,16 @@ def _read_by_transformers(folder: Path, trust_remote_code: bool) -> Any:
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=trust_remote_code, local_files_only=True)
 
 
+def _check_has_vocabulary(folder: Path, tokenizer: Any) -> None:
+    """transformers makes a tokenizer without a vocabulary of a folder without its files, and no text has tokens then."""
+    wanted = sorted(set(getattr(type(tokenizer), "vocab_files_names", {}).values()))
+    if wanted and not any((folder / name).is_file() for name in wanted):
+        raise TokenizerError(
+            f"{folder} holds no tokenizer that can be loaded: it has none of the files of a {type(tokenizer).__name__} "
+            f"({list_offenders(wanted)}); {_COPY}"
+        )
+
+
 def _list_names(tokenizer: Any, folder: Path) -> dict[str, str]:
     names = {}
     for name in _NAMES:
@@ -206,11 +242,23 @@ def _list_others(tokenizer: Any) -> dict[str, Any]:
     return {name: value for name, value in others.items() if value is not None}
 
 
-def _open_ends(backend: Any) -> Any:
-    """Nothing is cut off, nothing filled up: a tokenizer.json may say both, for the lengths that its model was trained with."""
+def _make_plain(backend: Any, folder: Path) -> Any:
+    """Nothing is cut off, nothing filled up, nothing left to chance: a tokenizer.json may say all three, for the training of its model."""
     backend.no_truncation()
     backend.no_padding()
+    if chance := getattr(backend.model, "dropout", None):
+        # With it the same text has other ids each time: a shard made again, and the copy of a document, would be others.
+        backend.model.dropout = None
+        _tell_dropout(folder, chance)
     return backend
+
+
+@cache
+def _tell_dropout(folder: Path, chance: float) -> None:
+    _log.warning(
+        f"tokenizer {folder} leaves out merges by chance (dropout {chance:.3g} in tokenizer.json), which is for the training of a model; "
+        "here all merges are made, so that a text has the same ids each time"
+    )
 
 
 def _check_object(path: Path) -> None:

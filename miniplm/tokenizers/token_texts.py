@@ -141,10 +141,12 @@ def list_text_changes(backend: Any) -> list[str]:
     changes = []
     if (reader := _find_reader(content["decoder"])) is None:
         changes.append(f"its decoder ({_name(content['decoder'])}) does not write each token by itself")
+    elif len(steps := _list_prefix_steps(content)) > 1:
+        changes.append(f"it puts something before a text twice ({', '.join(steps)})")
     elif _find_prefix(content, reader).unless_there:
-        changes.append("it puts a space before a text unless one is there")
+        changes.append(f"it puts a space before {_name_what_is_prefixed(content)} unless one is there")
     marks = _list_space_marks(content)
-    if reader is not None and (lost := [mark for mark in marks if reader(mark) == b" "]):
+    if reader is not None and (lost := [mark for mark in marks if mark and reader(mark) == b" "]):
         changes.append(f"{lost[0]!r} in a text is the mark of a space, and comes back as one")
     changing = [step["type"] for step in _flatten(content["normalizer"]) if not _is_reversible(step)]
     if changing:
@@ -152,6 +154,9 @@ def list_text_changes(backend: Any) -> list[str]:
     dropping = [step["type"] for step in _flatten(content["pre_tokenizer"]) if _drops_text(step)]
     if dropping:
         changes.append(f"its splitting rules ({', '.join(dropping)}) leave characters out")
+    words = [] if reader is None else _list_shared_words(content, backend, reader, marks)
+    if words:
+        changes.append(f"{words[0]!r} in a text has the id of another text, and comes back as that")
     stripping = [
         token["content"] for token in content["added_tokens"] if not token["special"] and (token["lstrip"] or token["rstrip"])
     ]
@@ -197,11 +202,40 @@ def _find_prefix(content: dict[str, Any], read_token: ReadToken) -> _Prefix:
         if step["type"] == "Prepend":
             return _Prefix(read_token(step["prepend"]), at_start=False)
     for step in _flatten(content["pre_tokenizer"]):
-        if step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never":
-            return _Prefix(read_token(step["replacement"]), unless_there=True)
-        if step["type"] == "ByteLevel" and step.get("add_prefix_space", True):
-            return _Prefix(b" ", unless_there=True)
+        if _puts_space(step):
+            return _Prefix(read_token(step["replacement"]) if step["type"] == "Metaspace" else b" ", unless_there=True)
     return _Prefix()
+
+
+def _list_prefix_steps(content: dict[str, Any]) -> list[str]:
+    """The steps that put something before a text, by name."""
+    normalising = [step["type"] for step in _flatten(content["normalizer"]) if step["type"] == "Prepend"]
+    return normalising + [step["type"] for step in _flatten(content["pre_tokenizer"]) if _puts_space(step)]
+
+
+def _puts_space(step: dict[str, Any]) -> bool:
+    if step["type"] == "Metaspace":
+        return bool(step.get("prepend_scheme", "always") != "never")
+    return step["type"] == "ByteLevel" and bool(step.get("add_prefix_space", True))
+
+
+def _name_what_is_prefixed(content: dict[str, Any]) -> str:
+    """What a space is put before: the whole text, or what earlier splitting rules have made of it."""
+    steps = _flatten(content["pre_tokenizer"])
+    return "a text" if not steps or _puts_space(steps[0]) else "each piece that it splits a text into"
+
+
+def _list_shared_words(content: dict[str, Any], backend: Any, read_token: ReadToken, marks: Sequence[str]) -> list[str]:
+    """Added words whose id stands for another text in the model's own vocabulary, as `Ġa` does for ` a`; spaces and parts of characters aside."""
+    return [
+        word["content"]
+        for word in content["added_tokens"]
+        if not word["special"]
+        and backend.model.token_to_id(word["content"]) == word["id"]
+        and not any(mark and mark in word["content"] for mark in marks)
+        and (found := read_token(word["content"])) != word["content"].encode()
+        and _is_text(found)
+    ]
 
 
 def _find_unknown(model: dict[str, Any], backend: Any) -> int | None:
@@ -219,10 +253,12 @@ def _is_reversible(step: dict[str, Any]) -> bool:
 
 
 def _list_space_marks(content: dict[str, Any]) -> list[str]:
-    """The characters that the encoder writes for a space."""
+    """The characters that the encoder writes for a space, or the decoder takes for one."""
     steps = [*_flatten(content["normalizer"]), *_flatten(content["pre_tokenizer"])]
-    replaced = [step["content"] for step in steps if step["type"] == "Replace" and step["pattern"].get("String") == " "]
-    return replaced + [step["replacement"] for step in steps if step["type"] == "Metaspace"]
+    marks = [step["content"] for step in steps if step["type"] == "Replace" and step["pattern"].get("String") == " "]
+    reading = _flatten(content["decoder"])
+    marks += [step["replacement"] for step in (*steps, *reading) if step["type"] == "Metaspace"]
+    return marks + [step["pattern"].get("String", "") for step in reading if step["type"] == "Replace" and step["content"] == " "]
 
 
 def _drops_text(step: dict[str, Any]) -> bool:

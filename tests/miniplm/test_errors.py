@@ -6,6 +6,7 @@ import ast
 import builtins
 import errno
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -161,6 +162,8 @@ def test_the_policy_costs_no_import_of_what_it_knows() -> None:
         (OSError(errno.ECONNRESET, "x"), "here"),
         (OSError(errno.ENETUNREACH, "x"), "here"),
         (OSError(errno.ENOSPC, "x"), "elsewhere"),
+        (socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"), "here"),
+        (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "elsewhere"),
         (OSError(errno.EROFS, "x"), "elsewhere"),
         (OSError(errno.ENOENT, "x"), "elsewhere"),
         (OSError(errno.EACCES, "x"), "elsewhere"),

@@ -8,7 +8,9 @@ import pytest
 import yaml
 from fsspec.implementations.local import LocalFileSystem
 
-from miniplm.config.files import apply_override, check_config, load_config
+from miniplm.config.files import apply_override, check_config, check_section, load_config
+from miniplm.config.run import EvaluationConfig, ScoringConfig, TrainingConfig
+from miniplm.config.selection import SelectionConfig
 from miniplm.errors import ConfigError
 
 
@@ -57,3 +59,16 @@ def test_an_override_changes_its_field_alone_where_yaml_gives_one_section_to_man
     apply_override(content, "d.deep.x=2")
     other = {"steps": 6, "deep": {"x": 1}}
     assert content == {"a": other, "b": other, "c": [other | {"steps": 7}, other], "d": other | {"deep": {"x": 2}}}
+
+
+def test_yes_and_no_are_no_numbers() -> None:
+    for section, name in (
+        (SelectionConfig, "ratio"),
+        (SelectionConfig, "seed"),
+        (TrainingConfig, "steps"),
+        (EvaluationConfig, "task_limit"),
+    ):
+        with pytest.raises(ConfigError, match=f"{name} is true, and a number is wanted"):
+            check_section(section, {name: True}, "it is wrong")
+    assert EvaluationConfig.model_validate({"heldout": False}).heldout is False
+    assert ScoringConfig.model_validate({"compile": True}).compile is True

@@ -179,6 +179,31 @@ def test_an_attention_that_is_not_everywhere_is_replaced_and_said_once(
     ]
 
 
+def test_another_config_that_transformers_would_take_instead_is_refused(folder: Path) -> None:
+    edit_config(folder, configuration_files=["config.99.0.0.json", "config.json"])
+    read_skeleton(folder)
+    edit_config(folder, configuration_files=["config.4.0.0.json", "config.json"])
+    with pytest.raises(
+        ModelError, match=r"takes? config\.4\.0\.0\.json instead.*Give the file that is meant the name config\.json"
+    ):
+        read_skeleton(folder)
+    with pytest.raises(ConfigError, match=r"config\.4\.0\.0\.json instead"):
+        check_architecture(str(folder), 128, 33)
+
+
+def test_how_a_config_wants_results_given_does_not_matter(folder: Path) -> None:
+    edit_config(folder, return_dict=False, output_hidden_states=True, output_attentions=True)
+    assert load_model(folder, "float32", CPU).own_attention == "sdpa"
+    assert build_model(str(folder), 128, 33, seed=0).config.return_dict
+
+
+def test_code_of_another_repository_is_refused_where_it_would_run(folder: Path) -> None:
+    edit_config(folder, auto_map={"AutoModelForCausalLM": "owner/other--modeling_own.Own", "AutoConfig": "configuration_own.Own"})
+    read_skeleton(folder)
+    with pytest.raises(ModelError, match=r"takes code from elsewhere \(owner/other--modeling_own\.Own\)"):
+        read_skeleton(folder, trust_remote_code=True)
+
+
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_an_attention_of_pytorch_is_kept(folder: Path, caplog: pytest.LogCaptureFixture, attention: str) -> None:
     edit_config(folder, _attn_implementation=attention)

@@ -260,3 +260,15 @@ def test_a_file_that_may_not_be_read_is_refused(folder: Path, monkeypatch: pytes
     monkeypatch.setattr(Path, "read_bytes", refuse)
     with pytest.raises(ModelError, match=r"config\.json .*Permission denied"):
         read_model_config(folder)
+
+
+def test_the_hubs_cache_and_links_that_lead_nowhere_are_told(tmp_path: Path) -> None:
+    snapshot = save_model(make_llama(num_layers=1), tmp_path / "models--o--n/snapshots/abc")
+    for folder in (tmp_path / "models--o--n", snapshot.parent):
+        with pytest.raises(ModelError, match=f"has no config.json; give the folder of a model, such as {snapshot}$"):
+            read_model_config(folder)
+    for name, problem in (("model.safetensors", list_weight_files), ("config.json", read_model_config)):
+        (snapshot / name).unlink()
+        (snapshot / name).symlink_to("../../blobs/gone")
+        with pytest.raises(ModelError, match=rf"has no {name} \(it is a link to \.\./\.\./blobs/gone, which does not exist"):
+            problem(snapshot)

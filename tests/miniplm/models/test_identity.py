@@ -74,7 +74,22 @@ def test_a_given_model_is_not_opened_under_the_name_of_other_weights(tmp_path: P
     with model_files(storage, entry) as found:
         assert found == folder
     edit_weights(folder, lambda tensors: tensors["model.norm.weight"].mul_(2))
-    with pytest.raises(ModelError, match=f"are not those of {entry.model_id}"), model_files(storage, entry):
+    with pytest.raises(ModelError, match=f"the weights in .* are not those of {entry.model_id}"), model_files(storage, entry):
+        pass
+
+
+def test_a_given_model_is_not_opened_under_the_name_of_other_settings(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path / "data"))
+    folder = save_model(make_llama(seed=1), tmp_path / "llama")
+    entry = identify_model(folder, str(folder), "float32", attention="document", storage=storage)
+    path = folder / "config.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"transformers_version": "9"}))
+    with model_files(storage, entry):
+        pass
+    path.write_text(json.dumps(content | {"rms_norm_eps": 0.1}))
+    said = f"the settings of config.json in .* are not those of {entry.model_id}"
+    with pytest.raises(ModelError, match=said), model_files(storage, entry):
         pass
 
 

@@ -57,6 +57,13 @@ def test_a_long_text_is_cut_into_equal_windows_and_order_does_not_matter(models:
 def test_what_is_no_text_or_another_vocabulary_is_refused(models: tuple[str, str], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"rows 1, 2 are no texts \(row 1 is a NoneType\)"):
         miniplm.score(["a", None, 3], *models)  # type: ignore[list-item]
+    with pytest.raises(ConfigError, match=r"rows 1 hold half of a character"):
+        miniplm.score(["a", "\ud800"], *models)
+    for whole in ({"text": ["a"]}, pa.table({"text": ["a"]}), None):
+        with pytest.raises(ConfigError, match=f"texts is a {type(whole).__name__}; give a list of texts, or one column"):
+            miniplm.score(whole, *models)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="device is 'tpu'"):
+        miniplm.score(["a"], *map(Path, models), device="tpu")
     with pytest.raises(ConfigError, match="texts is one string"):
         miniplm.score("a text", *models)
     other = make_tokenizer(tmp_path / "other", make_documents(40), vocab_size=300)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import fsspec
 import pytest
 
-from miniplm.errors import SourceError
+from miniplm.errors import SourceError, StorageError
 from miniplm.sources.files import find_source, find_source_files
 from tests.miniplm.source_fixtures import make_source
 
@@ -63,6 +67,50 @@ def test_stores_are_listed_by_the_same_rules():
     assert left.names[0] == "memory:///listed/data/._a.jsonl"
     memory.pipe_file("/listed[1]/a.jsonl", b"{}")
     assert len(find_source_files(make_source("memory://listed[1]/*.jsonl"))) == 1
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[str]:
+    """The address of a web server with the files of `tmp_path`, which says of `unsized` ones no length."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            if "unsized" in self.path:
+                self.send_response(200)
+                self.end_headers()
+            else:
+                super().do_HEAD()
+
+        def do_GET(self) -> None:
+            if "unsized" in self.path:
+                self.do_HEAD()
+            else:
+                super().do_GET()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path)))
+    Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_files_of_a_web_server_are_found_by_address_question_and_listing(tmp_path: Path, web: str):
+    make_files(tmp_path, "a.jsonl", "b.jsonl")
+    for name in ("a.jsonl", "a.jsonl?download=true"):
+        (file,) = find_source_files(make_source(f"{web}/{name}"))
+        assert (file.path, file.num_bytes) == (f"{web}/{name}", 2)
+    assert [file.num_bytes for file in find_source_files(make_source(f"{web}/*.jsonl"))] == [2, 2]
+    with pytest.raises(SourceError, match="does not say how long it is"):
+        find_source(make_source(f"{web}/unsized.jsonl"))
+
+
+@pytest.mark.parametrize("url", ["nosuch://bucket/*.jsonl", "s4://bucket/a.jsonl"])
+def test_a_store_that_nobody_knows_is_refused(url: str):
+    with pytest.raises(StorageError, match=r"is in no store that this machine can open .*Protocol not known"):
+        find_source(make_source(url))
 
 
 def test_folders_behind_links_are_listed_once_and_loops_end(tmp_path: Path):

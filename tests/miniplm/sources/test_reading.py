@@ -279,6 +279,10 @@ _ARRAY = [{"text": f"number {index}"} for index in range(3)]
         ("\r".join(map(json.dumps, _ARRAY)), "several JSON objects in one line"),
         ("".join(map(json.dumps, _ARRAY * 5000)), "several JSON objects in one line"),
         (", ".join(map(json.dumps, _ARRAY)) + "\n", "several JSON objects in one line"),
+        ("\n".join(json.dumps(row, indent=2) for row in _ARRAY), "a JSON object over several lines"),
+        (json.dumps({"text": "long " * 20_000}, indent=2), "a JSON object over several lines"),
+        ('{"text": "one",\n"domain": "web"}\n', "a JSON object over several lines"),
+        ("".join(f"\x1e{json.dumps(row)}\n" for row in _ARRAY), r"a JSON text sequence \(RFC 7464\)"),
     ],
 )
 def test_documents_that_are_not_one_a_line_are_refused(tmp_path: Path, content: str, found: str):
@@ -287,7 +291,9 @@ def test_documents_that_are_not_one_a_line_are_refused(tmp_path: Path, content: 
         read_source(make_source(tmp_path / "in.jsonl"))
 
 
-@pytest.mark.parametrize("line", ['[{"text": "a row"}]', '{"text": "a"}{"text": "b"}', "[INFO] started", '["text"]'])
+@pytest.mark.parametrize(
+    "line", ['[{"text": "a row"}]', '{"text": "a"}{"text": "b"}', "[INFO] started", '["text"]', '{"text": "cut', '{"a":', "{"]
+)
 def test_one_line_of_another_kind_among_others_is_one_rejection(tmp_path: Path, line: str):
     first, last = read_lines(tmp_path, line.encode(), b'{"text": "one"}')
     assert isinstance(first, Rejection)

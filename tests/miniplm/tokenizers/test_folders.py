@@ -239,6 +239,28 @@ def test_a_pointer_of_git_lfs_is_told_from_a_damaged_file(tmp_path: Path):
         load_tokenizer(folder)
 
 
+def test_ids_that_the_library_does_not_take_from_the_file_are_refused(tmp_path: Path):
+    folder = Path(write_folder(tmp_path, make_backend()))
+    content = json.loads((folder / "tokenizer.json").read_text())
+    shared = json.loads(json.dumps(content))
+    content["added_tokens"][-1]["id"] = 70_000
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(TokenizerError, match=r"other ids than the tokenizers library takes for them: '.*' \(70000, not \d+\)"):
+        load_tokenizer(str(folder))
+    vocabulary = shared["model"]["vocab"]
+    first, second = list(vocabulary)[:2]
+    vocabulary[first] = vocabulary[second]
+    (folder / "tokenizer.json").write_text(json.dumps(shared))
+    with pytest.raises(TokenizerError, match="gives several tokens one id"):
+        load_tokenizer(str(folder))
+
+
+def test_a_folder_without_a_vocabulary_is_refused(tmp_path: Path):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer", "eos_token": "</s>"}))
+    with pytest.raises(TokenizerError, match=r"none of the files of a LlamaTokenizer \(tokenizer\.json, tokenizer\.model\)"):
+        load_tokenizer(str(tmp_path))
+
+
 def test_a_panic_of_the_rust_library_is_an_error_like_any_other(tmp_path: Path):
     folder = Path(write_folder(tmp_path, make_backend()))
     content = json.loads((folder / "tokenizer.json").read_text())
@@ -251,8 +273,8 @@ def test_a_panic_of_the_rust_library_is_an_error_like_any_other(tmp_path: Path):
 def test_a_text_that_cannot_be_encoded_is_an_error_of_the_tokenizer(tmp_path: Path):
     backend = Tokenizer(models.WordLevel({EOS: 0, "a": 1}, unk_token="[UNK]"))
     name = write_folder(tmp_path, backend)
-    with pytest.raises(TokenizerError, match=r"cannot encode a text .*UNK"):
-        load_tokenizer(name).encode_documents(["b"])
+    with pytest.raises(TokenizerError, match=r"cannot encode the text 'b'\.\.\. .*UNK"):
+        load_tokenizer(name).encode_documents(["a", "a", "b", "a"])
 
 
 def test_lossy_normalisers_stay_as_the_file_says(tmp_path: Path):

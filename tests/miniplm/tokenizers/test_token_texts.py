@@ -211,13 +211,14 @@ def test_an_added_word_is_kept_from_a_decoder_that_is_not_known():
     ("normalizer", "losses"),
     [
         (None, []),
-        (add_spaces(), ["'▁' in a text is the mark of a space, and comes back as one"]),
+        (add_spaces(), []),
         (normalizers.NFC(), ["it normalises text (NFC)"]),
         (normalizers.Sequence([normalizers.Strip(), normalizers.Lowercase()]), ["it normalises text (Strip, Lowercase)"]),
     ],
 )
 def test_what_a_normaliser_changes_is_said(normalizer: object, losses: list[str]):
-    assert list_text_changes(make_byte_fallback(normalizer)) == losses
+    mark = "'▁' in a text is the mark of a space, and comes back as one"
+    assert list_text_changes(make_byte_fallback(normalizer)) == [mark, *losses]
 
 
 @settings(max_examples=60, deadline=None)
@@ -235,3 +236,18 @@ def test_words_that_take_spaces_with_them_are_said():
     tokenizer.add_tokens([AddedToken("[MASK]", lstrip=True)])
     assert list_text_changes(tokenizer) == ["added tokens such as '[MASK]' take the spaces beside them with them"]
     assert list_text_changes(make_byte_level(add_prefix_space=True)) == ["it puts a space before a text unless one is there"]
+
+
+def test_what_is_put_before_a_text_twice_or_before_each_of_its_pieces_is_said():
+    tokenizer = make_byte_level()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(), pre_tokenizers.ByteLevel(add_prefix_space=True)])
+    assert list_text_changes(tokenizer) == ["it puts a space before each piece that it splits a text into unless one is there"]
+    tokenizer.normalizer = normalizers.Prepend(" ")
+    assert list_text_changes(tokenizer) == ["it puts something before a text twice (Prepend, ByteLevel)"]
+
+
+def test_an_added_word_that_is_the_models_name_for_another_text_is_said():
+    tokenizer = make_byte_level()
+    tokenizer.add_tokens([AddedToken("Ġ"), AddedToken("é")])
+    assert list_text_changes(tokenizer) == ["'Ġ' in a text has the id of another text, and comes back as that"]
+    assert TokenTexts(tokenizer, 0).join(list_ids(tokenizer, "x Ġ")) == b"x  "

@@ -71,6 +71,21 @@ def test_truncation_and_padding_of_the_tokenizer_are_ignored(tmp_path: Path):
     assert tokenizer.decode(token_ids) == "a text of more than four tokens"
 
 
+def test_merges_are_not_left_out_by_chance(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    backend = MAKERS["bytes"]()
+    text = "a text of more than four tokens " * 20
+    expected = backend.encode(text).ids
+    backend.model.dropout = 0.5
+    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=EOS).save_pretrained(str(tmp_path / "own"))
+    tokenizer = load_tokenizer(str(tmp_path / "own"))
+    tokenizer.save(tmp_path / "copy")
+    for each in (tokenizer, load_tokenizer(str(tmp_path / "copy"))):
+        assert each.encode_documents([text])[0].tolist() == expected
+    assert [record.getMessage()[:80] for record in caplog.records if "dropout 0.5" in record.getMessage()] == [
+        f"tokenizer {tmp_path / 'own'} leaves out merges by chance (dropout 0.5"[:80]
+    ]
+
+
 def test_the_entry_says_what_the_vocabulary_is(tmp_path: Path):
     backend = make_word_tokenizer()
     tokenizer = load_tokenizer(save_tokenizer(tmp_path / "a", "word"))
