@@ -84,7 +84,7 @@ def join_scores(
         if order is None:
             raise ScoreJoinError(f"{name}: its rows are not one for each of the shard's {shard.num_sequences} sequences")
         counts, sums = (_join_chunks(table[column])[order] for column in ("num_scored_tokens", "nll_sum"))
-        if not np.isfinite(sums).all() or (counts < 0).any():
+        if not np.isfinite(sums).all() or counts.min(initial=0) < 0:
             raise ScoreJoinError(f"{name}: some are not finite")
         columns.append((counts, sums))
         in_place = in_place and isinstance(order, slice)
@@ -127,7 +127,8 @@ def read_sequences(storage: Storage, shard: ShardEntry) -> ShardSequences:
             has_nulls = ids.null_count or num_tokens.null_count or domain.null_count
     except (pa.ArrowException, FileNotFoundError, KeyError) as error:
         raise CorpusError(f"{storage.url(relative)} cannot be read ({first_line(error)})") from error
-    order = None if has_nulls else _find_order(_join_chunks(ids), shard)
+    are_numbers = pa.types.is_integer(ids.type) and pa.types.is_integer(num_tokens.type) and not has_nulls
+    order = _find_order(_join_chunks(ids), shard) if are_numbers else None
     if order is None:
         raise CorpusError(f"{storage.url(relative)} does not hold the sequences that the corpus manifest says")
     # A row group has a dictionary of its own; a file of another writer may have none.

@@ -21,7 +21,7 @@ from miniplm.selection.connection import count_threads
 from miniplm.selection.join import run_in_order
 from miniplm.selection.prefixes import RankedRows
 from miniplm.selection.survey import Survey
-from miniplm.storage.root import Storage, digest_file
+from miniplm.storage.root import Storage, digest_stream
 
 # At a time: a thread waits until its file is on the disk, a hundredth of a second and more on a busy one.
 _MOST_WRITES = 8
@@ -141,9 +141,7 @@ def publish_shards(
 
     def publish(item: tuple[ShardEntry, pa.Table, Integers]) -> SelectionShardEntry:
         shard, table, num_tokens = item
-        with storage.publish(layout.selection_shard(selection_id, shard.shard_index)) as path:
-            pq.write_table(table, path, compression="zstd")
-            digest, num_bytes = digest_file(path), path.stat().st_size
+        digest, num_bytes = publish_table(storage, layout.selection_shard(selection_id, shard.shard_index), table)
         return SelectionShardEntry(
             shard_index=shard.shard_index,
             corpus_id=shard.corpus_id,
@@ -157,6 +155,19 @@ def publish_shards(
     for done, entry in enumerate(run_in_order(publish, cut_shards(), max(_MOST_WRITES, count_threads(storage))), start=1):
         yield entry
         on_progress(Progress("select", done, len(shards), "shards"))
+
+
+def publish_table(storage: Storage, relative: str, table: pa.Table) -> tuple[str, int]:
+    """Digest and size of the file of a selection that was published.
+
+    More than half of what it costs is the dictionary that PyArrow tries for each column, of which no column of distinct numbers needs one;
+    without it selections would have other bytes than they have had so far.
+    """
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    content = sink.getvalue()
+    storage.write_bytes(relative, content)
+    return digest_stream(pa.BufferReader(content)), content.size
 
 
 def count_uses(table: pa.Table, num_tokens: Integers) -> dict[str, int]:
