@@ -248,15 +248,16 @@ def read_scores(storage: Storage, shard: ShardEntry, manifest: ScoreShardManifes
     return content
 
 
-def parse_scores(content: bytes) -> pa.Table:
-    """The rows of a score file. Raises `DamagedFileError` where it has other columns than scores have, or is no Parquet file."""
+def parse_scores(content: bytes, columns: list[str] | None = None) -> pa.Table:
+    """The rows of a score file, of all or some columns. Raises `DamagedFileError` where it has other columns than scores have, or is no
+    Parquet file."""
     try:
-        table = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
+        file = pq.ParquetFile(pa.BufferReader(content))
+        if file.schema_arrow != SCORE_SCHEMA:
+            raise DamagedFileError(f"its columns are {', '.join(file.schema_arrow.names)} of other names or types than scores have")
+        return file.read(columns, use_threads=False)
     except pa.ArrowException as error:
         raise DamagedFileError(f"its score file cannot be read ({first_line(error)})") from error
-    if table.schema != SCORE_SCHEMA:
-        raise DamagedFileError(f"its columns are {', '.join(table.schema.names)} of other names or types than scores have")
-    return table
 
 
 def check_score_shards(storage: Storage, corpus: CorpusManifest, model_id: str) -> list[ShardScoreState]:

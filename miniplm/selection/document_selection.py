@@ -14,7 +14,6 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from miniplm import layout
@@ -23,7 +22,7 @@ from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.records.manifests import CorpusManifest, ShardEntry
 from miniplm.records.selections import SelectionShardEntry
 from miniplm.selection.candidates import Floats, Integers
-from miniplm.selection.cut import STEERED_COLUMNS, Cut, KeptDomains, count_uses
+from miniplm.selection.cut import STEERED_COLUMNS, Cut, KeptDomains, count_uses, publish_table
 from miniplm.selection.documents import document_scores, rank_documents
 from miniplm.selection.exclusions import ExcludedIds
 from miniplm.selection.expressions import Expressions
@@ -34,7 +33,7 @@ from miniplm.selection.prefixes import RankedRows
 from miniplm.selection.signals import DocumentSignals
 from miniplm.selection.steering import check_rule, list_columns
 from miniplm.selection.survey import ShardSums, Survey, add_sums, sum_by
-from miniplm.storage.root import Storage, digest_file
+from miniplm.storage.root import Storage
 
 _BLOCK_ROWS = 1 << 18
 _COLUMNS = (
@@ -205,9 +204,7 @@ def publish_documents(
     for done, shard in enumerate(shards, start=1):
         table = kept.take(shard)
         begins = table["first_sequence_id"].to_numpy() >= shard.first_sequence_id
-        with storage.publish(layout.selection_shard(selection_id, shard.shard_index)) as path:
-            pq.write_table(table, path, compression="zstd")
-            digest, num_bytes = digest_file(path), path.stat().st_size
+        digest, num_bytes = publish_table(storage, layout.selection_shard(selection_id, shard.shard_index), table)
         yield SelectionShardEntry(
             shard_index=shard.shard_index,
             corpus_id=shard.corpus_id,

@@ -100,7 +100,7 @@ def _has_its_scores(storage: Storage, shard: ShardEntry, model_id: str) -> bool:
 def _check_candidates(connection: duckdb.DuckDBPyConnection, shards: tuple[ShardEntry, ...]) -> None:
     """The candidate shards must hold as many sequences, ids and tokens as the corpus manifest says; their digests are not read here."""
     row = connection.execute(
-        "SELECT count(*), count(DISTINCT sequence_id), coalesce(sum(num_tokens), 0), count(*) - count(domain) FROM candidates"
+        "SELECT count(*), count(DISTINCT sequence_id), coalesce(sum(TRY_CAST(num_tokens AS BIGINT)), 0), count(*) - count(domain) FROM candidates"
     ).fetchone()
     num_sequences, num_tokens = sum(shard.num_sequences for shard in shards), sum(shard.num_tokens for shard in shards)
     if row != (num_sequences, num_sequences, num_tokens, 0):

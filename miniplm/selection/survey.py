@@ -15,14 +15,13 @@ from typing import Any
 
 import duckdb
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from miniplm import layout
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.records.manifests import CorpusManifest, ScoreShardManifest, ShardEntry
 from miniplm.scoring.shards import read_scores
-from miniplm.selection.candidates import Floats, Integers, ShardScores, ShardSequences, join_scores
+from miniplm.selection.candidates import Floats, Integers, ShardScores, ShardSequences, join_scores, read_again
 from miniplm.selection.join import ManifestPair, find_manifests, join_shards
 from miniplm.selection.keys import RankingKeys, ShardKeys, ShardRows
 from miniplm.selection.order_statistics import GroupedRuns, ScratchFile, StoredArray
@@ -57,6 +56,7 @@ class Survey:
     _sequences: dict[int, tuple[StoredArray, StoredArray]] = field(default_factory=dict)
     _keys: dict[int, tuple[StoredArray, StoredArray | None]] = field(default_factory=dict)
     _score_files: dict[str, StoredArray] = field(default_factory=dict)
+    _out_of_order: set[int] = field(default_factory=set)
 
     @property
     def ranked(self) -> RankedRows:
@@ -87,12 +87,16 @@ class Survey:
         values = dict(zip(ranks, self.runs.find([domain], ranks), strict=True))
         # A column a level, whose two rows are the values beside it.
         names = [f"level_{number}" for number in range(len(levels))]
-        pairs = pa.table(
-            {name: [values[math.floor(place)], values[math.ceil(place)]] for name, place in zip(names, places, strict=True)}
-        )
+        row = f"({', '.join('?::DOUBLE' for _ in names)})"
         shares = ", ".join(f"quantile_cont({name}, ?::DOUBLE)" for name in names)
-        connection.register("pairs", pairs)
-        rows = connection.execute(f"SELECT {shares} FROM pairs", [place - math.floor(place) for place in places]).fetchall()
+        rows = connection.execute(
+            f"SELECT {shares} FROM (VALUES {row}, {row}) AS pairs({', '.join(names)})",
+            [
+                *(place - math.floor(place) for place in places),
+                *(values[math.floor(place)] for place in places),
+                *(values[math.ceil(place)] for place in places),
+            ],
+        ).fetchall()
         return tuple(rows[0])
 
     def read_sequences(self, shard: ShardEntry) -> tuple[Integers, Integers]:
@@ -115,7 +119,9 @@ class Survey:
             stored = self._score_files.get(layout.score_shard(shard.corpus_id, manifest.model_id, shard.shard_index))
             return read_scores(storage, shard, manifest) if stored is None else stored.read().tobytes()
 
-        return join_scores(shard, *self.manifests[shard.shard_index], read)[0]
+        if shard.shard_index in self._out_of_order:
+            return join_scores(shard, *self.manifests[shard.shard_index], read)[0]
+        return read_again(shard, *self.manifests[shard.shard_index], read)
 
 
 @dataclass(frozen=True)
@@ -163,9 +169,10 @@ def survey_candidates(
     def visit(shard: ShardEntry, sequences: ShardSequences, scores: ShardScores) -> ShardSums:
         with lock:
             numbers = np.array([places.setdefault(name, len(places)) for name in sequences.domain_names], dtype=np.int64)
-        here, num_tokens, size = sequences.domains, sequences.num_tokens, len(numbers)
+        num_tokens, size = sequences.num_tokens, len(numbers)
+        here = sequences.domains.astype(np.intp)  # once, where each count and sum would make it anew
         made = keys.make(ShardRows(shard, sequences, scores))
-        domains, lengths = _narrow(numbers)[here] if size else here, _narrow(num_tokens)
+        domains, lengths = _narrow(numbers)[here] if size else sequences.domains, _narrow(num_tokens)
         ranked = slice(None) if keys.are_differences else ~np.isnan(made.ranking_key)
         survey.key_runs.add(domains[ranked], made.ranking_key[ranked], lengths[ranked] if has_token_budget else None)
         if not keys.are_differences:
@@ -188,7 +195,9 @@ def survey_candidates(
             left_out=made.left_out,
         )
 
-    for done, (sums, _) in enumerate(join_shards(storage, corpus, manifests, visit, read), start=1):
+    for done, (sums, is_in_place) in enumerate(join_shards(storage, corpus, manifests, visit, read), start=1):
+        if not is_in_place:
+            survey._out_of_order.add(shards[done - 1].shard_index)
         add_sums(survey, sums)
         on_progress(Progress("read scores", done, len(shards), "shards"))
     survey.runs.finish()
