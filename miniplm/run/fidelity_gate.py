@@ -15,7 +15,11 @@ from miniplm.storage.root import Storage
 def find_sufficient(
     storage: Storage, corpus: CorpusManifest, teacher: ModelEntry, reference: ModelEntry, plan: RunPlan
 ) -> Calibration | None:
-    """The calibration that may let fp8 pass: on enough sequences, and made on the device that is to score, not emulated elsewhere."""
+    """The calibration that may let fp8 pass: on enough sequences, and made on the device that is to score, not emulated elsewhere.
+
+    Raises `ConfigError` where none can measure the rule.
+    """
+    check_measurable(plan.selection)
     calibration = _find(storage, corpus, teacher, reference, plan)
     if calibration is None or not _is_measured(calibration, plan):
         return None
