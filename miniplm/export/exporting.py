@@ -154,7 +154,7 @@ def _list_notes(job: ExportJob, counts: Counter[str]) -> Iterator[str]:
         else:
             yield f"each document is followed by EOS, and begins with {job.config.bos_token} ({job.bos_token_id})"
     if job.config.loss_mask:
-        yield "loss_mask is 1 where a token is a target: not the first of a row, nor what follows an EOS"
+        yield "the loss mask is 1 where a token is a target: not the first of a row, nor what follows an EOS"
     if decodes and (changes := job.source.list_text_changes()):
         yield f"text is what the tokenizer {job.corpus.tokenizer.name} gives back, which is not byte for byte the sources': {'; '.join(changes)}"
     if job.own is not None and (changes := job.own.list_text_changes()):

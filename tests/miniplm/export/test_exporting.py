@@ -227,7 +227,7 @@ def test_settings_that_do_not_fit_the_format_are_refused() -> None:
         ({"format": "ds", "compression": "zstd"}, "compression is for jsonl"),
         ({"format": "mds", "bos_token": "x"}, "rows of mds are packed sequences"),
         ({"format": "ds", "eos_token": "x"}, "eos_token goes with tokenizer"),
-        ({"format": "megatron", "loss_mask": True}, "loss_mask is a column of mds; megatron has no place"),
+        ({"format": "megatron", "loss_mask": True}, "loss_mask is for mds, ds, npy; megatron has no place"),
         ({"format": "ds", "to": "s3://key:secret@bucket/x"}, "holds credentials"),
     ):
         with pytest.raises(ValueError, match=reason):
