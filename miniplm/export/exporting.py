@@ -81,13 +81,6 @@ def finish_export(
     return manifest
 
 
-def check_export(job: ExportJob, resume: bool) -> None:
-    """Raises what an export would raise for its target, before hours of other work. Writes nothing."""
-    target = ExportTarget(job.config.to)
-    if target.find_manifest(job.export_id) is None:
-        target.check_free(job.export_id, resume)
-
-
 def _describe(job: ExportJob, parts: Sequence[ExportedPart], first: str, last: str) -> ExportManifest:
     counts: Counter[str] = Counter()
     for part in parts:

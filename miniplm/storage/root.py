@@ -45,16 +45,32 @@ _verified: set[tuple[str, str]] = set()
 
 
 def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a URL and the path in it. S3's bears faults and caches no listing; credentials are found by botocore."""
+    """The file system of a URL and the path in it. S3's bears faults and caches no listing; credentials are found by botocore.
+
+    Raises `StorageError` where no file system is known by that name, its library is missing, or the URL is none of its.
+    """
     if "://" not in url:  # a path, whatever else is in it: fsspec would take `a::b` for two file systems
         filesystem = LocalFileSystem()
         return filesystem, str(filesystem._strip_protocol(url))
     if not url.startswith(_S3_PROTOCOLS):
-        filesystem, path = url_to_fs(url)
+        protocol = url.partition("://")[0]
+        try:
+            filesystem, path = url_to_fs(url)
+        except ImportError as error:
+            raise StorageError(
+                f"{url} cannot be opened: a library for {protocol}:// is missing ({first_line(error)}); install it with pip"
+            ) from error
+        except ValueError as error:
+            raise StorageError(
+                f"{url} cannot be opened: {first_line(error)}; give a path, or a URL that fsspec knows, such as s3://bucket/prefix or gs://bucket/prefix"
+            ) from error
         return filesystem, str(path)
     from miniplm.storage.s3 import PatientS3FileSystem
 
-    return PatientS3FileSystem(), str(PatientS3FileSystem._strip_protocol(url))
+    path = str(PatientS3FileSystem._strip_protocol(url))
+    if not path:
+        raise StorageError(f"{url} names no bucket; give s3://bucket/prefix")
+    return PatientS3FileSystem(), path
 
 
 class Storage:
@@ -112,7 +128,7 @@ class Storage:
         try:
             with self._remote_errors("list", relative):
                 entries = self.filesystem.ls(self.path(relative), detail=False)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # a file in the place of a folder above
             return []
         # An object store may hold a placeholder for the folder itself.
         paths = {str(entry).rstrip("/") for entry in entries} - {self.path(relative)}
