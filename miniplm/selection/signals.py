@@ -208,7 +208,7 @@ def open_signals(
     connection: duckdb.DuckDBPyConnection,
     storage: Storage,
     corpus: CorpusManifest,
-    teacher_id: str,
+    model_id: str,
     config: SelectionConfig,
     on_progress: ProgressCallback = ignore_progress,
 ) -> Signals:
@@ -216,10 +216,10 @@ def open_signals(
     which know their parts, are missing."""
 
     def list_parts() -> str:
-        states = check_score_shards(storage, corpus, teacher_id)
-        check_document_scores(storage, corpus, "teacher", [state.manifest for state in states])
+        states = check_score_shards(storage, corpus, model_id)
+        check_document_scores(storage, corpus, f"{model_id}'s", [state.manifest for state in states])
         shards = corpus.split_shards("candidate")
-        return scan_parquet(storage, [layout.document_scores(shard.corpus_id, teacher_id, shard.shard_index) for shard in shards])
+        return scan_parquet(storage, [layout.document_scores(shard.corpus_id, model_id, shard.shard_index) for shard in shards])
 
     return Signals(connection, storage, corpus, config, list_parts, on_progress)
 

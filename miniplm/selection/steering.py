@@ -57,16 +57,16 @@ def list_columns(config: SelectionConfig) -> pa.Schema:
 def open_keys(
     storage: Storage,
     corpus: CorpusManifest,
-    teacher_id: str,
+    model_id: str,
     config: SelectionConfig,
     exclusions: Sequence[Exclusion] = (),
     on_progress: ProgressCallback = ignore_progress,
 ) -> Iterator[RankingKeys]:
-    """What makes the keys of any shard, while it is open. Raises as `check_rule`, and for values of signals that cannot be used."""
+    """What makes the keys of any shard, while it is open; a document's part of a sequence is looked up in the scores of `model_id`. Raises as `check_rule`, and for values of signals that cannot be used."""
     with ExitStack() as stack:
         signals = None
         if config.signals:
-            signals = open_signals(stack.enter_context(connect(storage)), storage, corpus, teacher_id, config, on_progress)
+            signals = open_signals(stack.enter_context(connect(storage)), storage, corpus, model_id, config, on_progress)
         yield RankingKeys(config, _make_evaluate(config, signals), exclusions)
 
 

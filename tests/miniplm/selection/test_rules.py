@@ -254,6 +254,20 @@ def test_a_signal_by_document_is_weighted_by_scored_tokens(made, tmp_path: Path)
         select(made, ratio=0.3, score="edu", signals=[signal])
 
 
+def test_a_proxy_takes_the_parts_of_documents_from_the_references_scores(made, tmp_path: Path) -> None:
+    storage, corpus, table = made
+    proxy, num_scored = "proxy-linear-0123456789ab", table["num_scored_tokens"].to_numpy()
+    for shard in corpus.split_shards("candidate"):
+        rows = slice(shard.first_sequence_id, shard.first_sequence_id + shard.num_sequences)
+        write_scores(storage, shard, proxy, (table["reference_nll"].to_numpy() * num_scored)[rows], num_scored[rows])
+    documents = [document for one in range(NUM) for document in DOCUMENTS[one]]
+    signal = write_signal(tmp_path / "edu.parquet", document_id=documents, edu=[document % 11 for document in documents])
+    config = SelectionConfig.model_validate({"ratio": 0.3, "score": "edu", "signals": [signal]})
+    by_proxy = select_sequences(storage, corpus, proxy, TEACHER, config)  # the one that has scores of documents
+    wanted = select(made, ratio=0.3, score="edu", signals=[signal])[1]
+    assert read_selection(storage, by_proxy)["sequence_id"].tolist() == wanted["sequence_id"].tolist()
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
