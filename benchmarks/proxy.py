@@ -46,7 +46,8 @@ from miniplm.run.scoring_models import open_scorer
 from miniplm.run.status import require_corpus
 from miniplm.scoring.pooling import pool_states
 from miniplm.scoring.shards import check_score_shard, parse_scores, read_scores
-from miniplm.selection.agreement import compare_selections, correlate_ranks, group_rows
+from miniplm.selection.agreement import compare_scores
+from miniplm.selection.sample import Sample
 from miniplm.storage.root import Storage
 
 Values = NDArray[np.float64]
@@ -197,8 +198,10 @@ def compare(
 ) -> tuple[float, float]:
     """Spearman and overlap of predicted scores (num_rows,) of some rows with full ones."""
     truth = (found.reference_nll - found.teacher_nll)[rows]
-    groups = group_rows([found.domains[row] for row in rows] if within == "domain" else None, len(rows))
-    return correlate_ranks(predicted, truth), compare_selections(predicted, truth, groups, SelectionConfig(within=within), ratio)[1]
+    domains = [found.domains[row] for row in rows]
+    sample, no_teacher = Sample(found.ids[rows], domains, np.ones(len(rows), dtype=np.int64)), np.zeros(len(rows))
+    agreement = compare_scores(sample, SelectionConfig(ratio=ratio, within=within), (no_teacher, truth), (no_teacher, predicted))
+    return agreement.spearman, agreement.overlap
 
 
 def measure_reference(found: Candidates, ratio: float, within: Literal["corpus", "domain"]) -> dict[str, Any]:

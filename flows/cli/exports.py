@@ -53,7 +53,7 @@ def export(
         str | None, typer.Option("--bos-token", help="A token to be put before each document. Default: none.")
     ] = None,
     loss_mask: Annotated[
-        bool, typer.Option("--loss-mask", help="For mds: a column that is 0 at the first token of each document.")
+        bool, typer.Option("--loss-mask", help="For mds, ds, npy: which tokens are targets; 0 at the first of each document.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with this export where it is unfinished at the target.")] = False,
 ) -> None:

@@ -119,6 +119,9 @@ def _check_gate(storage: Storage, plan: RunPlan, corpus: CorpusManifest, model: 
 
 
 def _calibrate(storage: Storage, plan: RunPlan, num_sequences: int, as_json: bool, verbose: bool) -> None:
+    from miniplm.selection.fidelity import check_measurable
+
+    check_measurable(plan.selection)
     with watched_flow(verbose, as_json) as console:
         from flows.calibrate_dtypes import calibrate_dtypes
         from flows.cli.tables import describe_fidelity, print_fidelity
@@ -128,7 +131,7 @@ def _calibrate(storage: Storage, plan: RunPlan, num_sequences: int, as_json: boo
         reference = require_reference(storage, plan, corpus)
         calibration = calibrate_dtypes(plan, corpus.corpus_id, plan.require_teacher(), reference, num_sequences)
     if as_json:
-        print_json(describe_fidelity(calibration, plan, corpus))
+        print_json(describe_fidelity(storage, calibration, plan, corpus))
     else:
         print_fidelity(console, storage, calibration, plan, corpus)
-    judge_fidelity(calibration, plan, corpus)
+    judge_fidelity(storage, corpus, calibration, plan)

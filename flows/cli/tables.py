@@ -112,17 +112,18 @@ def _describe_share(share: float | dict[str, float]) -> str:
 
 def _describe_proxy(storage: Storage, selection: SelectionManifest) -> str:
     from miniplm.config.selection import SelectionConfig
-    from miniplm.proxy.measuring import measure_proxy, read_measurement
+    from miniplm.proxy.measuring import measure_proxy
     from miniplm.proxy.prediction import load_proxy
 
     proxy = load_proxy(storage, selection.teacher_id)
-    num_tokens = sum(domain.num_candidate_tokens for domain in selection.domains.values())
-    steering = {name: selection.rule[name] for name in ("tokens", "threshold", "temperature", "seed") if name in selection.rule}
-    rule = SelectionConfig(ratio=selection.ratio, score=selection.score, within=selection.within, **steering)
-    fidelity = measure_proxy(read_measurement(storage, proxy), rule, num_tokens)
+    told = "how well is not told here, as the rule has signals, of which a selection knows the content and not the place"
+    if "signals" not in selection.rule:
+        steering = {name: value for name, value in selection.rule.items() if name in SelectionConfig.model_fields}
+        rule = SelectionConfig(ratio=selection.ratio, score=selection.score, within=selection.within, **steering)
+        told = measure_proxy(storage, proxy, rule).describe()
     return (
         f"{proxy.proxy_id} predicts the difference scores, and with them the teacher's NLLs, of all but the {proxy.num_labels:,} sequences that the "
-        f"teacher scored; {fidelity.describe()}"
+        f"teacher scored; {told}"
     )
 
 
@@ -255,11 +256,11 @@ def print_findings(findings: list[Finding]) -> None:
             console.print(f"{'':10}{finding.advice}", style="dim", soft_wrap=True)
 
 
-def describe_fidelity(calibration: Calibration, plan: RunPlan, corpus: CorpusManifest) -> dict[str, object]:
+def describe_fidelity(storage: Storage, calibration: Calibration, plan: RunPlan, corpus: CorpusManifest) -> dict[str, object]:
     """A calibration's facts for machines, without its lists of NLLs."""
-    from miniplm.selection.fidelity import measure_fidelity
+    from miniplm.run.fidelity_gate import measure_run
 
-    fidelity = measure_fidelity(calibration, plan.selection, corpus.split_counts("candidate").num_tokens)
+    fidelity = measure_run(storage, corpus, calibration, plan)
     models = {
         role: {
             "model_id": scores.model_id,
@@ -284,9 +285,9 @@ def describe_fidelity(calibration: Calibration, plan: RunPlan, corpus: CorpusMan
 
 def print_fidelity(console: Console, storage: Storage, calibration: Calibration, plan: RunPlan, corpus: CorpusManifest) -> None:
     """What the dtypes change against float32, and whether they pass the gate."""
-    from miniplm.selection.fidelity import measure_fidelity
+    from miniplm.run.fidelity_gate import measure_run
 
-    fidelity = measure_fidelity(calibration, plan.selection, corpus.split_counts("candidate").num_tokens)
+    fidelity = measure_run(storage, corpus, calibration, plan)
     table = make_table(
         f"Dtypes against float32, {fidelity.num_sequences} candidates of {calibration.corpus_id}",
         "model",

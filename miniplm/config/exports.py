@@ -18,6 +18,8 @@ _STREAMED_SHARD_TOKENS = 1 << 24
 _SHARD_TOKENS = 100_000_000
 # Their rows are sequences, packed as they were scored; those of the others are documents.
 SEQUENCE_FORMATS = ("mds",)
+# Their own readers take a loss mask: a column, or a file beside the ids.
+MASK_FORMATS = ("mds", "ds", "npy")
 
 
 class ExportConfig(Section):
@@ -55,7 +57,8 @@ class ExportConfig(Section):
     loss_mask: bool = Field(
         False,
         exclude_if=lambda value: not value,
-        description="of mds: a column beside the tokens that is 0 where nothing before could predict a token: the first of a row, and of each document",
+        description="of mds, ds and npy: which tokens are targets, one byte each, as a column or in files beside the ids: 0 where nothing before could "
+        "predict a token, the first of a row and of each document",
     )
 
     def resolve(self, selection_id: str) -> ExportConfig:
@@ -87,9 +90,9 @@ class ExportConfig(Section):
                     raise ValueError(f"{name} is for formats of token ids; {self.format} holds text")
         if self.eos_token is not None and self.tokenizer is None:
             raise ValueError("eos_token goes with tokenizer; the ids of the corpus have the corpus's own")
-        if self.loss_mask and self.format not in SEQUENCE_FORMATS:
+        if self.loss_mask and self.format not in MASK_FORMATS:
             raise ValueError(
-                f"loss_mask is a column of mds; {self.format} has no place for it. Megatron and nanotron make theirs of the EOS that ends each document"
+                f"loss_mask is for {', '.join(MASK_FORMATS)}; {self.format} has no place for it. Megatron makes its own of the EOS that ends each document"
             )
         if self.bos_token is not None and self.format in SEQUENCE_FORMATS:
             raise ValueError(f"bos_token is put before documents, and the rows of {self.format} are packed sequences; leave it out")

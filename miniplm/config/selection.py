@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from miniplm.config.fields import LARGEST_SEED, Section, Url
 
@@ -47,6 +47,13 @@ class DomainShare(Section):
         if self.at_least > self.at_most:
             raise ValueError(f"at_least {self.at_least:g} is more than at_most {self.at_most:g}")
         return self
+
+
+# Of two kinds: what is said of a wrong one is said of the kind that it is.
+MixShare = Annotated[
+    Annotated[float, Tag("share")] | Annotated[DomainShare, Tag("bounds")],
+    Discriminator(lambda value: "bounds" if isinstance(value, (dict, DomainShare)) else "share"),
+]
 
 
 class SignalConfig(Section):
@@ -114,7 +121,7 @@ class SelectionConfig(Section):
         exclude_if=lambda value: value is None,
         description="least score that is kept, in the unit of `score`; in place of `ratio`",
     )
-    mix: dict[str, float | DomainShare] = Field(
+    mix: dict[str, MixShare] = Field(
         {},
         exclude_if=lambda value: not value,
         description="shares of the kept tokens by domain: a number, or bounds {at_least: 0.05, at_most: 0.3}; domains that are not named share "

@@ -81,13 +81,6 @@ def finish_export(
     return manifest
 
 
-def check_export(job: ExportJob, resume: bool) -> None:
-    """Raises what an export would raise for its target, before hours of other work. Writes nothing."""
-    target = ExportTarget(job.config.to)
-    if target.find_manifest(job.export_id) is None:
-        target.check_free(job.export_id, resume)
-
-
 def _describe(job: ExportJob, parts: Sequence[ExportedPart], first: str, last: str) -> ExportManifest:
     counts: Counter[str] = Counter()
     for part in parts:
@@ -154,7 +147,7 @@ def _list_notes(job: ExportJob, counts: Counter[str]) -> Iterator[str]:
         else:
             yield f"each document is followed by EOS, and begins with {job.config.bos_token} ({job.bos_token_id})"
     if job.config.loss_mask:
-        yield "loss_mask is 1 where a token is a target: not the first of a row, nor what follows an EOS"
+        yield "the loss mask is 1 where a token is a target: not the first of a row, nor what follows an EOS"
     if decodes and (changes := job.source.list_text_changes()):
         yield f"text is what the tokenizer {job.corpus.tokenizer.name} gives back, which is not byte for byte the sources': {'; '.join(changes)}"
     if job.own is not None and (changes := job.own.list_text_changes()):

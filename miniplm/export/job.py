@@ -128,6 +128,8 @@ class ExportJob:
             on_progress(Progress(self.name, plan.num_tokens, plan.num_tokens, "tokens"))
             return found
         names = self.format.list_files(part_index, num_parts, self.config.compression)
+        if self.config.loss_mask:
+            names += self.format.list_masks(part_index)
         maker, tally = RowMaker(self.corpus, self.source), PartTally(self.config.holds_text, self.tokenizer.eos_token_id)
         with target.writing(names[0]), tempfile.TemporaryDirectory(prefix="part-", dir=target.open_folder()) as folder:
             paths = [Path(folder) / f"{index}-{name.rsplit('/', 1)[-1]}" for index, name in enumerate(names)]

@@ -27,12 +27,18 @@ _CANNOT_WRITE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM
 
 
 class ExportTarget:
-    """A target by its URL. Raises `ConfigError` where the URL is a file."""
+    """A target by its URL. Raises `ConfigError` where the URL is a file, or lies below one."""
 
     def __init__(self, url: str) -> None:
         self.storage = Storage(url)
         if self.storage.filesystem.isfile(self.storage.root_path):
             raise ConfigError(f"the export's target {url} is a file; give a folder that is new or empty")
+        if self.storage.is_local:
+            above = next(folder for folder in Path(self.storage.path("x")).parents if folder.exists())
+            if not above.is_dir():
+                raise ConfigError(
+                    f"the export's target {url} lies below {above}, which is a file; give a folder that is new or empty"
+                )
 
     @property
     def url(self) -> str:
@@ -181,9 +187,15 @@ class ExportTarget:
 
     @contextmanager
     def claim(self) -> Iterator[None]:
-        """One export at a time to one target. Raises `BusyError` where another process is at work there."""
+        """One export at a time to one target. Raises `BusyError` where another process is at work there, `ConfigError` where it may not be written."""
         what = f"an export to {self.url}"
         if self.storage.is_local:
+            try:
+                os.makedirs(self.storage.path(STAGING), exist_ok=True)
+            except OSError as error:
+                raise ConfigError(
+                    f"the export's target {self.url} cannot be made: {error.strerror}; give a folder that this user may write to"
+                ) from error
             with exclusive(Storage(self.storage.path(STAGING)), "export", what):
                 yield
             return

@@ -11,10 +11,12 @@ import pyarrow.parquet as pq
 
 from miniplm import layout
 from miniplm.config.selection import SelectionConfig
+from miniplm.corpus.reader import load_corpus
 from miniplm.errors import DamagedFileError
+from miniplm.proxy.labels import find_labelled, list_ids
 from miniplm.records.proxies import ProxyManifest
-from miniplm.selection.agreement import add_noise, compare_selections, correlate_ranks, group_rows
-from miniplm.selection.budgets import count_selected
+from miniplm.selection.agreement import compare_scores
+from miniplm.selection.sample import Sample, read_sample
 from miniplm.storage.root import Storage
 
 
@@ -60,29 +62,40 @@ def read_measurement(storage: Storage, manifest: ProxyManifest) -> pa.Table:
     return pq.read_table(pa.BufferReader(content))
 
 
-def measure_proxy(measured: pa.Table, rule: SelectionConfig, num_candidate_tokens: int) -> ProxyFidelity:
-    """What `read_measurement` says of a selection by this rule from candidates of so many tokens, as far as `measure_fidelity` applies it."""
-    counts = measured["num_scored_tokens"].to_numpy().astype(np.float64)
-    weight = counts if rule.score == "sum" else np.ones_like(counts)
-    reference = measured["reference_nll"].to_numpy()
-    exact = (reference - measured["teacher_nll"].to_numpy()) * weight
-    predicted = (reference - measured["predicted_nll"].to_numpy()) * weight
-    predicted, exact = (add_noise(rule, measured["sequence_id"].to_pylist(), scores) for scores in (predicted, exact))
-    groups = group_rows(measured["domain"].to_pylist() if rule.within == "domain" else None, len(counts))
-    share = rule.expect_share(num_candidate_tokens)
-    num_selected, overlap = compare_selections(predicted, exact, groups, rule, share)
-    if rule.threshold is not None:
-        share = num_selected / max(len(counts), 1)
-    # Of n, k and k are drawn by chance: k / n of those k are in both, by the hypergeometric distribution.
-    sizes = [(len(rows), count_selected(len(rows), share)) for rows in groups]
-    mean = sum(k * k / n for n, k in sizes)
+def measure_proxy(storage: Storage, manifest: ProxyManifest, rule: SelectionConfig) -> ProxyFidelity:
+    """What the labels that were fitted say of a selection by a rule, which is applied to them as `measure_fidelity` applies it to a calibration.
+
+    Raises as `read_measurement`, `read_sample` and `compare_scores`.
+    """
+    measured = read_measurement(storage, manifest)
+    sample = _read_sample(storage, manifest, rule, measured)
+    teacher, reference, predicted = (measured[f"{name}_nll"].to_numpy() for name in ("teacher", "reference", "predicted"))
+    agreement = compare_scores(sample, rule, (teacher, reference), (predicted, reference))
+    # Of n, k and k are drawn by chance: k / n of those k are in both, by the hypergeometric distribution. What is used in whole passes is in both.
+    pools, num_passes = agreement.exact.pools, agreement.exact.num_passes
+    sizes = [(pool.num_candidates, pool.num_kept) for pool in pools if pool.num_candidates]
+    mean = sum(num_passes * n + k * k / n for n, k in sizes)
     variance = sum(k * (k / n) * (1 - k / n) * (n - k) / (n - 1) for n, k in sizes if n > 1)
+    num_selected, overlap = agreement.num_selected, agreement.overlap
     return ProxyFidelity(
-        num_sequences=len(counts),
+        num_sequences=measured.num_rows,
         num_selected=num_selected,
-        spearman=correlate_ranks(predicted, exact),
+        spearman=agreement.spearman,
         overlap=overlap,
         overlap_error=math.sqrt(overlap * (1 - overlap) / max(num_selected, 1)),
         chance=mean / max(num_selected, 1),
         chance_error=math.sqrt(variance) / max(num_selected, 1),
     )
+
+
+def _read_sample(storage: Storage, manifest: ProxyManifest, rule: SelectionConfig, measured: pa.Table) -> Sample:
+    sequence_ids = measured["sequence_id"].to_numpy()
+    sample = Sample(sequence_ids, measured["domain"].to_pylist(), measured["num_scored_tokens"].to_numpy().astype(np.int64))
+    if not (rule.has_expressions or rule.has_token_budget):
+        return sample
+    corpus = load_corpus(storage, manifest.corpus_id)
+    # Labels are numbered in the order of the sequences that they are. They lie close together, and those in the corpus in every shard.
+    shards = corpus.split_shards("candidate")
+    labelled = np.concatenate([(own := list_ids(shard))[find_labelled(own, manifest.share, manifest.seed)] for shard in shards])
+    label_ids = np.searchsorted(labelled, sequence_ids).astype(np.int64)
+    return read_sample(storage, corpus, rule, sample, load_corpus(storage, manifest.labels_id), label_ids)

@@ -10,21 +10,14 @@ from miniplm.run.proxy_summary import ProxySummary
 
 def render_proxy(summary: ProxySummary) -> Markup:
     """What was predicted, how well, and what that saved."""
-    manifest, fidelity, flops = summary.manifest, summary.measured, summary.flops
+    manifest, flops = summary.manifest, summary.flops
     rows = [
         (
             "Labelled sequences",
             "those that the teacher scored, drawn by their ids",
             f"{format_count(manifest.num_labels)} ({manifest.share:.1%})",
         ),
-        (
-            "Overlap",
-            "share of what full scores select of the labelled sequences that the proxy selects too, each predicted by a fit that had not seen it",
-            f"{fidelity.overlap:.1%} ± {fidelity.overlap_error:.1%}",
-        ),
-        ("By chance", "the overlap of a random selection of as many", f"{fidelity.chance:.1%}"),
-        ("Least overlap allowed", "scoring.proxy.min_overlap", f"{summary.min_overlap:.1%}"),
-        ("Spearman", "rank correlation of predicted and full difference scores", f"{fidelity.spearman:.3f}"),
+        *_list_measured(summary),
         ("FLOPs of scoring", "teacher on its share, reference and proxy on all candidates", f"{flops.with_proxy:.3g}"),
         ("FLOPs without it", "teacher and reference on all candidates", f"{flops.without_proxy:.3g} ({flops.saved:.0%} saved)"),
         *(
@@ -34,3 +27,20 @@ def render_proxy(summary: ProxySummary) -> Markup:
         ),
     ]
     return render("proxy.html", manifest=manifest, proxy_id=format_code(manifest.proxy_id), rows=rows)
+
+
+def _list_measured(summary: ProxySummary) -> list[tuple[str, str, str]]:
+    fidelity = summary.measured
+    allowed = ("Least overlap allowed", "scoring.proxy.min_overlap", f"{summary.min_overlap:.1%}")
+    if fidelity is None:
+        return [("Overlap", f"cannot be measured any more: {summary.problem}", "-"), allowed]
+    return [
+        (
+            "Overlap",
+            "share of what full scores select of the labelled sequences that the proxy selects too, each predicted by a fit that had not seen it",
+            f"{fidelity.overlap:.1%} ± {fidelity.overlap_error:.1%}",
+        ),
+        ("By chance", "the overlap of a random selection of as many", f"{fidelity.chance:.1%}"),
+        allowed,
+        ("Spearman", "rank correlation of predicted and full scores", f"{fidelity.spearman:.3f}"),
+    ]

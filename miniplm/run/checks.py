@@ -17,6 +17,7 @@ from miniplm.models.lengths import find_max_positions
 from miniplm.models.skeleton import check_forward, read_skeleton
 from miniplm.run.exports import check_exports
 from miniplm.run.training_plans import load_own_tokenizer
+from miniplm.selection.fidelity import check_measurable, needs_calibration
 from miniplm.selection.steering import check_rule
 from miniplm.sources.files import find_source_files
 from miniplm.storage.file_facts import pass_once
@@ -50,6 +51,8 @@ def check_inputs(config: RunConfig, emulated: bool = False) -> CorpusTokenizer:
         find_source_files(source)
     tokenizer = load_tokenizer(config.corpus.tokenizer, config.corpus.eos_token, config.corpus.trust_remote_code)
     check_rule(config.selection)
+    if needs_calibration(config.teacher.dtype, config.reference.dtype):
+        check_measurable(config.selection)
     check_exports(config)
     _check_trainings(config, tokenizer)
     if config.teacher.model is not None:

@@ -7,15 +7,20 @@ from miniplm.models.devices import describe_device, resolve_device
 from miniplm.records.calibrations import Calibration
 from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.run.plan import RunPlan
-from miniplm.selection.fidelity import find_calibration, measure_fidelity, needs_calibration
+from miniplm.run.signal_keys import provide_signal_keys
+from miniplm.selection.fidelity import Fidelity, check_measurable, find_calibration, measure_fidelity, needs_calibration
 from miniplm.storage.root import Storage
 
 
 def find_sufficient(
     storage: Storage, corpus: CorpusManifest, teacher: ModelEntry, reference: ModelEntry, plan: RunPlan
 ) -> Calibration | None:
-    """The calibration that may let fp8 pass: on enough sequences, and made on the device that is to score, not emulated elsewhere."""
-    calibration = find_calibration(storage, corpus.corpus_id, teacher.model_id, reference.model_id, plan.selection.within)
+    """The calibration that may let fp8 pass: on enough sequences, and made on the device that is to score, not emulated elsewhere.
+
+    Raises `ConfigError` where none can measure the rule.
+    """
+    check_measurable(plan.selection)
+    calibration = _find(storage, corpus, teacher, reference, plan)
     if calibration is None or not _is_measured(calibration, plan):
         return None
     wanted = min(plan.scoring.calibration_sequences, corpus.split_counts("candidate").num_sequences)
@@ -30,23 +35,41 @@ def _is_measured(calibration: Calibration, plan: RunPlan) -> bool:
 
 
 def check_fidelity(storage: Storage, corpus: CorpusManifest, teacher: ModelEntry, reference: ModelEntry, plan: RunPlan) -> None:
-    """Raises `FidelityError` where a calibration falls under `scoring.min_overlap`, or where fp8 has no sufficient one."""
+    """Raises `FidelityError` where a calibration falls under `scoring.min_overlap`, or where fp8 has no sufficient one, and `ConfigError`
+    where none can measure the rule."""
     needed = needs_calibration(teacher.dtype, reference.dtype)
+    if needed:
+        check_measurable(plan.selection)
     if needed and find_sufficient(storage, corpus, teacher, reference, plan) is None:
         raise FidelityError(
             f"teacher {teacher.dtype}, reference {reference.dtype}: fp8 was not compared with float32 on corpus "
             f"{corpus.corpus_id} on this device yet; run `miniplm score CONFIG --calibrate {plan.scoring.calibration_sequences}` "
             "first (`miniplm run` does so by itself)"
         )
-    calibration = find_calibration(storage, corpus.corpus_id, teacher.model_id, reference.model_id, plan.selection.within)
+    calibration = _find(storage, corpus, teacher, reference, plan)
     if calibration is not None:
-        judge_fidelity(calibration, plan, corpus)
+        judge_fidelity(storage, corpus, calibration, plan)
 
 
-def judge_fidelity(calibration: Calibration, plan: RunPlan, corpus: CorpusManifest) -> None:
+def _find(
+    storage: Storage, corpus: CorpusManifest, teacher: ModelEntry, reference: ModelEntry, plan: RunPlan
+) -> Calibration | None:
+    """What was measured that says something of the run's rule."""
+    if plan.selection.unit == "document":  # a run that ranks sequences may have left one
+        return None
+    return find_calibration(storage, corpus.corpus_id, teacher.model_id, reference.model_id, plan.selection.within)
+
+
+def measure_run(storage: Storage, corpus: CorpusManifest, calibration: Calibration, plan: RunPlan) -> Fidelity:
+    """What a calibration says of the run's selection. Raises as `measure_fidelity`, and where texts of signals cannot be read."""
+    provide_signal_keys(storage, corpus, plan)
+    return measure_fidelity(storage, corpus, calibration, plan.selection)
+
+
+def judge_fidelity(storage: Storage, corpus: CorpusManifest, calibration: Calibration, plan: RunPlan) -> None:
     """Raises `FidelityError` where a calibration falls under `scoring.min_overlap`, or has too few sequences to select any."""
     assert calibration.within == plan.selection.within, "a calibration says nothing of another rule"
-    fidelity = measure_fidelity(calibration, plan.selection, corpus.split_counts("candidate").num_tokens)
+    fidelity = measure_run(storage, corpus, calibration, plan)
     of_each = " of each domain" if calibration.within == "domain" else ""
     if fidelity.num_selected == 0:
         raise FidelityError(

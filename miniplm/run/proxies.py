@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from miniplm.corpus.reader import load_corpus
 from miniplm.errors import ProxyError, ScoreJoinError
 from miniplm.progress import ProgressCallback, ignore_progress
 from miniplm.proxy.identity import find_proxy, resolve_proxy_id
 from miniplm.proxy.labels import draw_labels, find_labels
-from miniplm.proxy.measuring import ProxyFidelity, measure_proxy, read_measurement
+from miniplm.proxy.measuring import ProxyFidelity, measure_proxy
 from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.proxies import ProxyManifest
 from miniplm.run.plan import RunPlan
@@ -82,8 +81,7 @@ def provide_proxy(
 
 def measure_run_proxy(storage: Storage, manifest: ProxyManifest, plan: RunPlan) -> ProxyFidelity:
     """How well a proxy predicts what the run's rule selects."""
-    num_tokens = load_corpus(storage, manifest.corpus_id).split_counts("candidate").num_tokens
-    return measure_proxy(read_measurement(storage, manifest), plan.selection, num_tokens)
+    return measure_proxy(storage, manifest, plan.selection)
 
 
 def judge_proxy(storage: Storage, manifest: ProxyManifest, plan: RunPlan) -> ProxyFidelity:

@@ -7,8 +7,9 @@ from typing import Any
 
 from miniplm.config.proxy import ProxyConfig
 from miniplm.config.run import SelectionConfig
+from miniplm.errors import ConfigError
 from miniplm.proxy.cost import ScoringFlops, count_proxy_flops
-from miniplm.proxy.measuring import ProxyFidelity, measure_proxy, read_measurement
+from miniplm.proxy.measuring import ProxyFidelity, measure_proxy
 from miniplm.proxy.prediction import load_proxy
 from miniplm.records.manifests import CorpusManifest, Record
 from miniplm.records.proxies import ProxyManifest
@@ -26,13 +27,14 @@ class ProxySummary(Record):
     manifest: ProxyManifest
     min_overlap: float
     fidelity: dict[str, Any]
+    problem: str = ""
     flops: ScoringFlops
     hours_saved: float | None = None
 
     @property
-    def measured(self) -> ProxyFidelity:
-        """The numbers of the gate."""
-        return ProxyFidelity(**self.fidelity)
+    def measured(self) -> ProxyFidelity | None:
+        """The numbers of the gate; None where a `problem` says why they cannot be told any more."""
+        return ProxyFidelity(**self.fidelity) if self.fidelity else None
 
 
 def summarise_proxy(storage: Storage, record: RunRecord, corpus: CorpusManifest) -> ProxySummary | None:
@@ -43,11 +45,16 @@ def summarise_proxy(storage: Storage, record: RunRecord, corpus: CorpusManifest)
     selection = SelectionConfig.model_validate(record.config.get("selection", {}))
     manifest = load_proxy(storage, record.proxy.model_id)
     num_tokens = corpus.split_counts("candidate").num_tokens
-    fidelity = measure_proxy(read_measurement(storage, manifest), selection, num_tokens)
+    fidelity, problem = {}, ""
+    try:
+        fidelity = asdict(measure_proxy(storage, manifest, selection))
+    except ConfigError as error:  # files of a signal that were there when it passed the gate
+        problem = str(error)
     return ProxySummary(
         manifest=manifest,
         min_overlap=config.min_overlap,
-        fidelity=asdict(fidelity),
+        fidelity=fidelity,
+        problem=problem,
         flops=count_proxy_flops(manifest, num_tokens),
         hours_saved=_count_hours(record, corpus),
     )

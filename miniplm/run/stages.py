@@ -21,6 +21,7 @@ from miniplm.run.overlap import measure_unasked, plan_left_out
 from miniplm.run.plan import RunPlan
 from miniplm.run.proxies import find_scorer_ids, judge_proxy, provide_labelled_corpus, require_run_proxy
 from miniplm.run.references import find_reference
+from miniplm.run.signal_keys import provide_signal_keys
 from miniplm.run.trainings import know_student
 from miniplm.selection.ranking import find_selection, resolve_selection_id, select_sequences
 from miniplm.storage.root import Storage
@@ -109,6 +110,7 @@ def select(
     """Joins the scores of both models and keeps the sequences with the largest difference score."""
     started = time.monotonic()
     if plan.scoring.proxy is not None:  # at another ratio it may not be good enough
+        provide_signal_keys(storage, corpus, plan)
         judge_proxy(storage, require_run_proxy(storage, plan, corpus, reference), plan)
     scorer_ids = find_scorer_ids(storage, plan, corpus, reference)
     exclusions = plan_left_out(storage, plan, corpus, reference, on_progress=on_progress)
@@ -116,10 +118,7 @@ def select(
     manifest = find_selection(storage, selection_id)
     reused = manifest is not None
     if manifest is None:
-        if any(signal.key == "text_digest" for signal in plan.selection.signals):
-            from miniplm.corpus.text_digests import provide_text_digests
-
-            provide_text_digests(storage, plan.corpus, corpus)
+        provide_signal_keys(storage, corpus, plan)
         manifest = select_sequences(storage, corpus, *scorer_ids, plan.selection, on_progress, exclusions)
     measure_unasked(storage, plan, corpus, manifest, on_progress)
     return manifest, _record("select", time.monotonic() - started, reused, manifest.num_candidates, manifest.units)

@@ -10,14 +10,24 @@ from miniplm.config.run import ExportConfig, RunConfig
 from miniplm.corpus.identity import plan_corpus
 from miniplm.corpus.reader import find_corpus, load_corpus
 from miniplm.corpus.taken_files import list_files_without_documents
-from miniplm.errors import ConfigError, DamagedFileError, DerivedError, MiniplmError, RunError, ScoreJoinError
+from miniplm.errors import (
+    ConfigError,
+    CorpusError,
+    DamagedFileError,
+    DerivedError,
+    EvaluationError,
+    MiniplmError,
+    RunError,
+    ScoreJoinError,
+    SourceError,
+)
 from miniplm.records.manifests import CorpusManifest, ModelEntry, Record
 from miniplm.records.run import RunRecord, load_run, save_run
 from miniplm.records.selections import SelectionManifest
 from miniplm.run.heldout_texts import resolve_text_id
 from miniplm.run.overlap import name_selection
 from miniplm.run.plan import RunPlan
-from miniplm.run.proxies import find_labelled_corpus, find_run_proxy
+from miniplm.run.proxies import find_labelled_corpus, find_run_proxy, find_scorer_ids
 from miniplm.run.references import find_reference
 from miniplm.run.resolution import resolve
 from miniplm.run.student_records import find_student, is_evaluated, list_needed_sets
@@ -169,6 +179,30 @@ def _find_selection(
         return None
 
 
+def _find_named_selection(
+    storage: Storage, plan: RunPlan, corpus: CorpusManifest | None, reference: ModelEntry | None
+) -> tuple[SelectionManifest | None, str]:
+    """As `_find_selection`; where what it is made of besides scores is gone, so that it cannot be named, the one that the run has on record, and why."""
+    try:
+        return _find_selection(storage, plan, corpus, reference), ""
+    except (ConfigError, CorpusError, EvaluationError, SourceError) as error:
+        problem = str(error)
+    assert corpus is not None
+    assert reference is not None
+    try:
+        record = load_run(storage, plan.name)
+    except RunError:
+        return None, problem
+    selection = find_selection(storage, record.selection_id) if record.selection_id is not None else None
+    is_same = selection is not None and (selection.corpus_id, (selection.teacher_id, selection.reference_id)) == (
+        corpus.corpus_id,
+        find_scorer_ids(storage, plan, corpus, reference),
+    )
+    if not is_same or any(record.config.get(name) != plan.config.get(name) for name in ("selection", "evaluation")):
+        return None, problem
+    return selection, f"made when this was not so: {problem}"
+
+
 def _model_stage(name: str, entry: ModelEntry | None) -> StageStatus:
     return StageStatus(
         name=name,
@@ -300,7 +334,7 @@ def _export_stage(
 def _later_stages(
     storage: Storage, plan: RunPlan, corpus: CorpusManifest | None, reference: ModelEntry | None
 ) -> list[StageStatus]:
-    selection = _find_selection(storage, plan, corpus, reference)
+    selection, problem = _find_named_selection(storage, plan, corpus, reference)
     stages = [
         StageStatus(
             name="select",
@@ -308,7 +342,7 @@ def _later_stages(
             num_done=selection.num_selected if selection else 0,
             num_total=selection.num_selected if selection else 0,
             unit="sequences",
-            detail=selection.selection_id if selection else "",
+            detail="; ".join(filter(None, (selection.selection_id if selection else "", problem))),
         )
     ]
     stages += [_export_stage(storage, plan, corpus, selection, export) for export in plan.exports]

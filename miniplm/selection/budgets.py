@@ -38,18 +38,14 @@ def make_pools(ranked: RankedRows, config: SelectionConfig) -> list[Pool]:
     num_rows = int(ranked.num_rows.sum())
     if num_rows == 0 and (config.where is not None or config.ratio is None):
         raise ConfigError("no candidate is left to rank; loosen selection.where, or whatever else leaves candidates out")
-    if config.threshold is not None:
-        return [_cut_at(ranked, config.threshold)]
-    if config.mix:
-        kept = share_out(ranked, config.bounds, _count_budget(ranked, config))
-    elif config.tokens is not None:
-        kept = _fill(ranked, config)
-    else:
-        assert config.ratio is not None
-        kept = [(domains, count_selected(int(ranked.num_rows[domains].sum()), config.ratio)) for domains in _group(ranked, config)]
-    pools = [Pool(domains, int(ranked.num_rows[domains].sum()), num_kept) for domains, num_kept in kept]
+    pools = share_pools(ranked, config)
     if not any(pool.num_kept for pool in pools) and not count_passes(ranked, config):
         of_each = " of each domain" if config.within == "domain" else ""
+        if config.threshold is not None:
+            (highest,) = ranked.keys.find(list(range(len(ranked.domains))), [num_rows - 1])
+            raise ConfigError(
+                f"selection.threshold {config.threshold:g} keeps none of {num_rows:,} candidates, whose highest score is {highest:g}; use a lower one"
+            )
         if not config.has_token_budget:
             raise ScoreJoinError(
                 f"ratio {config.ratio:g} of {num_rows} candidate {config.unit}s{of_each} keeps none; use a larger selection.ratio or corpus"
@@ -59,6 +55,20 @@ def make_pools(ranked: RankedRows, config: SelectionConfig) -> list[Pool]:
             "use a larger budget"
         )
     return pools
+
+
+def share_pools(ranked: RankedRows, config: SelectionConfig) -> list[Pool]:
+    """As `make_pools`, also where nothing is kept. Raises `ConfigError` where the rule asks for what is not there."""
+    if config.threshold is not None:
+        return [_cut_at(ranked, config.threshold)]
+    if config.mix:
+        kept = share_out(ranked, config.bounds, _count_budget(ranked, config))
+    elif config.tokens is not None:
+        kept = _fill(ranked, config)
+    else:
+        assert config.ratio is not None
+        kept = [(domains, count_selected(int(ranked.num_rows[domains].sum()), config.ratio)) for domains in _group(ranked, config)]
+    return [Pool(domains, int(ranked.num_rows[domains].sum()), num_kept) for domains, num_kept in kept]
 
 
 def count_passes(ranked: RankedRows, config: SelectionConfig) -> int:
@@ -110,9 +120,4 @@ def _fill(ranked: RankedRows, config: SelectionConfig) -> list[tuple[list[int], 
 def _cut_at(ranked: RankedRows, threshold: float) -> Pool:
     domains, num_rows = list(range(len(ranked.domains))), int(ranked.num_rows.sum())
     num_kept = num_rows - ranked.keys.count_at_most(domains, math.nextafter(threshold, -math.inf))
-    if num_kept == 0:
-        (highest,) = ranked.keys.find(domains, [num_rows - 1])
-        raise ConfigError(
-            f"selection.threshold {threshold:g} keeps none of {num_rows:,} candidates, whose highest score is {highest:g}; use a lower one"
-        )
     return Pool(domains, num_rows, num_kept)

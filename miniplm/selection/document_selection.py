@@ -26,11 +26,10 @@ from miniplm.selection.cut import STEERED_COLUMNS, Cut, KeptDomains, count_uses,
 from miniplm.selection.documents import document_scores, rank_documents
 from miniplm.selection.exclusions import ExcludedIds
 from miniplm.selection.expressions import Expressions
-from miniplm.selection.keys import RankingKeys
-from miniplm.selection.noise import draw_gumbel
+from miniplm.selection.keys import RankingKeys, make_keys
 from miniplm.selection.order_statistics import GroupedRuns, ScratchFile
 from miniplm.selection.prefixes import RankedRows
-from miniplm.selection.signals import DocumentSignals
+from miniplm.selection.signals import Signals, open_signals
 from miniplm.selection.steering import check_rule, list_columns
 from miniplm.selection.survey import ShardSums, Survey, add_sums, sum_by
 from miniplm.storage.root import Storage
@@ -78,7 +77,7 @@ class DocumentSurvey(Survey):
 
     connection: duckdb.DuckDBPyConnection | None = None
     expressions: Expressions | None = None
-    signals: DocumentSignals | None = None
+    signals: Signals | None = None
     excluded: Sequence[ExcludedIds] = ()
 
     @property
@@ -102,19 +101,10 @@ class DocumentSurvey(Survey):
         for batch in cursor.sql(query).to_arrow_reader(_BLOCK_ROWS):
             columns = {name: batch[name].to_numpy() for name in (*_COLUMNS, *more)}
             places = pc.index_in(batch["domain"].cast(pa.string()), names).to_numpy()
-            keys, expression, left_out = columns["difference_score"].astype(np.float64), None, {}
-            if self.expressions is not None:
-                expression, is_met = self._evaluate(batch, columns)
-                keys = keys if expression is None else expression.copy()
-                if is_met is not None:
-                    keys[~is_met] = np.nan
-                    left_out["where"] = int(np.count_nonzero(~is_met))
-            for one in self.excluded:
-                new = np.isin(columns["document_id"], one.ids) & ~np.isnan(keys)
-                keys[new] = np.nan
-                left_out[one.reason] = int(np.count_nonzero(new))
-            if config.temperature:
-                keys = keys + config.temperature * draw_gumbel(columns["document_id"], config.seed)
+            expression, is_met = (None, None) if self.expressions is None else self._evaluate(batch, columns)
+            scores = columns["difference_score"].astype(np.float64) if expression is None else expression
+            dropped = [(one.reason, np.isin(columns["document_id"], one.ids)) for one in self.excluded]
+            keys, left_out = make_keys(config, columns["document_id"], scores, is_met, dropped)
             yield _Block(places, keys, expression, columns, left_out)
 
     def _evaluate(self, batch: pa.RecordBatch, columns: dict[str, Any]) -> tuple[Floats | None, NDArray[np.bool_] | None]:
@@ -122,7 +112,7 @@ class DocumentSurvey(Survey):
         assert self.expressions is not None
         values = columns | {"domain": batch["domain"].cast(pa.string())}
         if self.signals is not None:
-            values |= self.signals.values_of(columns["document_id"])
+            values |= self.signals.read_values(columns["document_id"])
         schema = list_columns(self.keys.config)
         return self.expressions.evaluate(pa.table({name: values[name] for name in schema.names}, schema=schema))
 
@@ -155,7 +145,7 @@ def survey_documents(
         [row[0] for row in rows],
         connection=connection,
         expressions=Expressions(config, list_columns(config)) if config.has_expressions else None,
-        signals=DocumentSignals(connection, storage, corpus, teacher_id, config, on_progress) if config.signals else None,
+        signals=open_signals(connection, storage, corpus, teacher_id, config, on_progress) if config.signals else None,
         excluded=excluded,
     )
     for block in survey.read_blocks():

@@ -120,6 +120,13 @@ _NUMBERS = (
     "FLOAT",
     "DOUBLE",
 )
+# What a value may be cast to, with the other names that DuckDB has for it; none depends on the machine, as a time zone does.
+_TYPES = (
+    *(name.lower() for name in _NUMBERS),
+    *("int", "int1", "int2", "int4", "int8", "short", "long", "real", "float4", "float8", "decimal", "numeric", "dec"),
+    *("varchar", "text", "string", "char", "boolean", "bool", "date", "timestamp", "datetime"),
+)
+_MOST_SHOWN_CHARACTERS = 300
 
 
 class Expressions:
@@ -149,15 +156,15 @@ class Expressions:
                     relation = cursor.sql(f"SELECT (\n{text}\n) AS value FROM rows")
                 except duckdb.Error as error:
                     raise ConfigError(
-                        f"{field}: {text!r} is no expression over {_name(self._columns.names)}: {first_line(error)}"
+                        f"{field}: {_show(text)} is no expression over {_name(self._columns.names)}: {first_line(error)}"
                     ) from error
                 kind = str(relation.types[0])
                 if field == "selection.where" and kind != "BOOLEAN":
                     raise ConfigError(
-                        f"{field}: {text!r} is a {kind}, not a condition; compare it with something, e.g. num_tokens > 100"
+                        f"{field}: {_show(text)} is a {kind}, not a condition; compare it with something, e.g. num_tokens > 100"
                     )
                 if field == "selection.score" and kind not in _NUMBERS and not kind.startswith("DECIMAL"):
-                    raise ConfigError(f"{field}: {text!r} is a {kind}, not a number")
+                    raise ConfigError(f"{field}: {_show(text)} is a {kind}, not a number")
 
     def _rows(self, table: pa.Table) -> duckdb.DuckDBPyConnection:
         cursor = self._connection.cursor()
@@ -192,7 +199,7 @@ class Expressions:
             except duckdb.Error as error:
                 first = table[0][0].as_py() if table.num_rows else None
                 raise ConfigError(
-                    f"{field}: {self._texts[field]!r} cannot be computed of a row from {table.column_names[0]} {first} on: {first_line(error)}; "
+                    f"{field}: {_show(self._texts[field])} cannot be computed of a row from {table.column_names[0]} {first} on: {first_line(error)}; "
                     "guard it with CASE, greatest or coalesce, or leave the rows out by selection.where"
                 ) from error
         return np.asarray(np.ma.filled(values, np.nan) if values.dtype == np.float64 else values)
@@ -204,7 +211,7 @@ class Expressions:
             ids = [table[0][int(rows[row])].as_py() for row in broken[:10]]
             shown = {name: table[name][int(rows[broken[0]])].as_py() for name in table.column_names}
             raise ConfigError(
-                f"selection.score: {self._texts['selection.score']!r} is NULL, NaN or infinite in {len(broken)} rows ({table.column_names[0]} "
+                f"selection.score: {_show(self._texts['selection.score'])} is NULL, NaN or infinite in {len(broken)} rows ({table.column_names[0]} "
                 f"{list_offenders(ids, len(broken))}); the first is {shown}. Guard it with coalesce or CASE, or leave the rows out by selection.where"
             )
 
@@ -217,9 +224,10 @@ def _check(connection: duckdb.DuckDBPyConnection, field: str, text: str, columns
         assert row is not None
         return json.loads(row[0])
 
+    shown = _show(text)
     parsed, plain = parse(text), parse("1")
     if parsed["error"]:
-        raise ConfigError(f"{field}: {text!r} cannot be parsed: {parsed['error_message']}. The columns are {_name(columns)}")
+        raise ConfigError(f"{field}: {shown} cannot be parsed: {parsed['error_message']}. The columns are {_name(columns)}")
     statements = [statement["node"] for statement in parsed["statements"]]
     # All but the expression has to be what it is of `SELECT (1)`: no FROM, no second statement, no clause behind it.
     rest = [
@@ -227,19 +235,26 @@ def _check(connection: duckdb.DuckDBPyConnection, field: str, text: str, columns
         for node in (*statements, plain["statements"][0]["node"])
     ]
     if len(statements) != 1 or len(statements[0].get("select_list", ())) != 1 or rest[0] != rest[1]:
-        raise ConfigError(f"{field}: {text!r} is more than one expression; write one over the columns {_name(columns)}")
+        raise ConfigError(f"{field}: {shown} is more than one expression; write one over the columns {_name(columns)}")
     for node in _list_nodes(statements[0]["select_list"][0]):
         kind, names = node["class"], [name.lower() for name in node.get("column_names", ())]
         if kind not in _NODES or (kind == "OPERATOR" and node["type"] not in _OPERATOR_TYPES):
             what = _TITLES.get(kind, f"{kind if kind != 'OPERATOR' else node['type']}".lower().replace("_", " "))
             raise ConfigError(
-                f"{field}: {text!r} holds {what}, which is not allowed; an expression is over the columns {_name(columns)}"
+                f"{field}: {shown} holds {what}, which is not allowed; an expression is over the columns {_name(columns)}"
             )
         if kind == "COLUMN_REF" and (len(names) != 1 or names[0] not in columns):
-            raise ConfigError(f"{field}: {text!r} names an unknown column {'.'.join(names)!r}; the columns are {_name(columns)}")
+            raise ConfigError(f"{field}: {shown} names an unknown column {'.'.join(names)!r}; the columns are {_name(columns)}")
+        if kind == "CAST" and (name := _name_type(node)) not in _TYPES:
+            raise ConfigError(
+                f"{field}: {shown} casts to {name}, which is not allowed; allowed are numbers (DOUBLE, BIGINT, ...), DECIMAL, VARCHAR, BOOLEAN, "
+                "DATE and TIMESTAMP"
+            )
+        if kind == "FUNCTION" and node["function_name"] == "row":
+            raise ConfigError(f"{field}: {shown} is not one expression; write one over the columns {_name(columns)}")
         if kind == "FUNCTION" and (node["function_name"].lower() not in (*_OPERATORS, *_FUNCTIONS) or node.get("schema")):
             raise ConfigError(
-                f"{field}: {text!r} calls {node['function_name']}, which is not allowed; allowed are {', '.join(_FUNCTIONS)}, "
+                f"{field}: {shown} calls {node['function_name']}, which is not allowed; allowed are {', '.join(_FUNCTIONS)}, "
                 "arithmetic, comparisons, LIKE, IN, BETWEEN, CASE and CAST"
             )
 
@@ -256,6 +271,19 @@ def _list_nodes(tree: Any) -> Iterator[dict[str, Any]]:
     elif isinstance(tree, list):
         for item in tree:
             yield from _list_nodes(item)
+
+
+def _name_type(cast: dict[str, Any]) -> str:
+    """To what a cast goes, in lower case; of a type in a schema that too."""
+    kind = cast.get("type_expr")
+    if kind is None:  # as DuckDB before 2.0 tells it
+        return str((cast.get("cast_type") or {}).get("id", "")).lower()
+    return ".".join(filter(None, (kind.get("catalog"), kind.get("schema"), kind["type_name"]))).lower()
+
+
+def _show(text: str) -> str:
+    """An expression in a message."""
+    return repr(text if len(text) <= _MOST_SHOWN_CHARACTERS else f"{text[:_MOST_SHOWN_CHARACTERS]}...")
 
 
 def _name(columns: Sequence[str]) -> str:

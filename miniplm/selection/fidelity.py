@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from miniplm import layout
 from miniplm.config.selection import SelectionConfig
 from miniplm.corpus.reader import read_shard, read_token_ids
-from miniplm.errors import CorpusError, FidelityError
+from miniplm.errors import ConfigError, CorpusError, FidelityError
 from miniplm.models.devices import describe_device
 from miniplm.models.fp8 import FP8_DTYPES
 from miniplm.models.throughput import Throughput
@@ -24,7 +25,8 @@ from miniplm.records.calibrations import Calibration, CalibrationScores
 from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.stored import find_record
 from miniplm.scoring.engine import Scorer
-from miniplm.selection.agreement import FloatArray, add_noise, compare_selections, correlate_ranks, group_rows
+from miniplm.selection.agreement import compare_scores
+from miniplm.selection.sample import Sample, read_sample
 from miniplm.storage.root import Storage
 from miniplm.versions import list_versions
 
@@ -56,33 +58,45 @@ class Fidelity:
         return self.num_selected > 0 and self.overlap >= min_overlap
 
 
-def measure_fidelity(calibration: Calibration, rule: SelectionConfig, num_candidate_tokens: int = 0) -> Fidelity:
-    """What a calibration says of a selection from candidates of so many tokens, within what it was made for: the corpus or each domain.
+def measure_fidelity(storage: Storage, corpus: CorpusManifest, calibration: Calibration, rule: SelectionConfig) -> Fidelity:
+    """What a calibration says of a selection by a rule: what the rule keeps of its sequences, as if they were all candidates, by both scores.
 
-    Of a budget of tokens its share of the candidates is measured, of a least score that score, at a temperature with its noise. An
-    expression, a condition and a mix are not applied: for these it is the difference score that is compared.
+    Copies and contaminated text are not left out: which they are is looked for later. Raises as `read_sample` and `compare_scores`, and
+    `ConfigError` for documents, of which a calibration has parts.
     """
-    ratio = rule.expect_share(num_candidate_tokens)
-    counts = np.array(calibration.num_scored_tokens, dtype=np.float64)
-    weight = counts if rule.score == "sum" else np.ones_like(counts)
+    check_measurable(rule)
+    counts = np.array(calibration.num_scored_tokens, dtype=np.int64)
+    domains = calibration.domains or [""] * len(counts)
+    sample = read_sample(storage, corpus, rule, Sample(np.array(calibration.sequence_ids, dtype=np.int64), domains, counts))
     teacher, reference = calibration.teacher, calibration.reference
-    chosen = (np.array(reference.nll) - np.array(teacher.nll)) * weight
-    exact = (np.array(reference.float32_nll) - np.array(teacher.float32_nll)) * weight
-    chosen, exact = (add_noise(rule, calibration.sequence_ids, scores) for scores in (chosen, exact))
-    groups = group_rows(calibration.domains if calibration.within == "domain" else None, len(counts))
-    num_selected, overlap = compare_selections(chosen, exact, groups, rule, ratio)
+    agreement = compare_scores(
+        sample,
+        rule,
+        (np.array(teacher.float32_nll), np.array(reference.float32_nll)),
+        (np.array(teacher.nll), np.array(reference.nll)),
+    )
+    overlap, num_selected = agreement.overlap, agreement.num_selected
     return Fidelity(
         num_sequences=len(counts),
         num_selected=num_selected,
         teacher_bias=_weighted_bias(teacher, counts),
         reference_bias=_weighted_bias(reference, counts),
-        spearman=correlate_ranks(chosen, exact),
+        spearman=agreement.spearman,
         overlap=overlap,
         overlap_error=math.sqrt(overlap * (1 - overlap) / max(num_selected, 1)),
     )
 
 
-def _weighted_bias(scores: CalibrationScores, counts: FloatArray) -> float:
+def check_measurable(rule: SelectionConfig) -> None:
+    """Raises `ConfigError` for what no calibration measures."""
+    if rule.unit == "document":
+        raise ConfigError(
+            "selection.unit is document, and dtypes are compared by what they select of single sequences, which hold parts of documents: of this "
+            "rule nothing can be measured. Score in bfloat16 or float32, which need no comparison, or rank sequences"
+        )
+
+
+def _weighted_bias(scores: CalibrationScores, counts: NDArray[np.int64]) -> float:
     """The mean difference of NLLs a scored token; counts (N,)."""
     return float(np.average(np.array(scores.nll) - np.array(scores.float32_nll), weights=counts))
 

@@ -75,18 +75,30 @@ class RankingKeys:
         if self.are_differences:
             return ShardKeys(difference, difference)
         expression, is_met = (None, None) if self._evaluate is None else self._evaluate(rows)
-        key = difference.copy() if expression is None else expression.copy()
-        if self.config.temperature:
-            # In the unit of the score: the order is that of score / temperature + noise, and no quotient overflows.
-            key += self.config.temperature * draw_gumbel(rows.sequence_ids, self.config.seed)
-        left_out: dict[str, int] = {}
-        for reason, dropped in self._list_dropped(rows, is_met):
-            new = dropped & ~np.isnan(key)
-            left_out[reason] = int(np.count_nonzero(new))
-            key[new] = np.nan
+        dropped = [(exclusion.reason, exclusion.find(rows)) for exclusion in self._exclusions]
+        key, left_out = make_keys(self.config, rows.sequence_ids, difference if expression is None else expression, is_met, dropped)
         return ShardKeys(difference, key, expression, left_out)
 
-    def _list_dropped(self, rows: ShardRows, is_met: NDArray[np.bool_] | None) -> list[tuple[str, NDArray[np.bool_]]]:
-        """Reasons and rows (num_sequences,) to leave out; `is_met` (num_sequences,) where there is a condition."""
-        conditions = [] if is_met is None else [("where", ~is_met)]
-        return conditions + [(exclusion.reason, exclusion.find(rows)) for exclusion in self._exclusions]
+
+def make_keys(
+    config: SelectionConfig,
+    ids: NDArray[np.int64],
+    scores: Floats,
+    is_met: NDArray[np.bool_] | None = None,
+    dropped: Sequence[tuple[str, NDArray[np.bool_]]] = (),
+) -> tuple[Floats, dict[str, int]]:
+    """The ranking keys of rows with these ids and scores, NaN where one is left out, and how many are by reason.
+
+    `is_met` says of which rows `where` is true, `dropped` which are left out for another reason; (num_rows,) each.
+    """
+    keys = scores.copy()
+    if config.temperature:
+        # In the unit of the score: the order is that of score / temperature + noise, and no quotient overflows.
+        keys += config.temperature * draw_gumbel(ids, config.seed)
+    left_out: dict[str, int] = {}
+    conditions = [] if is_met is None else [("where", ~is_met)]
+    for reason, rows in (*conditions, *dropped):
+        new = rows & ~np.isnan(keys)
+        left_out[reason] = int(np.count_nonzero(new))
+        keys[new] = np.nan
+    return keys, left_out

@@ -1,13 +1,12 @@
-"""Scores from outside, by sequence or document, as one number for each candidate sequence.
+"""Scores from outside, by sequence or document, as one number for each candidate, a sequence or a document.
 
-They are read once into tables of DuckDB that spill to the disk, proven, and sorted by sequence, so that a shard's values are a
+They are read once into tables of DuckDB that spill to the disk, proven, and sorted by id, so that a shard's values are a
 range of rows. A document's value counts in a sequence by the scored tokens that it has there.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import duckdb
 import numpy as np
@@ -20,7 +19,7 @@ from miniplm.config.selection import SelectionConfig, SignalConfig
 from miniplm.corpus.text_digests import list_text_digests
 from miniplm.errors import ConfigError, SourceError, list_offenders, reading_users_file
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
-from miniplm.records.manifests import CorpusManifest, ShardEntry
+from miniplm.records.manifests import CorpusManifest
 from miniplm.scoring.shards import check_score_shards
 from miniplm.selection.candidates import Floats, Integers
 from miniplm.selection.documents import check_document_scores
@@ -68,22 +67,27 @@ def digest_signals(storage: Storage, signals: Sequence[SignalConfig]) -> list[di
     ]
 
 
+# Gives the DuckDB relation of the parts of documents that are ranked, or make up what is: `sequence_id`, `document_id` (NULL where it is
+# not known whose a part is) and `num_scored_tokens`.
+ListParts = Callable[[], str]
+
+
 class Signals:
-    """The signals of a selection, by candidate sequence. Values are asked for by shard, in any order and thread."""
+    """The signals of a selection, by what it ranks: sequences or documents. Values are asked for by id, in any thread."""
 
     def __init__(
         self,
         connection: duckdb.DuckDBPyConnection,
         storage: Storage,
         corpus: CorpusManifest,
-        teacher_id: str,
         config: SelectionConfig,
+        list_parts: ListParts,
         on_progress: ProgressCallback = ignore_progress,
     ) -> None:
-        """Reads all of them. Raises `ConfigError` for keys that come twice, values that are no numbers and missing rows without a default."""
-        self._connection, self._storage, self._corpus, self._teacher_id = connection, storage, corpus, teacher_id
-        self._signals = config.signals
-        self._lock = threading.Lock()
+        """Reads all of them. Raises `ConfigError` for keys that come twice, values that are no numbers and missing rows without a default,
+        and what `list_parts` raises, which is asked where a signal is by document."""
+        self._connection, self._storage, self._corpus, self._list_parts = connection, storage, corpus, list_parts
+        self._unit, self._signals = config.unit, config.signals
         connection.execute(f"SET memory_limit = '{_MEMORY}'")
         for done, signal in enumerate(config.signals, start=1):
             self._read(signal)
@@ -91,27 +95,28 @@ class Signals:
             self._sort(signal)
             on_progress(Progress("read signals", done, len(config.signals), "signals"))
 
-    @property
-    def names(self) -> list[str]:
-        return [signal.name for signal in self._signals]
+    def read_values(self, ids: Integers, where: str = "") -> dict[str, Floats]:
+        """The value of each signal for what has these ids, (num_ids,) ascending: (num_ids,) each. Ids lie close together, as all between them are read.
 
-    def values(self, shard: ShardEntry) -> dict[str, Floats]:
-        """The value of each signal in each sequence of a shard, (num_sequences,), in the order of their ids."""
+        Raises `ConfigError` where one has none; `where` says for people which these are.
+        """
         found = {}
         for signal in self._signals:
-            first, stop = shard.first_sequence_id, shard.first_sequence_id + shard.num_sequences
-            with self._connection.cursor() as cursor:
-                rows = cursor.execute(
-                    f"SELECT sequence_id, value FROM {_table(signal)} WHERE sequence_id >= ? AND sequence_id < ?", [first, stop]
-                ).fetchnumpy()
-            values = np.full(shard.num_sequences, np.nan if signal.missing is None else signal.missing)
-            values[rows["sequence_id"] - first] = rows["value"]
+            values = np.full(len(ids), np.nan if signal.missing is None else signal.missing)
+            if len(ids):
+                with self._connection.cursor() as cursor:
+                    rows = cursor.execute(
+                        f"SELECT key, value FROM {_table(signal)} WHERE key BETWEEN ? AND ? ORDER BY key",
+                        [int(ids[0]), int(ids[-1])],
+                    ).fetchnumpy()
+                places = np.minimum(np.searchsorted(ids, rows["key"]), len(ids) - 1)
+                here = ids[places] == rows["key"]
+                values[places[here]] = rows["value"][here]
             if np.isnan(values).any():
-                missing = np.flatnonzero(np.isnan(values))
+                missing = ids[np.isnan(values)]
                 raise ConfigError(
-                    f"selection.signals {signal.name}: {len(missing)} of {shard.num_sequences} sequences of {layout.shard_name(shard.shard_index)} "
-                    f"have no value (sequence_id {list_offenders([first + int(row) for row in missing[:10]], len(missing))}); add rows for them, or "
-                    "give the signal a default: missing"
+                    f"selection.signals {signal.name}: {len(missing)} of {len(ids)} {self._unit}s{where} have no value "
+                    f"({self._unit}_id {list_offenders(missing[:10].tolist(), len(missing))}); add rows for them, or give the signal a default: missing"
                 )
             found[signal.name] = values
         return found
@@ -151,24 +156,29 @@ class Signals:
                 )
 
     def _sort(self, signal: SignalConfig) -> None:
-        """The table of the signal by sequence, in the order of ids."""
-        if signal.key == "sequence_id":
-            source = f"SELECT key AS sequence_id, value FROM read_{signal.name}"
-        else:
+        """The table of the signal by what is ranked, in the order of ids."""
+        source = f"SELECT key, value FROM read_{signal.name}"
+        if signal.key != "sequence_id":
             if signal.key == "text_digest":
                 self._by_document(signal)
-            self._check_documents(signal)
-            default = "NULL" if signal.missing is None else repr(signal.missing)
-            # In one order, since a sum of floats depends on it in its last bits.
-            source = f"""
-                SELECT sequence_id, CASE WHEN sum(tokens) = 0 THEN list_sum(list(value ORDER BY document_id)) / count(*)
-                                         ELSE list_sum(list(value * tokens ORDER BY document_id)) / sum(tokens) END AS value
-                FROM (SELECT sequence_id, document_id, num_scored_tokens AS tokens, coalesce(value, {default}) AS value
-                      FROM {self._scan_documents()} LEFT JOIN read_{signal.name} ON key = document_id WHERE document_id IS NOT NULL)
-                GROUP BY sequence_id
-            """
-        self._connection.execute(f"CREATE OR REPLACE TABLE {_table(signal)} AS {source} ORDER BY sequence_id")
+            parts = self._list_parts()
+            self._check_documents(signal, parts)
+            if self._unit == "sequence":
+                source = self._average(signal, parts)
+        self._connection.execute(f"CREATE OR REPLACE TABLE {_table(signal)} AS {source} ORDER BY key")
         self._connection.execute(f"DROP TABLE read_{signal.name}")
+
+    def _average(self, signal: SignalConfig, parts: str) -> str:
+        """The query for each sequence's mean over the documents in it, by the scored tokens that each has there."""
+        default = "NULL" if signal.missing is None else repr(signal.missing)
+        # In one order, since a sum of floats depends on it in its last bits.
+        return f"""
+            SELECT sequence_id AS key, CASE WHEN sum(tokens) = 0 THEN list_sum(list(value ORDER BY document_id)) / count(*)
+                                            ELSE list_sum(list(value * tokens ORDER BY document_id)) / sum(tokens) END AS value
+            FROM (SELECT sequence_id, document_id, num_scored_tokens AS tokens, coalesce(value, {default}) AS value
+                  FROM {parts} LEFT JOIN read_{signal.name} ON key = document_id WHERE document_id IS NOT NULL)
+            GROUP BY sequence_id
+        """
 
     def _by_document(self, signal: SignalConfig) -> None:
         """Puts document ids in the place of digests; documents with one text have one value."""
@@ -179,14 +189,12 @@ class Signals:
         self._connection.execute(f"DROP TABLE {table}")
         self._connection.execute(f"ALTER TABLE by_document RENAME TO {table}")
 
-    def _check_documents(self, signal: SignalConfig) -> None:
+    def _check_documents(self, signal: SignalConfig, parts: str) -> None:
         """Raises where documents have no value, unless there is a default."""
-        states = check_score_shards(self._storage, self._corpus, self._teacher_id)
-        check_document_scores(self._storage, self._corpus, "teacher", [state.manifest for state in states])
         if signal.missing is not None:
             return
         rows = self._connection.execute(f"""
-            SELECT document_id, count(*) OVER () FROM (SELECT DISTINCT document_id FROM {self._scan_documents()} WHERE document_id IS NOT NULL)
+            SELECT document_id, count(*) OVER () FROM (SELECT DISTINCT document_id FROM {parts} WHERE document_id IS NOT NULL)
             WHERE document_id NOT IN (SELECT key FROM read_{signal.name}) ORDER BY document_id LIMIT 10
         """).fetchall()
         if rows:
@@ -195,43 +203,26 @@ class Signals:
                 f"{list_offenders([row[0] for row in rows], rows[0][1])}); add rows for them, or give the signal a default: missing"
             )
 
-    def _scan_documents(self) -> str:
-        shards = self._corpus.split_shards("candidate")
-        return scan_parquet(
-            self._storage, [layout.document_scores(shard.corpus_id, self._teacher_id, shard.shard_index) for shard in shards]
-        )
+
+def open_signals(
+    connection: duckdb.DuckDBPyConnection,
+    storage: Storage,
+    corpus: CorpusManifest,
+    model_id: str,
+    config: SelectionConfig,
+    on_progress: ProgressCallback = ignore_progress,
+) -> Signals:
+    """The signals of all candidates. Raises as `Signals`, and `ScoreError` where a signal is by document and the scores of documents,
+    which know their parts, are missing."""
+
+    def list_parts() -> str:
+        states = check_score_shards(storage, corpus, model_id)
+        check_document_scores(storage, corpus, f"{model_id}'s", [state.manifest for state in states])
+        shards = corpus.split_shards("candidate")
+        return scan_parquet(storage, [layout.document_scores(shard.corpus_id, model_id, shard.shard_index) for shard in shards])
+
+    return Signals(connection, storage, corpus, config, list_parts, on_progress)
 
 
 def _table(signal: SignalConfig) -> str:
     return f"signal_{signal.name}"
-
-
-class DocumentSignals(Signals):
-    """The signals of a selection by documents: each document's own value."""
-
-    def values_of(self, document_ids: Integers) -> dict[str, Floats]:
-        """The value of each signal for documents, (num_documents,), by their ids, (num_documents,) ascending."""
-        found = {}
-        for signal in self._signals:
-            values = np.full(len(document_ids), np.nan if signal.missing is None else signal.missing)
-            if len(document_ids):
-                with self._connection.cursor() as cursor:
-                    rows = cursor.execute(
-                        f"SELECT key, value FROM {_table(signal)} WHERE key BETWEEN ? AND ? ORDER BY key",
-                        [int(document_ids[0]), int(document_ids[-1])],
-                    ).fetchnumpy()
-                places = np.searchsorted(document_ids, rows["key"])
-                here = document_ids[np.minimum(places, len(document_ids) - 1)] == rows["key"]
-                values[places[here]] = rows["value"][here]
-            found[signal.name] = values
-        return found
-
-    def _sort(self, signal: SignalConfig) -> None:
-        """The table of the signal by document, in the order of ids."""
-        if signal.key == "text_digest":
-            self._by_document(signal)
-        self._check_documents(signal)
-        self._connection.execute(
-            f"CREATE OR REPLACE TABLE {_table(signal)} AS SELECT key, value FROM read_{signal.name} ORDER BY key"
-        )
-        self._connection.execute(f"DROP TABLE read_{signal.name}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from miniplm import layout
 from miniplm.config.selection import SelectionConfig
 from miniplm.errors import ConfigError
 from miniplm.progress import ProgressCallback, ignore_progress
@@ -15,7 +16,7 @@ from miniplm.records.manifests import CorpusManifest
 from miniplm.selection.connection import connect
 from miniplm.selection.expressions import COLUMNS, DOCUMENT_COLUMNS, Expressions
 from miniplm.selection.keys import Evaluate, Exclusion, RankingKeys, ShardRows
-from miniplm.selection.signals import Signals, digest_signals, find_signal_files
+from miniplm.selection.signals import Signals, digest_signals, find_signal_files, open_signals
 from miniplm.storage.root import Storage
 
 
@@ -56,16 +57,16 @@ def list_columns(config: SelectionConfig) -> pa.Schema:
 def open_keys(
     storage: Storage,
     corpus: CorpusManifest,
-    teacher_id: str,
+    model_id: str,
     config: SelectionConfig,
     exclusions: Sequence[Exclusion] = (),
     on_progress: ProgressCallback = ignore_progress,
 ) -> Iterator[RankingKeys]:
-    """What makes the keys of any shard, while it is open. Raises as `check_rule`, and for values of signals that cannot be used."""
+    """What makes the keys of any shard, while it is open; a document's part of a sequence is looked up in the scores of `model_id`. Raises as `check_rule`, and for values of signals that cannot be used."""
     with ExitStack() as stack:
         signals = None
         if config.signals:
-            signals = Signals(stack.enter_context(connect(storage)), storage, corpus, teacher_id, config, on_progress)
+            signals = open_signals(stack.enter_context(connect(storage)), storage, corpus, model_id, config, on_progress)
         yield RankingKeys(config, _make_evaluate(config, signals), exclusions)
 
 
@@ -77,7 +78,7 @@ def _make_evaluate(config: SelectionConfig, signals: Signals | None) -> Evaluate
     def evaluate(rows: ShardRows) -> Any:
         columns = list_values(rows)
         if signals is not None:
-            columns |= signals.values(rows.shard)
+            columns |= signals.read_values(rows.sequence_ids, f" of {layout.shard_name(rows.shard.shard_index)}")
         return expressions.evaluate(pa.table(columns, schema=list_columns(config)))
 
     return evaluate

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from miniplm.config.selection import SelectionConfig
 from miniplm.progress import ProgressCallback, ignore_progress
-from miniplm.records.manifests import CorpusManifest
+from miniplm.records.manifests import CorpusManifest, is_proxy
 from miniplm.selection.candidates import Floats, Integers
 from miniplm.selection.connection import connect
 from miniplm.selection.document_selection import DocumentSurvey, survey_documents
@@ -39,7 +39,9 @@ def open_survey(
             connection = stack.enter_context(connect(storage))
             yield survey_documents(connection, storage, corpus, teacher_id, reference_id, config, scratch, excluded, on_progress)
         else:
-            keys = stack.enter_context(open_keys(storage, corpus, teacher_id, config, excluded, on_progress))
+            # Who has scored which part of which document: a proxy predicts whole sequences.
+            model_id = reference_id if is_proxy(teacher_id) else teacher_id
+            keys = stack.enter_context(open_keys(storage, corpus, model_id, config, excluded, on_progress))
             yield survey_candidates(storage, corpus, teacher_id, reference_id, keys, scratch, on_progress)
 
 

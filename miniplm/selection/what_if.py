@@ -26,6 +26,7 @@ from miniplm.selection.exclusions import NOTHING_EXCLUDED, Exclusions
 from miniplm.selection.order_statistics import ScratchFile, StoredArray
 from miniplm.selection.outcomes import Outcomes
 from miniplm.selection.ranking import resolve_selection_id
+from miniplm.selection.steering import check_rule
 from miniplm.selection.survey import Survey
 from miniplm.selection.surveying import open_survey, read_ranked
 from miniplm.storage.root import Storage
@@ -53,6 +54,8 @@ def try_selections(
     """
     started = time.monotonic()
     selections = parse_grid(grid, config)
+    for score in {selection.config.score: selection.config for selection in selections}.values():
+        check_rule(score)
     selection_id = resolve_selection_id(storage, corpus, teacher_id, reference_id, config, plan_exclusions(config))
     rankings: dict[str, list[int]] = {_name_ranking(config): []}
     for place, selection in enumerate(selections):

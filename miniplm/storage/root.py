@@ -59,7 +59,10 @@ def open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return filesystem, str(path)
     from miniplm.storage.s3 import PatientS3FileSystem
 
-    return PatientS3FileSystem(), str(PatientS3FileSystem._strip_protocol(url))
+    path = str(PatientS3FileSystem._strip_protocol(url))
+    if not path:
+        raise StorageError(f"{url} names no bucket; give s3://bucket/prefix")
+    return PatientS3FileSystem(), path
 
 
 class Storage:
@@ -117,7 +120,7 @@ class Storage:
         try:
             with self._remote_errors("list", relative):
                 entries = self.filesystem.ls(self.path(relative), detail=False)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # a file in the place of a folder above
             return []
         # An object store may hold a placeholder for the folder itself.
         paths = {str(entry).rstrip("/") for entry in entries} - {self.path(relative)}

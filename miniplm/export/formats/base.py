@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from miniplm.export.records import ExportedPart, ExportManifest
@@ -27,6 +28,11 @@ class FileFacts:
     compression: str
     with_scores: bool
     with_mask: bool = False
+
+
+def mark_targets(token_ids: NDArray[Any], eos_token_id: int) -> NDArray[np.bool_]:
+    """Which tokens of a row (num_tokens,) something before it could predict, as in scoring: neither its first, nor what follows an EOS; (num_tokens,)."""
+    return np.append(False, token_ids[:-1] != eos_token_id)[: len(token_ids)]
 
 
 class PartWriter(ABC):
@@ -56,6 +62,10 @@ class Format(ABC):
     @abstractmethod
     def list_files(self, part_index: int, num_parts: int, compression: str) -> tuple[str, ...]:
         """The paths of a part's files below the target, with `/`."""
+
+    def list_masks(self, part_index: int) -> tuple[str, ...]:
+        """The file of a part's loss mask, which comes after the others; none where it is in one of these."""
+        return ()
 
     @abstractmethod
     def open(self, paths: Sequence[Path], facts: FileFacts) -> PartWriter: ...

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from miniplm.errors import ConfigError
-from miniplm.export.formats.base import FileFacts, Format, PartWriter
+from miniplm.export.formats.base import FileFacts, Format, PartWriter, mark_targets
 from miniplm.export.records import ExportedPart, ExportManifest
 from miniplm.export.rows import Row
 from miniplm.export.shards import SCORES
@@ -114,7 +114,7 @@ class _MdsWriter(PartWriter):
         assert row.token_ids is not None
         values: dict[str, bytes] = {"tokens": _encode_array(row.token_ids, "<i4"), "domain": row.domain.encode()}
         if "loss_mask" in self._columns:
-            values["loss_mask"] = _encode_array(np.append(False, row.token_ids[:-1] != self._eos_token_id), np.uint8)
+            values["loss_mask"] = _encode_array(mark_targets(row.token_ids, self._eos_token_id), np.uint8)
         for name, (encoding, size) in self._columns.items():
             if size is not None:
                 values[name] = np.array([row.facts[name]], np.dtype(encoding)).tobytes()

@@ -24,6 +24,8 @@ from miniplm.config.selection import SelectionConfig
         ({"mix": {"a": 1.5}}, r"mix of 'a' is 1\.5; a share"),
         ({"mix": {"a": 0.7, "b": {"at_least": 0.5}}}, r"least shares of mix add up to 1\.2, more than 1: a 0\.7, b 0\.5"),
         ({"mix": {"a": {"at_least": 0.5, "at_most": 0.4}}}, r"at_least 0\.5 is more than at_most 0\.4"),
+        ({"mix": {"a": "x"}}, r"^1 validation error[^\[]*mix\.a\.share\s+Input should be a valid number"),
+        ({"mix": {"a": {"at_leas": 0.5}}}, r"^1 validation error[^\[]*mix\.a\.bounds\.at_leas\s+Extra inputs"),
         ({"mix": {"a": 0.5}, "within": "domain"}, r"both say what the mix of domains is"),
         ({"threshold": 0, "mix": {"a": 0.5}}, r"mix says nothing beside threshold"),
         ({"threshold": 0, "temperature": 1}, r"temperature says nothing beside threshold"),

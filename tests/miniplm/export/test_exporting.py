@@ -155,6 +155,10 @@ def test_a_target_that_holds_anything_else_is_refused(small: Selected, tmp_path:
     assert read_folder(tmp_path / "full") == {"mine.txt": b"mine"}
     with pytest.raises(ConfigError, match="is a file"):
         small.export("jsonl", tmp_path / "full" / "mine.txt")
+    with pytest.raises(ConfigError, match=r"/below lies below .*/mine\.txt, which is a file"):
+        small.export("jsonl", tmp_path / "full" / "mine.txt" / "below")
+    with pytest.raises(ConfigError, match=r"target /proc/x cannot be made: .*; give a folder that this user may write to"):
+        small.export("jsonl", Path("/proc/x"))
     small.export("ds", tmp_path / "done")
     with pytest.raises(ConfigError, match=r"not empty: it holds manifest\.json, part-00000\.ds"):
         small.export("ds", tmp_path / "done", shard_tokens=500)
@@ -227,7 +231,7 @@ def test_settings_that_do_not_fit_the_format_are_refused() -> None:
         ({"format": "ds", "compression": "zstd"}, "compression is for jsonl"),
         ({"format": "mds", "bos_token": "x"}, "rows of mds are packed sequences"),
         ({"format": "ds", "eos_token": "x"}, "eos_token goes with tokenizer"),
-        ({"format": "megatron", "loss_mask": True}, "loss_mask is a column of mds; megatron has no place"),
+        ({"format": "megatron", "loss_mask": True}, "loss_mask is for mds, ds, npy; megatron has no place"),
         ({"format": "ds", "to": "s3://key:secret@bucket/x"}, "holds credentials"),
     ):
         with pytest.raises(ValueError, match=reason):

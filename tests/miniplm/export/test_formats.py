@@ -16,6 +16,8 @@ import duckdb
 import numpy as np
 import pytest
 
+from miniplm.errors import RunFailedError
+from miniplm.export.formats import tokens
 from miniplm.export.records import ExportManifest
 from tests.miniplm.export.exported import Selected
 
@@ -173,6 +175,23 @@ def test_rows_of_mds_are_the_kept_sequences(selected: Selected, tmp_path: Path) 
     assert [(row[0], row[1], row[3]) for row in found] == expected
     assert len(shards) > 2
     assert manifest.num_eos == sum(row[2].count(selected.corpus.tokenizer.eos_token_id) for row in expected)
+
+
+@pytest.mark.parametrize(("format", "mask"), [("ds", "part-*.ds.loss"), ("npy", "labels_mask-*.npy")])
+def test_a_loss_mask_lies_beside_the_ids_a_byte_a_token(
+    small: Selected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str, mask: str
+) -> None:
+    small.export(format, tmp_path / "plain", shard_tokens=500)
+    small.export(format, tmp_path / "out", shard_tokens=500, loss_mask=True)
+    plain, out = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("plain", "out"))
+    masks = {name: content for name, content in out.items() if Path(name).match(mask)}
+    assert out.keys() - masks.keys() == plain.keys()
+    assert all(out[name] == content for name, content in plain.items() if name != "manifest.json")
+    rows = {"ds": read_datatrove, "npy": read_olmo}[format](tmp_path / "plain", "uint16")
+    assert b"".join(masks[name] for name in sorted(masks)) == b"".join(b"\0" + b"\1" * (len(row) - 1) for row in rows)
+    monkeypatch.setattr(tokens, "mark_targets", lambda token_ids, eos_token_id: np.ones(len(token_ids), dtype=bool))
+    with pytest.raises(RunFailedError, match=r"rows: \d+ read, \d+ written"):
+        small.export(format, tmp_path / "wrong", shard_tokens=500, loss_mask=True)
 
 
 def test_texts_are_the_same_in_every_format_of_text(small: Selected, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -56,6 +57,57 @@ def test_datatrove_reads_lines_and_tokens(small: Selected, tmp_path: Path) -> No
         windows += file[: len(file) // 10 * 10].reshape(-1, 10).tolist()
     assert sorted(read) == sorted(windows)
     assert sum(map(len, windows)) > 0.98 * len(ids) - 60
+
+
+def test_datatrove_merges_tokens_with_their_loss_mask(small: Selected, tmp_path: Path) -> None:
+    merger = pytest.importorskip("datatrove.pipeline.tokens.merger", reason="datatrove is not installed")
+    small.export("ds", tmp_path / "ids", shard_tokens=500, loss_mask=True)
+    merger.DocumentTokenizerMerger(
+        str(tmp_path / "ids"), str(tmp_path / "merged"), "all", shuffle=False, save_loss_metadata=True, progress=False
+    )()
+    (ids,), (mask,) = (sorted((tmp_path / "merged").glob(pattern)) for pattern in ("*.ds", "*.ds.loss"))
+    token_ids, targets = np.fromfile(ids, np.uint16), np.fromfile(mask, bool)
+    assert token_ids.tolist() == [one for row in read_datatrove(tmp_path / "ids", "uint16") for one in row]
+    assert targets.tolist() == [False, *(token_ids[:-1] != small.corpus.tokenizer.eos_token_id)]
+
+
+@pytest.mark.parametrize(("corpus", "dtype"), [("small", np.uint16), ("large", np.uint32)])
+def test_olmo_core_reads_ids_with_their_label_mask(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: str, dtype: Any
+) -> None:
+    dataset_class = import_olmo(monkeypatch).NumpyFSLDataset
+    selected: Selected = request.getfixturevalue(corpus)
+    selected.export("npy", tmp_path / "out", shard_tokens=500, loss_mask=True)
+    paths, masks = (sorted((tmp_path / "out").glob(pattern)) for pattern in ("part-*.npy", "labels_mask-*.npy"))
+    tokenizer = selected.corpus.tokenizer
+    dataset = dataset_class(
+        *paths,
+        label_mask_paths=masks,
+        sequence_length=16,
+        pad_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        vocab_size=tokenizer.vocab_size,
+        dtype=dtype,
+    )
+    dataset.prepare()
+    items = [dataset[index] for index in range(len(dataset))]
+    files = [np.fromfile(path, dtype) for path in paths]
+    # Windows of sixteen; a file's last ids that fill none are not read.
+    windows = [window for file in files for window in file[: len(file) // 16 * 16].reshape(-1, 16).tolist()]
+    assert [item["input_ids"].tolist() for item in items] == windows
+    targets = [np.append(False, file[:-1] != tokenizer.eos_token_id) for file in files]
+    wanted = [window for file in targets for window in file[: len(file) // 16 * 16].reshape(-1, 16).tolist()]
+    assert [item["label_mask"].tolist() for item in items] == wanted
+
+
+def import_olmo(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """OLMo-core without what fetches files of URLs, which alone wants the clients of clouds."""
+    for name in ("cached_path", "cached_path.schemes"):
+        monkeypatch.setitem(sys.modules, name, MagicMock())
+    client = type("Client", (), {"recoverable_errors": ()})
+    monkeypatch.setattr(sys.modules["cached_path.schemes"], "S3Client", client)
+    monkeypatch.setattr(sys.modules["cached_path.schemes"], "SchemeClient", client)
+    return pytest.importorskip("olmo_core.data.numpy_dataset", reason="ai2-olmo-core is not installed")
 
 
 @pytest.mark.parametrize(("corpus", "dtype"), [("small", "uint16"), ("large", "int32")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from miniplm import layout
 from miniplm.config.selection import SelectionConfig
 from miniplm.errors import ConfigError
 from miniplm.overlap.copies import provide_copies, read_copies
@@ -125,6 +126,33 @@ def test_contaminated_sequences_are_left_out_first(tmp_path):
     assert manifest.left_out[CONTAMINATED] == 2
     assert sum(manifest.left_out.values()) == len(difference) - len(kept)
     assert manifest.rule["contamination_id"] == "x"
+
+
+def test_a_kill_anywhere_gives_the_same_bytes(tmp_path):
+    class Kill(BaseException):
+        pass
+
+    def run(folder, kill_at=0):
+        storage, told = Storage(str(tmp_path / folder)), []
+        corpus, _ = make_scored(storage, 7, 5)
+
+        def report(progress):
+            told.append(progress.key)
+            if len(told) == kill_at:
+                raise Kill
+
+        config = BEST.model_copy(update={"temperature": 0.5, "ratio": 0.5})
+        exclusions = plan_exclusions(storage, corpus, TEACHER, REFERENCE, config, tuple, on_progress=report)
+        manifest = select_sequences(storage, corpus, TEACHER, REFERENCE, config, report, exclusions)
+        paths = [layout.selection_shard(manifest.selection_id, shard.shard_index) for shard in manifest.shards]
+        return manifest, [storage.read_bytes(path) for path in paths], told
+
+    whole, told = run("whole")[:2], run("again")[2]
+    assert set(told) == {"look for copies", "read scores", "select"}
+    for kill_at in {told.index(key) + 1 for key in told} | {len(told)}:
+        with pytest.raises(Kill):
+            run(f"killed-{kill_at}", kill_at)
+        assert run(f"killed-{kill_at}")[:2] == whole
 
 
 def test_drop_without_anything_to_look_for_is_refused(tmp_path):

@@ -11,7 +11,7 @@ from miniplm.errors import ScoreJoinError
 from miniplm.proxy.fitting import fit_proxy
 from miniplm.proxy.identity import find_proxy
 from miniplm.proxy.labels import find_labelled, list_ids
-from miniplm.proxy.measuring import measure_proxy, read_measurement
+from miniplm.proxy.measuring import measure_proxy
 from miniplm.proxy.prediction import open_proxy, predict_shard
 from miniplm.records.manifests import is_proxy
 from miniplm.records.run import RunRecord
@@ -53,9 +53,7 @@ def test_unlabelled_rows_have_the_predicted_difference_labelled_ones_the_teacher
 
 def test_what_is_measured_is_how_well_the_rest_is_predicted(made):
     """The held-out predictions of labels, against those of sequences that the proxy never saw and whose truth is known here."""
-    measured = measure_proxy(
-        read_measurement(made.storage, made.manifest), SelectionConfig(ratio=0.5, score="mean", within="corpus"), 0
-    )
+    measured = measure_proxy(made.storage, made.manifest, SelectionConfig(ratio=0.5, score="mean", within="corpus"))
     predicted, truth = [], []
     scorer = open_proxy(made.storage, made.manifest)
     for shard in made.corpus.split_shards("candidate"):
@@ -106,20 +104,31 @@ def test_a_fit_is_found_again_and_made_again_to_the_same_bytes(made):
 
 def test_noise_is_no_better_than_chance_whatever_the_ratio(storage):
     made = make_proxy(storage, CONFIG, informative=False)
-    measured = read_measurement(storage, made.manifest)
     for ratio in (0.3, 0.5, 0.9):
-        fidelity = measure_proxy(measured, SelectionConfig(ratio=ratio, score="mean", within="corpus"), 0)
+        fidelity = measure_proxy(storage, made.manifest, SelectionConfig(ratio=ratio, score="mean", within="corpus"))
         assert not fidelity.beats_chance, ratio
         assert not fidelity.passes(0.0)
-    assert measure_proxy(measured, SelectionConfig(ratio=0.9, score="mean", within="corpus"), 0).overlap > 0.8
-    assert measure_proxy(measured, SelectionConfig(ratio=1.0, score="mean", within="corpus"), 0).passes(1.0)
+    assert measure_proxy(storage, made.manifest, SelectionConfig(ratio=0.9, score="mean", within="corpus")).overlap > 0.8
+    assert measure_proxy(storage, made.manifest, SelectionConfig(ratio=1.0, score="mean", within="corpus")).passes(1.0)
 
 
 def test_each_domain_is_measured_by_its_own_best(made):
-    fidelity = measure_proxy(
-        read_measurement(made.storage, made.manifest), SelectionConfig(ratio=0.5, score="sum", within="domain"), 0
-    )
+    fidelity = measure_proxy(made.storage, made.manifest, SelectionConfig(ratio=0.5, score="sum", within="domain"))
     assert fidelity.num_selected in (fidelity.num_sequences // 2, fidelity.num_sequences // 2 - 1)
+
+
+def test_other_rules_are_applied_to_the_labels_by_their_ids_in_the_corpus(made):
+    plain = measure_proxy(made.storage, made.manifest, SelectionConfig())
+    assert measure_proxy(made.storage, made.manifest, SelectionConfig(score="difference_score")) == plain
+    half = made.corpus.split_counts("candidate").num_tokens // 2
+    budget = measure_proxy(made.storage, made.manifest, SelectionConfig(ratio=None, tokens=half))
+    assert (budget.num_selected, budget.overlap) == (
+        pytest.approx(plain.num_selected, rel=0.1),
+        pytest.approx(plain.overlap, abs=0.05),
+    )
+    even = SelectionConfig(ratio=1, where="sequence_id % 2 = 0")
+    labelled = [find_labelled(list_ids(shard), CONFIG.share, CONFIG.seed)[::2] for shard in made.corpus.split_shards("candidate")]
+    assert measure_proxy(made.storage, made.manifest, even).num_selected == sum(int(rows.sum()) for rows in labelled)
 
 
 def test_without_a_proxy_records_and_configurations_say_nothing_of_one():

@@ -254,6 +254,20 @@ def test_a_signal_by_document_is_weighted_by_scored_tokens(made, tmp_path: Path)
         select(made, ratio=0.3, score="edu", signals=[signal])
 
 
+def test_a_proxy_takes_the_parts_of_documents_from_the_references_scores(made, tmp_path: Path) -> None:
+    storage, corpus, table = made
+    proxy, num_scored = "proxy-linear-0123456789ab", table["num_scored_tokens"].to_numpy()
+    for shard in corpus.split_shards("candidate"):
+        rows = slice(shard.first_sequence_id, shard.first_sequence_id + shard.num_sequences)
+        write_scores(storage, shard, proxy, (table["reference_nll"].to_numpy() * num_scored)[rows], num_scored[rows])
+    documents = [document for one in range(NUM) for document in DOCUMENTS[one]]
+    signal = write_signal(tmp_path / "edu.parquet", document_id=documents, edu=[document % 11 for document in documents])
+    config = SelectionConfig.model_validate({"ratio": 0.3, "score": "edu", "signals": [signal]})
+    by_proxy = select_sequences(storage, corpus, proxy, TEACHER, config)  # the one that has scores of documents
+    wanted = select(made, ratio=0.3, score="edu", signals=[signal])[1]
+    assert read_selection(storage, by_proxy)["sequence_id"].tolist() == wanted["sequence_id"].tolist()
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
@@ -313,7 +327,14 @@ def two_orders(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Storage, 
     return both
 
 
-@settings(max_examples=8, deadline=None)
+def add_signal(two_orders: list[tuple[Storage, CorpusManifest]]) -> dict[str, Any]:
+    """Fields of a rule that ranks by a signal whose rows come last to first."""
+    path = Path(two_orders[0][0].root) / "edu.parquet"
+    signal = write_signal(path, sequence_id=np.arange(40)[::-1], edu=np.arange(40)[::-1] % 7 / 3)
+    return {"score": "difference_score + edu", "signals": [signal]}
+
+
+@settings(max_examples=14, deadline=None)
 @given(
     st.fixed_dictionaries(
         {},
@@ -321,13 +342,23 @@ def two_orders(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Storage, 
             "temperature": st.sampled_from([0.1, 3.0]),
             "where": st.sampled_from(["num_tokens > 4", "domain = 'a' OR sequence_id % 3 = 0"]),
             "score": st.sampled_from(["sum", "num_tokens", "difference_score * num_tokens"]),
-            "mix": st.sampled_from([{"a": 0.3}, {"b": {"at_least": 0.6}}]),
         },
     ),
-    st.sampled_from([{"ratio": 0.4}, {"tokens": 50}]),
+    st.sampled_from(
+        [
+            {"ratio": 0.4},
+            {"ratio": 0.4, "within": "domain"},
+            {"tokens": 50},
+            {"tokens": 500, "repetitions": 4},
+            {"threshold": 0.0, "temperature": 0.0},
+            {"ratio": 0.4, "mix": {"a": 0.3}},
+            {"tokens": 60, "mix": {"b": {"at_least": 0.6}}},
+        ]
+    ),
+    st.booleans(),
 )
-def test_the_same_is_kept_whatever_the_order_of_rows_and_shards(two_orders, rule, budget) -> None:
-    config = SelectionConfig.model_validate({**rule, **budget})
+def test_the_same_is_kept_whatever_the_order_of_rows_and_shards(two_orders, rule, budget, has_signal) -> None:
+    config = SelectionConfig.model_validate({**rule, **budget, **(add_signal(two_orders) if has_signal else {})})
     kept = []
     for storage, corpus in two_orders:
         manifest = select_sequences(storage, corpus, TEACHER, REFERENCE, config)
@@ -336,14 +367,20 @@ def test_the_same_is_kept_whatever_the_order_of_rows_and_shards(two_orders, rule
     assert kept[0][1:] == kept[1][1:]
 
 
-def test_interrupted_in_either_pass_a_rule_gives_the_same_bytes(two_orders) -> None:
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"tokens": 70, "temperature": 0.5, "score": "difference_score + 1", "where": "num_tokens > 3", "mix": {"a": 0.5}},
+        {"tokens": 500, "repetitions": 4, "signals": "edu"},
+        {"threshold": 0.0},
+    ],
+)
+def test_interrupted_in_either_pass_a_rule_gives_the_same_bytes(two_orders, rule) -> None:
     class Interrupt(BaseException):
         pass
 
     storage, corpus = two_orders[1]
-    config = SelectionConfig.model_validate(
-        {"tokens": 70, "temperature": 0.5, "score": "difference_score + 1", "where": "num_tokens > 3", "mix": {"a": 0.5}}
-    )
+    config = SelectionConfig.model_validate(rule | (add_signal(two_orders) if "signals" in rule else {}))
 
     def list_files(selection_id: str) -> dict[str, bytes]:
         folder = layout.selection_folder(selection_id)

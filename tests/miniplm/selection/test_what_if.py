@@ -132,6 +132,17 @@ def test_ties_over_all_thresholds_are_shared_out_by_id(tmp_path):
     assert [told.overlap(one) for one in told.outcomes[:3]] == [0.4, 0.8, 1.0]
 
 
+def test_an_expression_that_is_not_allowed_is_refused_before_anything_is_read(tmp_path):
+    storage = Storage(str(tmp_path))
+    corpus = make_scored_corpus(storage, *random_scores(20))
+
+    def never(progress):
+        raise AssertionError(progress)
+
+    with pytest.raises(ConfigError, match="names an unknown column 'quality'"):
+        try_selections(storage, corpus, TEACHER, REFERENCE, SelectionConfig(), "score=mean|quality", never)
+
+
 def test_nothing_is_published(tmp_path):
     storage = Storage(str(tmp_path))
     corpus = make_scored_corpus(storage, *random_scores(20))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.registry import known_implementations
 from pydantic import ValidationError
 
 from miniplm.config.run import SourceConfig
@@ -63,3 +64,31 @@ def test_a_file_that_this_user_may_not_read_is_named(tmp_path: Path, monkeypatch
     for read in (storage.read_json, storage.digest, storage.open):
         with pytest.raises(StorageError, match=r"cannot read .*a\.json: Permission denied"):
             read("a.json")
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("nope://bucket/x", r"nope://bucket/x is in no store that this machine can open \(ValueError: Protocol not known: nope\)"),
+        ("s3://", r"s3:// names no bucket"),
+    ],
+)
+def test_a_place_that_cannot_be_opened_is_refused_by_name(url: str, told: str):
+    with pytest.raises(StorageError, match=told):
+        Storage(url)
+
+
+def test_below_a_file_there_is_nothing(tmp_path: Path):
+    (tmp_path / "file").touch()
+    storage = Storage(str(tmp_path / "file" / "root"))
+    assert storage.list_names("runs") == []
+    assert not storage.exists("runs/run.json")
+
+
+def test_a_missing_library_of_a_file_system_is_named(monkeypatch: pytest.MonkeyPatch):
+    known = {"class": "no_such_module.FileSystem", "err": "Please install no-such-library"}
+    monkeypatch.setitem(known_implementations, "missing", known)
+    with pytest.raises(
+        StorageError, match=r"\(ImportError: Please install no-such-library\); .* install the package that is named"
+    ):
+        Storage("missing://bucket/x")
