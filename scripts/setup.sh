@@ -8,7 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 LOG=.cache/setup.log
 STAMP=.venv/miniplm-setup
 INSTALLING=.venv/miniplm-installing
-UV=uv==0.13.9 # not in constraints.txt, which says what the sample corpus is made of
+UV=uv==0.13.9 # not in constraints.txt: MiniPLM does not depend on it
 PIP_OPTIONS=(--no-input --disable-pip-version-check --progress-bar off)
 WANTED=(--constraint constraints.txt --editable '.[demo,dev,eval]')
 READERS=(--no-deps --only-binary :all: --target .venv/readers --requirement scripts/readers.txt)

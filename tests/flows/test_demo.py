@@ -17,7 +17,7 @@ from tests.command_line import run_miniplm
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MODEL = ROOT / "models" / "smollm2-135m"
-DOMAINS = {"drama", "python", "readmes", "scripture", "speeches"}
+DOMAINS = {"drama", "manual", "python", "scripture", "speeches"}
 
 pytestmark = pytest.mark.real
 

@@ -33,7 +33,7 @@ def three_domains(monkeypatch: pytest.MonkeyPatch) -> None:
     domains = [
         Domain(
             name,
-            f"made for a test, Python {{python}}, {num} texts",
+            f"made for a test, {num} texts",
             "none",
             lambda cache, name=name, num=num: iter(make_texts(name, num)),
         )
@@ -111,10 +111,13 @@ def test_a_share_ends_with_the_document_that_reaches_it(tokenizer_json: Path) ->
     assert take_share(documents, tokenizer, 5_000) == (documents, 1_200)
 
 
-def test_python_is_read_without_generated_tables_and_installed_packages() -> None:
-    names = {name for name, _ in experiment_corpus.read_python(Path())}
-    assert {"json/decoder.py", "argparse.py"} <= names
-    assert not any(name.startswith(("site-packages", "dist-packages", "encodings/", "_sysconfigdata")) for name in names)
+def test_the_text_is_named_by_a_digest_of_what_it_says(three_domains: None, tmp_path: Path, tokenizer_json: Path) -> None:
+    def find_digest(folder: str, num_tokens: int) -> str:
+        make_corpus(tmp_path / folder, tmp_path, tokenizer_json, num_tokens)
+        [line] = [line for line in (tmp_path / folder / "SOURCES.md").read_text().splitlines() if line.startswith("text: ")]
+        return line
+
+    assert find_digest("one", 1_000) == find_digest("other", 1_000) != find_digest("larger", 2_000)
 
 
 def test_a_missing_tokenizer_is_told_with_the_next_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
