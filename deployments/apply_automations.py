@@ -89,8 +89,19 @@ def apply_automation(client: SyncPrefectClient, wanted: AutomationCore) -> str:
     wanted.enabled = current.enabled
     if is_same(current, wanted):
         return "unchanged"
-    client.update_automation(current.id, wanted)
+    update_automation(client, current.id, wanted)
     return "updated"
+
+
+def update_automation(client: SyncPrefectClient, automation_id: UUID, wanted: AutomationCore) -> None:
+    """Changes an automation and keeps its waits: a run that has crashed before is still scheduled again.
+
+    The server knows a wait by the id of its trigger, which is a new one wherever an update names none, as those of Prefect's client do.
+    """
+    stored = client.request("GET", "/automations/{id}", path_params={"id": automation_id})
+    content = wanted.model_dump(mode="json", exclude_unset=True)
+    content["trigger"]["id"] = stored.json()["trigger"]["id"]
+    client.request("PUT", "/automations/{id}", path_params={"id": automation_id}, json=content)
 
 
 def is_same(current: Automation, wanted: AutomationCore) -> bool:

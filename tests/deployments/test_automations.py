@@ -225,7 +225,7 @@ def world(client, applied, notifications):
     thread.join()
 
 
-def test_a_crashed_parent_is_scheduled_again_twice_and_then_left(client, world):
+def test_a_crashed_parent_is_scheduled_again_twice_and_then_left(client, world, script, tmp_path):
     def set_state(run: FlowRun, state: State) -> None:
         client.set_flow_run_state(run.id, state, force=True)
         time.sleep(0.4)  # as no process is faster; events that come at once are taken in any order
@@ -248,6 +248,11 @@ def test_a_crashed_parent_is_scheduled_again_twice_and_then_left(client, world):
     child_run = client.create_flow_run(child, tags=["miniplm"])
     crash(without_deployment)
     crash(child_run)
+    # A new version of the automation, as an update of the fleet brings it, forgets none of them.
+    content = yaml.safe_load((script.FOLDER / "crashed-run.yaml").read_text()) | {"description": "A new version."}
+    content["trigger"]["within"] = 10
+    (tmp_path / "crashed-run.yaml").write_text(yaml.safe_dump(content))
+    assert script.apply_folder(client, tmp_path, BLOCK) == [("miniplm: crashed run", "updated")]
     for run, count in ((once, 1), (twice, 2)):
         wait_for(lambda run=run: state_of(client, run.id) == "SCHEDULED", 40)
         assert client.read_flow_run(run.id).run_count == count
