@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from miniplm.records.manifests import Record
 
 
@@ -44,14 +46,26 @@ class ContaminationSource(Record):
     num_short: int
 
 
+class OpenDocument(Record):
+    """A document that goes on in a later shard: the ends of its `texts` in `sequence_ids` so far, together its last words."""
+
+    document_id: int
+    sequence_ids: tuple[int, ...]
+    texts: tuple[str, ...]
+
+
 class ContaminationShard(Record):
-    """What was found in a candidate shard: `num_matches` runs of words in `num_sequences` sequences."""
+    """What was found in a candidate shard: `num_matches` runs of words in `num_sequences` sequences, those of earlier shards that runs begin in too.
+
+    `open_documents` are those that go on after it, in it or before.
+    """
 
     shard_index: int
     shard_digest: str
     digest: str
     num_sequences: int
     num_matches: int
+    open_documents: tuple[OpenDocument, ...] = Field((), exclude_if=lambda documents: not documents)
 
 
 class ContaminationManifest(Record):

@@ -103,7 +103,8 @@ def test_a_question_in_other_spelling_is_found_with_its_text(tmp_path, tokenizer
     assert "TROUT" in text[0].upper()
 
 
-def test_matches_are_those_of_each_document_in_all_its_sequences(tmp_path, tokenizer):
+@pytest.mark.parametrize(("sequences_per_shard", "sequence_length"), [(1000, 60), (3, 60)])
+def test_matches_are_those_of_each_document_in_all_its_sequences(tmp_path, tokenizer, sequences_per_shard, sequence_length):
     rng = random.Random(1)
     items = [" ".join(make_words(rng, 30)) for _ in range(6)]
     documents = []
@@ -112,7 +113,9 @@ def test_matches_are_those_of_each_document_in_all_its_sequences(tmp_path, token
         if rng.random() < 0.9:
             words[2:2] = rng.choice(items).split()[rng.randrange(12) :]
         documents.append(" ".join(words))
-    storage, corpus = prepare(tmp_path, tokenizer, documents, sequences_per_shard=1000, sequence_length=60)
+    storage, corpus = prepare(
+        tmp_path, tokenizer, documents, sequences_per_shard=sequences_per_shard, sequence_length=sequence_length
+    )
     manifest = provide_contamination(storage, corpus, [make_source("quiz", *[(item,) for item in items])])
     known = set().union(*[list_ngrams(list_words(item)) for item in items])
     rows = read_sequences(storage, corpus.corpus_id, corpus.split_shards("candidate"))
@@ -130,7 +133,19 @@ def test_matches_are_those_of_each_document_in_all_its_sequences(tmp_path, token
     got = {(row["sequence_id"], row["document_id"]) for row in read_all(storage, manifest)}
     assert got == expected
     assert len(expected) > len({document for _, document in expected}) > 5
-    assert sum(entry.num_sequences for entry in manifest.shards) == len({sequence for sequence, _ in expected})
+    if len(manifest.shards) == 1:
+        assert sum(entry.num_sequences for entry in manifest.shards) == len({sequence for sequence, _ in expected})
+        return
+    over_the_end = {document for sequence, document in expected if sequence % 3 == 2} & {
+        document for sequence, document in expected if sequence % 3 == 0
+    }
+    assert over_the_end
+    # A shard that is looked through anew, alone, gives the same.
+    key = manifest.contamination_id
+    storage.delete(layout.contamination_manifest(corpus.corpus_id, key))
+    storage.delete(layout.contamination_shard_manifest(corpus.corpus_id, key, 5))
+    again = provide_contamination(storage, corpus, [make_source("quiz", *[(item,) for item in items])])
+    assert again.shards == manifest.shards
 
 
 def test_heldout_documents_are_items_of_their_own(tmp_path, tokenizer):
