@@ -89,11 +89,17 @@ class PartsFolder:
         return find_record(self.storage, layout.parts_files(self.corpus_id), PartFiles)
 
     def open(self, plan: PartsPlan, files: PartFiles) -> None:
-        """Lets parts be made; what was made by another plan is deleted."""
+        """Lets parts be made; what was made by another plan is deleted.
+
+        Raises `StoppedError` where another process has finished the corpus meanwhile, as one may where there are no locks.
+        """
         if self.find_plan() != plan:
             self.delete()
         self.storage.write_json(layout.parts_files(self.corpus_id), files.as_json())
         self.storage.write_json(layout.parts_plan(self.corpus_id), plan.as_json())
+        if self.storage.exists(layout.corpus_manifest(self.corpus_id)):
+            self.delete()
+            raise StoppedError(f"corpus {self.corpus_id} was prepared by others meanwhile")
 
     def require_open(self, plan_id: str) -> None:
         """Raises `StoppedError` where these parts are wanted no more: a process that was taken for dead leaves nothing behind."""
