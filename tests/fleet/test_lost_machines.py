@@ -137,7 +137,7 @@ def test_two_runs_share_the_work_on_s3_while_the_server_is_started_again(fleet: 
         given = [
             index for child in children if child["state"]["type"] == "COMPLETED" for index in child["parameters"][f"{kind}_indices"]
         ]
-        assert given
+        assert given or tags == ["role:reference"], f"nothing of {deployment} {tags}"  # the reference is the teacher
         assert len(given) == len(set(given)), f"a {kind} of {deployment} {tags} was given out twice"
     local = tmp_path / "local"
     embedded = fleet.run_miniplm("run", str(config), "--set", f"storage={local}", "--set", "execution.fan_out=local")
