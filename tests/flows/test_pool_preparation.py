@@ -14,7 +14,7 @@ from prefect.states import Completed, Failed
 
 from flows.work_pool.preparing import prepare_on_pool
 from miniplm import layout
-from miniplm.config.run import CorpusConfig, RunConfig
+from miniplm.config.run import CorpusConfig, ExecutionConfig, RunConfig, config_as_dict
 from miniplm.corpus.identity import resolve_corpus_id
 from miniplm.corpus.part_making import open_part_making
 from miniplm.corpus.preparation import prepare_corpus
@@ -38,6 +38,7 @@ class Preparation(PlayedParts):
     def __init__(self, folder: Path, tokenizer: str) -> None:
         super().__init__("prepare-parts", self.make)
         self.folder, self.storage = folder, Storage(str(folder / "root"))
+        self.packed_at: list[float] = []
         for index in range(4):
             self.write(index, {"text": 5} if index == 2 else {"text": " "})
         corpus = make_growing(folder / "in", tokenizer)
@@ -78,7 +79,12 @@ class Preparation(PlayedParts):
 
     def prepare(self) -> CorpusManifest:
         assert self.plan.prepares_on_workers
-        return prepare_corpus(self.storage, self.plan.corpus, make_parts=prepare_on_pool(self.plan))
+        return prepare_corpus(
+            self.storage,
+            self.plan.corpus,
+            lambda progress: self.packed_at.append(self.now),
+            make_parts=prepare_on_pool(self.plan),
+        )
 
     def check(self, manifest: CorpusManifest, alone: Storage) -> None:
         """As one process makes it, quarantine included, with no part left over."""
@@ -121,6 +127,8 @@ def test_what_a_dead_worker_has_not_made_goes_to_others(play: Preparation, tmp_p
 
     play.work = work
     play.check(play.prepare(), Storage(str(tmp_path / "alone")))
+    assert play.packed_at[0] == 1002.0, "what is there is packed while the rest is waited for"
+    assert play.packed_at[-1] > 1060.0
     assert [batch for batch in play.submitted if 0 in batch or 1 in batch] == [[0, 1], [1]]
     assert any("1 parts of corpus c-" in warning and "are given to another worker" in warning for warning in play.warnings)
 
@@ -171,7 +179,5 @@ def test_the_reason_is_told_as_without_a_fleet_or_with_the_worker(play: Preparat
 
 
 def test_the_choice_is_in_no_record_while_it_is_the_default() -> None:
-    from miniplm.config.run import ExecutionConfig, config_as_dict
-
     assert "prepare" not in config_as_dict(ExecutionConfig())
     assert config_as_dict(ExecutionConfig(prepare="workers"))["prepare"] == "workers"
