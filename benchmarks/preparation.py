@@ -5,6 +5,7 @@ Sides, each a process of its own on as many cores as `--cores` says (those it st
     tokenizer    `encode_batch_fast` of the tokenizers library over the texts, on all of these cores: no files, no ids taken out
     words        what `ours` takes in its place, one core of it: words that were met before are looked up; gigatoken: that library
     ours         `prepare_corpus`: compressed files to published shards, with digests of the files, splits and quarantine
+    packing      what of `ours` is left to the parent of a fleet whose workers tokenise: token parts, made before the clock starts, to shards
     ours-gigatoken    the same with `corpus.encoder: gigatoken`, where that is installed (it refuses a tokenizer that lacks a byte)
     published    the arithmetic of the published script: a pool of processes, `json.loads` and one call of a transformers tokenizer a
                  document, Python lists cut at the last sentence end, rows of a binary file
@@ -29,7 +30,8 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,7 +44,10 @@ from tokenizers import Tokenizer
 from benchmarks.preparation_inputs import make_tokenizer_folder, read_texts, write_sources
 from benchmarks.records import append_rows, describe_place, format_rows, make_parser, run_benchmark
 from miniplm.config.run import CorpusConfig, EncoderName
+from miniplm.corpus.part_making import open_part_making
 from miniplm.corpus.preparation import prepare_corpus
+from miniplm.corpus.token_parts import MakeParts, PartFiles, PartsFolder, PartsPlan, TokenPart
+from miniplm.progress import ignore_progress
 from miniplm.storage.root import Storage
 from miniplm.tokenizers.encoders import make_encoder
 
@@ -50,8 +55,8 @@ _SEQUENCE_LENGTH = 1024
 _SENTENCE_ENDS = (".", "!", "?", ";", "\n")
 
 
-def prepare_ours(folder: Path, cores: int, encoder: str = "tokenizers") -> int:
-    config = CorpusConfig.model_validate(
+def _make_config(folder: Path, encoder: str = "tokenizers") -> CorpusConfig:
+    return CorpusConfig.model_validate(
         {
             "sources": [{"path": f"{folder}/*.jsonl.gz", "domain_name": "text"}],
             "tokenizer": str(folder / "tokenizer"),
@@ -60,8 +65,39 @@ def prepare_ours(folder: Path, cores: int, encoder: str = "tokenizers") -> int:
             "sequences_per_shard": 8192,
         }
     )
-    manifest = prepare_corpus(Storage(str(folder / "root")), config)
+
+
+def prepare_ours(folder: Path, cores: int, encoder: str = "tokenizers", make_parts: MakeParts | None = None) -> int:
+    manifest = prepare_corpus(Storage(str(folder / "root")), _make_config(folder, encoder), make_parts=make_parts)
     return sum(shard.num_tokens for shard in manifest.shards)
+
+
+class _MadeError(Exception):
+    """The parts are there."""
+
+
+def make_token_parts(folder: Path) -> None:
+    """Lays down what the workers of a fleet would."""
+
+    def make(parts: PartsFolder, plan: PartsPlan, files: PartFiles, indices: range) -> Generator[TokenPart]:
+        with open_part_making(parts.storage, parts.corpus_id, plan.plan_id, _make_config(folder), indices, "here") as making:
+            for index in indices:
+                making.make(index, ignore_progress)
+        raise _MadeError
+        yield
+
+    with suppress(_MadeError):
+        prepare_ours(folder, 1, make_parts=make)
+
+
+def pack_parts(folder: Path, cores: int) -> int:
+    def find(parts: PartsFolder, plan: PartsPlan, files: PartFiles, indices: range) -> Generator[TokenPart]:
+        for index in indices:
+            part = parts.find_part(plan.plan_id, index)
+            assert part is not None
+            yield part
+
+    return prepare_ours(folder, cores, make_parts=find)
 
 
 def tokenize_alone(folder: Path, cores: int) -> int:
@@ -155,6 +191,7 @@ SIDES: dict[str, Callable[[Path, int], int]] = {
     "words": encode_by_ours,
     "gigatoken": partial(encode_by_ours, encoder="gigatoken"),
     "ours": prepare_ours,
+    "packing": pack_parts,
     "ours-gigatoken": partial(prepare_ours, encoder="gigatoken"),
     "published": prepare_as_published,
     "megatron": prepare_as_megatron,
@@ -167,6 +204,8 @@ _NEEDS = {"gigatoken": "gigatoken", "ours-gigatoken": "gigatoken", "datatrove": 
 
 def measure_side(side: str, folder: Path, cores: int) -> dict[str, Any]:
     """One side, started and ended, in this process and those that it starts."""
+    if side == "packing":
+        make_token_parts(folder)
     before, started = os.times(), time.perf_counter()
     num_tokens = SIDES[side](folder, cores)
     seconds, after = time.perf_counter() - started, os.times()

@@ -9,6 +9,7 @@ from prefect.futures import wait
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from flows.work_pool.batches import describe_indices
 from miniplm import __version__
 from miniplm.config.exports import ExportConfig
 from miniplm.corpus.reader import load_corpus
@@ -31,8 +32,7 @@ _PARTS_AT_ONCE = 1000
 
 def name_batch(format: str, run_name: str, part_indices: Sequence[int]) -> str:
     """The flow run's name, e.g. `export jsonl of mine, files 16 to 31`."""
-    first, last = min(part_indices, default=0), max(part_indices, default=0)
-    return f"export {format} of {run_name}, {f'files {first} to {last}' if last > first else f'file {first}'}"
+    return f"export {format} of {run_name}, {describe_indices(part_indices, 'file')}"
 
 
 def _name_run() -> str:

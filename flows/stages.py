@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prefect import flow
 
+from flows.work_pool.preparing import prepare_on_pool
 from miniplm.corpus.reader import load_corpus
 from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.run import StageRecord, StudentRecord
@@ -15,8 +16,9 @@ from tasks import stages
 
 @flow(name="prepare-corpus", flow_run_name="prepare {plan.name}")
 def prepare_corpus(plan: RunPlan) -> tuple[CorpusManifest, StageRecord]:
-    """Prepares the corpus of a run."""
-    return stages.prepare_corpus(Storage(plan.storage), plan)
+    """Prepares the corpus of a run, in this process, or has its files read and tokenised by the workers of its pool."""
+    make_parts = prepare_on_pool(plan) if plan.prepares_on_workers else None
+    return stages.prepare_corpus(Storage(plan.storage), plan, make_parts)
 
 
 @flow(name="select-sequences", flow_run_name="select {plan.selection.title} of {corpus_id}")

@@ -39,6 +39,30 @@ def corpus_preparation(corpus_id: str) -> str:
     return f"{corpus_folder(corpus_id)}/preparation.json"
 
 
+def corpus_parts(corpus_id: str) -> str:
+    """What the workers of a fleet make of the source files of a corpus before it is packed; gone once the manifest is there."""
+    return f"corpora/parts/{corpus_id}"
+
+
+def parts_plan(corpus_id: str) -> str:
+    """How the files are tokenised; while it is there parts are made."""
+    return f"{corpus_parts(corpus_id)}/plan.json"
+
+
+def parts_files(corpus_id: str) -> str:
+    """Which files make which part."""
+    return f"{corpus_parts(corpus_id)}/files.json"
+
+
+def token_part(corpus_id: str, part_index: int) -> str:
+    return f"{corpus_parts(corpus_id)}/part-{part_index:05d}.json"
+
+
+def token_block(corpus_id: str, part_index: int, block_index: int) -> str:
+    """Token ids of some documents of a part, in a folder of their own: who waits for parts lists their records alone."""
+    return f"{corpus_parts(corpus_id)}/blocks/{part_index:05d}-{block_index:05d}.arrow"
+
+
 def truth_manifest(corpus_id: str, truth_id: str) -> str:
     """Which labels the documents of a corpus bear under one field; no part of the pipeline reads it."""
     return f"truth/{corpus_id}/{truth_id}.json"

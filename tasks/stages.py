@@ -10,6 +10,7 @@ import base64
 from prefect import task
 
 from miniplm.config.run import RunConfig
+from miniplm.corpus.token_parts import MakeParts
 from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.run import StageRecord, StudentRecord
 from miniplm.records.selections import SelectionManifest
@@ -31,9 +32,9 @@ def resolve_plan(config: RunConfig) -> RunPlan:
 
 
 @task(name="prepare-corpus", task_run_name="prepare corpus", **TASK_OPTIONS)
-def prepare_corpus(storage: Storage, plan: RunPlan) -> tuple[CorpusManifest, StageRecord]:
-    """Cuts the sources into sequences in shards."""
-    return stages.prepare(storage, plan, report_progress)
+def prepare_corpus(storage: Storage, plan: RunPlan, make_parts: MakeParts | None = None) -> tuple[CorpusManifest, StageRecord]:
+    """Cuts the sources into sequences in shards; with `make_parts` others read and tokenise them."""
+    return stages.prepare(storage, plan, report_progress, make_parts)
 
 
 @task(name="provide-reference", task_run_name="train or find the reference of {corpus.corpus_id}", **TASK_OPTIONS)

@@ -41,3 +41,9 @@ def count_room(num_workers: int, num_live: int, has_measured: bool) -> int:
 def cut_batches(free: Sequence[int], size: int, most: int) -> list[list[int]]:
     """The first shards of `free` in at most `most` batches of `size`."""
     return [list(free[start : start + size]) for start in range(0, len(free), size)][:most] if size else []
+
+
+def describe_indices(part_indices: Sequence[int], kind: str) -> str:
+    """Parts as a flow run's name has them, e.g. `files 16 to 31`; `kind` is one of them."""
+    first, last = min(part_indices, default=0), max(part_indices, default=0)
+    return f"{kind}s {first} to {last}" if last > first else f"{kind} {first}"

@@ -20,6 +20,7 @@ DEPLOYMENTS = (
     "fit-proxy",
     "describe-worker",
     "export-parts",
+    "prepare-parts",
 )
 
 

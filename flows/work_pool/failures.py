@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from miniplm.errors import find_error_class, is_lasting
+from miniplm.errors import DamagedSourceError, find_error_class, is_lasting
 
 _PREFIX = "Flow run encountered an exception: "
 
@@ -14,6 +14,17 @@ def strip_message(message: str | None) -> str:
 
 def is_lasting_message(message: str | None) -> bool:
     """Whether a failed flow run's error is one that the same work gives again: a damaged input, another version."""
-    name = strip_message(message).split(":", 1)[0].strip()
-    kind = find_error_class(name.rsplit(".", 1)[-1])
+    kind, _ = _split(message)
     return kind is not None and is_lasting(kind(""))
+
+
+def find_source_fault(message: str | None) -> DamagedSourceError | None:
+    """The error of a failed flow run where what a source file holds is at fault: the same as without a fleet."""
+    kind, text = _split(message)
+    return kind(text) if kind is not None and issubclass(kind, DamagedSourceError) else None
+
+
+def _split(message: str | None) -> tuple[type[Exception] | None, str]:
+    """The class of the error, where it is one of this package, and what it says."""
+    name, _, text = strip_message(message).partition(":")
+    return find_error_class(name.strip().rsplit(".", 1)[-1]), text.strip()

@@ -252,6 +252,12 @@ class ExecutionConfig(Section):
         "local",
         description="local: in this process; work-pool: by the GPU workers of a Prefect work pool, with a Prefect server (docs/fleet.md)",
     )
+    # Left out while it is the default, so that runs have the record that they had.
+    prepare: Literal["parent", "workers"] = Field(
+        "parent",
+        exclude_if=lambda value: value == "parent",
+        description="work-pool: who reads and tokenises the sources. workers: each takes some files, which it has to see at the same place; the parent packs them",
+    )
     shards_per_batch: int | Literal["auto"] = Field(
         "auto",
         description="work-pool: candidate shards a flow run, which loads the model once; auto: so many that starting takes under 1 % "

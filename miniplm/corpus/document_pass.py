@@ -1,63 +1,33 @@
-"""One pass over source files: records are read, tokenised and given to the assembly of their split, in order.
-
-In bounded memory: some batches are tokenised, by other processes where there is much to do, while those before them are packed.
-"""
+"""One pass over source files: their documents are tokenised, by other processes where there is much to do, and packed by the assembly of their split, in order."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 
 from miniplm.config.run import CorpusConfig
 from miniplm.corpus.assembly import CloseShard, SplitAssembly
-from miniplm.corpus.encoding import EncodedDocuments, EncodingRules
+from miniplm.corpus.encoding import EncodingRules
 from miniplm.corpus.encoding_processes import open_encoding
+from miniplm.corpus.file_encoding import EncodedBatch, FileEnd, encode_files
 from miniplm.corpus.identity import PlannedFile
 from miniplm.corpus.packing import SentenceEnds
 from miniplm.corpus.state import SplitState
+from miniplm.corpus.token_parts import TokenParts
 from miniplm.layout import SPLITS
 from miniplm.progress import Progress, ProgressCallback
 from miniplm.records.manifests import SourceEntry, Split
 from miniplm.sources.documents import Rejection
-from miniplm.sources.parts import SourcePart
-from miniplm.sources.reading import read_source_parts
 from miniplm.tokenizers.tokenizer import CorpusTokenizer
-
-# Tokenised together: enough to be worth a message, little enough to hold some for each core several times over.
-_BATCH_BYTES = 1 << 20
-_BATCH_RECORDS = 1000
-
-
-@dataclass(frozen=True)
-class _FileEnd:
-    """All records of a file have been read."""
-
-    planned: PlannedFile
-    first_document_id: int
-    num_records: int
-
-    @property
-    def next_document_id(self) -> int:
-        return self.first_document_id + self.num_records
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Records in order, and the files that end among them; `num_bytes_read` of the sources' stored bytes were read with it."""
-
-    parts: list[SourcePart] = field(default_factory=list)
-    ends: list[_FileEnd] = field(default_factory=list)
-    num_bytes_read: int = 0
 
 
 class DocumentPass:
     """Documents of the files, the first record being `first_document_id`, into shards; `states` are those of the splits.
 
-    `sources` are the leading files that are not read again, and grow as files end; `document_id` is the record being
-    taken in: those before it are done with, as far as rejections go.
+    The files are read and tokenised here, or were by whoever makes `parts` of them. `sources` are the leading files that are not
+    read again, and grow as files end; `document_id` is the record being taken in: those before it are done with, as far as
+    rejections go.
     """
 
     def __init__(
@@ -72,6 +42,7 @@ class DocumentPass:
         close_shard: CloseShard,
         on_rejection: Callable[[Rejection], None],
         on_progress: ProgressCallback,
+        parts: TokenParts | None = None,
     ) -> None:
         self._config = config
         self._tokenizer = tokenizer
@@ -80,6 +51,7 @@ class DocumentPass:
         self._first_document_id = first_document_id
         self._on_rejection = on_rejection
         self._on_progress = on_progress
+        self._parts = parts
         self.sources = list(sources)
         # Where reading goes on: nothing before it is needed by any split.
         self._resumed_at = self.document_id = min(state.document_id for state in states.values())
@@ -97,7 +69,7 @@ class DocumentPass:
             )
             for split in SPLITS  # in this order always: a stored state has another one
         }
-        self._num_bytes_read = 0
+        self._num_bytes_before = sum(source.num_bytes for source in self.sources)
         self._num_documents = 0
         self._num_tokens = 0
 
@@ -108,11 +80,11 @@ class DocumentPass:
 
     def take_batches(self) -> Iterator[None]:
         """Takes in all documents; yields after each batch, so that whoever has seen enough can stop."""
-        # Taken in the order of the files, whatever was tokenised first: how texts are batched must not show in the corpus.
-        for batch, encoded in self._encode():
-            self._take(batch, encoded)
-            self._report(batch)
-            yield
+        with closing(self._encode()) as batches:
+            for batch in batches:
+                self._take(batch)
+                self._report(batch)
+                yield
         self.document_id = self.next_document_id
 
     def finish(self) -> None:
@@ -120,8 +92,9 @@ class DocumentPass:
         for assembly in self.assemblies.values():
             assembly.finish(self.next_document_id)
 
-    def _take(self, batch: _Batch, encoded: EncodedDocuments) -> None:
+    def _take(self, batch: EncodedBatch) -> None:
         """Packs the documents; before each, whatever lies before it: rejections are counted, and files have ended."""
+        encoded = batch.documents
         self._num_documents += encoded.num_documents
         self._num_tokens += len(encoded.token_ids) + len(encoded.document_ids)
         rejections, ends = deque(encoded.rejections), deque(batch.ends)
@@ -145,7 +118,7 @@ class DocumentPass:
         self.document_id = rejection.document_id
         self._on_rejection(rejection)
 
-    def _end_file(self, end: _FileEnd) -> None:
+    def _end_file(self, end: FileEnd) -> None:
         file = end.planned.file
         # Else what was read would not be what the file's digest, and with it the corpus's id, says.
         file.check_unchanged()
@@ -161,65 +134,19 @@ class DocumentPass:
             )
         )
 
-    def _read_batches(self) -> Iterator[_Batch]:
-        parts: list[SourcePart] = []
-        ends: list[_FileEnd] = []
-        num_bytes = num_records = 0
-        for item in self._read_items():
-            if isinstance(item, _FileEnd):
-                ends.append(item)
-                continue
-            parts.append(item)
-            num_bytes += item.num_bytes
-            num_records += item.num_records
-            if num_bytes >= _BATCH_BYTES or num_records >= _BATCH_RECORDS:
-                yield _Batch(parts, ends, self._num_bytes_read)
-                parts, ends, num_bytes, num_records = [], [], 0, 0
-        if parts or ends:
-            yield _Batch(parts, ends, self._num_bytes_read)
-
-    def _read_items(self) -> Iterator[SourcePart | _FileEnd]:
-        document_id = self.next_document_id
-        self._num_bytes_read = sum(source.num_bytes for source in self.sources)
-        for planned in self._files[len(self.sources) :]:
-            num_bytes_before = self._num_bytes_read
-            num_skipped = max(0, self._resumed_at - document_id)
-            next_document_id = document_id + num_skipped
-            for part in read_source_parts(planned.file, planned.source, document_id, num_skipped, self._count_bytes):
-                next_document_id = part.first_document_id + part.num_records
-                yield part
-            self._num_bytes_read = num_bytes_before + planned.file.num_bytes
-            yield _FileEnd(planned, document_id, next_document_id - document_id)
-            document_id = next_document_id
-
-    def _count_bytes(self, num_bytes: int) -> None:
-        self._num_bytes_read += num_bytes
-
-    def _encode(self) -> Iterator[tuple[_Batch, EncodedDocuments]]:
-        """Each batch with its documents, in order; the next ones are read and tokenised meanwhile."""
+    def _encode(self) -> Generator[EncodedBatch]:
+        """Each batch of the files that are left, in order; the next ones are read and tokenised meanwhile."""
         needed_from = {split: assembly.state.document_id for split, assembly in self.assemblies.items()}
+        if self._parts is not None:
+            yield from self._parts.read(len(self.sources), self.next_document_id, self._resumed_at, needed_from)
+            return
         rules = EncodingRules(self._config.seed, self._config.splits, needed_from, self._config.encoder)
-        left = sum(planned.content_bytes for planned in self._files[len(self.sources) :])
-        with open_encoding(self._tokenizer, rules, left) as encoding, ThreadPoolExecutor(1, thread_name_prefix="read") as reader:
-            waiting: deque[tuple[_Batch, Future[EncodedDocuments]]] = deque()
-            for batch in _read_ahead(reader, self._read_batches()):
-                waiting.append((batch, encoding.submit(batch.parts)))
-                while len(waiting) > encoding.num_ahead:
-                    batch, encoded = waiting.popleft()
-                    yield batch, encoded.result()
-            for batch, encoded in waiting:
-                yield batch, encoded.result()
+        left = self._files[len(self.sources) :]
+        with open_encoding(self._tokenizer, rules, sum(planned.content_bytes for planned in left)) as encoding:
+            yield from encode_files(left, encoding, self.next_document_id, self._resumed_at)
 
-    def _report(self, batch: _Batch) -> None:
+    def _report(self, batch: EncodedBatch) -> None:
         total = sum(planned.file.num_bytes for planned in self._files)
         detail = f"{self._num_documents:,} documents, {self._num_tokens:,} tokens"
-        self._on_progress(Progress("prepare", min(batch.num_bytes_read, total), total, "bytes", detail))
-
-
-def _read_ahead(thread: ThreadPoolExecutor, batches: Iterator[_Batch]) -> Iterator[_Batch]:
-    """The batches, the next of which is read by the thread while one is worked on: unpacking files lets go of the interpreter."""
-    read = partial(next, batches, None)
-    coming = thread.submit(read)
-    while (batch := coming.result()) is not None:
-        coming = thread.submit(read)
-        yield batch
+        num_bytes = self._num_bytes_before + batch.num_bytes_read
+        self._on_progress(Progress("prepare", min(num_bytes, total), total, "bytes", detail))

@@ -43,6 +43,9 @@ class EncodedDocuments:
     num_documents: int
 
 
+NO_DOCUMENTS = EncodedDocuments([], [], [], [], [], np.empty(0, dtype=np.uint32), [], 0)
+
+
 def encode_parts(
     parts: Sequence[SourcePart], rules: EncodingRules, encode: Callable[[Sequence[str]], list[TokenIds]]
 ) -> EncodedDocuments:

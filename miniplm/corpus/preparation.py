@@ -9,11 +9,10 @@ import json
 import logging
 import tempfile
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
-from miniplm import __version__, layout
-from miniplm.config.run import CorpusConfig, EncoderName
+from miniplm import layout
+from miniplm.config.run import CorpusConfig
 from miniplm.corpus.assembly import SplitAssembly, add_counts
 from miniplm.corpus.document_pass import DocumentPass
 from miniplm.corpus.growth import count_offsets, remember_newest_corpus
@@ -23,38 +22,45 @@ from miniplm.corpus.publishing import Publisher
 from miniplm.corpus.quarantine import Quarantine
 from miniplm.corpus.reader import find_corpus, load_corpus_tokenizer
 from miniplm.corpus.shards import OpenShard
-from miniplm.corpus.state import PreparationState, has_shards, is_state_due, load_state
-from miniplm.errors import CorpusError, DamagedSourceError, list_offenders
+from miniplm.corpus.state import PreparationState, has_shards, is_state_due, load_state, read_versions
+from miniplm.corpus.token_parts import MakeParts, PartsFolder, TokenParts
+from miniplm.errors import CorpusError, DamagedSourceError, StoppedError, list_offenders
 from miniplm.layout import SPLITS
 from miniplm.progress import ProgressCallback, ignore_progress
 from miniplm.records.manifests import CorpusManifest, DomainCounts, ShardEntry, SourceEntry, Split
 from miniplm.storage.locks import exclusive
 from miniplm.storage.root import Storage, digest_file
-from miniplm.tokenizers.gigatoken_encoder import name_version
 from miniplm.tokenizers.tokenizer import CorpusTokenizer
 
 _log = logging.getLogger("miniplm")
 
 
 def prepare_corpus(
-    storage: Storage, config: CorpusConfig, on_progress: ProgressCallback = ignore_progress, planned: CorpusPlan | None = None
+    storage: Storage,
+    config: CorpusConfig,
+    on_progress: ProgressCallback = ignore_progress,
+    planned: CorpusPlan | None = None,
+    make_parts: MakeParts | None = None,
 ) -> CorpusManifest:
     """The manifest of the corpus that `config` describes, `planned` or not yet, which is prepared if it is not there whole.
 
     With `corpus.extend` new files become an extension of the corpus that was prepared last with the same sources and
     settings: nothing that is there is read, written or named anew, but shards that are missing are made again.
+    With `make_parts` the files are read and tokenised by others and packed here, with the same bytes; lost shards are made again here alone.
     Raises `SourceError` for a source that matches nothing, cannot be read or holds no usable document (of which an
     extension may be empty), or for a file that changed under an extended corpus; `TokenizerError` for the tokenizer,
     `CorpusError` where the splits leave no candidate or a missing shard of an extended corpus cannot be made again,
     `BusyError` where another process prepares the same corpus. Progress counts the stored bytes of the files read.
     """
     plan = planned or plan_corpus(storage, config)
-    manifest = _provide_corpus(storage, config, plan, on_progress)
+    manifest = _provide_corpus(storage, config, plan, on_progress, make_parts)
     remember_newest_corpus(storage, plan.settings_digest, manifest)
     return manifest
 
 
-def _provide_corpus(storage: Storage, config: CorpusConfig, plan: CorpusPlan, on_progress: ProgressCallback) -> CorpusManifest:
+def _provide_corpus(
+    storage: Storage, config: CorpusConfig, plan: CorpusPlan, on_progress: ProgressCallback, make_parts: MakeParts | None
+) -> CorpusManifest:
     if plan.newest is not None:
         mend_shards(storage, config, plan.newest, plan.found, plan.tokenizer, on_progress)
         if plan.parent is None:
@@ -70,18 +76,26 @@ def _provide_corpus(storage: Storage, config: CorpusConfig, plan: CorpusPlan, on
         # Another process may have finished it between the look and the lock.
         manifest = _find_whole_corpus(storage, plan.corpus_id)
         if manifest is not None:
-            storage.delete(state)  # killed at the very end, it may be left
+            PartsFolder(storage, plan.corpus_id).delete()  # killed at the very end, they may be left
+            storage.delete(state)
             _mend_tokenizer(storage, config, plan)
             return _note_left_out(storage, plan, manifest)
         storage.delete_temporary_files(layout.corpus_folder(plan.corpus_id))
         # A manifest whose shards are not all there would be believed by whoever reads it while they are made again.
         storage.delete(layout.corpus_manifest(plan.corpus_id))
         try:
-            return _Preparation(storage, config, plan, on_progress).run()
+            return _Preparation(storage, config, plan, on_progress, make_parts).run()
         except (DamagedSourceError, CorpusError):
             # The id is that of the faulty files or settings: what was made under it is of no use once they are mended.
+            PartsFolder(storage, plan.corpus_id).delete()
             storage.delete(layout.corpus_folder(plan.corpus_id))
             raise
+        except StoppedError:
+            # Where there are no locks another process that packs the same parts may have been faster, and has taken them away.
+            manifest = _find_whole_corpus(storage, plan.corpus_id)
+            if manifest is None:
+                raise
+            return _note_left_out(storage, plan, manifest)
 
 
 def _find_whole_corpus(storage: Storage, corpus_id: str) -> CorpusManifest | None:
@@ -118,12 +132,19 @@ def _note_left_out(storage: Storage, plan: CorpusPlan, manifest: CorpusManifest)
 class _Preparation:
     """One preparation from its state, or from nothing, to the manifest."""
 
-    def __init__(self, storage: Storage, config: CorpusConfig, plan: CorpusPlan, on_progress: ProgressCallback) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        config: CorpusConfig,
+        plan: CorpusPlan,
+        on_progress: ProgressCallback,
+        make_parts: MakeParts | None,
+    ) -> None:
         self._storage = storage
         self._config = config
         self._plan = plan
         plan.tokenizer.choose_encoder(config.encoder)  # before anything is written
-        self._versions = _read_versions(config.encoder)
+        self._versions = read_versions(config.encoder)
         if plan.tokenizer.reads_separator_in_text:
             _log.warning(
                 f"tokenizer {config.tokenizer!r} has {plan.tokenizer.entry.eos_token!r} as a word of its own vocabulary: where a document's text "
@@ -162,6 +183,18 @@ class _Preparation:
             self._close_shard,
             self._quarantine.add,
             on_progress,
+            None if make_parts is None else self._give_out(make_parts),
+        )
+
+    def _give_out(self, make_parts: MakeParts) -> TokenParts:
+        tokenizer = self._plan.tokenizer
+        return TokenParts(
+            PartsFolder(self._storage, self._plan.corpus_id),
+            self._plan.files,
+            self._versions,
+            tokenizer.encoding_digest,
+            tokenizer.entry.vocab_size,
+            make_parts,
         )
 
     def run(self) -> CorpusManifest:
@@ -270,6 +303,7 @@ class _Preparation:
         # The manifest after all that it speaks of, and the state last: killed in between, the next one finds the corpus complete.
         _write_tokenizer(self._storage, corpus_id, tokenizer)
         self._storage.write_json(layout.corpus_manifest(corpus_id), manifest.as_json())
+        PartsFolder(self._storage, corpus_id).delete()
         self._storage.delete(layout.corpus_preparation(corpus_id))
         return manifest
 
@@ -309,9 +343,3 @@ def _check_counts(manifest: CorpusManifest) -> None:
         shards = manifest.split_shards(split)
         assert counts.num_tokens == sum(shard.num_tokens for shard in shards), f"the tokens of {split} do not add up"
         assert counts.num_sequences == sum(shard.num_sequences for shard in shards), f"the sequences of {split} do not add up"
-
-
-def _read_versions(encoder: EncoderName) -> dict[str, str]:
-    versions = {"miniplm": __version__, **{name: version(name) for name in ("pyarrow", "tokenizers")}}
-    # Where it is found to have made other ids, nothing goes on from what it made.
-    return versions if encoder == "tokenizers" else {**versions, encoder: name_version()}

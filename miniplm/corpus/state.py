@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Iterator
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
-from miniplm import layout
+from miniplm import __version__, layout
+from miniplm.config.run import EncoderName
 from miniplm.corpus.packing import PackerState
 from miniplm.records.manifests import DomainCounts, Record, ShardEntry, SourceEntry, Split
 from miniplm.storage.root import Storage
+from miniplm.tokenizers.gigatoken_encoder import name_version
 
 # A state is stored each time one part in so many of the shards is new.
 _SHARE = 256
@@ -70,6 +73,13 @@ class PreparationState(Record):
     def first_document_id(self) -> int:
         """Where reading goes on: nothing before it is needed by any split."""
         return min(state.document_id for state in self.splits.values())
+
+
+def read_versions(encoder: EncoderName) -> dict[str, str]:
+    """What may make other bytes or token ids in another version."""
+    versions = {"miniplm": __version__, **{name: version(name) for name in ("pyarrow", "tokenizers")}}
+    # Where it is found to have made other ids, nothing goes on from what it made.
+    return versions if encoder == "tokenizers" else {**versions, encoder: name_version()}
 
 
 def is_state_due(num_shards: int, num_in_state: int) -> bool:

@@ -84,6 +84,11 @@ class RunPlan(Record):
         return self.execution.fan_out == "work-pool"
 
     @property
+    def prepares_on_workers(self) -> bool:
+        """Whether workers elsewhere read and tokenise the source files of the corpus."""
+        return self.is_on_work_pool and self.execution.prepare == "workers"
+
+    @property
     def planning_device(self) -> str:
         """The device that names in this process are made for. Workers' devices are not here, and need not be: their dtypes are pinned."""
         return "cpu" if self.is_on_work_pool else self.scoring.device

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from miniplm.config.exports import ExportConfig
 from miniplm.corpus.identity import plan_corpus
@@ -26,15 +27,23 @@ from miniplm.run.trainings import know_student
 from miniplm.selection.ranking import find_selection, resolve_selection_id, select_sequences
 from miniplm.storage.root import Storage
 
+if TYPE_CHECKING:
+    from miniplm.corpus.token_parts import MakeParts
 
-def prepare(storage: Storage, plan: RunPlan, on_progress: ProgressCallback = ignore_progress) -> tuple[CorpusManifest, StageRecord]:
-    """Cuts the sources into sequences in shards, with some in each split that the run needs, and draws those that a proxy learns from."""
+
+def prepare(
+    storage: Storage, plan: RunPlan, on_progress: ProgressCallback = ignore_progress, make_parts: MakeParts | None = None
+) -> tuple[CorpusManifest, StageRecord]:
+    """Cuts the sources into sequences in shards, with some in each split that the run needs, and draws those that a proxy learns from.
+
+    With `make_parts` the files of the corpus are read and tokenised by others; text from elsewhere never is, as it is little.
+    """
     from miniplm.corpus.preparation import prepare_corpus
 
     started = time.monotonic()
     planned = plan_corpus(storage, plan.corpus, plan.tokenizer)
     reused = find_corpus(storage, planned.corpus_id) is not None
-    manifest = prepare_corpus(storage, plan.corpus, on_progress, planned)
+    manifest = prepare_corpus(storage, plan.corpus, on_progress, planned, make_parts)
     if plan.corpus.truth is not None:
         from miniplm.corpus.truth import provide_truth
 

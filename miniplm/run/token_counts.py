@@ -42,7 +42,7 @@ def count_tokens(storage: Storage, plan: RunPlan, tokenizer: CorpusTokenizer) ->
     num_shards = len(prepared.split_shards("candidate")) if prepared else 0
     # The reference stays that of the first corpus.
     reference_tokens = sum(shard.num_tokens for shard in prepared.root_shards("reference")) if prepared else 0
-    total, rate, notes = (0, 0.0, []) if is_whole else _estimate_tokens(plan.corpus, planned, tokenizer)
+    total, rate, notes = (0, 0.0, []) if is_whole else _estimate_tokens(plan.corpus, planned, tokenizer, plan.prepares_on_workers)
     splits = plan.corpus.splits
     candidates = int(total * (1 - splits.reference - splits.heldout))
     num_sequences = candidates / (plan.corpus.sequence_length + 1)
@@ -59,7 +59,9 @@ def count_tokens(storage: Storage, plan: RunPlan, tokenizer: CorpusTokenizer) ->
     return counts, rate, notes
 
 
-def _estimate_tokens(config: CorpusConfig, planned: CorpusPlan, tokenizer: CorpusTokenizer) -> tuple[int, float, list[str]]:
+def _estimate_tokens(
+    config: CorpusConfig, planned: CorpusPlan, tokenizer: CorpusTokenizer, on_workers: bool = False
+) -> tuple[int, float, list[str]]:
     """Tokens of all files to be prepared by the tokens a stored byte of a sample, and the tokens a second that this machine prepares."""
     total, notes = 0.0, []
     work = SampledWork(tokenizer, config)
@@ -86,6 +88,12 @@ def _estimate_tokens(config: CorpusConfig, planned: CorpusPlan, tokenizer: Corpu
         total += num_tokens / max(share, 1e-12)
         if share < 1:
             notes.append(f"{source.path}: tokens estimated from {share:.2%} of {source_bytes / 1e9:.2f} GB")
+    if on_workers:
+        hours = total / work.measure_packing() / 3600
+        notes.append(
+            "prepare: the hours are those of one machine like this one, which the workers share; the parent packs what they make, which takes "
+            f"{f'{hours:.1f} h' if hours >= 0.1 else f'{hours * 3600:.0f} s'} at least"
+        )
     return int(total), work.rate(sum(file.content_bytes for file in planned.files)), notes
 
 

@@ -19,7 +19,7 @@ _NONE = "none"
 
 def digest_source_files(storage: Storage, files: Sequence[SourceFile]) -> list[str]:
     """The digest of each file's stored bytes, in order. Raises `SourceError` where one cannot be read."""
-    return _look_up(storage, "", files, lambda file: _digest_file(file))
+    return _look_up(storage, "", files, digest_source_file)
 
 
 def recognise_source_files(storage: Storage, files: Sequence[SourceFile]) -> list[Compression | None]:
@@ -39,7 +39,8 @@ def _identify(file: SourceFile) -> str:
     return f"{file.path} size={file.num_bytes} {file.version}"
 
 
-def _digest_file(file: SourceFile) -> str:
+def digest_source_file(file: SourceFile) -> str:
+    """The digest of a file's stored bytes, which are read. Raises `SourceError` where it cannot be, or changes meanwhile."""
     with open_raw(file) as raw:
         digest = digest_stream(raw)
     # Else the digest of a file that was written to meanwhile, half old and half new, would name the corpus.

@@ -17,7 +17,7 @@ from miniplm.config.run import SourceConfig
 from miniplm.errors import SourceError, list_offenders
 from miniplm.records.manifests import LeftOut
 from miniplm.sources.listing import Listing, has_wildcards, list_folder, list_left_out, list_matches
-from miniplm.sources.names import show_name
+from miniplm.sources.names import read_name, show_name
 from miniplm.storage.root import Storage, open_filesystem, open_stream
 
 # Of the files that are left out for one reason.
@@ -95,6 +95,12 @@ def find_source(source: SourceConfig, storage: Storage | None = None) -> FoundFi
         raise SourceError(f"source {name} matches no file ({_describe_place(filesystem, path)}{_describe_left_out(left_out)})")
     infos = sorted(listing.infos, key=lambda info: str(info["name"]))
     return FoundFiles([_make_source_file(filesystem, info) for info in infos], left_out)
+
+
+def find_file(path: str) -> SourceFile:
+    """The file that is told as `path` (`SourceFile.path`). Raises `FileNotFoundError`, or `PermissionError` where it cannot be looked at."""
+    filesystem, name = open_filesystem(read_name(path))
+    return _make_source_file(filesystem, {**filesystem.info(name), "name": name})
 
 
 def locate_source(source: SourceConfig) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
+_BYTES = re.compile(r"((?:\\x[0-9a-f]{2})+)|\\\\")
 _ESCAPE = re.compile(r"\\x[0-9a-f]{2}|\\\\")
 
 
@@ -19,6 +20,17 @@ def show_name(name: str) -> str:
     if not any(_is_unshowable(character) for character in name) and not _ESCAPE.search(name):
         return name
     return "".join(_escape(character) for character in name)
+
+
+def read_name(shown: str) -> str:
+    """The name that `show_name` gives as `shown`."""
+
+    def undo(found: re.Match[str]) -> str:
+        if found[1] is None:
+            return "\\"
+        return bytes.fromhex(found[1].replace("\\x", "")).decode("utf-8", "surrogateescape")
+
+    return _BYTES.sub(undo, shown)
 
 
 def _is_unshowable(character: str) -> bool:

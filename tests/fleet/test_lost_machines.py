@@ -98,7 +98,9 @@ def list_pairs(scores: dict[str, bytes]) -> list[str]:
 
 
 def test_two_runs_share_the_work_on_s3_while_the_server_is_started_again(fleet: LocalFleet, tmp_path: Path) -> None:
-    config = make_run(tmp_path, "first", storage="s3://miniplm/shared", scoring={"tokens_per_batch": 64})
+    config = make_run(
+        tmp_path, "first", storage="s3://miniplm/shared", scoring={"tokens_per_batch": 64}, execution={"prepare": "workers"}
+    )
     logs = tmp_path / "first.log", tmp_path / "second.log"
     first = fleet.start_miniplm("run", str(config), out=logs[0])
     second = fleet.start_miniplm("run", str(config), "--set", "name=second", "--set", "selection.ratio=0.3", out=logs[1])
@@ -126,14 +128,17 @@ def test_two_runs_share_the_work_on_s3_while_the_server_is_started_again(fleet: 
             if process.exitcode:
                 again = fleet.run_miniplm("run", name, "--storage", "s3://miniplm/shared")
                 assert again.returncode == 0, told
-    for role in ("teacher", "reference"):
-        children = [
-            child for name in ("first", "second") for child in fleet.list_runs("score-shards", f"role:{role}", f"run:{name}")
-        ]
+    for deployment, kind, *tags in (
+        ("score-shards", "shard", "role:teacher"),
+        ("score-shards", "shard", "role:reference"),
+        ("prepare-parts", "part"),
+    ):
+        children = [child for name in ("first", "second") for child in fleet.list_runs(deployment, *tags, f"run:{name}")]
         given = [
-            index for child in children if child["state"]["type"] == "COMPLETED" for index in child["parameters"]["shard_indices"]
+            index for child in children if child["state"]["type"] == "COMPLETED" for index in child["parameters"][f"{kind}_indices"]
         ]
-        assert len(given) == len(set(given)), f"a shard of the {role} was given out twice"
+        assert given or tags == ["role:reference"], f"nothing of {deployment} {tags}"  # the reference is the teacher
+        assert len(given) == len(set(given)), f"a {kind} of {deployment} {tags} was given out twice"
     local = tmp_path / "local"
     embedded = fleet.run_miniplm("run", str(config), "--set", f"storage={local}", "--set", "execution.fan_out=local")
     assert embedded.returncode == 0, embedded.stderr

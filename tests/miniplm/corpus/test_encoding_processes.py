@@ -13,7 +13,7 @@ import pytest
 
 from miniplm import layout
 from miniplm.config.run import CorpusConfig, SplitsConfig
-from miniplm.corpus import document_pass, encoding_processes
+from miniplm.corpus import encoding_processes, file_encoding
 from miniplm.corpus.encoding import EncodingRules, encode_parts
 from miniplm.corpus.encoding_processes import EncodingProcesses, open_encoding
 from miniplm.corpus.preparation import prepare_corpus
@@ -43,7 +43,7 @@ def many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes for a corpus of a few kilobytes, and batches of a few documents."""
     monkeypatch.setattr(encoding_processes, "_BYTES_A_PROCESS", 1)
     monkeypatch.setattr(encoding_processes, "count_cores", lambda: 2)
-    monkeypatch.setattr(document_pass, "_BATCH_BYTES", 1)
+    monkeypatch.setattr(file_encoding, "_BATCH_BYTES", 1)
     monkeypatch.setattr("miniplm.sources.blocks._BLOCK_BYTES", 800)
 
 

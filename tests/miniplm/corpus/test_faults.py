@@ -104,7 +104,7 @@ def test_many_rejections_are_written_in_several_files(
 def test_a_truncated_file_after_good_shards_leaves_nothing(
     storage: Storage, tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("miniplm.corpus.document_pass._BATCH_RECORDS", 5)
+    monkeypatch.setattr("miniplm.corpus.file_encoding._BATCH_RECORDS", 5)
     monkeypatch.setattr("miniplm.sources.blocks._BLOCK_BYTES", 300)
     write_jsonl(tmp_path / "in/a.jsonl", make_documents(40))
     stored = gzip.compress("".join(json.dumps(record) + "\n" for record in make_documents(300, seed=1)).encode())

@@ -279,8 +279,8 @@ def test_batch_sizes_change_nothing(tmp_path: Path, tokenizer: str, monkeypatch:
     config = make_config(tokenizer, by_domain(path), sequence_length=64, splits={"reference": 0.2, "heldout": 0.1})
     trees = []
     for num_records, num_bytes in ((1000, 1 << 22), (1, 1 << 22), (7, 300)):
-        monkeypatch.setattr("miniplm.corpus.document_pass._BATCH_RECORDS", num_records)
-        monkeypatch.setattr("miniplm.corpus.document_pass._BATCH_BYTES", num_bytes)
+        monkeypatch.setattr("miniplm.corpus.file_encoding._BATCH_RECORDS", num_records)
+        monkeypatch.setattr("miniplm.corpus.file_encoding._BATCH_BYTES", num_bytes)
         storage = Storage(str(tmp_path / f"root-{num_records}"))
         trees.append(read_tree(storage, layout.corpus_folder(prepare_corpus(storage, config).corpus_id)))
     assert trees[0] == trees[1] == trees[2]
@@ -369,7 +369,7 @@ def test_the_seed_and_settings_change_the_id_and_paths_do_not(storage: Storage, 
 def test_progress_goes_up_to_the_bytes_of_the_sources(
     storage: Storage, tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("miniplm.corpus.document_pass._BATCH_RECORDS", 10)
+    monkeypatch.setattr("miniplm.corpus.file_encoding._BATCH_RECORDS", 10)
     path = write_jsonl(tmp_path / "a.jsonl", make_documents(60))
     pq.write_table(pa.table({"text": ["p"] * 30, "domain": ["d"] * 30}), tmp_path / "b.parquet")
     seen: list[Progress] = []

@@ -30,7 +30,7 @@ def test_digests_are_kept_by_identity_and_a_file_is_read_once(tmp_path: Path, mo
     digest = digest_file(path)
     assert digest_source_files(storage, files) == [digest]
     assert list(storage.read_json(layout.source_digests()).values()) == [digest]
-    monkeypatch.setattr("miniplm.sources.digests._digest_file", lambda file: pytest.fail("read again"))
+    monkeypatch.setattr("miniplm.sources.digests.digest_source_file", lambda file: pytest.fail("read again"))
     assert digest_source_files(storage, files) == [digest]
 
 

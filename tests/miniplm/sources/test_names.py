@@ -7,7 +7,7 @@ import os
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from miniplm.sources.names import show_name
+from miniplm.sources.names import read_name, show_name
 
 
 def read_back(shown: str) -> bytes:
@@ -38,6 +38,7 @@ def test_any_name_is_shown_in_utf8_on_one_line_and_can_be_told_from_any_other(na
     assert len(shown.splitlines()) <= 1
     assert all(character.isprintable() or ord(character) > 0xA0 for character in shown)
     assert read_back(shown) == name
+    assert os.fsencode(read_name(shown)) == name
 
 
 def test_plain_names_stay_and_others_show_their_bytes():
