@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.effect_arms import ARMS, CORPUS, DOMAIN, Arm
+from benchmarks.effect_arms import ARMS, CORPUS, DOMAIN, Arm, ScoresOf
 from benchmarks.effect_rules import (
     Candidates,
     Floats,
@@ -68,7 +68,7 @@ class Experiment:
         self.config = config
         self.labelled = labelled
         self.storage = Storage(config.storage)
-        self._scored: dict[float | None, tuple[RunPlan, ModelEntry, Scores]] = {}
+        self._scored: dict[ScoresOf, tuple[RunPlan, ModelEntry, Scores]] = {}
 
     @cached_property
     def corpus(self) -> CorpusManifest:
@@ -96,20 +96,23 @@ class Experiment:
         """The share of each candidate, (num_sequences,), that an earlier one has too."""
         return find_repeated_shares(self.texts)
 
-    def score(self, reference_epochs: float | None) -> tuple[RunPlan, ModelEntry, Scores]:
-        """The scores of all candidates, by a reference that was trained for so many epochs (None: as the configuration says)."""
-        if reference_epochs not in self._scored:
+    def score(self, of: ScoresOf) -> tuple[RunPlan, ModelEntry, Scores]:
+        """The scores of all candidates by the teacher and a reference."""
+        if of not in self._scored:
             corpus, config = self.corpus, self.config
-            if reference_epochs is not None and (training := config.reference.training) is not None:
-                training = training.model_copy(update={"epochs": reference_epochs, "steps": None})
-                config = config.model_copy(update={"reference": config.reference.model_copy(update={"training": training})})
+            changes: dict[str, Any] = {}
+            if of.epochs is not None and (training := config.reference.training) is not None:
+                changes["training"] = training.model_copy(update={"epochs": of.epochs, "steps": None})
+            if of.architecture is not None:
+                changes["architecture"] = of.architecture
+            config = config.model_copy(update={"reference": config.reference.model_copy(update=changes)})
             plan = resolve(config)
             reference, _ = stages.provide_reference(self.storage, plan, corpus)
             for entry in (plan.require_teacher(), reference):
                 self._score_shards(plan, entry)
             scores = read_scores(self.storage, corpus, plan.require_teacher().model_id, reference.model_id)
-            self._scored[reference_epochs] = plan, reference, scores
-        return self._scored[reference_epochs]
+            self._scored[of] = plan, reference, scores
+        return self._scored[of]
 
     def _score_shards(self, plan: RunPlan, entry: ModelEntry) -> None:
         shards = self.corpus.split_shards("candidate")
@@ -122,7 +125,7 @@ class Experiment:
     def select(self, arm: Arm, seed: int) -> SelectionManifest:
         """What an arm keeps. Rules that the product has are its own; for the others `effect_rules` makes the scores."""
         if arm.text == "dirty" and arm.rule in (CORPUS, DOMAIN):
-            plan, reference, _ = self.score(arm.reference_epochs)
+            plan, reference, _ = self.score(arm.scores)
             config = SelectionConfig(ratio=arm.ratio, within="domain" if arm.rule == DOMAIN else "corpus")
             selection, _ = stages.select(self.storage, plan.model_copy(update={"selection": config}), self.corpus, reference)
             return selection
@@ -130,9 +133,9 @@ class Experiment:
         among = candidates.is_clean if arm.text == "clean" else np.ones(len(candidates.kind), dtype=bool)
         rules: dict[str, Callable[[], Floats]] = {
             "random": lambda: np.random.Generator(np.random.PCG64(seed)).random(len(among)),
-            CORPUS: lambda: self.score(None)[2].difference,
-            DOMAIN: lambda: rank_within_domains(self.score(None)[2].difference, candidates.domain, among),
-            "perplexity": lambda: -self.score(None)[2].teacher_nll,
+            CORPUS: lambda: self.score(ScoresOf())[2].difference,
+            DOMAIN: lambda: rank_within_domains(self.score(ScoresOf())[2].difference, candidates.domain, among),
+            "perplexity": lambda: -self.score(ScoresOf())[2].teacher_nll,
             "everything": lambda: np.zeros(len(among)),
             "classifier": lambda: self.logits,
             "deduplicated": lambda: -self.repeated_shares,
@@ -179,6 +182,7 @@ class Experiment:
             "seed": seed,
             "training_id": record.training_id,
             "selection_id": selection.selection_id,
+            "corpus_id": selection.corpus_id,
             "num_parameters": record.num_parameters,
             "num_tokens": record.num_tokens,
             "num_kept_tokens": selection.num_selected_tokens,
@@ -211,14 +215,15 @@ class Experiment:
             }
         return facts
 
-    def describe_scores(self, reference_epochs: float | None) -> dict[str, Any]:
+    def describe_scores(self, of: ScoresOf) -> dict[str, Any]:
         """What the difference score's variance lies between, and what scoring took."""
-        (plan, reference, scores), candidates = self.score(reference_epochs), self.candidates
+        (plan, reference, scores), candidates = self.score(of), self.candidates
         teacher, clean = plan.require_teacher(), candidates.is_clean
         training = find_training(self.storage, reference.source)
         score = scores.difference
         return {
-            "scores": name_scores(reference_epochs),
+            "scores": of.name,
+            "corpus_id": self.corpus.corpus_id,
             "num_candidates": len(score),
             "num_candidate_tokens": int(candidates.num_tokens.sum()),
             "num_clean": int(clean.sum()),
@@ -238,17 +243,15 @@ class Experiment:
         }
 
 
-def name_scores(reference_epochs: float | None) -> str:
-    return "configured" if reference_epochs is None else f"reference of {reference_epochs:g} epochs"
-
-
 def run_arms(experiment: Experiment, names: Sequence[str], seeds: Sequence[int], path: Path, num_processes: int = 1) -> None:
     """Adds a row for each arm and seed that has none, and one for each reference's scores, as each is done; students side by side in `num_processes`."""
     settings = digest_content(config_as_dict(experiment.config))
 
     def is_there(**facts: Any) -> bool:
         wanted = facts | {"settings": settings}
-        return any(all(row.get(name) == value for name, value in wanted.items()) for row in read_rows(path))
+        found = [row for row in read_rows(path) if all(row.get(name) == value for name, value in wanted.items())]
+        # The same settings may be of other text; rows of before corpora were noted are taken as they were.
+        return any("corpus_id" not in row or row["corpus_id"] == experiment.corpus.corpus_id for row in found)
 
     def add(row: dict[str, Any]) -> None:
         append_rows(path, [row | {"settings": settings, **describe_place(torch.device("cpu"))}])
@@ -260,8 +263,8 @@ def run_arms(experiment: Experiment, names: Sequence[str], seeds: Sequence[int],
 
     chosen = [arm for arm in ARMS if arm.name in names]
     for arm in chosen:
-        if arm.needs_scores and not is_there(scores=name_scores(arm.reference_epochs)):
-            add(experiment.describe_scores(arm.reference_epochs))
+        if arm.needs_scores and not is_there(scores=arm.scores.name):
+            add(experiment.describe_scores(arm.scores))
     tasks = [(arm, seed) for arm in chosen for seed in seeds if not is_there(arm=arm.name, seed=seed)]
     if num_processes == 1:
         for task in tasks:

@@ -6,6 +6,22 @@ from dataclasses import dataclass
 from typing import Literal
 
 BASELINE = "random"
+ARCHITECTURES = "deployments/configs/architectures"
+
+
+@dataclass(frozen=True)
+class ScoresOf:
+    """The reference behind difference scores: None where it is as the configuration says."""
+
+    epochs: float | None = None
+    architecture: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What rows call these scores."""
+        if self.architecture is not None:
+            return f"reference {self.architecture.rpartition('/')[2]}"
+        return "configured" if self.epochs is None else f"reference of {self.epochs:g} epochs"
 
 
 @dataclass(frozen=True)
@@ -19,12 +35,18 @@ class Arm:
     text: Literal["dirty", "clean"] = "dirty"
     student: str | None = None  # an architecture other than the configuration's
     reference_epochs: float | None = None  # other than the configuration's
+    reference: str | None = None  # an architecture other than the configuration's
     baseline: str = BASELINE
 
     @property
     def needs_scores(self) -> bool:
         """Whether the rule goes by the scores of both models, or of the teacher."""
         return self.rule in (DOMAIN, CORPUS, "perplexity")
+
+    @property
+    def scores(self) -> ScoresOf:
+        """Whose scores the rule goes by."""
+        return ScoresOf(self.reference_epochs, self.reference)
 
 
 DOMAIN, CORPUS = "difference by domain", "difference"
@@ -47,4 +69,7 @@ ARMS = (
     Arm("deduplicated", "without repeated text", "deduplicated", 1.0),
     Arm("reference-0.25", "best half of each domain, reference of a quarter epoch", DOMAIN, reference_epochs=0.25),
     Arm("reference-4", "best half of each domain, reference of four epochs", DOMAIN, reference_epochs=4),
+    # Beside the configuration's 7 M parameters: most of a small one's are its embedding of the teacher's vocabulary, and with it qwen-104m has 51 M.
+    Arm("reference-small", "best half of each domain, reference of 3 M parameters", DOMAIN, reference=f"{ARCHITECTURES}/qwen-0.3m"),
+    Arm("reference-large", "best half of each domain, reference of 51 M parameters", DOMAIN, reference="qwen-104m"),
 )

@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--tokens",
         type=int,
-        help="tokens of the corpus in all, spread evenly over the domains, before a part becomes dirt; default: everything, some 12 M",
+        help="tokens of the corpus in all, spread evenly over the domains, before a part becomes dirt; default: everything, some 15 M",
     )
     parser.add_argument("--folder", type=Path, default=Path("samples/effect"), help="where the files go; it is replaced whole")
     parser.add_argument(

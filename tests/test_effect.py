@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import zstandard
 
 from benchmarks.effect import main, read_rows, run_arms
-from benchmarks.effect_arms import ARMS, Arm
+from benchmarks.effect_arms import ARMS, Arm, ScoresOf
 from benchmarks.effect_rules import (
     Candidates,
     classify,
@@ -128,7 +129,7 @@ def test_an_arm_of_a_seed_that_has_a_row_is_not_done_again(tmp_path: Path) -> No
     class Counted:
         config = load_config("deployments/configs/effect.yaml")
 
-        def describe_scores(self, reference_epochs: float | None) -> dict[str, Any]:
+        def describe_scores(self, of: ScoresOf) -> dict[str, Any]:
             return SCORES
 
         def run(self, arm: Arm, seed: int) -> dict[str, Any]:
@@ -141,6 +142,24 @@ def test_an_arm_of_a_seed_that_has_a_row_is_not_done_again(tmp_path: Path) -> No
     rows = read_rows(tmp_path / "rows.jsonl")
     # What the scores are made of stands there once, before the arms that go by them.
     assert [row.get("scores", row.get("arm")) for row in rows] == ["random", "configured", "random", "corpus", "corpus"]
+
+
+def test_a_row_of_another_corpus_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    done: list[str] = []
+
+    class OfCorpus:
+        config = load_config("deployments/configs/effect.yaml")
+
+        def __init__(self, corpus_id: str) -> None:
+            self.corpus = SimpleNamespace(corpus_id=corpus_id)
+
+        def run(self, arm: Arm, seed: int) -> dict[str, Any]:
+            done.append(self.corpus.corpus_id)
+            return make_row(arm.name, seed, [7.0], corpus_id=self.corpus.corpus_id) | {"seconds": 1.0}
+
+    for corpus_id in ("one", "one", "other"):
+        run_arms(OfCorpus(corpus_id), ["random"], [0], tmp_path / "rows.jsonl")  # type: ignore[arg-type]
+    assert done == ["one", "other"]
 
 
 class FailingExperiment:
@@ -237,6 +256,16 @@ def test_arms_have_names_of_their_own_and_baselines_that_come_before_them() -> N
     names = [arm.name for arm in ARMS]
     assert len(set(names)) == len(names)
     assert all(names.index(arm.baseline) <= names.index(arm.name) for arm in ARMS)
+
+
+def test_scores_are_called_in_rows_what_they_were_called_before_references_had_sizes() -> None:
+    names = {arm.name: arm.scores.name for arm in ARMS}
+    assert [names[name] for name in ("corpus", "reference-0.25", "reference-4")] == [
+        "configured",
+        "reference of 0.25 epochs",
+        "reference of 4 epochs",
+    ]
+    assert names["reference-small"] == "reference qwen-0.3m"
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:

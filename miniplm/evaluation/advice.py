@@ -74,11 +74,20 @@ def _advise_reference(record: RunRecord, selection: SelectionManifest) -> str | 
     share = stage.num_units / record.reference.num_parameters
     if share >= _FEW_TOKENS:
         return None
+    costs = (
+        "More epochs in reference.training cost its training and its scores; a larger corpus.splits.reference makes another corpus, "
+        "which both models score anew"
+    )
+    if any(stage.name == "tune teacher" for stage in record.stages):
+        # The teacher is that reference: what lies between them is what it was tuned on, not how much either knows.
+        return (
+            f"a reference that has learned more: this one was trained on {share:.2g} tokens a parameter, and the teacher, which was tuned from it, "
+            f"knows little more than the target text. {costs}"
+        )
     candidates = sum(domain.num_candidates for domain in selection.domains.values())
     teacher = sum(domain.mean_teacher_nll * domain.num_candidates for domain in selection.domains.values()) / max(candidates, 1)
     reference = sum(domain.mean_reference_nll * domain.num_candidates for domain in selection.domains.values()) / max(candidates, 1)
     return (
         f"a reference that has learned more: this one was trained on {share:.2g} tokens a parameter and is {reference - teacher:.1f} nats a token above the "
-        "teacher, so the difference mostly tells how likely the teacher finds a text. More epochs in reference.training cost its training and its "
-        "scores; a larger corpus.splits.reference makes another corpus, which both models score anew"
+        f"teacher, so the difference mostly tells how likely the teacher finds a text. {costs}"
     )

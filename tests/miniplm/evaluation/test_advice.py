@@ -74,6 +74,14 @@ def test_rule_ratio_and_reference_are_advised_with_their_numbers() -> None:
     assert "trained on 0.5 tokens a parameter and is 3.5 nats a token above the teacher" in reference
 
 
+def test_a_teacher_tuned_from_the_reference_is_not_said_to_know_more_than_it() -> None:
+    record = make_record()
+    tuned = StageRecord(name="tune teacher", seconds=1.0, reused=False, num_units=50, unit="tokens")
+    told = advise(record.model_copy(update={"stages": (*record.stages, tuned)}), make_selection(), compare(0.1))
+    assert "above the teacher" not in told[-1]
+    assert "0.5 tokens a parameter, and the teacher, which was tuned from it" in told[-1]
+
+
 def test_nothing_is_advised_that_is_so_already() -> None:
     selection = make_selection(within="domain", ratio=0.95)
     assert advise(make_record(trained_tokens=20_000), selection, compare(0.1)) == []
