@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.events.actions import SendNotification
-from prefect.events.schemas.automations import Automation, AutomationCore
+from prefect.events.schemas.automations import Automation, AutomationCore, EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
 from pydantic import ValidationError
@@ -23,6 +25,11 @@ from pydantic import ValidationError
 FOLDER = Path(__file__).resolve().parent / "automations"
 # Stands in a file for the notification block, whose id only a server knows.
 NO_BLOCK = UUID(int=0)
+FLOW_RUNS = "prefect.flow-run."
+# How long ago a run may have started whose waits are begun anew.
+REMEMBERED = timedelta(days=7)
+# The server takes notice of a new trigger between two events.
+SECONDS_UNTIL_KNOWN = 1
 
 EPILOG = """\
 A notification goes through a block, which is made once, on the server's Blocks page or in Python:
@@ -89,19 +96,35 @@ def apply_automation(client: SyncPrefectClient, wanted: AutomationCore) -> str:
     wanted.enabled = current.enabled
     if is_same(current, wanted):
         return "unchanged"
-    update_automation(client, current.id, wanted)
-    return "updated"
+    client.update_automation(current.id, wanted)
+    time.sleep(SECONDS_UNTIL_KNOWN)
+    num_waits = renew_waits(client, wanted)
+    return f"updated; {num_waits} of its waits begin anew" if num_waits else "updated"
 
 
-def update_automation(client: SyncPrefectClient, automation_id: UUID, wanted: AutomationCore) -> None:
-    """Changes an automation and keeps its waits: a run that has crashed before is still scheduled again.
+def renew_waits(client: SyncPrefectClient, wanted: AutomationCore) -> int:
+    """Begins the waits of an updated automation anew; gives their number.
 
-    The server knows a wait by the id of its trigger, which is a new one wherever an update names none, as those of Prefect's client do.
+    The server keeps a wait under the id of its trigger, which an update replaces: a run that crashed just before would never be scheduled
+    again. So the last event of each run that is not over is told once more, where it is one that begins a wait; who is notified of crashes
+    hears of such a run twice.
     """
-    stored = client.request("GET", "/automations/{id}", path_params={"id": automation_id})
-    content = wanted.model_dump(mode="json", exclude_unset=True)
-    content["trigger"]["id"] = stored.json()["trigger"]["id"]
-    client.request("PUT", "/automations/{id}", path_params={"id": automation_id}, json=content)
+    trigger = wanted.trigger
+    if not isinstance(trigger, EventTrigger) or trigger.posture != Posture.Proactive or FLOW_RUNS not in str(trigger.match):
+        return 0
+    since = (datetime.now(UTC) - REMEMBERED).isoformat()
+    names = sorted(trigger.after | trigger.expect)
+    runs = {"state": {"type": {"any_": ["RUNNING", "CRASHED"]}}, "tags": {"all_": ["miniplm"]}, "start_time": {"after_": since}}
+    found = client.request("POST", "/flow_runs/filter", json={"flow_runs": runs, "sort": "START_TIME_DESC"}).json()
+    begun = []
+    for run in found:
+        asked = {"event": {"name": names}, "resource": {"id": [f"prefect.flow-run.{run['id']}"]}, "occurred": {"since": since}}
+        told = client.request("POST", "/events/filter", json={"filter": asked | {"order": "DESC"}, "limit": 1}).json()["events"]
+        begun += [event for event in told if event["event"] in trigger.after]
+    for event in begun:
+        content = {name: event[name] for name in ("event", "resource", "related", "payload")}
+        client.request("POST", "/events", json=[content | {"id": str(uuid4()), "occurred": datetime.now(UTC).isoformat()}])
+    return len(begun)
 
 
 def is_same(current: Automation, wanted: AutomationCore) -> bool:
