@@ -11,6 +11,7 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import httpx
@@ -18,6 +19,7 @@ import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.events.actions import SendNotification
 from prefect.events.schemas.automations import Automation, AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.events import Resource
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
 from pydantic import ValidationError
@@ -106,25 +108,40 @@ def renew_waits(client: SyncPrefectClient, wanted: AutomationCore) -> int:
     """Begins the waits of an updated automation anew; gives their number.
 
     The server keeps a wait under the id of its trigger, which an update replaces: a run that crashed just before would never be scheduled
-    again. So the last event of each run that is not over is told once more, where it is one that begins a wait; who is notified of crashes
-    hears of such a run twice.
+    again. So the last event of each run that is not over is told once more, where it is one that begins a wait of this automation; who is
+    notified of crashes hears of such a run twice.
     """
     trigger = wanted.trigger
     if not isinstance(trigger, EventTrigger) or trigger.posture != Posture.Proactive or FLOW_RUNS not in str(trigger.match):
         return 0
     since = (datetime.now(UTC) - REMEMBERED).isoformat()
     names = sorted(trigger.after | trigger.expect)
-    runs = {"state": {"type": {"any_": ["RUNNING", "CRASHED"]}}, "tags": {"all_": ["miniplm"]}, "start_time": {"after_": since}}
-    found = client.request("POST", "/flow_runs/filter", json={"flow_runs": runs, "sort": "START_TIME_DESC"}).json()
     begun = []
-    for run in found:
+    for run in list_open_runs(client, since):
         asked = {"event": {"name": names}, "resource": {"id": [f"prefect.flow-run.{run['id']}"]}, "occurred": {"since": since}}
         told = client.request("POST", "/events/filter", json={"filter": asked | {"order": "DESC"}, "limit": 1}).json()["events"]
-        begun += [event for event in told if event["event"] in trigger.after]
+        begun += [event for event in told if event["event"] in trigger.after and is_of(trigger, event)]
     for event in begun:
         content = {name: event[name] for name in ("event", "resource", "related", "payload")}
         client.request("POST", "/events", json=[content | {"id": str(uuid4()), "occurred": datetime.now(UTC).isoformat()}])
     return len(begun)
+
+
+def list_open_runs(client: SyncPrefectClient, since: str) -> list[dict[str, Any]]:
+    """The runs of this project that are at work or crashed, and have started since: all of them, of which the server gives 200 at a time."""
+    runs = {"state": {"type": {"any_": ["RUNNING", "CRASHED"]}}, "tags": {"all_": ["miniplm"]}, "start_time": {"after_": since}}
+    found: list[dict[str, Any]] = []
+    asked = {"flow_runs": runs, "sort": "START_TIME_ASC"}
+    while page := client.request("POST", "/flow_runs/filter", json=asked | {"offset": len(found)}).json():
+        found += page
+    return found
+
+
+def is_of(trigger: EventTrigger, event: dict[str, Any]) -> bool:
+    """Whether a trigger looks at an event, by the resources that it is about."""
+    wanted = trigger.match_related if isinstance(trigger.match_related, list) else [trigger.match_related]
+    related = [Resource.model_validate(one) for one in event["related"]]
+    return trigger.match.includes([Resource.model_validate(event["resource"])]) and all(one.includes(related) for one in wanted)
 
 
 def is_same(current: Automation, wanted: AutomationCore) -> bool:

@@ -271,6 +271,40 @@ def test_a_crashed_parent_is_scheduled_again_twice_and_then_left(client, world, 
     assert state_of(client, repaired.id) == "RUNNING"
 
 
+def test_an_update_looks_at_all_runs_and_tells_only_what_begins_a_wait(script):
+    """Of a fleet with more runs than the server gives at once, whose parent is the oldest of them."""
+    flow_of = {"parent": "run-miniplm", "given up": "run-miniplm"}
+    runs = [{"id": name} for name in ("parent", "given up", *map(str, range(300)))]
+    told: list[str] = []
+
+    def answer(method: str, path: str, json) -> SimpleNamespace:
+        if path == "/flow_runs/filter":
+            content = runs[json["offset"] : json["offset"] + 200]
+        elif path == "/events/filter":
+            (resource,) = json["filter"]["resource"]["id"]
+            name = resource.removeprefix("prefect.flow-run.")
+            labels = {"prefect.resource.id": resource, "prefect.run-count": "3" if name == "given up" else "1"}
+            related = [
+                {
+                    "prefect.resource.id": "prefect.flow.1",
+                    "prefect.resource.role": "flow",
+                    "prefect.resource.name": flow_of.get(name, "x"),
+                },
+                {"prefect.resource.id": "prefect.tag.miniplm", "prefect.resource.role": "tag"},
+                {"prefect.resource.id": "prefect.deployment.1", "prefect.resource.role": "deployment"},
+            ]
+            event = {"event": "prefect.flow-run.Crashed", "resource": labels, "related": related, "payload": {}}
+            content = {"events": [event]}
+        else:
+            told.extend(event["resource"]["prefect.resource.id"] for event in json)
+            content = None
+        return SimpleNamespace(json=lambda: content)
+
+    wanted = script.read_automation(script.FOLDER / "crashed-run.yaml")
+    assert script.renew_waits(SimpleNamespace(request=answer), wanted) == 1
+    assert told == ["prefect.flow-run.parent"]
+
+
 def test_a_failed_parent_is_told_and_another_flow_is_not(client, world, notifications):
     failed, other = client.create_flow_run(parent, tags=["miniplm"]), client.create_flow_run(child, tags=["miniplm"])
     for run in (other, failed):
