@@ -11,7 +11,7 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID, uuid4
 
 import httpx
@@ -19,7 +19,7 @@ import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.events.actions import SendNotification
 from prefect.events.schemas.automations import Automation, AutomationCore, EventTrigger, Posture
-from prefect.events.schemas.events import Event, RelatedResource, Resource, ResourceSpecification
+from prefect.events.schemas.events import Event, ResourceSpecification
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
 from pydantic import ValidationError
@@ -113,43 +113,54 @@ def renew_waits(client: SyncPrefectClient, wanted: AutomationCore) -> int:
     trigger = wanted.trigger
     if not isinstance(trigger, EventTrigger) or trigger.posture != Posture.Proactive:
         return 0
-    match = trigger.match if isinstance(trigger.match, ResourceSpecification) else ResourceSpecification(trigger.match)
     since = (datetime.now(UTC) - REMEMBERED).isoformat()
+    flows = {flow["id"]: flow["name"] for flow in list_all(client, "/flows/filter", {})}
     runs = {"state": {"type": {"any_": ["RUNNING", "CRASHED"]}}, "tags": {"all_": ["miniplm"]}, "start_time": {"after_": since}}
-    found = client.request("POST", "/flow_runs/filter", json={"flow_runs": runs, "sort": "START_TIME_DESC"}).json()
-    begun = [event for run in found for event in describe_state(run, trigger.after) if match.matches(event.resource)]
+    found = list_all(client, "/flow_runs/filter", {"flow_runs": runs, "sort": "START_TIME_ASC"})
+    begun = [event for run in found for event in describe_state(run, flows, trigger.after) if is_of(trigger, event)]
     for event in begun:
-        event.related = list_related(client, next(run for run in found if event.resource.id.endswith(run["id"])))
         client.request("POST", "/events", json=[event.model_dump(mode="json")])
     return len(begun)
 
 
-def describe_state(run: dict[str, Any], names: set[str]) -> list[Event]:
+def list_all(
+    client: SyncPrefectClient, path: Literal["/flows/filter", "/flow_runs/filter"], asked: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """All that a filter finds, of which the server gives 200 at a time."""
+    found: list[dict[str, Any]] = []
+    while page := client.request("POST", path, json=asked | {"offset": len(found)}).json():
+        found += page
+    return found
+
+
+def describe_state(run: dict[str, Any], flows: dict[str, str], names: set[str]) -> list[Event]:
     """The event among some by which a run came to its state, or by which it would say that it is at work; none where it is neither."""
-    reached = f"prefect.flow-run.{run['state']['name']}"
-    told = [
-        name for name in (reached, "prefect.flow-run.heartbeat" if run["state"]["type"] == "RUNNING" else None) if name in names
-    ]
+    state = run["state"]
+    told = [f"prefect.flow-run.{state['name']}", *(["prefect.flow-run.heartbeat"] if state["type"] == "RUNNING" else [])]
     labels = {
         "prefect.resource.id": f"prefect.flow-run.{run['id']}",
         "prefect.resource.name": run["name"],
         "prefect.run-count": str(run["run_count"]),
-        "prefect.state-name": run["state"]["name"],
-        "prefect.state-type": run["state"]["type"],
+        "prefect.state-name": state["name"],
+        "prefect.state-type": state["type"],
     }
-    return [Event(occurred=datetime.now(UTC), event=name, resource=Resource(labels), id=uuid4()) for name in told]
-
-
-def list_related(client: SyncPrefectClient, run: dict[str, Any]) -> list[RelatedResource]:
-    """What the server puts beside an event of a flow run: its flow, deployment and tags."""
-    flow = client.read_flow(UUID(run["flow_id"]))
-    related = [("flow", f"prefect.flow.{flow.id}", flow.name)]
+    beside = [("flow", run["flow_id"], flows[run["flow_id"]]), *(("tag", tag, tag) for tag in run["tags"])]
     if run["deployment_id"]:
-        deployment = client.read_deployment(UUID(run["deployment_id"]))
-        related.append(("deployment", f"prefect.deployment.{deployment.id}", deployment.name))
-    related += [("tag", f"prefect.tag.{tag}", tag) for tag in run["tags"]]
-    names = ("prefect.resource.role", "prefect.resource.id", "prefect.resource.name")
-    return [RelatedResource(dict(zip(names, values, strict=True))) for values in related]
+        beside.append(("deployment", run["deployment_id"], ""))
+    related = [
+        {"prefect.resource.id": f"prefect.{role}.{one}", "prefect.resource.role": role, "prefect.resource.name": name}
+        for role, one, name in beside
+    ]
+    content = {"occurred": datetime.now(UTC), "resource": labels, "related": related}
+    return [Event.model_validate(content | {"event": name, "id": uuid4()}) for name in told if name in names]
+
+
+def is_of(trigger: EventTrigger, event: Event) -> bool:
+    """Whether a trigger looks at an event, by the resources that it is about."""
+    match = ResourceSpecification.model_validate(trigger.match)
+    wanted = trigger.match_related if isinstance(trigger.match_related, list) else [trigger.match_related]
+    beside = [ResourceSpecification.model_validate(one) for one in wanted]
+    return match.includes([event.resource]) and all(one.includes(event.related) for one in beside)
 
 
 def is_same(current: Automation, wanted: AutomationCore) -> bool:

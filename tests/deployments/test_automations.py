@@ -273,6 +273,33 @@ def test_a_crashed_parent_is_scheduled_again_twice_and_then_left(client, world, 
     assert state_of(client, repaired.id) == "RUNNING"
 
 
+def test_all_runs_are_looked_at_and_only_what_begins_a_wait_is_told(script):
+    """Of a fleet with more runs than the server gives at once, whose parent is the oldest of them."""
+    crashed = {"name": "Crashed", "type": "CRASHED"}
+    common = {"name": "a run", "state": crashed, "tags": ["miniplm"], "run_count": 1, "deployment_id": "1", "flow_id": "child"}
+    runs = [
+        common | {"id": "parent", "flow_id": "parent"},
+        common | {"id": "given up", "flow_id": "parent", "run_count": 3},
+        common | {"id": "at work", "flow_id": "parent", "state": {"name": "Running", "type": "RUNNING"}},
+        common | {"id": "of a terminal", "flow_id": "parent", "deployment_id": None},
+        *(common | {"id": str(index)} for index in range(300)),
+    ]
+    stored = {
+        "/flow_runs/filter": runs,
+        "/flows/filter": [{"id": "parent", "name": "run-miniplm"}, {"id": "child", "name": "score"}],
+    }
+    told: list[str] = []
+
+    def answer(method: str, path: str, json) -> SimpleNamespace:
+        if path == "/events":
+            told.extend(event["resource"]["prefect.resource.id"] for event in json)
+        return SimpleNamespace(json=lambda: stored[path][json["offset"] :][:200])
+
+    wanted = script.read_automation(script.FOLDER / "crashed-run.yaml")
+    assert script.renew_waits(SimpleNamespace(request=answer), wanted) == 1
+    assert told == ["prefect.flow-run.parent"]
+
+
 def test_a_failed_parent_is_told_and_another_flow_is_not(client, world, notifications):
     failed, other = client.create_flow_run(parent, tags=["miniplm"]), client.create_flow_run(child, tags=["miniplm"])
     for run in (other, failed):
