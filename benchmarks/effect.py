@@ -177,7 +177,7 @@ class Experiment:
         teacher = plan.require_teacher().num_parameters
         steps = match_steps(
             training.steps,
-            training.batch_size * plan.corpus.sequence_length,
+            training.batch_size * self._count_mean_tokens(plan, selection, name),
             num_parameters,
             count_scores(self.describe_scores(ScoresOf())),
             teacher if student.is_distilled else 0,
@@ -189,6 +189,12 @@ class Experiment:
                 changes[field] = max(1, every * steps // training.steps)
         matched = student.model_copy(update={"training": training.model_copy(update=changes)})
         return plan.model_copy(update={"students": (matched,), "trainings": {}})
+
+    def _count_mean_tokens(self, plan: RunPlan, selection: SelectionManifest, name: str) -> float:
+        """Tokens of a sequence that a student reads."""
+        derived_ids = know_student(self.storage, plan, self.corpus, selection, name).derived_ids
+        read = load_derived(self.storage, derived_ids[-1]) if derived_ids else None
+        return selection.num_selected_tokens / selection.num_selected if read is None else read.num_tokens / read.num_sequences
 
     def _count_vocabulary(self, student: StudentConfig) -> int:
         own = load_own_tokenizer(student, self.config.corpus)

@@ -50,7 +50,7 @@ def count_student(arm: Arm, row: Row, scores: Row | None) -> Flops:
 
 
 def match_steps(
-    steps: int, tokens_per_step: int, num_parameters: int, scores: Flops, num_along_parameters: int = 0, written: float = 0.0
+    steps: int, tokens_per_step: float, num_parameters: int, scores: Flops, num_along_parameters: int = 0, written: float = 0.0
 ) -> int:
     """So many steps as cost, with `written` FLOPs before them and a teacher of `num_along_parameters` along, what `scores` and `steps` without a
     teacher cost; at least one.

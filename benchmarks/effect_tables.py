@@ -135,7 +135,7 @@ def tabulate_domains(rows: Sequence[Row], arms: Sequence[Arm]) -> str:
     for arm in arms:
         if arm.name == arm.baseline:
             continue
-        cells = [f"{arm.title} ({arm.text})"]
+        cells = [name_arm(rows, arm)]
         kept = rows_of(rows, arm.name)[0]["kept"]
         for domain in domains:
             gain = find_gain(rows, arm, lambda row, domain=domain: row["domains"][domain])  # type: ignore[misc]
