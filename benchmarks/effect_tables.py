@@ -253,6 +253,7 @@ def draw_gains(rows: Sequence[Row], arms: Sequence[Arm], path: Path) -> None:
     """Gains by tokens a parameter, dirty text and clean beside each other, as PNG or SVG by the file's ending; bars are one standard error."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     texts = [text for text in ("dirty", "clean") if any(arm.text == text for arm in arms)]
     colours = ("#4477aa", "#cc6677", "#228833", "#ccbb44", "#aa3377", "#66ccee", "#999999", "#000000", "#ee7733")
@@ -281,8 +282,10 @@ def draw_gains(rows: Sequence[Row], arms: Sequence[Arm], path: Path) -> None:
                 )
             axes.axhline(0, color="black", linewidth=1)
             axes.set_xscale("log")
-            for formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-                formatter("{x:g}")
+            left, right = axes.get_xlim()
+            axes.xaxis.set_major_formatter("{x:g}")
+            # Over more decades the labels between powers of ten would lie on each other.
+            axes.xaxis.set_minor_formatter("{x:g}" if right < 20 * left else NullFormatter())
             axes.set_xlabel("tokens of training a parameter")
             axes.set_title("two fifths of the documents are dirt" if text == "dirty" else "the clean part alone", fontsize=10)
         panels[0].set_ylabel(

@@ -14,6 +14,7 @@ from miniplm.records.proxies import ProxyManifest
 from miniplm.records.run import RunRecord
 from miniplm.records.truth import UNKNOWN, KindRow, TruthSummary
 from miniplm.report.content import gather_content
+from miniplm.report.markup import format_told
 from miniplm.report.overlap import render_overlap
 from miniplm.report.page import render_page
 from miniplm.report.proxy import render_proxy
@@ -145,3 +146,8 @@ def test_copies_and_evaluation_texts_that_were_left_out_are_said_to_be() -> None
     summary = OverlapSummary(selection_id="s", copies=CopiesSummary(kept=counts, candidates=counts, groups=(), num_crowded=0))
     assert "kept at most one of each group" in render_overlap(summary, {"duplicates": "best"})
     assert "keeps of each group the one" in render_overlap(summary, {})
+
+
+def test_commands_in_sentences_are_code_and_text_stays_text() -> None:
+    assert format_told("run `miniplm evaluate <b>`, <i>") == "run <code>miniplm evaluate &lt;b&gt;</code>, &lt;i&gt;"
+    assert format_told("it`s") == "it`s"
