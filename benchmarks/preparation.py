@@ -10,7 +10,7 @@ Sides, each a process of its own on as many cores as `--cores` says (those it st
     published    the arithmetic of the published script: a pool of processes, `json.loads` and one call of a transformers tokenizer a
                  document, Python lists cut at the last sentence end, rows of a binary file
     megatron     the arithmetic of Megatron's `preprocess_data`: the same pool, an indexed file of documents, nothing packed
-    datatrove    its `DocumentTokenizer` step over its `JsonlReader`, where datatrove is installed; by one process a file
+    datatrove    its `DocumentTokenizer` step over its `JsonlReader`; by one process a file
 
 MB are 10^6 bytes of UTF-8 text. CPU seconds are those of all processes of a side; where other work shares the cores, only they can be compared.
 The text is what `--text` names (JSON Lines with a field `text`), else made of the words of samples/demo: few and often the same, which favours
@@ -51,6 +51,8 @@ from miniplm.progress import ignore_progress
 from miniplm.storage.root import Storage
 from miniplm.tokenizers.encoders import make_encoder
 
+# Where set-up puts datatrove, after all else: it is there for the tests of exports (scripts/readers.txt).
+sys.path.append(str(Path(sys.prefix) / "readers"))
 _SEQUENCE_LENGTH = 1024
 _SENTENCE_ENDS = (".", "!", "?", ";", "\n")
 
@@ -182,7 +184,9 @@ def prepare_by_datatrove(folder: Path, cores: int) -> int:
         ),
     ]
     files = len(list(folder.glob("*.jsonl.gz")))
-    LocalPipelineExecutor(steps, tasks=files, workers=min(cores, files), logging_dir=str(folder / "logs")).run()
+    LocalPipelineExecutor(
+        steps, tasks=files, workers=min(cores, files), logging_dir=str(folder / "logs"), start_method="fork"
+    ).run()
     return sum(path.stat().st_size for path in tokens.rglob("*.ds")) // 2
 
 

@@ -11,6 +11,7 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, Literal
 from uuid import UUID, uuid4
 
 import httpx
@@ -18,6 +19,7 @@ import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.events.actions import SendNotification
 from prefect.events.schemas.automations import Automation, AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.events import Event, ResourceSpecification
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
 from pydantic import ValidationError
@@ -25,7 +27,6 @@ from pydantic import ValidationError
 FOLDER = Path(__file__).resolve().parent / "automations"
 # Stands in a file for the notification block, whose id only a server knows.
 NO_BLOCK = UUID(int=0)
-FLOW_RUNS = "prefect.flow-run."
 # How long ago a run may have started whose waits are begun anew.
 REMEMBERED = timedelta(days=7)
 # The server takes notice of a new trigger between two events.
@@ -82,7 +83,7 @@ def set_block(automation: AutomationCore, block_id: UUID) -> None:
 
 
 def apply_automation(client: SyncPrefectClient, wanted: AutomationCore) -> str:
-    """Creates or updates one automation by its name, and says which: created, updated or unchanged."""
+    """Creates or updates one automation by its name, and says which: created, updated or unchanged; and how many runs it waits for anew."""
     found = client.read_automations_by_name(wanted.name)
     if not found:
         client.create_automation(wanted)
@@ -94,37 +95,72 @@ def apply_automation(client: SyncPrefectClient, wanted: AutomationCore) -> str:
         )
     current = found[0]
     wanted.enabled = current.enabled
-    if is_same(current, wanted):
-        return "unchanged"
-    client.update_automation(current.id, wanted)
-    time.sleep(SECONDS_UNTIL_KNOWN)
+    outcome = "unchanged" if is_same(current, wanted) else "updated"
+    if outcome == "updated":
+        client.update_automation(current.id, wanted)
+        time.sleep(SECONDS_UNTIL_KNOWN)
     num_waits = renew_waits(client, wanted)
-    return f"updated; {num_waits} of its waits begin anew" if num_waits else "updated"
+    return f"{outcome}; {num_waits} of its waits begin anew" if num_waits else outcome
 
 
 def renew_waits(client: SyncPrefectClient, wanted: AutomationCore) -> int:
-    """Begins the waits of an updated automation anew; gives their number.
+    """Begins the waits of an automation anew for flow runs that are not over; gives their number.
 
-    The server keeps a wait under the id of its trigger, which an update replaces: a run that crashed just before would never be scheduled
-    again. So the last event of each run that is not over is told once more, where it is one that begins a wait; who is notified of crashes
-    hears of such a run twice.
+    The server loses a wait in two ways, and a run that has crashed just before would never be scheduled again: where the server is stopped
+    before it has taken notice of the event, and where the automation is updated, as it keeps waits under the id of the trigger. So what a
+    run's state says is told once more, where that begins a wait; who is notified of crashes hears of the run twice.
     """
     trigger = wanted.trigger
-    if not isinstance(trigger, EventTrigger) or trigger.posture != Posture.Proactive or FLOW_RUNS not in str(trigger.match):
+    if not isinstance(trigger, EventTrigger) or trigger.posture != Posture.Proactive:
         return 0
     since = (datetime.now(UTC) - REMEMBERED).isoformat()
-    names = sorted(trigger.after | trigger.expect)
+    flows = {flow["id"]: flow["name"] for flow in list_all(client, "/flows/filter", {})}
     runs = {"state": {"type": {"any_": ["RUNNING", "CRASHED"]}}, "tags": {"all_": ["miniplm"]}, "start_time": {"after_": since}}
-    found = client.request("POST", "/flow_runs/filter", json={"flow_runs": runs, "sort": "START_TIME_DESC"}).json()
-    begun = []
-    for run in found:
-        asked = {"event": {"name": names}, "resource": {"id": [f"prefect.flow-run.{run['id']}"]}, "occurred": {"since": since}}
-        told = client.request("POST", "/events/filter", json={"filter": asked | {"order": "DESC"}, "limit": 1}).json()["events"]
-        begun += [event for event in told if event["event"] in trigger.after]
+    found = list_all(client, "/flow_runs/filter", {"flow_runs": runs, "sort": "START_TIME_ASC"})
+    begun = [event for run in found for event in describe_state(run, flows, trigger.after) if is_of(trigger, event)]
     for event in begun:
-        content = {name: event[name] for name in ("event", "resource", "related", "payload")}
-        client.request("POST", "/events", json=[content | {"id": str(uuid4()), "occurred": datetime.now(UTC).isoformat()}])
+        client.request("POST", "/events", json=[event.model_dump(mode="json")])
     return len(begun)
+
+
+def list_all(
+    client: SyncPrefectClient, path: Literal["/flows/filter", "/flow_runs/filter"], asked: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """All that a filter finds, of which the server gives 200 at a time."""
+    found: list[dict[str, Any]] = []
+    while page := client.request("POST", path, json=asked | {"offset": len(found)}).json():
+        found += page
+    return found
+
+
+def describe_state(run: dict[str, Any], flows: dict[str, str], names: set[str]) -> list[Event]:
+    """The event among some by which a run came to its state, or by which it would say that it is at work; none where it is neither."""
+    state = run["state"]
+    told = [f"prefect.flow-run.{state['name']}", *(["prefect.flow-run.heartbeat"] if state["type"] == "RUNNING" else [])]
+    labels = {
+        "prefect.resource.id": f"prefect.flow-run.{run['id']}",
+        "prefect.resource.name": run["name"],
+        "prefect.run-count": str(run["run_count"]),
+        "prefect.state-name": state["name"],
+        "prefect.state-type": state["type"],
+    }
+    beside = [("flow", run["flow_id"], flows[run["flow_id"]]), *(("tag", tag, tag) for tag in run["tags"])]
+    if run["deployment_id"]:
+        beside.append(("deployment", run["deployment_id"], ""))
+    related = [
+        {"prefect.resource.id": f"prefect.{role}.{one}", "prefect.resource.role": role, "prefect.resource.name": name}
+        for role, one, name in beside
+    ]
+    content = {"occurred": datetime.now(UTC), "resource": labels, "related": related}
+    return [Event.model_validate(content | {"event": name, "id": uuid4()}) for name in told if name in names]
+
+
+def is_of(trigger: EventTrigger, event: Event) -> bool:
+    """Whether a trigger looks at an event, by the resources that it is about."""
+    match = ResourceSpecification.model_validate(trigger.match)
+    wanted = trigger.match_related if isinstance(trigger.match_related, list) else [trigger.match_related]
+    beside = [ResourceSpecification.model_validate(one) for one in wanted]
+    return match.includes([event.resource]) and all(one.includes(event.related) for one in beside)
 
 
 def is_same(current: Automation, wanted: AutomationCore) -> bool:

@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import Pipe
+from threading import Lock
 from typing import Protocol
 
 from miniplm.cores import count_cores
@@ -93,6 +94,8 @@ class EncodingProcesses(_InThread):
         self.num_ahead = 2 * num_processes
         self._setup = pickle.dumps((tokenizer.backend.to_str(), tokenizer.entry.name, rules))
         self._processes: list[_Process] = []
+        self._replacing = Lock()
+        self._is_open = True
         self._free: queue.SimpleQueue[_Process] = queue.SimpleQueue()
         self._threads = ThreadPoolExecutor(num_processes, thread_name_prefix="encoding-process")
         try:
@@ -111,11 +114,25 @@ class EncodingProcesses(_InThread):
     def _ask(self, parts: Sequence[SourcePart]) -> EncodedDocuments:
         process = self._free.get()
         try:
+            if process.is_lost:
+                process = self._replace(process)
             return process.ask(self._setup, parts)
         finally:
             self._free.put(process)
 
+    def _replace(self, lost: _Process) -> _Process:
+        """A new process in the place of one that died: several parts of a corpus share these, and another try is to find one that lives."""
+        with self._replacing:
+            if not self._is_open:
+                return lost
+            fresh = _Process()
+            self._processes[self._processes.index(lost)] = fresh
+        lost.end()
+        return fresh
+
     def __exit__(self, *_: object) -> None:
+        with self._replacing:
+            self._is_open = False
         # Ended before their threads are waited for, which else would wait for the answers.
         for process in self._processes:
             process.end()
@@ -142,6 +159,7 @@ class _Process:
         finally:
             other.close()
         self._is_set_up = False
+        self.is_lost = False
 
     def ask(self, setup: bytes, parts: Sequence[SourcePart]) -> EncodedDocuments:
         try:
@@ -151,6 +169,7 @@ class _Process:
             self._connection.send_bytes(pickle.dumps(parts, protocol=5))
             answer = pickle.loads(self._connection.recv_bytes())
         except (EOFError, OSError) as error:
+            self.is_lost = True
             raise self._explain(parts) from error
         if isinstance(answer, BaseException):
             raise answer

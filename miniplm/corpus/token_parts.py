@@ -93,7 +93,8 @@ class PartsFolder:
 
         Raises `StoppedError` where another process has finished the corpus meanwhile, as one may where there are no locks.
         """
-        if self.find_plan() != plan:
+        # Where there is none another parent may be about to write the same one: what it has made by then is not deleted.
+        if self.find_plan() not in (None, plan):
             self.delete()
         self.storage.write_json(layout.parts_files(self.corpus_id), files.as_json())
         self.storage.write_json(layout.parts_plan(self.corpus_id), plan.as_json())

@@ -27,18 +27,26 @@ _CANNOT_WRITE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM
 
 
 class ExportTarget:
-    """A target by its URL. Raises `ConfigError` where the URL is a file, or lies below one."""
+    """A target by its URL. Raises `ConfigError` where the URL is a file, lies below one, or cannot be looked at."""
 
     def __init__(self, url: str) -> None:
         self.storage = Storage(url)
         if self.storage.filesystem.isfile(self.storage.root_path):
             raise ConfigError(f"the export's target {url} is a file; give a folder that is new or empty")
         if self.storage.is_local:
-            above = next(folder for folder in Path(self.storage.path("x")).parents if folder.exists())
+            try:
+                above = next(folder for folder in Path(self.storage.path("x")).parents if folder.exists())
+            except OSError as error:  # a folder above may not be looked into, or a name is too long
+                raise self._cannot_be_made(error) from error
             if not above.is_dir():
                 raise ConfigError(
                     f"the export's target {url} lies below {above}, which is a file; give a folder that is new or empty"
                 )
+
+    def _cannot_be_made(self, error: OSError) -> ConfigError:
+        return ConfigError(
+            f"the export's target {self.url} cannot be made: {error.strerror}; give a folder that this user may write to"
+        )
 
     @property
     def url(self) -> str:
@@ -193,9 +201,7 @@ class ExportTarget:
             try:
                 os.makedirs(self.storage.path(STAGING), exist_ok=True)
             except OSError as error:
-                raise ConfigError(
-                    f"the export's target {self.url} cannot be made: {error.strerror}; give a folder that this user may write to"
-                ) from error
+                raise self._cannot_be_made(error) from error
             with exclusive(Storage(self.storage.path(STAGING)), "export", what):
                 yield
             return

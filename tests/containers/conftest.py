@@ -22,12 +22,12 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComposeFleet]:
     """The containers, up and healthy; whatever becomes of the tests, they and their data are gone afterwards."""
     fleet = ComposeFleet(tmp_path_factory.mktemp("compose"))
     fleet.copy_checkout()
+    fleet.shorten_wait_after_crash(15)
     fleet.build()
     fleet.write_env()
     try:
         fleet.up()
         wait_until_ready(fleet)
-        fleet.shorten_wait("miniplm: crashed run", 15)
         upload(fleet, tmp_path_factory.mktemp("run"))
         yield fleet
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 import threading
@@ -253,7 +254,8 @@ def test_a_crashed_parent_is_scheduled_again_twice_and_then_left(client, world, 
     content["trigger"]["within"] = 10
     (tmp_path / "crashed-run.yaml").write_text(yaml.safe_dump(content))
     ((name, outcome),) = script.apply_folder(client, tmp_path, BLOCK)
-    assert (name, outcome.partition(";")[0]) == ("miniplm: crashed run", "updated")
+    assert name == "miniplm: crashed run"
+    assert re.fullmatch(r"updated; \d of its waits begin anew", outcome)
     for run, count in ((once, 1), (twice, 2)):
         wait_for(lambda run=run: state_of(client, run.id) == "SCHEDULED", 40)
         assert client.read_flow_run(run.id).run_count == count
@@ -269,6 +271,33 @@ def test_a_crashed_parent_is_scheduled_again_twice_and_then_left(client, world, 
     assert {state_of(client, run.id) for run in left} == {"CRASHED"}
     assert client.read_flow_run(thrice.id).run_count == 3
     assert state_of(client, repaired.id) == "RUNNING"
+
+
+def test_all_runs_are_looked_at_and_only_what_begins_a_wait_is_told(script):
+    """Of a fleet with more runs than the server gives at once, whose parent is the oldest of them."""
+    crashed = {"name": "Crashed", "type": "CRASHED"}
+    common = {"name": "a run", "state": crashed, "tags": ["miniplm"], "run_count": 1, "deployment_id": "1", "flow_id": "child"}
+    runs = [
+        common | {"id": "parent", "flow_id": "parent"},
+        common | {"id": "given up", "flow_id": "parent", "run_count": 3},
+        common | {"id": "at work", "flow_id": "parent", "state": {"name": "Running", "type": "RUNNING"}},
+        common | {"id": "of a terminal", "flow_id": "parent", "deployment_id": None},
+        *(common | {"id": str(index)} for index in range(300)),
+    ]
+    stored = {
+        "/flow_runs/filter": runs,
+        "/flows/filter": [{"id": "parent", "name": "run-miniplm"}, {"id": "child", "name": "score"}],
+    }
+    told: list[str] = []
+
+    def answer(method: str, path: str, json) -> SimpleNamespace:
+        if path == "/events":
+            told.extend(event["resource"]["prefect.resource.id"] for event in json)
+        return SimpleNamespace(json=lambda: stored[path][json["offset"] :][:200])
+
+    wanted = script.read_automation(script.FOLDER / "crashed-run.yaml")
+    assert script.renew_waits(SimpleNamespace(request=answer), wanted) == 1
+    assert told == ["prefect.flow-run.parent"]
 
 
 def test_a_failed_parent_is_told_and_another_flow_is_not(client, world, notifications):

@@ -96,6 +96,10 @@ def test_what_a_process_answers_is_what_this_one_would(config: CorpusConfig, mon
         process.kill()
         with pytest.raises(EncodingProcessError, match=r"ended by signal 9 \(SIGKILL.*a\.jsonl, from line 1 on.*is kept"):
             processes.submit(batches[0][:1]).result()
+        # Another part of the corpus, or another try, finds a new process.
+        assert processes.submit(batches[0]).result().token_ids.tolist() == answers[0].token_ids.tolist()
+        assert len(list_children()) == 1
+    assert list_children() == []
     for parts, answer in zip(batches, answers, strict=True):
         expected = encode_parts(parts, RULES, tokenizer.encode_documents)
         assert answer.token_ids.tolist() == expected.token_ids.tolist()

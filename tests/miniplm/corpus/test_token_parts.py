@@ -190,6 +190,19 @@ def test_a_worker_leaves_nothing_when_the_corpus_is_there(config: CorpusConfig, 
     find_tree(storage, manifest.corpus_id)
 
 
+def test_two_parents_that_begin_at_once_delete_no_parts(config: CorpusConfig, storage: Storage, monkeypatch: pytest.MonkeyPatch):
+    """As on a store without locks."""
+    folder, plan = begin(config, storage)
+    files = folder.find_files()
+    with open_part_making(storage, folder.corpus_id, plan.plan_id, config, [0], "w") as making:
+        making.make(0, ignore_progress)
+    second = PartsFolder(storage, folder.corpus_id)
+    monkeypatch.setattr(second, "find_plan", lambda: None)  # it had looked before the first one wrote it
+    second.open(plan, files)
+    assert folder.list_parts() == [0]
+    assert folder.find_plan() == plan
+
+
 def test_parts_that_another_parent_took_away_are_no_failure(config: CorpusConfig, storage: Storage, tmp_path: Path):
     """As on a store without locks, where two pack the same parts."""
     manifest = prepare_corpus(Storage(str(tmp_path / "alone")), config)

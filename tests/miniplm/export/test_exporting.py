@@ -159,6 +159,8 @@ def test_a_target_that_holds_anything_else_is_refused(small: Selected, tmp_path:
         small.export("jsonl", tmp_path / "full" / "mine.txt" / "below")
     with pytest.raises(ConfigError, match=r"target /proc/x cannot be made: .*; give a folder that this user may write to"):
         small.export("jsonl", Path("/proc/x"))
+    with pytest.raises(ConfigError, match=r"target .*/nnn+ cannot be made: File name too long; give a folder"):
+        small.export("jsonl", tmp_path / ("n" * 300))
     small.export("ds", tmp_path / "done")
     with pytest.raises(ConfigError, match=r"not empty: it holds manifest\.json, part-00000\.ds"):
         small.export("ds", tmp_path / "done", shard_tokens=500)
