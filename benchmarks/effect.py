@@ -22,10 +22,10 @@ import numpy as np
 import torch
 
 from benchmarks.effect_arms import ARMS, CORPUS, DOMAIN, Arm, ScoresOf
+from benchmarks.effect_costs import count_scores, match_steps
 from benchmarks.effect_rules import (
     Candidates,
     Floats,
-    Scores,
     classify,
     find_repeated_shares,
     is_repeated,
@@ -34,28 +34,28 @@ from benchmarks.effect_rules import (
     read_candidates,
     read_kept,
     read_labelled,
-    read_scores,
     read_texts,
     select_by,
-    share_between,
     train_classifier,
 )
-from benchmarks.effect_tables import draw_gains, print_tables
+from benchmarks.effect_scores import Scored, Scoring, select_as
+from benchmarks.effect_tables import draw_gains, print_tables, rows_of
 from benchmarks.records import append_rows, describe_place
 from miniplm.config.files import load_config
-from miniplm.config.run import RunConfig, SelectionConfig, config_as_dict
+from miniplm.config.methods import METHOD_FACTS
+from miniplm.config.run import RunConfig, StudentConfig, config_as_dict
 from miniplm.derived.reader import load_derived
-from miniplm.errors import ConfigError, MiniplmError, TrainingError
+from miniplm.errors import ConfigError, MiniplmError, ProxyError, TrainingError
 from miniplm.evaluation.milestones import find_checkpoint_evaluations
-from miniplm.records.manifests import CorpusManifest, ModelEntry
+from miniplm.models.architectures import build_empty_model, count_parameters, resolve_vocab_size
+from miniplm.records.manifests import CorpusManifest
 from miniplm.records.selections import SelectionManifest
 from miniplm.run import stages
 from miniplm.run.heldout_texts import list_texts
 from miniplm.run.plan import RunPlan
 from miniplm.run.resolution import resolve
-from miniplm.run.scoring_models import open_scorer
+from miniplm.run.training_plans import load_own_tokenizer
 from miniplm.run.trainings import know_student
-from miniplm.scoring.shards import check_score_shard, score_shard
 from miniplm.selection.budgets import count_selected
 from miniplm.storage.root import Storage, digest_content
 from miniplm.training.records import find_training
@@ -68,7 +68,6 @@ class Experiment:
         self.config = config
         self.labelled = labelled
         self.storage = Storage(config.storage)
-        self._scored: dict[ScoresOf, tuple[RunPlan, ModelEntry, Scores]] = {}
 
     @cached_property
     def corpus(self) -> CorpusManifest:
@@ -96,46 +95,28 @@ class Experiment:
         """The share of each candidate, (num_sequences,), that an earlier one has too."""
         return find_repeated_shares(self.texts)
 
-    def score(self, of: ScoresOf) -> tuple[RunPlan, ModelEntry, Scores]:
-        """The scores of all candidates by the teacher and a reference."""
-        if of not in self._scored:
-            corpus, config = self.corpus, self.config
-            changes: dict[str, Any] = {}
-            if of.epochs is not None and (training := config.reference.training) is not None:
-                changes["training"] = training.model_copy(update={"epochs": of.epochs, "steps": None})
-            if of.architecture is not None:
-                changes["architecture"] = of.architecture
-            config = config.model_copy(update={"reference": config.reference.model_copy(update=changes)})
-            plan = resolve(config)
-            reference, _ = stages.provide_reference(self.storage, plan, corpus)
-            for entry in (plan.require_teacher(), reference):
-                self._score_shards(plan, entry)
-            scores = read_scores(self.storage, corpus, plan.require_teacher().model_id, reference.model_id)
-            self._scored[of] = plan, reference, scores
-        return self._scored[of]
+    @cached_property
+    def scoring(self) -> Scoring:
+        return Scoring(self.storage, self.config, self.corpus, self.labelled)
 
-    def _score_shards(self, plan: RunPlan, entry: ModelEntry) -> None:
-        shards = self.corpus.split_shards("candidate")
-        pending = [shard for shard in shards if check_score_shard(self.storage, shard, entry.model_id).state != "done"]
-        if pending:
-            scorer = open_scorer(self.storage, entry, plan.scoring, self.corpus.sequence_length)
-            for shard in pending:
-                score_shard(self.storage, self.corpus, shard, entry, scorer)
+    def score(self, of: ScoresOf) -> Scored:
+        """The scores of all candidates, made where they are not there yet."""
+        return self.scoring.provide(of)
 
     def select(self, arm: Arm, seed: int) -> SelectionManifest:
         """What an arm keeps. Rules that the product has are its own; for the others `effect_rules` makes the scores."""
         if arm.text == "dirty" and arm.rule in (CORPUS, DOMAIN):
-            plan, reference, _ = self.score(arm.scores)
-            config = SelectionConfig(ratio=arm.ratio, within="domain" if arm.rule == DOMAIN else "corpus")
-            selection, _ = stages.select(self.storage, plan.model_copy(update={"selection": config}), self.corpus, reference)
+            scored = self.score(arm.scores)
+            plan = scored.plan.model_copy(update={"selection": select_as(arm)})
+            selection, _ = stages.select(self.storage, plan, self.corpus, scored.reference)
             return selection
         candidates = self.candidates
         among = candidates.is_clean if arm.text == "clean" else np.ones(len(candidates.kind), dtype=bool)
         rules: dict[str, Callable[[], Floats]] = {
             "random": lambda: np.random.Generator(np.random.PCG64(seed)).random(len(among)),
-            CORPUS: lambda: self.score(ScoresOf())[2].difference,
-            DOMAIN: lambda: rank_within_domains(self.score(ScoresOf())[2].difference, candidates.domain, among),
-            "perplexity": lambda: -self.score(ScoresOf())[2].teacher_nll,
+            CORPUS: lambda: self.score(ScoresOf()).scores.difference,
+            DOMAIN: lambda: rank_within_domains(self.score(ScoresOf()).scores.difference, candidates.domain, among),
+            "perplexity": lambda: -self.score(ScoresOf()).scores.teacher_nll,
             "everything": lambda: np.zeros(len(among)),
             "classifier": lambda: self.logits,
             "deduplicated": lambda: -self.repeated_shares,
@@ -152,20 +133,79 @@ class Experiment:
         student = next((student for student in plan.students if student.method == "miniplm"), None)
         if student is None:
             raise ConfigError("the configuration has no student of method miniplm, which all arms take their settings from")
-        changes: dict[str, Any] = {"training": student.training.model_copy(update={"seed": seed})}
-        if arm.student is not None:
-            changes["architecture"] = arm.student
-        student = student.model_copy(update=changes)
+        student = self.change_student(student, arm, seed)
         # Its own folder; no key, so that the plan of the run that it is a copy of stays what it is.
-        changes = {"name": f"{plan.name}-{arm.name}-{seed}", "key": "", "students": (student,), "trainings": {}}
+        changes: dict[str, Any] = {"name": f"{plan.name}-{arm.name}-{seed}", "key": "", "students": (student,), "trainings": {}}
         return plan.model_copy(update=changes), student.name
 
+    def change_student(self, student: StudentConfig, arm: Arm, seed: int) -> StudentConfig:
+        """The configured student as an arm has it."""
+        # The published three quarters of a sequence stay, where a teacher writes on.
+        prompt = {"prompt_tokens": max(1, self.config.corpus.sequence_length * 3 // 4)}
+        changes: dict[str, Any] = {
+            "training": student.training.model_copy(update={"seed": seed}),
+            "method": arm.method,
+            "flop_matched": arm.budget == "training",
+            "generation": student.generation.model_copy(update=prompt),
+        }
+        if arm.student is not None:
+            changes["architecture"] = arm.student
+        if arm.vocabulary == "corpus":
+            changes |= {"tokenizer": None, "eos_token": None}
+        return student.model_copy(update=changes)
+
     def provide_text(self, arm: Arm, seed: int) -> tuple[SelectionManifest, RunPlan, str]:
-        """Selects what a student is trained on, and makes it in the student's own tokens, with the held-out text."""
-        selection = self.select(arm, seed)
+        """Selects what a student is trained on, and makes it in the student's own tokens, with the held-out text.
+
+        SeqKD's text is written once for all seeds, as writing costs as much as scoring.
+        """
+        selection = self.select(arm, 0 if arm.method == "seqkd" else seed)
         plan, name = self.plan_student(arm, seed)
         stages.derive(self.storage, plan, self.corpus, selection, name)
+        if arm.budget == "all":
+            plan = self._match(arm, plan, selection, name)
         return selection, plan, name
+
+    def _match(self, arm: Arm, plan: RunPlan, selection: SelectionManifest, name: str) -> RunPlan:
+        """The plan with as many steps as cost, all counted, what MiniPLM costs with as many as configured; its milestones as many too."""
+        student, training = plan.find_student(name), plan.find_student(name).training
+        if training.steps is None:
+            raise ConfigError("students are trained by epochs; give training.steps, which arms of equal FLOPs are counted by")
+        num_parameters = count_parameters(
+            build_empty_model(student.architecture, self._count_vocabulary(student), plan.corpus.sequence_length + 1)
+        )
+        teacher = plan.require_teacher().num_parameters
+        steps = match_steps(
+            training.steps,
+            training.batch_size * self._count_mean_tokens(plan, selection, name),
+            num_parameters,
+            count_scores(self.describe_scores(ScoresOf())),
+            teacher if student.is_distilled else 0,
+            2.0 * teacher * self._count_written(plan, selection, name),
+        )
+        changes: dict[str, Any] = {"steps": steps}
+        for field in ("milestone_every_steps", "checkpoint_every_steps"):
+            if (every := getattr(training, field)) is not None:
+                changes[field] = max(1, every * steps // training.steps)
+        matched = student.model_copy(update={"training": training.model_copy(update=changes)})
+        return plan.model_copy(update={"students": (matched,), "trainings": {}})
+
+    def _count_mean_tokens(self, plan: RunPlan, selection: SelectionManifest, name: str) -> float:
+        """Tokens of a sequence that a student reads."""
+        derived_ids = know_student(self.storage, plan, self.corpus, selection, name).derived_ids
+        read = load_derived(self.storage, derived_ids[-1]) if derived_ids else None
+        return selection.num_selected_tokens / selection.num_selected if read is None else read.num_tokens / read.num_sequences
+
+    def _count_vocabulary(self, student: StudentConfig) -> int:
+        own = load_own_tokenizer(student, self.config.corpus)
+        return resolve_vocab_size(student.vocab_size, (self.corpus.tokenizer if own is None else own.entry).vocab_size)
+
+    def _count_written(self, plan: RunPlan, selection: SelectionManifest, name: str) -> int:
+        """The tokens that a teacher read and wrote before a student's training."""
+        if not METHOD_FACTS[plan.find_student(name).method].has_written_text:
+            return 0
+        derived_ids = know_student(self.storage, plan, self.corpus, selection, name).derived_ids
+        return load_derived(self.storage, derived_ids[0]).num_tokens
 
     def run(self, arm: Arm, seed: int) -> dict[str, Any]:
         """Trains and measures one student; its row."""
@@ -193,13 +233,16 @@ class Experiment:
             "bits_per_byte": evaluation.overall.bits_per_byte,
             "domains": {domain: loss.nats_per_token for domain, loss in evaluation.domains.items()},
             "curve": [[round(step * tokens_per_step), item.overall.nats_per_token] for step, item in found.items()],
-            "kept": self.describe_kept(selection),
+            "kept": None if arm.method == "seqkd" else self.describe_kept(selection),
+            "teacher_parameters": plan.require_teacher().num_parameters,
+            "tokens_along": record.num_tokens if plan.find_student(name).is_distilled else 0,
+            "tokens_written": self._count_written(plan, selection, name),
         }
 
     def _count_epoch_tokens(self, plan: RunPlan, selection: SelectionManifest, name: str) -> int:
         """The tokens of one pass over what a student is trained on, in its own tokens."""
         derived_ids = know_student(self.storage, plan, self.corpus, selection, name).derived_ids
-        return sum(load_derived(self.storage, derived_id).num_tokens for derived_id in derived_ids) or selection.num_selected_tokens
+        return load_derived(self.storage, derived_ids[-1]).num_tokens if derived_ids else selection.num_selected_tokens
 
     def describe_kept(self, selection: SelectionManifest) -> dict[str, dict[str, list[int]]]:
         """Of each kind and each domain the tokens that were kept, and all."""
@@ -217,30 +260,7 @@ class Experiment:
 
     def describe_scores(self, of: ScoresOf) -> dict[str, Any]:
         """What the difference score's variance lies between, and what scoring took."""
-        (plan, reference, scores), candidates = self.score(of), self.candidates
-        teacher, clean = plan.require_teacher(), candidates.is_clean
-        training = find_training(self.storage, reference.source)
-        score = scores.difference
-        return {
-            "scores": of.name,
-            "corpus_id": self.corpus.corpus_id,
-            "num_candidates": len(score),
-            "num_candidate_tokens": int(candidates.num_tokens.sum()),
-            "num_clean": int(clean.sum()),
-            "between_domains": share_between(score, candidates.domain),
-            "between_kinds": share_between(score, candidates.kind),
-            "between_domains_of_clean": share_between(score[clean], candidates.domain[clean]),
-            "mean_by_kind": {kind: float(score[candidates.kind == kind].mean()) for kind in np.unique(candidates.kind).tolist()},
-            "clean_by_domain": {
-                domain: float(score[clean & (candidates.domain == domain)].mean())
-                for domain in np.unique(candidates.domain).tolist()
-            },
-            "reference_nll_of_clean": float(scores.reference_nll[clean].mean()),
-            "teacher_nll_of_clean": float(scores.teacher_nll[clean].mean()),
-            "teacher_parameters": teacher.num_parameters,
-            "reference_parameters": reference.num_parameters,
-            "reference_tokens": 0 if training is None else training.num_tokens,
-        }
+        return self.scoring.describe(of, self.candidates)
 
 
 def run_arms(experiment: Experiment, names: Sequence[str], seeds: Sequence[int], path: Path, num_processes: int = 1) -> None:
@@ -263,8 +283,13 @@ def run_arms(experiment: Experiment, names: Sequence[str], seeds: Sequence[int],
 
     chosen = [arm for arm in ARMS if arm.name in names]
     for arm in chosen:
-        if arm.needs_scores and not is_there(scores=arm.scores.name):
-            add(experiment.describe_scores(arm.scores))
+        if arm.needs_scores and not is_there(scores=arm.scores.name) and not is_there(arm=arm.name, seed=None):
+            try:
+                add(experiment.describe_scores(arm.scores))
+            except ProxyError as error:  # told in the tables; the other arms are worth having without it
+                add({"arm": arm.name, "seed": None, "corpus_id": experiment.corpus.corpus_id, "skipped": str(error)})
+                print(f"{arm.name} is left out: {error}", flush=True)
+    chosen = [arm for arm in chosen if not is_there(arm=arm.name, seed=None)]
     tasks = [(arm, seed) for arm in chosen for seed in seeds if not is_there(arm=arm.name, seed=seed)]
     if num_processes == 1:
         for task in tasks:
@@ -335,7 +360,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"effect: {error}", file=sys.stderr)
         return 2
-    arms = [arm for arm in ARMS if any(row.get("arm") == arm.name for row in rows)]
+    arms = [arm for arm in ARMS if rows_of(rows, arm.name)]
     print_tables(rows, arms)
     if given.plot:
         draw_gains(rows, arms, given.plot)

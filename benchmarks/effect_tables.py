@@ -10,7 +10,10 @@ from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.effect_arms import Arm
+from benchmarks.effect_costs import Flops, count_student
 from benchmarks.records import format_table
+from miniplm.config.proxy import ProxyConfig
+from miniplm.proxy.measuring import ProxyFidelity
 
 Row = dict[str, Any]
 
@@ -35,7 +38,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 def rows_of(rows: Sequence[Row], arm: str) -> list[Row]:
     """An arm's rows by seed; of two for one seed the later."""
-    by_seed = {row["seed"]: row for row in rows if row.get("arm") == arm}
+    by_seed = {row["seed"]: row for row in rows if row.get("arm") == arm and "skipped" not in row}
     return [by_seed[seed] for seed in sorted(by_seed)]
 
 
@@ -47,9 +50,12 @@ def find_gain(rows: Sequence[Row], arm: Arm, measure: Callable[[Row], float]) ->
 
 
 def find_gains(rows: Sequence[Row], arm: Arm) -> list[tuple[float, Estimate]]:
-    """Gains along the training: tokens a parameter, and the gain of the milestone there."""
+    """Gains along the training: tokens a parameter, and the gain of the milestone there; of other steps than the baseline's at the end alone."""
     own = rows_of(rows, arm.name)
-    gains = []
+    gains: list[tuple[float, Estimate]] = []
+    if own and arm.budget != "steps":
+        gain = find_gain(rows, arm, lambda row: row["heldout"])
+        return [] if gain is None else [(own[0]["num_tokens"] / own[0]["num_parameters"], gain)]
     for index, (num_tokens, _) in enumerate(own[0]["curve"] if own else []):
         gain = find_gain(rows, arm, lambda row, index=index: row["curve"][index][1])  # type: ignore[misc]
         if gain is not None:
@@ -60,8 +66,10 @@ def find_gains(rows: Sequence[Row], arm: Arm) -> list[tuple[float, Estimate]]:
 def find_saving(rows: Sequence[Row], arm: Arm) -> float | None:
     """With how many times fewer tokens the arm is at its baseline's last loss, between milestones by the logarithm; None where it never is.
 
-    Of means over the seeds.
+    Of means over the seeds; None too of other steps than the baseline's, which FLOPs are to be compared by.
     """
+    if arm.budget != "steps":
+        return None
     own, baseline = rows_of(rows, arm.name), rows_of(rows, arm.baseline)
     if not own or not baseline:
         return None
@@ -86,6 +94,8 @@ def tabulate_arms(rows: Sequence[Row], arms: Sequence[Arm]) -> str:
         "loss, nats a token",
         "gain",
         "tokens saved",
+        "bits a byte",
+        "FLOPs in all",
     ]
     lines = []
     for arm in arms:
@@ -105,9 +115,17 @@ def tabulate_arms(rows: Sequence[Row], arms: Sequence[Arm]) -> str:
                 estimate([row["heldout"] for row in own]).show(),
                 "-" if gain is None else gain.show(signed=True),
                 "-" if saving is None else f"{saving:.2f}x",
+                show_bits(own),
+                f"{count_arm(rows, arm).in_all:.2e}",
             ]
         )
     return format_table(header, lines)
+
+
+def show_bits(own: Sequence[Row]) -> str:
+    """The losses of rows in bits a byte, by which vocabularies can be compared."""
+    bits = [row["bits_per_byte"] for row in own if row.get("bits_per_byte") is not None]
+    return estimate(bits).show() if len(bits) == len(own) else "-"
 
 
 def tabulate_domains(rows: Sequence[Row], arms: Sequence[Arm]) -> str:
@@ -117,7 +135,7 @@ def tabulate_domains(rows: Sequence[Row], arms: Sequence[Arm]) -> str:
     for arm in arms:
         if arm.name == arm.baseline:
             continue
-        cells = [f"{arm.title} ({arm.text})"]
+        cells = [name_arm(rows, arm)]
         kept = rows_of(rows, arm.name)[0]["kept"]
         for domain in domains:
             gain = find_gain(rows, arm, lambda row, domain=domain: row["domains"][domain])  # type: ignore[misc]
@@ -134,7 +152,14 @@ def share_of(kept: dict[str, list[int]], name: str) -> float:
 
 def tabulate_kinds(rows: Sequence[Row], arms: Sequence[Arm]) -> str:
     """The share of the tokens of each kind that each rule kept."""
-    shown = [arm for arm in arms if arm.text == "dirty" and arm.student is None and rows_of(rows, arm.name)[0]["kept"] is not None]
+    shown = [
+        arm
+        for arm in arms
+        if arm.text == "dirty"
+        and arm.student is None
+        and arm.vocabulary == "own"
+        and rows_of(rows, arm.name)[0]["kept"] is not None
+    ]
     kinds = sorted(
         {kind for arm in shown for kind in rows_of(rows, arm.name)[0]["kept"]["kinds"]}, key=lambda kind: (kind != "clean", kind)
     )
@@ -145,18 +170,46 @@ def tabulate_kinds(rows: Sequence[Row], arms: Sequence[Arm]) -> str:
     return format_table(["tokens kept of", *kinds], lines)
 
 
-def tabulate_costs(rows: Sequence[Row], arms: Sequence[Arm]) -> str:
-    """FLOPs before and in training: 2 N a scored token, 6 N a trained one."""
+def count_arm(rows: Sequence[Row], arm: Arm) -> Flops:
+    """What one student of an arm costs, with its scores, which several may share."""
     facts = {row["scores"]: row for row in rows if "scores" in row}
+    return count_student(arm, rows_of(rows, arm.name)[0], facts.get(arm.scores.name))
+
+
+def tabulate_costs(rows: Sequence[Row], arms: Sequence[Arm]) -> str:
+    """FLOPs of each arm: 2 N a token that a model reads, 6 N one that it is trained on."""
     lines = []
-    for name, scores in facts.items():
-        teacher = 2 * scores["teacher_parameters"] * scores["num_candidate_tokens"]
-        reference = scores["reference_parameters"] * (6 * scores["reference_tokens"] + 2 * scores["num_candidate_tokens"])
-        lines.append([f"scores, {name}", f"{teacher:.2e}", f"{reference:.2e}", "-"])
-    for student in sorted({arm.student or "" for arm in arms}):
-        own = rows_of(rows, next(arm.name for arm in arms if (arm.student or "") == student))[0]
-        lines.append([f"a student of {own['num_parameters']:,}", "-", "-", f"{6 * own['num_parameters'] * own['num_tokens']:.2e}"])
-    return format_table(["FLOPs", "teacher", "reference, trained and scoring", "training"], lines)
+    for arm in arms:
+        flops = count_arm(rows, arm)
+        parts = (flops.teacher, flops.reference, flops.proxy, flops.training, flops.in_all)
+        lines.append([name_arm(rows, arm), *(f"{part:.2e}" if part else "-" for part in parts)])
+    return format_table(["FLOPs", "teacher", "reference", "proxy", "training", "in all"], lines)
+
+
+def name_arm(rows: Sequence[Row], arm: Arm) -> str:
+    """An arm's title with what sets it apart from others of that title."""
+    other = arm.student is not None or arm.vocabulary == "corpus"
+    return f"{arm.title} ({arm.text})" + (f", {rows_of(rows, arm.name)[0]['num_parameters'] / 1e6:.1f} M" if other else "")
+
+
+def tabulate_proxies(rows: Sequence[Row]) -> str:
+    """How well each proxy predicts, by the product's gate; '' where there is none."""
+    lines = []
+    for row in {row["scores"]: row for row in rows if "fidelity" in row}.values():
+        found = ProxyFidelity(**row["fidelity"])
+        is_refused = not found.passes(ProxyConfig().min_overlap)
+        lines.append(
+            [
+                row["scores"],
+                f"{row['num_labels']:,}",
+                f"{found.overlap:.0%} ± {found.overlap_error:.0%}",
+                f"{found.chance:.0%}",
+                f"{found.spearman:.3f}",
+                "refuses" if is_refused else "accepts",
+            ]
+        )
+    header = ["proxy", "labels", "overlap with full scores", "chance", "Spearman", f"the gate at {ProxyConfig().min_overlap:g}"]
+    return format_table(header, lines) if lines else ""
 
 
 def tabulate_scores(rows: Sequence[Row]) -> str:
@@ -189,13 +242,18 @@ def print_tables(rows: Sequence[Row], arms: Sequence[Arm]) -> None:
     print("\nBy domain\n\n" + tabulate_domains(rows, arms))
     print("\nWhat was kept\n\n" + tabulate_kinds(rows, arms))
     print("\nThe difference score's variance, and mean NLLs of clean text in nats a token\n\n" + tabulate_scores(rows))
-    print("\nCosts\n\n" + tabulate_costs(rows, arms))
+    if proxies := tabulate_proxies(rows):
+        print("\nProxies, by what they predict of labels that they had not seen\n\n" + proxies)
+    print("\nCosts of one student, with scores that all students of the arm share\n\n" + tabulate_costs(rows, arms))
+    for row in {row["arm"]: row for row in rows if "skipped" in row}.values():
+        print(f"\nLeft out: {row['arm']}. {row['skipped']}")
 
 
 def draw_gains(rows: Sequence[Row], arms: Sequence[Arm], path: Path) -> None:
     """Gains by tokens a parameter, dirty text and clean beside each other, as PNG or SVG by the file's ending; bars are one standard error."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     texts = [text for text in ("dirty", "clean") if any(arm.text == text for arm in arms)]
     colours = ("#4477aa", "#cc6677", "#228833", "#ccbb44", "#aa3377", "#66ccee", "#999999", "#000000", "#ee7733")
@@ -209,13 +267,14 @@ def draw_gains(rows: Sequence[Row], arms: Sequence[Arm], path: Path) -> None:
                 if not gains:
                     continue
                 own = rows_of(rows, arm.name)[0]
-                label = arm.title if arm.student is None else f"{arm.title} ({own['num_parameters'] / 1e6:.1f} M parameters)"
+                is_other = arm.student is not None or arm.vocabulary == "corpus"
+                label = f"{arm.title} ({own['num_parameters'] / 1e6:.1f} M parameters)" if is_other else arm.title
                 axes.errorbar(
                     [place * 1.01 ** (index % 5 - 2) for place, _ in gains],  # a little apart, so that bars can be told
                     [gain.mean for _, gain in gains],
                     yerr=[gain.error or 0.0 for _, gain in gains],
                     color=colours[titles.index(arm.title) % len(colours)],
-                    linestyle="-" if arm.student is None else "--",
+                    linestyle="--" if is_other else "-",
                     marker=".",
                     linewidth=1.2,
                     elinewidth=0.8,
@@ -223,8 +282,10 @@ def draw_gains(rows: Sequence[Row], arms: Sequence[Arm], path: Path) -> None:
                 )
             axes.axhline(0, color="black", linewidth=1)
             axes.set_xscale("log")
-            for formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-                formatter("{x:g}")
+            left, right = axes.get_xlim()
+            axes.xaxis.set_major_formatter("{x:g}")
+            # Over more decades the labels between powers of ten would lie on each other.
+            axes.xaxis.set_minor_formatter("{x:g}" if right < 20 * left else NullFormatter())
             axes.set_xlabel("tokens of training a parameter")
             axes.set_title("two fifths of the documents are dirt" if text == "dirty" else "the clean part alone", fontsize=10)
         panels[0].set_ylabel(

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import zstandard
 
-from benchmarks.effect import main, read_rows, run_arms
+from benchmarks.effect import Experiment, main, read_rows, run_arms
 from benchmarks.effect_arms import ARMS, Arm, ScoresOf
+from benchmarks.effect_costs import Flops, count_student, match_steps
 from benchmarks.effect_rules import (
     Candidates,
     classify,
@@ -27,6 +28,7 @@ from benchmarks.effect_rules import (
     share_between,
     train_classifier,
 )
+from benchmarks.effect_scores import Scoring
 from benchmarks.effect_tables import (
     estimate,
     find_gain,
@@ -35,7 +37,8 @@ from benchmarks.effect_tables import (
     rows_of,
 )
 from miniplm.config.files import load_config
-from miniplm.errors import SourceError, TrainingError
+from miniplm.config.run import RunConfig, StudentConfig, config_as_dict
+from miniplm.errors import ProxyError, SourceError, TrainingError
 from miniplm.storage.root import Storage
 from tests.forks import FORKS
 from tests.miniplm.made_corpora import make_corpus
@@ -113,9 +116,87 @@ def test_tables_and_plot_are_made_of_the_rows_alone(tmp_path: Path, capsys: pyte
     assert main(["--tables", "--rows", str(tmp_path / "rows.jsonl"), "--plot", str(tmp_path / "plot.svg")]) == 0
     printed = capsys.readouterr().out
     assert "+0.000 ± 0.000" in printed
-    # 2 * 1000 * 120 and 50 * (6 * 70 + 2 * 120), 6 * 100 * 400
-    assert all(number in printed for number in ("2.40e+05", "3.30e+04", "2.40e+05", "75%"))
+    # 2 * 1000 * 120 and 50 * (6 * 70 + 2 * 120), 6 * 100 * 400, and their sum
+    assert all(number in printed for number in ("2.40e+05", "3.30e+04", "2.40e+05", "5.13e+05", "75%"))
     assert "<svg" in (tmp_path / "plot.svg").read_text()
+
+
+def test_an_arm_that_the_gate_refuses_is_left_out_with_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told: list[str] = []
+
+    class Refused:
+        config = load_config("deployments/configs/effect.yaml")
+        corpus = SimpleNamespace(corpus_id="one")
+
+        def describe_scores(self, of: ScoresOf) -> dict[str, Any]:
+            told.append(of.name)
+            raise ProxyError("no better than chance")
+
+        def run(self, arm: Arm, seed: int) -> dict[str, Any]:
+            return make_row(arm.name, seed, [7.0]) | {"seconds": 1.0}
+
+    rows = tmp_path / "rows.jsonl"
+    for _ in range(2):
+        run_arms(Refused(), ["random", "proxy-0.05"], [0], rows)  # type: ignore[arg-type]
+    assert told == ["linear proxy of 5%"]  # the second time its row says so
+    assert main(["--tables", "--rows", str(rows)]) == 0
+    assert "Left out: proxy-0.05. no better than chance" in capsys.readouterr().out
+
+
+def test_all_costs_of_an_arm_are_counted() -> None:
+    arms = {arm.name: arm for arm in ARMS}
+    # A student of 100 parameters on 400 tokens: 6 * 100 * 400 = 240,000.
+    row = make_row("x", 0, [7.0], teacher_parameters=1000)
+    assert count_student(arms["random"], row, None) == Flops(training=240_000)
+    # 2 * 1000 * 120 and 50 * (6 * 70 + 2 * 120) more for the scores; of perplexity the teacher's alone.
+    assert count_student(arms["domain"], row, SCORES) == Flops(240_000, 33_000, 0, 240_000)
+    assert count_student(arms["perplexity"], row, SCORES) == Flops(240_000, 0, 0, 240_000)
+    # Through a proxy the teacher scores 6 tokens; tuned it is as small as the reference, and is trained on 10.
+    proxy = SCORES | {"teacher_tokens": 6, "proxy_flops": 480.0}
+    assert count_student(arms["proxy-0.05"], row, proxy) == Flops(12_000, 33_000, 480, 240_000)
+    tuned = SCORES | {"teacher_parameters": 50, "tuning_tokens": 10}
+    assert count_student(arms["tuned"], row, tuned).teacher == 50 * (2 * 120 + 6 * 10)
+    # Along, the teacher reads each token of training; before it, what it writes on.
+    assert count_student(arms["vanilla-kd"], row | {"tokens_along": 400}, None).teacher == 800_000
+    assert count_student(arms["seqkd"], row | {"tokens_written": 30}, None).teacher == 60_000
+
+
+def test_matched_arms_have_the_steps_that_the_scores_pay_for() -> None:
+    scores = Flops(teacher=500_000, reference=100_000)
+    # 10 steps of 8 tokens: 48,000 more; by 4,800 a step 135, by 4,800 + 16,000 with a teacher along 31.
+    assert match_steps(10, 8, 100, scores) == 135
+    assert match_steps(10, 8, 100, scores, num_along_parameters=1000) == 31
+    assert match_steps(10, 8, 100, scores, written=600_000.0) == 10
+    assert match_steps(10, 8, 100, scores, written=1e9) == 1
+
+
+def test_students_of_matched_arms_are_compared_at_the_end_alone() -> None:
+    matched = Arm("matched", "", "random", budget="all")
+    rows = [make_row("random", 0, [7.0, 6.0]), make_row("matched", 0, [6.9, 6.5, 5.0], num_tokens=900)]
+    assert find_gains(rows, matched) == [(9.0, estimate([1.0]))]
+    assert find_saving(rows, matched) is None
+
+
+def test_methods_with_a_teacher_along_have_the_vocabulary_of_the_corpus(tmp_path: Path) -> None:
+    experiment = Experiment(load_config("deployments/configs/effect.yaml", [f"storage={tmp_path}"]), "none")
+    for arm in ARMS:
+        changed = experiment.change_student(experiment.config.students[0], arm, 3)
+        # As the configuration checks it: prompts fit a sequence, and a teacher along needs its own tokens.
+        StudentConfig.model_validate(config_as_dict(changed))
+        assert changed.generation.prompt_tokens == 192
+        assert (changed.method, changed.training.seed) == (arm.method, 3)
+
+
+def test_the_target_of_a_tuned_teacher_is_the_clean_part_of_the_labelled(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": text, "meta": {"domain": "a", "kind": kind}}) for text, kind in (("one", "clean"), ("two", "ocr"))]
+    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress("\n".join(lines).encode()))
+    config = load_config("deployments/configs/effect.yaml")
+    scoring = Scoring(Storage(str(tmp_path / "data")), config, SimpleNamespace(), str(tmp_path))  # type: ignore[arg-type]
+    tuned = scoring.configure(ScoresOf(tuned=True))
+    RunConfig.model_validate(config_as_dict(tuned))
+    assert tuned.teacher.tuned_on is not None
+    assert Path(tuned.teacher.tuned_on.sources[0].path).read_text() == lines[0] + "\n"
+    RunConfig.model_validate(config_as_dict(scoring.configure(ScoresOf(proxy_share=0.05))))
 
 
 def test_without_rows_the_tables_say_how_to_make_some(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -266,6 +347,11 @@ def test_scores_are_called_in_rows_what_they_were_called_before_references_had_s
         "reference of 4 epochs",
     ]
     assert names["reference-small"] == "reference qwen-0.3m"
+    assert (names["proxy-0.05"], names["proxy-head-0.2"], names["tuned"]) == (
+        "linear proxy of 5%",
+        "head proxy of 20%",
+        "tuned teacher",
+    )
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from rich.progress import Progress as Bars
 from miniplm.progress import Progress
 
 _SECONDS_BETWEEN_LINES = 15.0
+_MOMENT_SECONDS = 0.2
 
 
 class TerminalProgress:
@@ -50,6 +51,9 @@ class TerminalProgress:
             if work is None:
                 bar = self._bars.add_task(progress.key, total=progress.total, rate="", left="", detail="")
                 work = self._works[progress.key] = _Work(bar, progress.done)
+            elif work.begins_anew(progress):
+                self._bars.reset(work.bar, total=progress.total)
+                work = self._works[progress.key] = _Work(work.bar, progress.done)
             rate = work.rate(progress)
             finished = progress.total is not None and progress.done >= progress.total
             left = (
@@ -90,10 +94,18 @@ class _Work:
         self.bar = bar
         self._started = time.monotonic()
         self._first_done = done
+        self._finished_at: float | None = None
         self._printed = 0.0
         self._finished = False
 
+    def begins_anew(self, progress: Progress) -> bool:
+        """Whether this is other work of the same name, as the next run of a sweep has; threads' last words come up to a moment late."""
+        is_over = self._finished_at is not None and time.monotonic() - self._finished_at > _MOMENT_SECONDS
+        return progress.done < self._first_done or (is_over and progress.done != progress.total)
+
     def rate(self, progress: Progress) -> float:
+        if progress.done == progress.total:
+            self._finished_at = time.monotonic()
         seconds = time.monotonic() - self._started
         return (progress.done - self._first_done) / seconds if seconds > 0.2 else 0.0
 

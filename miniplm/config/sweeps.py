@@ -10,7 +10,7 @@ from itertools import product
 from typing import Any
 
 from miniplm.config.files import apply_override, check_config
-from miniplm.config.run import RunConfig
+from miniplm.config.run import RunConfig, config_as_dict
 from miniplm.errors import ConfigError, list_offenders
 from miniplm.storage.root import digest_content
 
@@ -30,7 +30,8 @@ def expand_sweep(content: Mapping[str, Any], settings: Sequence[str], origin: st
     """All combinations of `settings`, each FIELD=VALUE or FIELD=VALUE,VALUE,..., over a configuration; the last field varies fastest.
 
     A comma inside quotes or brackets belongs to its value. Each run is named after the sweep and its values. Raises `ConfigError`
-    where nothing varies, a field is given twice or a value of it, and for every combination that is no valid configuration.
+    where nothing varies, a field is given twice or a value of it, two combinations are one run, and for every combination that is no valid
+    configuration.
     """
     axes: dict[str, list[str]] = {}
     for setting in settings:
@@ -43,11 +44,16 @@ def expand_sweep(content: Mapping[str, Any], settings: Sequence[str], origin: st
         values = split_values(text)
         if repeated := sorted({value for value in values if values.count(value) > 1}):
             raise ConfigError(f"--set {setting}: {list_offenders(repeated)} stands there twice")
+        if len(values) > 1 and "" in values:
+            raise ConfigError(
+                f"--set {setting}: there is nothing between two commas, or after the last; write null where no value is meant"
+            )
         axes[field] = values
     swept = [field for field, values in axes.items() if len(values) > 1]
     if not swept:
         raise ConfigError("nothing to sweep: give a field several values, e.g. --set selection.ratio=0.3,0.5,0.7")
-    name, runs = str(content.get("name")), []
+    name, runs = str(content.get("name")), list[SweptRun]()
+    told_of: dict[str, str] = {}
     for combination in product(*axes.values()):
         chosen = dict(zip(axes, combination, strict=True))
         changed = deepcopy(dict(content))
@@ -56,7 +62,15 @@ def expand_sweep(content: Mapping[str, Any], settings: Sequence[str], origin: st
         varied = {field: chosen[field] for field in swept}
         changed["name"] = _name_run(name, varied)
         told = ", ".join(f"{field}={value}" for field, value in varied.items())
-        runs.append(SweptRun(varied, check_config(changed, f"{origin} with {told}")))
+        run = SweptRun(varied, check_config(changed, f"{origin} with {told}"))
+        # 0.3 and 0.30 are one value, and so is a value that the run takes anyway; names are the sweep's to give.
+        meant = digest_content(config_as_dict(run.config) | {"name": name})
+        if meant in told_of:
+            raise ConfigError(
+                f"{told_of[meant]} and {told} are the same run: they differ in nothing but what it is called; leave one of them out"
+            )
+        told_of[meant] = told
+        runs.append(run)
     return runs
 
 

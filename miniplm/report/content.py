@@ -162,8 +162,9 @@ def count_scores(connection: Any, selection: SelectionManifest, table: str = "ca
     if coarse_width > 0:
         low, high = _find_bulk(_count_bins(connection, table, low, coarse_width), low, coarse_width)
     anchor = selection.threshold if selection.threshold is not None else 0.0
-    # The threshold is shown wherever it lies, and with it all that a very small ratio keeps.
-    low, high = min(low, anchor), (high if anchor < high else max(maximum, anchor))
+    # Thresholds are shown wherever they lie, and with them all that a very small ratio keeps.
+    if shown := _list_thresholds(selection):
+        low, high = min(low, *shown), (high if max(shown) < high else max(maximum, *shown))
     num_bins = min(120, max(24, math.ceil(4 * selection.num_candidates ** (1 / 3))))
     # Scores of one value only have no width of their own; a thousandth of a nat shows them as one bar.
     width = (high - low) / num_bins or 1e-3
@@ -180,6 +181,14 @@ def count_scores(connection: Any, selection: SelectionManifest, table: str = "ca
         else:
             counts[domain][index - first] = count
     return ScoreHistogram(edges, counts, num_below, num_above)
+
+
+def _list_thresholds(selection: SelectionManifest) -> list[float]:
+    """The scores from which was kept, of all or of each domain; none where something else than the difference decided."""
+    if selection.threshold is not None:
+        return [selection.threshold]
+    thresholds = [domain.threshold for domain in selection.domains.values() if domain.threshold is not None]
+    return thresholds if selection.ranks_by_difference else []
 
 
 def _count_bins(connection: Any, table: str, anchor: float, width: float) -> list[tuple[str, int, int]]:

@@ -59,6 +59,14 @@ def format_code(value: object) -> Markup:
     return fill("<code>{}</code>", value)
 
 
+def format_told(text: object) -> Markup:
+    """A sentence as the terminal has it: what stands between backticks is code."""
+    parts = str(text).split("`")
+    if len(parts) % 2 == 0:  # one of them has no end
+        return escape(text)
+    return Markup("").join(format_code(part) if index % 2 else escape(part) for index, part in enumerate(parts))
+
+
 def format_count(value: float) -> str:
     return f"{value:,.0f}"
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from markupsafe import Markup
 
 from miniplm.records.overlap import CopiesSummary, OverlapSummary
 from miniplm.report.markup import format_count, format_name, format_share, render
 
 
-def render_overlap(overlap: OverlapSummary) -> Markup:
-    """Copies among the kept and all candidates, and the words that evaluation texts share with them."""
+def render_overlap(overlap: OverlapSummary, rule: Mapping[str, Any]) -> Markup:
+    """Copies among the kept and all candidates, and the words that evaluation texts share with them; `rule` is what the selection goes by beside scores."""
     found = overlap.contamination
     return render(
         "overlap.html",
@@ -17,6 +20,8 @@ def render_overlap(overlap: OverlapSummary) -> Markup:
         copy_rows=[] if overlap.copies is None else _list_copies(overlap.copies),
         found=found,
         problem=overlap.problem,
+        drops_copies=rule.get("duplicates") == "best",
+        drops_contaminated=rule.get("contamination") == "drop",
         source_rows=[]
         if found is None
         else [

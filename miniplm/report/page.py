@@ -31,13 +31,23 @@ def render_page(content: ReportContent) -> Markup:
     """The whole page as HTML."""
     record, selection, pair = content.record, content.selection, students.choose_pair(content.record)
     sections = [
-        *([("truth", "What was kept of each kind", truth.render_truth(content.truth))] if content.truth else []),
+        *_list_truth(content),
         ("pipeline", "Pipeline", render("pipeline.html", stages=record.stages)),
         *([("proxy", "The proxy that predicted scores", proxy.render_proxy(content.proxy))] if content.proxy else []),
         ("scores", "Difference scores", scores.render_distribution(content)),
         ("domains", "What was kept of each domain", scores.render_domains(content)),
         *([("diversity", "How varied and how hard", diversity.render_diversity(content.diversity))] if content.diversity else []),
-        *([("overlap", "Copies and evaluation texts", overlap.render_overlap(content.sharing))] if content.sharing else []),
+        *(
+            [
+                (
+                    "overlap",
+                    "Copies and evaluation texts",
+                    overlap.render_overlap(content.sharing, {} if selection is None else selection.rule),
+                )
+            ]
+            if content.sharing
+            else []
+        ),
         *([("what-if", "What other selections would keep", what_if.render_what_if(content.what_if))] if content.what_if else []),
         ("students", "Students", students.render_students(content)),
         *([("scaling", "Loss by training compute", scaling.render_scaling(content))] if scaling.has_curves(content) else []),
@@ -57,6 +67,20 @@ def render_page(content: ReportContent) -> Markup:
         score_unit=None if selection is None else scores.score_unit(selection),
         sections=sections,
     )
+
+
+def _list_truth(content: ReportContent) -> list[tuple[str, str, Markup]]:
+    """What was kept of each kind, or why that is not told of a run that names labels."""
+    selection = content.selection
+    if content.truth is not None:
+        told = truth.render_truth(content.truth)
+    elif selection is not None and selection.unit == "document" and content.record.config.get("corpus", {}).get("truth"):
+        told = Markup(
+            "<p>Labels are held against sequences, and this run keeps whole documents: <code>miniplm inspect RUN --documents</code> shows them one by one.</p>"
+        )
+    else:
+        return []
+    return [("truth", "What was kept of each kind", told)]
 
 
 def render_headline(content: ReportContent) -> Markup:

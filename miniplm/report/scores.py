@@ -46,6 +46,7 @@ def render_distribution(content: ReportContent) -> Markup:
         selection=selection,
         score_unit=score_unit(selection),
         by_domain=by_domain,
+        is_tuned=content.record.config.get("teacher", {}).get("tuned_on") is not None,
         threshold_place=None if selection.threshold is None else 100 * (selection.threshold - low) / (high - low),
         rows=rows,
         ticks=place_ticks(choose_ticks(low, high), low, high),

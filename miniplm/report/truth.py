@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from miniplm.records.truth import KindRow, TruthSummary
+from miniplm.records.truth import UNKNOWN, KindRow, TruthSummary
 from miniplm.report.charts import choose_ticks, draw_shares, place, place_ticks
 from miniplm.report.markup import MISSING, fill, format_count, format_name, format_nats, format_share, render, swatch
 
-_CLEAN, _MIXED, _DIRT = "--d0", "--d4", "--d1"
+_CLEAN, _MIXED, _DIRT, _UNKNOWN = "--d0", "--d4", "--d1", "--d7"
 
 
 def render_truth(truth: TruthSummary) -> Markup:
@@ -32,6 +32,7 @@ def render_truth(truth: TruthSummary) -> Markup:
         truth=truth,
         bars=[(row, _colour(row), 100 * row.num_selected / row.num_candidates) for row in truth.kinds],
         rows=rows,
+        has_unknown=any(_colour(row) == _UNKNOWN for row in truth.kinds),
         clean_share=_percent(truth.clean_share),
         precision=_percent(truth.precision),
         recall=_percent(truth.recall),
@@ -41,7 +42,9 @@ def render_truth(truth: TruthSummary) -> Markup:
 
 
 def _colour(row: KindRow) -> str:
-    return _CLEAN if row.is_clean else _MIXED if row.is_mixed else _DIRT
+    if row.is_clean or row.is_mixed:
+        return _CLEAN if row.is_clean else _MIXED
+    return _UNKNOWN if row.kind == UNKNOWN else _DIRT
 
 
 def _draw_ratios(truth: TruthSummary) -> dict[str, object]:

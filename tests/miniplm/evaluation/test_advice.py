@@ -89,6 +89,41 @@ def test_nothing_is_advised_that_is_so_already() -> None:
     assert advise(make_record(trained_tokens=20_000), even, compare(0.1)) == []
 
 
+def test_a_teacher_that_is_worse_than_the_reference_is_what_is_to_be_changed() -> None:
+    selection = make_selection(domains={"drama": make_domain(50, teacher=7.4, reference=5.6)})
+    told = advise(make_record(), selection, compare(0.1))
+    assert told[-1].startswith(
+        "a teacher that knows such text: this one finds it less likely than the reference does, by 1.8 nats a token"
+    )
+    assert not any("above the teacher" in sentence for sentence in told)
+
+
+def test_the_field_that_says_how_much_is_kept_is_the_one_that_is_advised() -> None:
+    for rule, field in (({"tokens": 100}, "larger selection.tokens"), ({"threshold": 0.2}, "lower selection.threshold")):
+        _, ratio, _ = advise(make_record(), make_selection(ratio=None, rule=rule), compare(0.1))
+        assert ratio.startswith(f"a {field} throws less away")
+
+
+def test_a_score_that_labels_show_to_be_no_guide_is_not_mended_by_a_ratio() -> None:
+    rows = tuple(RatioRow(ratio=ratio, precision=0.59, recall=ratio) for ratio in (0.5, 0.9, 1.0))
+    facts: dict[str, Any] = {
+        "field": "kind",
+        "clean": ("clean",),
+        "records": {},
+        "gone_files": (),
+        "kinds": (),
+        "ratio": 0.5,
+        "ratios": rows,
+    }
+    told = advise(
+        make_record(), make_selection(), compare(0.1), TruthSummary(clean_share=0.59, precision=0.58, recall=0.48, **facts)
+    )
+    assert "58% of what was kept is clean, of random text 59% would be" in told[1]
+    # Everything is random text.
+    told = advise(make_record(), make_selection(), compare(0.1), TruthSummary(clean_share=0.5, precision=0.6, recall=0.5, **facts))
+    assert told[1].startswith("selection.ratio=0.9 would keep 90%")
+
+
 def test_labels_tell_the_ratio_that_keeps_more_clean_text_at_the_same_precision() -> None:
     truth = TruthSummary(
         field="kind",
