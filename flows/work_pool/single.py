@@ -15,6 +15,7 @@ from flows.work_pool.pulse import Pulse
 from flows.work_pool.submission_lock import submission_lock
 from miniplm.errors import PoolWorkError
 from miniplm.run.plan import RunPlan
+from miniplm.storage.root import digest_content
 
 _POLL_SECONDS = 2.0
 _MOST_TRIES = 3
@@ -46,10 +47,12 @@ def run_on_pool(deployment: str, name: str, parameters: dict[str, Any], plan: Ru
 
 def _find_or_submit(deployment: str, name: str, parameters: dict[str, Any], plan: RunPlan, work_tag: str) -> FlowRun:
     with submission_lock():
-        live = fleet.find_live(deployment, [work_tag])
+        # At another storage root the same work has the same name, and is not there when it is done here.
+        work = [work_tag, f"root:{digest_content(plan.storage, length=12)}"]
+        live = fleet.find_live(deployment, work)
         if live:
             return live[0]
-        tags = [work_tag, f"run:{plan.name}", f"parent:{this_run.get_root_flow_run_id()}"]
+        tags = [*work, f"run:{plan.name}", f"parent:{this_run.get_root_flow_run_id()}"]
         num_workers, pool = fleet.count_workers(deployment)
         if num_workers == 0:
             get_run_logger().warning(
