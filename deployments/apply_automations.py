@@ -114,9 +114,9 @@ def renew_waits(client: SyncPrefectClient, wanted: AutomationCore) -> int:
     if not isinstance(trigger, EventTrigger) or trigger.posture != Posture.Proactive:
         return 0
     since = (datetime.now(UTC) - REMEMBERED).isoformat()
-    flows = {flow["id"]: flow["name"] for flow in list_all(client, "/flows/filter", {})}
     runs = {"state": {"type": {"any_": ["RUNNING", "CRASHED"]}}, "tags": {"all_": ["miniplm"]}, "start_time": {"after_": since}}
     found = list_all(client, "/flow_runs/filter", {"flow_runs": runs, "sort": "START_TIME_ASC"})
+    flows = {flow["id"]: flow["name"] for flow in list_all(client, "/flows/filter", {})}
     begun = [event for run in found for event in describe_state(run, flows, trigger.after) if is_of(trigger, event)]
     for event in begun:
         client.request("POST", "/events", json=[event.model_dump(mode="json")])

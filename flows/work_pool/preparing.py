@@ -10,6 +10,7 @@ from flows.work_pool.parts import PoolParts
 from miniplm import __version__
 from miniplm.corpus.token_parts import MakeParts, PartFiles, PartsFolder, PartsPlan, TokenPart
 from miniplm.run.plan import RunPlan
+from miniplm.storage.root import digest_content
 
 
 def prepare_on_pool(plan: RunPlan) -> MakeParts:
@@ -31,7 +32,9 @@ class _PoolPreparation(PoolParts[TokenPart]):
 
     def __init__(self, plan: RunPlan, folder: PartsFolder, parts: PartsPlan, files: PartFiles) -> None:
         sizes = [sum(files.files[index].num_bytes for index in part) for part in files.parts]
-        super().__init__(plan, f"prepare:{parts.plan_id}", f"parts of corpus {folder.corpus_id}", sizes)
+        # The same files may be prepared for two storage roots.
+        tag = f"prepare:{digest_content([parts.plan_id, folder.storage.root])}"
+        super().__init__(plan, tag, f"parts of corpus {folder.corpus_id}", sizes)
         self._folder, self._parts = folder, parts
 
     def list_made(self) -> list[int]:

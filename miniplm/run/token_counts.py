@@ -88,7 +88,7 @@ def _estimate_tokens(
         total += num_tokens / max(share, 1e-12)
         if share < 1:
             notes.append(f"{source.path}: tokens estimated from {share:.2%} of {source_bytes / 1e9:.2f} GB")
-    if on_workers:
+    if on_workers and total:
         hours = total / work.measure_packing() / 3600
         notes.append(
             "prepare: the hours are those of one machine like this one, which the workers share; the parent packs what they make, which takes "

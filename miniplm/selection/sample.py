@@ -49,7 +49,7 @@ def read_sample(
     drawn: CorpusManifest | None = None,
     drawn_ids: Integers | None = None,
 ) -> Sample:
-    """The sample with what the rule asks of it beside its scores: lengths, tokens by domain and signals; by the published rule nothing is read.
+    """The sample with what the rule asks of it beside its scores: lengths, domains and their tokens, and signals; by the published rule nothing is read.
 
     Where its sequences lie in another corpus, `drawn`, too, `drawn_ids` (N,) are their ids in that, which is read then. Raises
     `CorpusError` where it is damaged, and `ConfigError` as `Signals`.
@@ -59,14 +59,9 @@ def read_sample(
     source, ids = (corpus, sample.sequence_ids) if drawn is None or drawn_ids is None else (drawn, drawn_ids)
     counts = {name: domain.num_tokens for name, domain in corpus.domains.get("candidate", {}).items()}
     signals = _read_signals(storage, corpus, rule, source, ids, sample.sequence_ids) if rule.signals else {}
-    return Sample(
-        sample.sequence_ids,
-        sample.domains,
-        sample.num_scored_tokens,
-        _read_lengths(storage, source, ids),
-        counts,
-        signals,
-    )
+    # Domains too: what was measured before they were noted has none.
+    domains, lengths = _read_sequences(storage, source, ids)
+    return Sample(sample.sequence_ids, domains, sample.num_scored_tokens, lengths, counts, signals)
 
 
 def _list_rows(corpus: CorpusManifest, ids: Integers) -> list[tuple[Any, Integers, Integers]]:
@@ -80,12 +75,14 @@ def _list_rows(corpus: CorpusManifest, ids: Integers) -> list[tuple[Any, Integer
     return found
 
 
-def _read_lengths(storage: Storage, corpus: CorpusManifest, ids: Integers) -> Integers:
-    """Tokens of sequences (num_ids,)."""
-    lengths = np.zeros(len(ids), dtype=np.int64)
+def _read_sequences(storage: Storage, corpus: CorpusManifest, ids: Integers) -> tuple[list[str], Integers]:
+    """Domains and tokens of sequences (num_ids,)."""
+    domains, lengths = np.full(len(ids), "", dtype=object), np.zeros(len(ids), dtype=np.int64)
     for shard, places, rows in _list_rows(corpus, ids):
-        lengths[places] = read_sequences(storage, shard).num_tokens[rows]
-    return lengths
+        found = read_sequences(storage, shard)
+        domains[places] = np.array(found.domain_names, dtype=object)[found.domains[rows]]
+        lengths[places] = found.num_tokens[rows]
+    return domains.tolist(), lengths
 
 
 def _read_signals(

@@ -151,6 +151,24 @@ def test_a_parent_that_was_killed_finds_the_parts_and_the_workers(play: Preparat
     assert sorted(chain.from_iterable(play.submitted)) == [0, 1, 2, 3], "nothing is given out twice"
 
 
+def test_the_same_files_for_another_storage_are_work_of_their_own(play: Preparation, tmp_path: Path) -> None:
+    def work(run: FlowRun, indices: list[int]) -> State | None:
+        if play.now > 1002:
+            raise KeyboardInterrupt  # stands for another parent, whose workers are long at work
+        return None
+
+    play.work = work
+    with pytest.raises(KeyboardInterrupt):
+        play.prepare()
+    theirs = set(play.runs)
+    play.work = lambda run, indices: None if run.id in theirs else play.make(run, indices)
+    play.storage = Storage(str(tmp_path / "other"))
+    play.plan = play.plan.model_copy(update={"storage": play.storage.root})
+    play.check(play.prepare(), Storage(str(tmp_path / "alone")))
+    assert play.now < 1010, "what others make elsewhere is not waited for"
+    assert play.submitted == [[0, 1], [2, 3]] * 2
+
+
 def test_the_reason_is_told_as_without_a_fleet_or_with_the_worker(play: Preparation, tmp_path: Path) -> None:
     path = tmp_path / "in/1.jsonl"
     content = path.read_bytes()

@@ -32,3 +32,6 @@ def test_the_hours_of_a_fleet_say_what_is_left_to_the_parent(tmp_path: Path, sto
     (note,) = told["workers"][1]
     assert note.startswith("prepare: the hours are those of one machine like this one, which the workers share; the parent packs")
     assert note.endswith("which takes 0 s at least")
+    write_jsonl(tmp_path / "in/a.jsonl", [{"text": None}] * 3)
+    counts, _, notes = count_tokens(storage, RunPlan.of(config), load_tokenizer(tokenizer))
+    assert (counts.new_tokens, notes) == (0, [])

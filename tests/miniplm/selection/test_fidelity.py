@@ -263,6 +263,8 @@ def test_a_budget_is_that_of_the_corpus_whatever_the_sample(measured):
     ):
         fidelity = measure_fidelity(storage, corpus, few, SelectionConfig.model_validate(rule))
         assert fidelity.num_selected == (24 if "mix" in rule else 40)
+        older = few.model_copy(update={"domains": ()})  # made before domains were noted
+        assert measure_fidelity(storage, corpus, older, SelectionConfig.model_validate(rule)) == fidelity
     assert 12 < measure_fidelity(storage, corpus, few, SelectionConfig(ratio=None, tokens=total // 2)).num_selected < 28
     with pytest.raises(ConfigError, match=r"of the 40 sequences that the rule is measured on: selection\.mix .* Measure on more"):
         measure_fidelity(storage, corpus, few, SelectionConfig(ratio=0.9, mix={"a": 0.5}))
