@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from urllib.parse import quote
 
 from markupsafe import Markup
 
@@ -12,6 +13,9 @@ from miniplm.report.charts import choose_ticks, draw_differences, place_ticks
 from miniplm.report.markup import MISSING, fill, format_count, format_nats, format_share, render, swatch
 from miniplm.run.sweep import SweptResult, SweptStudent, describe_sweep
 from miniplm.storage.root import Storage
+
+# As wide as the axis of the plot on a screen; more would lie on each other.
+_MOST_LABEL_CHARS = 100
 
 
 def write_sweep_page(storage: Storage, name: str) -> str:
@@ -28,30 +32,41 @@ def write_sweep_page(storage: Storage, name: str) -> str:
         plot=_plot(results),
         head=head,
         rows=rows,
-        text_columns=len(sweep.fields) + 1,
+        text_columns=len(sweep.fields) + 2,
     )
     storage.write_bytes(layout.sweep_page(name), page.encode())
     return storage.url(layout.sweep_page(name))
 
 
-def _make_table(fields: Sequence[str], results: Sequence[SweptResult]) -> tuple[list[str], list[list[object]]]:
-    head = [*fields, "student", "kept", "kept tokens", "held-out loss", "less its baseline", "accuracy"]
+def _make_table(fields: Sequence[str], results: Sequence[SweptResult]) -> tuple[list[object], list[list[object]]]:
+    """A row a student, of a run without any one too; each run's number leads to its report, where there is one."""
+    has_tasks = any(student.average_accuracy is not None for result in results for student in result.students)
+    loss = fill("held-out loss<br><small>nats a token</small>")
+    accuracy = [fill("accuracy<br><small>%</small>")] if has_tasks else []
+    head: list[object] = ["run", *fields, "student", "kept", "kept tokens", loss, "less its baseline", *accuracy]
     rows: list[list[object]] = []
-    for result in results:
+    for number, result in enumerate(results, 1):
+        # Beside the page's own folder, so that the link holds wherever the storage root is looked at.
+        report = fill('<a href="../{}/report.html">{}</a>', quote(result.run_name), number) if result.is_finished else number
         for student in result.students or (SweptStudent(name="–"),):
             difference = student.difference
             rows.append(
                 [
+                    report,
                     *result.values.values(),
                     student.name,
                     MISSING if result.num_selected is None else format_share(result.num_selected, result.num_candidates or 1),
                     MISSING if result.num_selected_tokens is None else format_count(result.num_selected_tokens),
                     format_nats(None if student.loss is None else student.loss.nats_per_token),
                     MISSING if difference is None else _with_error(*_in_nats(student)),
-                    MISSING if student.average_accuracy is None else f"{100 * student.average_accuracy:.1f}",
+                    *([_describe_accuracy(student)] if has_tasks else []),
                 ]
             )
     return head, rows
+
+
+def _describe_accuracy(student: SweptStudent) -> str:
+    return MISSING if student.average_accuracy is None else f"{100 * student.average_accuracy:.1f}"
 
 
 def _in_nats(student: SweptStudent) -> tuple[float, float | None, str]:
@@ -84,10 +99,14 @@ def _plot(results: Sequence[SweptResult]) -> dict[str, object] | None:
     margin = 0.08 * (high - low or 1.0)
     bounds = (-0.5, len(results) - 0.5, low - margin, high + margin)
     labels = [", ".join(result.values.values()) for result in results]
+    is_numbered = sum(map(len, labels)) > _MOST_LABEL_CHARS
+    if is_numbered:
+        labels = [str(number) for number in range(1, len(results) + 1)]
     return {
         "svg": draw_differences(lines, bounds, "held-out loss of each run's students less that of its baseline"),
         "x_ticks": place_ticks([(float(place), label) for place, label in enumerate(labels)], *bounds[:2]),
         "y_ticks": place_ticks(choose_ticks(*bounds[2:]), *bounds[2:]),
         "students": [fill("{} {}", swatch(f"--s{index % 6}"), name) for index, name in enumerate(lines)],
         "unit": units.pop(),
+        "is_numbered": is_numbered,
     }

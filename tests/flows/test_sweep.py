@@ -38,3 +38,5 @@ def test_a_sweep_redoes_nothing_and_goes_on_after_a_run_that_fails(finished_run,
     assert student.loss == trained.evaluation.overall
     page = Path(tmp_path / "data" / "runs" / "tiny" / "sweep.html").read_text()
     assert "1 of 2 runs are finished, over selection.ratio" in page
+    assert page.count("../tiny-ratio-0.5/report.html") == 1
+    assert "../tiny-ratio-0.0001/report.html" not in page
