@@ -108,7 +108,7 @@ def test_a_selection_has_its_copies_and_evaluation_texts_beside_it(made: Made) -
     assert (source.name, source.num_items, source.num_found, source.num_found_kept) == ("evaluation.sources", 3, 2, 2)
     assert {text.document_id for text in summary.contamination.texts} == {20, 21}
     assert {text.num_words for text in summary.contamination.texts} == {20}
-    page = render_overlap(summary)
+    page = render_overlap(summary, {})
     assert "Read once more" in page
     assert "evaluation.sources" in page
 
@@ -174,7 +174,7 @@ def test_a_task_that_cannot_be_loaded_is_told_and_not_tried_again(made: Made, mo
     assert tried == [1]
     summary = find_overlap_summary(made.storage, manifest.selection_id)
     assert summary.problem == "task quiz cannot be loaded: no hub here"
-    assert summary.problem in render_overlap(summary)
+    assert summary.problem in render_overlap(summary, {})
 
 
 def test_a_grid_over_documents_is_what_would_be_selected(made: Made) -> None:
