@@ -1,7 +1,7 @@
 """Makes the Prefect server's automations those of a folder of YAML files: creates what is missing, updates what differs.
 
-An automation is found by its name, so a second call changes nothing. One that somebody paused stays paused, and automations
-that no file names are left alone.
+An automation is found by its name, so a second call changes none. One that somebody paused stays paused, and automations
+that no file names are left alone. Waits for runs that are not over begin anew each time, as the server may have lost them (`renew_waits`).
 """
 
 from __future__ import annotations

@@ -256,6 +256,9 @@ def test_a_crashed_parent_is_scheduled_again_twice_and_then_left(client, world, 
     ((name, outcome),) = script.apply_folder(client, tmp_path, BLOCK)
     assert name == "miniplm: crashed run"
     assert re.fullmatch(r"updated; \d of its waits begin anew", outcome)
+    # As each `up` of a fleet does: a server that was stopped may have forgotten that it waits.
+    ((_, again),) = script.apply_folder(client, tmp_path, BLOCK)
+    assert re.fullmatch(r"unchanged; \d of its waits begin anew", again)
     for run, count in ((once, 1), (twice, 2)):
         wait_for(lambda run=run: state_of(client, run.id) == "SCHEDULED", 40)
         assert client.read_flow_run(run.id).run_count == count
