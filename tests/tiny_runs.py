@@ -12,47 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-EOS = "<|endoftext|>"
+from scripts.demo_corpus import train_tokenizer
+from tests.miniplm.made_models import make_llama, save_model
+
 DOMAINS = ("news", "code", "verse", "letters")
 
-_WORDS = [
-    "the",
-    "of",
-    "and",
-    "to",
-    "in",
-    "that",
-    "is",
-    "was",
-    "he",
-    "for",
-    "it",
-    "with",
-    "as",
-    "his",
-    "on",
-    "be",
-    "at",
-    "by",
-    "had",
-    "not",
-    "are",
-    "but",
-    "from",
-    "or",
-    "have",
-    "an",
-    "they",
-    "which",
-    "one",
-    "you",
-    "were",
-]
+_WORDS = "the of and to in that is was he for it with as his on be at by had not are but from or have an they which one you were"
 
 
 def make_documents(num: int = 240, seed: int = 0) -> list[dict[str, Any]]:
@@ -64,7 +32,7 @@ def make_documents(num: int = 240, seed: int = 0) -> list[dict[str, Any]]:
     documents = []
     for index in range(num):
         domain = DOMAINS[index % len(DOMAINS)]
-        words = rng.choices(_WORDS + own[domain], k=rng.randint(20, 120))
+        words = rng.choices(_WORDS.split() + own[domain], k=rng.randint(20, 120))
         sentences = [" ".join(words[start : start + 9]) + rng.choice([".", ".", "?", "\n"]) for start in range(0, len(words), 9)]
         documents.append({"text": " ".join(sentences), "meta": {"domain": domain}})
     return documents
@@ -78,33 +46,13 @@ def write_jsonl(path: Path, documents: list[dict[str, Any]]) -> Path:
 
 def make_tokenizer(folder: Path, documents: list[dict[str, Any]], vocab_size: int = 400) -> PreTrainedTokenizerFast:
     """A byte-level BPE trained on the documents, saved in a folder."""
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[EOS], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    backend.train_from_iterator([document["text"] for document in documents], trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=EOS)
-    tokenizer.save_pretrained(str(folder))
-    return tokenizer
+    train_tokenizer([document["text"] for document in documents], folder, vocab_size)
+    return PreTrainedTokenizerFast.from_pretrained(str(folder))
 
 
 def make_teacher(folder: Path, vocab_size: int, seed: int = 0, num_layers: int = 2) -> Path:
     """A random model, saved in a folder beside what is there."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=num_layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.3,
-    )
-    LlamaForCausalLM(config).save_pretrained(str(folder))
-    return folder
+    return save_model(make_llama(seed, vocab_size, 256, num_layers, initializer_range=0.3), folder)
 
 
 def make_tiny_run(folder: Path, name: str = "tiny", sequences_per_shard: int = 64, **changes: Any) -> Path:

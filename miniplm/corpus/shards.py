@@ -10,8 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from miniplm import layout
 from miniplm.corpus.packing import PackedSequence
-from miniplm.records.manifests import DomainCounts
+from miniplm.records.manifests import DomainCounts, ShardEntry, Split
+from miniplm.storage.root import Storage
+from miniplm.storage.tables import publish_table
 
 # Fixed, so that the same sequences give the same bytes.
 ROW_GROUP_SEQUENCES = 4096
@@ -29,6 +32,31 @@ def make_schema(vocab_size: int) -> pa.Schema:
             pa.field("num_tokens", pa.int32(), nullable=False),
             pa.field("token_ids", pa.list_(token_type), nullable=False),
         ]
+    )
+
+
+def publish_shard(
+    storage: Storage,
+    corpus_id: str,
+    split: Split,
+    shard_index: int,
+    first_sequence_id: int,
+    table: pa.Table,
+    row_group_size: int = ROW_GROUP_SEQUENCES,
+) -> ShardEntry:
+    """Publishes a table of sequences as a shard, of which `first_sequence_id` is the first."""
+    relative = layout.corpus_shard(corpus_id, split, shard_index)
+    options: dict[str, Any] = {"compression": "zstd", "use_dictionary": ["domain"], "row_group_size": row_group_size}
+    digest, num_bytes = publish_table(storage, relative, table, **options)
+    return ShardEntry(
+        corpus_id=corpus_id,
+        split=split,
+        shard_index=shard_index,
+        digest=digest,
+        num_bytes=num_bytes,
+        num_sequences=len(table),
+        num_tokens=int(table["num_tokens"].to_numpy().sum()),
+        first_sequence_id=first_sequence_id,
     )
 
 

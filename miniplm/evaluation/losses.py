@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from miniplm import layout
-from miniplm.storage.root import Storage, digest_file, digest_stream
+from miniplm.storage.root import Storage, digest_stream
+from miniplm.storage.tables import publish_table
 
 _SCHEMA = pa.schema(
     [
@@ -106,9 +107,8 @@ def write_losses(storage: Storage, training_id: str, losses: SequenceLosses, els
         pa.array(losses.num_scored_tokens.astype(np.int32)),
         pa.array(losses.nll_sum, pa.float64()),
     ]
-    with storage.publish(layout.heldout_losses(training_id, elsewhere)) as path:
-        pq.write_table(pa.Table.from_arrays(columns, schema=_SCHEMA), path, compression="zstd")
-        return digest_file(path)
+    table = pa.Table.from_arrays(columns, schema=_SCHEMA)
+    return publish_table(storage, layout.heldout_losses(training_id, elsewhere), table, compression="zstd")[0]
 
 
 def find_losses(storage: Storage, training_id: str, digest: str | None, elsewhere: str | None = None) -> SequenceLosses | None:

@@ -29,7 +29,8 @@ from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.records.manifests import CorpusManifest, ShardEntry
 from miniplm.records.overlap import ContaminationManifest, ContaminationShard, ContaminationSource, OpenDocument
 from miniplm.records.stored import find_record
-from miniplm.storage.root import Storage, digest_content, digest_file
+from miniplm.storage.root import Storage, digest_content
+from miniplm.storage.tables import publish_table, read_table
 from miniplm.tokenizers.tokenizer import CorpusTokenizer
 
 _VERSION = 3
@@ -88,8 +89,7 @@ def provide_contamination(
     storage.delete_temporary_files(layout.contamination_folder(corpus.corpus_id, contamination_id), older_than_seconds=3600.0)
     started = time.monotonic()
     index, told, items = _read_sources(sources)
-    with storage.publish(layout.contamination_items(corpus.corpus_id, contamination_id)) as path:
-        pq.write_table(items, path, compression="zstd")
+    publish_table(storage, layout.contamination_items(corpus.corpus_id, contamination_id), items, compression="zstd")
     shards = corpus.split_shards("candidate")
     tokenizer = load_corpus_tokenizer(storage, corpus.corpus_id, trust_remote_code, only_decodes=True)
     entries: list[ContaminationShard] = []
@@ -113,13 +113,7 @@ def provide_contamination(
 def read_matches(storage: Storage, manifest: ContaminationManifest, entry: ContaminationShard) -> pa.Table:
     """The rows of `MATCHES_SCHEMA` of a shard. Raises `CorpusError` where they are missing or damaged."""
     path = layout.contamination_shard(manifest.corpus_id, manifest.contamination_id, entry.shard_index)
-    try:
-        content, is_whole = storage.read_checked(path, entry.digest)
-    except FileNotFoundError:
-        content, is_whole = b"", False
-    if not is_whole:
-        raise CorpusError(f"{storage.url(path)} is missing or damaged; delete it and run again: the shard is looked through anew")
-    return pq.read_table(pa.BufferReader(content))
+    return read_table(storage, path, entry.digest, "the shard is looked through anew")
 
 
 def read_items(storage: Storage, manifest: ContaminationManifest) -> pa.Table:
@@ -174,9 +168,8 @@ def _look_through(
     found = sorted(_find_matches(documents, index, tokenizer, before))
     columns = list(zip(*found, strict=True)) if found else [()] * len(MATCHES_SCHEMA)
     table = pa.table(dict(zip(MATCHES_SCHEMA.names, columns, strict=True)), schema=MATCHES_SCHEMA)
-    with storage.publish(layout.contamination_shard(corpus.corpus_id, contamination_id, shard.shard_index)) as path:
-        pq.write_table(table, path, compression="zstd")
-        digest = digest_file(path)
+    file = layout.contamination_shard(corpus.corpus_id, contamination_id, shard.shard_index)
+    digest, _ = publish_table(storage, file, table, compression="zstd")
     entry = ContaminationShard(
         shard_index=shard.shard_index,
         shard_digest=shard.digest,

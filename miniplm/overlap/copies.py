@@ -22,7 +22,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from miniplm import layout
-from miniplm.errors import CorpusError
 from miniplm.overlap.fingerprints import FINGERPRINT_VERSION, SCHEMA, digest_tokens, find_fingerprints, provide_fingerprints
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.records.manifests import CorpusManifest
@@ -32,6 +31,7 @@ from miniplm.selection.connection import connect, count_threads
 from miniplm.selection.join import run_in_order
 from miniplm.selection.minhash import NUM_PERMUTATIONS, are_alike, sign
 from miniplm.storage.root import Storage, digest_content, digest_file
+from miniplm.storage.tables import read_table
 
 # Raised whenever other documents would be copies; the version of their fingerprints is a part of it.
 COPIES_VERSION = f"1-{FINGERPRINT_VERSION}"
@@ -107,14 +107,7 @@ def provide_copies(storage: Storage, corpus: CorpusManifest, on_progress: Progre
 
 def read_copies(storage: Storage, manifest: CopiesManifest) -> pa.Table:
     """The rows of `COPIES_SCHEMA`. Raises `CorpusError` where they are missing or damaged."""
-    path = layout.corpus_copies(manifest.corpus_id)
-    try:
-        content, is_whole = storage.read_checked(path, manifest.digest)
-    except FileNotFoundError:
-        content, is_whole = b"", False
-    if not is_whole:
-        raise CorpusError(f"{storage.url(path)} is missing or damaged; delete it and run again: copies are looked for anew")
-    return pq.read_table(pa.BufferReader(content))
+    return read_table(storage, layout.corpus_copies(manifest.corpus_id), manifest.digest, "copies are looked for anew")
 
 
 class _Documents:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from miniplm import layout
@@ -20,7 +19,8 @@ from miniplm.records.manifests import CorpusManifest, ShardEntry
 from miniplm.records.overlap import FingerprintEntry
 from miniplm.records.stored import find_record
 from miniplm.selection.minhash import NUM_PERMUTATIONS, SIGNATURE_VERSION, sign
-from miniplm.storage.root import Storage, digest_file
+from miniplm.storage.root import Storage
+from miniplm.storage.tables import publish_table
 
 # Raised whenever the same tokens would get another fingerprint; the version of the signatures is looked at too.
 FINGERPRINT_VERSION = f"1-{SIGNATURE_VERSION}"
@@ -54,15 +54,15 @@ def provide_fingerprints(storage: Storage, corpus: CorpusManifest, shard: ShardE
     if found is not None:
         return found
     documents = read_documents(storage, corpus, shard)
-    with storage.publish(layout.fingerprint_shard(shard.corpus_id, shard.shard_index)) as path:
-        pq.write_table(_make_table(documents), path, compression="zstd")
-        entry = FingerprintEntry(
-            version=FINGERPRINT_VERSION,
-            shard_digest=shard.digest,
-            digest=digest_file(path),
-            num_bytes=path.stat().st_size,
-            num_documents=len(documents.document_ids),
-        )
+    file = layout.fingerprint_shard(shard.corpus_id, shard.shard_index)
+    digest, num_bytes = publish_table(storage, file, _make_table(documents), compression="zstd")
+    entry = FingerprintEntry(
+        version=FINGERPRINT_VERSION,
+        shard_digest=shard.digest,
+        digest=digest,
+        num_bytes=num_bytes,
+        num_documents=len(documents.document_ids),
+    )
     storage.write_json(layout.fingerprint_manifest(shard.corpus_id, shard.shard_index), entry.as_json())
     return entry
 

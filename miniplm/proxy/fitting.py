@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import scipy.sparse as sp
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
@@ -31,6 +30,7 @@ from miniplm.records.proxies import ProxyManifest
 from miniplm.scoring.shards import parse_scores, read_scores
 from miniplm.storage.locks import exclusive
 from miniplm.storage.root import Storage, digest_file
+from miniplm.storage.tables import publish_table
 from miniplm.versions import list_versions
 
 # What is fitted at once, so that memory stays bounded: n-grams take 12 bytes each, two a token at most; of states a few thousand sequences tell
@@ -94,6 +94,8 @@ def fit_proxy(
         scale = Scale.of(columns)
         folds = (hash_ids(scored.sequence_ids[rows], config.seed + 1) * NUM_FOLDS).astype(np.int8)
         fitted = fit_ridge(join_columns(ngrams, scale.apply(columns)), reference_nll - teacher_nll, folds)
+        measured = [scored.sequence_ids[rows], domains, counts, teacher_nll, reference_nll, reference_nll - fitted.held_out]
+        measurement = pa.Table.from_arrays([pa.array(column) for column in measured], schema=MEASUREMENT_SCHEMA)
         storage.delete(layout.proxy_manifest(proxy_id))
         manifest = ProxyManifest(
             proxy_id=proxy_id,
@@ -110,11 +112,7 @@ def fit_proxy(
             num_features=len(fitted.weights),
             penalty=fitted.penalty,
             weights_digest=_publish_weights(storage, proxy_id, fitted, scale),
-            measurement_digest=_publish_measurement(
-                storage,
-                proxy_id,
-                [scored.sequence_ids[rows], domains, counts, teacher_nll, reference_nll, reference_nll - fitted.held_out],
-            ),
+            measurement_digest=publish_table(storage, layout.proxy_measurement(proxy_id), measurement)[0],
             seconds=time.perf_counter() - started,
             device=device,
             versions=list_versions(),
@@ -215,10 +213,4 @@ def _publish_weights(storage: Storage, proxy_id: str, fitted: Ridge, scale: Scal
     }
     with storage.publish(layout.proxy_weights(proxy_id)) as path:
         save_file(arrays, path)
-        return digest_file(path)
-
-
-def _publish_measurement(storage: Storage, proxy_id: str, columns: list[Any]) -> str:
-    with storage.publish(layout.proxy_measurement(proxy_id)) as path:
-        pq.write_table(pa.Table.from_arrays([pa.array(column) for column in columns], schema=MEASUREMENT_SCHEMA), path)
         return digest_file(path)

@@ -15,19 +15,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from miniplm import layout
 from miniplm.config.proxy import ProxyConfig
 from miniplm.corpus.reader import find_corpus, load_corpus, read_shard
-from miniplm.corpus.shards import ROW_GROUP_SEQUENCES, make_schema
+from miniplm.corpus.shards import make_schema, publish_shard
 from miniplm.errors import ProxyError
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.records.manifests import CorpusManifest, DomainCounts, ShardEntry
 from miniplm.records.stored import find_record
 from miniplm.storage.locks import exclusive
-from miniplm.storage.root import Storage, digest_content, digest_file
+from miniplm.storage.root import Storage, digest_content
 from miniplm.versions import list_versions
 
 # Raised when a change of the code draws other sequences.
@@ -200,19 +199,8 @@ def _draw_group(
     table = pa.concat_tables(_read_labelled(storage, group, config)).unify_dictionaries().combine_chunks()
     ids = pa.array(np.arange(first_id, first_id + len(table), dtype=np.int64))
     table = table.set_column(0, pa.field("sequence_id", pa.int64(), nullable=False), ids)
-    schema = make_schema(corpus.tokenizer.vocab_size)
-    with storage.publish(layout.corpus_shard(labels_id, "candidate", shard_index)) as path:
-        pq.write_table(table.cast(schema), path, compression="zstd", use_dictionary=["domain"], row_group_size=ROW_GROUP_SEQUENCES)
-        entry = ShardEntry(
-            corpus_id=labels_id,
-            split="candidate",
-            shard_index=shard_index,
-            digest=digest_file(path),
-            num_bytes=path.stat().st_size,
-            num_sequences=len(table),
-            num_tokens=int(table["num_tokens"].to_numpy().sum()),
-            first_sequence_id=first_id,
-        )
+    table = table.cast(make_schema(corpus.tokenizer.vocab_size))
+    entry = publish_shard(storage, labels_id, "candidate", shard_index, first_id, table)
     storage.write_json(layout.label_shard_entry(labels_id, number), entry.as_json())
     return entry
 

@@ -17,7 +17,8 @@ from miniplm import layout
 from miniplm.errors import ScoreError
 from miniplm.records.manifests import CorpusManifest, DocumentScoresEntry, ScoreShardManifest, ShardEntry
 from miniplm.records.stored import ShardState
-from miniplm.storage.root import Storage, digest_file, digest_stream
+from miniplm.storage.root import Storage, digest_stream
+from miniplm.storage.tables import publish_table
 
 if TYPE_CHECKING:
     from miniplm.scoring.engine import SequenceScores
@@ -61,15 +62,11 @@ def publish_document_scores(
         ],
         schema=DOCUMENT_SCHEMA,
     )
-    with storage.publish(layout.document_scores(shard.corpus_id, model_id, shard.shard_index)) as path:
-        # Ids repeat and grow slowly: half the size for no time.
-        pq.write_table(scored, path, compression="zstd")
-        return DocumentScoresEntry(
-            digest=digest_file(path),
-            num_bytes=path.stat().st_size,
-            num_rows=scored.num_rows,
-            num_unattributed=int(is_unattributed.sum()),
-        )
+    # Ids repeat and grow slowly: compressed, half the size for no time.
+    file = layout.document_scores(shard.corpus_id, model_id, shard.shard_index)
+    digest, num_bytes = publish_table(storage, file, scored, compression="zstd")
+    num_unattributed = int(is_unattributed.sum())
+    return DocumentScoresEntry(digest=digest, num_bytes=num_bytes, num_rows=scored.num_rows, num_unattributed=num_unattributed)
 
 
 def find_document_scores(storage: Storage, shard: ShardEntry, manifest: ScoreShardManifest) -> pa.Table | None:

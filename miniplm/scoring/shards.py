@@ -17,7 +17,8 @@ from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.records.manifests import CorpusManifest, DocumentScoresEntry, ModelEntry, ScoreShardManifest, ShardEntry
 from miniplm.records.stored import ShardState, check_all, read_record
 from miniplm.scoring.documents import publish_document_scores
-from miniplm.storage.root import Storage, digest_file
+from miniplm.storage.root import Storage
+from miniplm.storage.tables import publish_table
 from miniplm.versions import list_versions
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class SomeScores(Protocol):
 
 AnyScores = TypeVar("AnyScores", bound=SomeScores)
 SCORE_SCHEMA = pa.schema([("sequence_id", pa.int64()), ("num_scored_tokens", pa.int32()), ("nll_sum", pa.float64())])
+# Not compressed: some 20 bytes a sequence, most of which are float64 sums, in which nothing repeats.
+_PLAIN = {"compression": "none", "use_dictionary": False}
 
 
 def score_shard(
@@ -115,7 +118,7 @@ def publish_shard(
     aside = layout.non_finite_scores(shard.corpus_id, entry.model_id, shard.shard_index)
     broken = sequence_ids[~np.isfinite(scores.nll_sum)]
     if len(broken):
-        _publish_scores(storage, aside, scored)
+        publish_table(storage, aside, scored, **_PLAIN)
         raise ScoreError(
             f"{name}: {len(broken)} of {len(sequence_ids)} sequences have a non-finite NLL under model {entry.model_id} "
             f"(sequence ids {list_offenders(broken)}); the shard's scores were set aside at {storage.url(aside)} and are not used. "
@@ -123,7 +126,9 @@ def publish_shard(
         )
     # A manifest that spoke of an older file must be gone before a new file stands in its place.
     storage.delete(layout.score_shard_manifest(shard.corpus_id, entry.model_id, shard.shard_index))
-    digest, num_bytes = _publish_scores(storage, layout.score_shard(shard.corpus_id, entry.model_id, shard.shard_index), scored)
+    digest, num_bytes = publish_table(
+        storage, layout.score_shard(shard.corpus_id, entry.model_id, shard.shard_index), scored, **_PLAIN
+    )
     documents = None if publish_documents is None else publish_documents(storage, shard, entry.model_id, table, scores)
     manifest = ScoreShardManifest(
         corpus_id=shard.corpus_id,
@@ -153,14 +158,6 @@ def publish_shard(
     if storage.exists(aside):
         storage.delete(aside)
     return manifest
-
-
-def _publish_scores(storage: Storage, relative: str, scored: pa.Table) -> tuple[str, int]:
-    """Digest and size of the file that was published; `scored` has the columns of `SCORE_SCHEMA`."""
-    with storage.publish(relative) as path:
-        # Not compressed: some 20 bytes a sequence, most of which are float64 sums, in which nothing repeats.
-        pq.write_table(scored, path, compression="none", use_dictionary=False)
-        return digest_file(path), path.stat().st_size
 
 
 def check_score_shard(storage: Storage, shard: ShardEntry, model_id: str) -> ShardScoreState:

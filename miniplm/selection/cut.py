@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from miniplm import layout
 from miniplm.progress import Progress, ProgressCallback
 from miniplm.records.manifests import CorpusManifest, ShardEntry
 from miniplm.records.selections import SelectionShardEntry
@@ -19,9 +17,10 @@ from miniplm.selection.budgets import Pool
 from miniplm.selection.candidates import Floats, Integers
 from miniplm.selection.connection import count_threads
 from miniplm.selection.join import run_in_order
+from miniplm.selection.kept import publish_kept
 from miniplm.selection.prefixes import RankedRows
 from miniplm.selection.survey import Survey
-from miniplm.storage.root import Storage, digest_stream
+from miniplm.storage.root import Storage
 
 # At a time: a thread waits until its file is on the disk, a hundredth of a second and more on a busy one.
 _MOST_WRITES = 8
@@ -141,41 +140,11 @@ def publish_shards(
 
     def publish(item: tuple[ShardEntry, pa.Table, Integers]) -> SelectionShardEntry:
         shard, table, num_tokens = item
-        digest, num_bytes = publish_table(storage, layout.selection_shard(selection_id, shard.shard_index), table)
-        return SelectionShardEntry(
-            shard_index=shard.shard_index,
-            corpus_id=shard.corpus_id,
-            digest=digest,
-            num_bytes=num_bytes,
-            num_sequences=table.num_rows,
-            num_tokens=int(num_tokens.sum()),
-            **count_uses(table, num_tokens),
-        )
+        return publish_kept(storage, selection_id, shard, table, table, num_tokens)
 
     for done, entry in enumerate(run_in_order(publish, cut_shards(), max(_MOST_WRITES, count_threads(storage))), start=1):
         yield entry
         on_progress(Progress("select", done, len(shards), "shards"))
-
-
-def publish_table(storage: Storage, relative: str, table: pa.Table) -> tuple[str, int]:
-    """Digest and size of the file of a selection that was published.
-
-    More than half of what it costs is the dictionary that PyArrow tries for each column, of which no column of distinct numbers needs one;
-    without it selections would have other bytes than they have had so far.
-    """
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    content = sink.getvalue()
-    storage.write_bytes(relative, content)
-    return digest_stream(pa.BufferReader(content)), content.size
-
-
-def count_uses(table: pa.Table, num_tokens: Integers) -> dict[str, int]:
-    """What an entry tells of kept rows of `num_tokens` (num_kept,) that are used more than once; nothing where none is."""
-    if "repetitions" not in table.schema.names:
-        return {}
-    uses = table["repetitions"].to_numpy().astype(np.int64)
-    return {"num_uses": int(uses.sum()), "num_used_tokens": int((uses * num_tokens).sum())}
 
 
 def _make_table(columns: dict[str, NDArray[Any]]) -> pa.Table:

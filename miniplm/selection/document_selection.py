@@ -16,16 +16,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from miniplm import layout
 from miniplm.config.selection import SelectionConfig
 from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.records.manifests import CorpusManifest, ShardEntry
 from miniplm.records.selections import SelectionShardEntry
 from miniplm.selection.candidates import Floats, Integers
-from miniplm.selection.cut import STEERED_COLUMNS, Cut, KeptDomains, count_uses, publish_table
+from miniplm.selection.cut import STEERED_COLUMNS, Cut, KeptDomains
 from miniplm.selection.documents import document_scores, rank_documents
 from miniplm.selection.exclusions import ExcludedIds
 from miniplm.selection.expressions import Expressions
+from miniplm.selection.kept import publish_kept
 from miniplm.selection.keys import RankingKeys, make_keys
 from miniplm.selection.order_statistics import GroupedRuns, ScratchFile
 from miniplm.selection.prefixes import RankedRows
@@ -194,16 +194,8 @@ def publish_documents(
     for done, shard in enumerate(shards, start=1):
         table = kept.take(shard)
         begins = table["first_sequence_id"].to_numpy() >= shard.first_sequence_id
-        digest, num_bytes = publish_table(storage, layout.selection_shard(selection_id, shard.shard_index), table)
-        yield SelectionShardEntry(
-            shard_index=shard.shard_index,
-            corpus_id=shard.corpus_id,
-            digest=digest,
-            num_bytes=num_bytes,
-            num_sequences=int(begins.sum()),
-            num_tokens=int(table["num_tokens"].to_numpy()[begins].sum()),
-            **count_uses(table.filter(pa.array(begins)), table["num_tokens"].to_numpy()[begins]),
-        )
+        num_tokens = table["num_tokens"].to_numpy()[begins]
+        yield publish_kept(storage, selection_id, shard, table, table.filter(pa.array(begins)), num_tokens)
         on_progress(Progress("select", done, len(shards), "shards"))
 
 

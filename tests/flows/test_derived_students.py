@@ -19,8 +19,9 @@ from miniplm.run.checks import check_inputs
 from miniplm.run.resolution import resolve
 from miniplm.run.status import check_run
 from miniplm.storage.root import Storage
+from scripts.demo_corpus import EOS
 from tests.command_line import run_miniplm
-from tests.tiny_runs import EOS, FinishedRun, make_documents, make_tokenizer
+from tests.tiny_runs import FinishedRun, make_documents, make_tokenizer
 
 TRAINING = {"steps": 4, "batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 1, "checkpoint_every_steps": 2}
 

@@ -9,8 +9,9 @@ from rich.console import Console
 
 from flows.cli.tables import print_selection, print_taken
 from miniplm.records.manifests import CorpusManifest, LeftOut, SourceEntry, TokenizerEntry
-from miniplm.records.selections import PoolSelection, SelectionManifest, SelectionShardEntry
+from miniplm.records.selections import PoolSelection, SelectionManifest
 from miniplm.storage.root import Storage
+from tests.miniplm.made_corpora import describe_selection
 
 
 @pytest.fixture
@@ -58,23 +59,17 @@ def test_how_a_budget_was_met_is_told() -> None:
             threshold=threshold,
         )
 
-    selection = SelectionManifest(
-        selection_id="s",
-        corpus_id="c",
-        teacher_id="t",
-        reference_id="r",
+    selection = describe_selection(
+        "s",
+        "c",
         ratio=None,
-        score="mean",
         rule={"tokens": 1000, "mix": {"a": 0.2, "b": {"at_least": 0.1}}},
         num_candidates=100,
         num_selected=10,
         num_selected_tokens=990,
-        num_negative=0,
         left_out={"where": 7},
         threshold=None,
-        domains={},
         pools=(pool("a", 195, 0.5), pool("b", 795, -0.25)),
-        shards=(SelectionShardEntry(shard_index=0, corpus_id="c", digest="", num_bytes=1, num_sequences=10, num_tokens=990),),
     )
 
     def tell(selection: SelectionManifest) -> list[str]:

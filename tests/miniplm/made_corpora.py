@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from miniplm import layout
+from miniplm.corpus.shards import publish_shard
 from miniplm.records.manifests import CorpusManifest, DomainCounts, ScoreShardManifest, ShardEntry, TokenizerEntry
+from miniplm.records.selections import SelectionManifest, SelectionShardEntry
 from miniplm.scoring.shards import SCORE_SCHEMA
-from miniplm.storage.root import Storage, digest_file
+from miniplm.storage.root import Storage
+from miniplm.storage.tables import publish_table
 
 
 def make_corpus(
@@ -44,21 +47,7 @@ def make_corpus(
                     "token_ids": pa.array([list(map(int, sequence)) for sequence in sequences], pa.list_(pa.uint16())),
                 }
             )
-            with storage.publish(layout.corpus_shard(corpus_id, split, index)) as path:
-                pq.write_table(table, path)
-                digest, num_bytes = digest_file(path), path.stat().st_size
-            entries.append(
-                ShardEntry(
-                    corpus_id=corpus_id,
-                    split=split,
-                    shard_index=index,
-                    digest=digest,
-                    num_bytes=num_bytes,
-                    num_sequences=len(sequences),
-                    num_tokens=sum(map(len, sequences)),
-                    first_sequence_id=next_id,
-                )
-            )
+            entries.append(publish_shard(storage, corpus_id, split, index, next_id, table))
             for name, sequence in zip(names, sequences, strict=True):
                 old = counts[split].get(name, DomainCounts())
                 counts[split][name] = DomainCounts(
@@ -92,6 +81,7 @@ def write_scores(
     nll_sum: Sequence[float],
     num_scored_tokens: Sequence[int],
     sequence_ids: Sequence[int] | None = None,
+    versions: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a score shard and a manifest that agrees with it."""
     if sequence_ids is None:
@@ -100,9 +90,7 @@ def write_scores(
         [pa.array(sequence_ids, pa.int64()), pa.array(num_scored_tokens, pa.int32()), pa.array(nll_sum, pa.float64())],
         schema=SCORE_SCHEMA,
     )
-    with storage.publish(layout.score_shard(shard.corpus_id, model_id, shard.shard_index)) as path:
-        pq.write_table(table, path)
-        digest, num_bytes = digest_file(path), path.stat().st_size
+    digest, num_bytes = publish_table(storage, layout.score_shard(shard.corpus_id, model_id, shard.shard_index), table)
     manifest = ScoreShardManifest(
         corpus_id=shard.corpus_id,
         model_id=model_id,
@@ -117,6 +105,25 @@ def write_scores(
         seconds=1.0,
         device="cpu",
         dtype="float32",
-        versions={},
+        versions=dict(versions or {}),
     )
     storage.write_json(layout.score_shard_manifest(shard.corpus_id, model_id, shard.shard_index), manifest.as_json())
+
+
+def describe_selection(
+    selection_id: str, corpus_id: str, shards: Sequence[SelectionShardEntry] = (), **facts: Any
+) -> SelectionManifest:
+    """The manifest of a selection of which these shards were published, with these `facts`."""
+    content: dict[str, Any] = {
+        "teacher_id": "t",
+        "reference_id": "r",
+        "ratio": 0.5,
+        "score": "mean",
+        "num_candidates": 20,
+        "num_selected": sum(shard.num_sequences for shard in shards),
+        "num_selected_tokens": sum(shard.num_tokens for shard in shards),
+        "num_negative": 0,
+        "threshold": 0.0,
+        "domains": {},
+    }
+    return SelectionManifest(selection_id=selection_id, corpus_id=corpus_id, shards=tuple(shards), **content | facts)

@@ -18,7 +18,9 @@ from transformers import (
 VOCAB_SIZE = 100
 
 
-def make_llama(seed: int = 0, vocab_size: int = VOCAB_SIZE, max_positions: int = 128, num_layers: int = 2) -> PreTrainedModel:
+def make_llama(
+    seed: int = 0, vocab_size: int = VOCAB_SIZE, max_positions: int = 128, num_layers: int = 2, initializer_range: float = 0.4
+) -> PreTrainedModel:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab_size,
@@ -28,7 +30,7 @@ def make_llama(seed: int = 0, vocab_size: int = VOCAB_SIZE, max_positions: int =
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=max_positions,
-        initializer_range=0.4,
+        initializer_range=initializer_range,
     )
     return LlamaForCausalLM(config).eval()
 

@@ -8,18 +8,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from miniplm import layout
 from miniplm.config.run import TrainingConfig
+from miniplm.corpus.reader import read_shard
 from miniplm.records.manifests import CorpusManifest
-from miniplm.records.selections import SelectionManifest, SelectionShardEntry
-from miniplm.storage.root import Storage, digest_file
+from miniplm.records.selections import SelectionManifest
+from miniplm.selection.kept import publish_kept
+from miniplm.storage.root import Storage
 from miniplm.tokenizers.tokenizer import load_tokenizer
 from miniplm.training.recipe import TrainingPlan, plan_training
-from tests.miniplm.made_corpora import make_corpus
+from tests.miniplm.made_corpora import describe_selection, make_corpus
 
 VOCAB_SIZE = 64
 EOS = 0
@@ -72,40 +73,12 @@ def make_selection(
 ) -> SelectionManifest:
     """A selection of these rows of each candidate shard."""
     entries = []
-    num_tokens = 0
     for shard, chosen in zip(corpus.split_shards("candidate"), rows, strict=True):
-        table = pq.read_table(storage.path(layout.corpus_shard(corpus.corpus_id, "candidate", shard.shard_index)))
-        taken = table.take(pa.array(chosen, pa.int64()))
-        tokens = sum(taken["num_tokens"].to_pylist())
-        with storage.publish(layout.selection_shard(selection_id, shard.shard_index)) as path:
-            pq.write_table(taken.select(["sequence_id"]), path)
-            digest, num_bytes = digest_file(path), path.stat().st_size
-        entries.append(
-            SelectionShardEntry(
-                shard_index=shard.shard_index,
-                corpus_id=corpus.corpus_id,
-                digest=digest,
-                num_bytes=num_bytes,
-                num_sequences=len(chosen),
-                num_tokens=tokens,
-            )
-        )
-        num_tokens += tokens
-    return SelectionManifest(
-        selection_id=selection_id,
-        corpus_id=corpus.corpus_id,
-        teacher_id="t",
-        reference_id="r",
-        ratio=0.5,
-        score="mean",
-        num_candidates=corpus.split_counts("candidate").num_sequences,
-        num_selected=sum(map(len, rows)),
-        num_selected_tokens=num_tokens,
-        num_negative=0,
-        threshold=0.0,
-        domains={},
-        shards=tuple(entries),
-    )
+        taken = read_shard(storage, shard, ["sequence_id", "num_tokens"]).take(pa.array(chosen, pa.int64()))
+        kept = taken.select(["sequence_id"])
+        entries.append(publish_kept(storage, selection_id, shard, kept, kept, taken["num_tokens"].to_numpy()))
+    num_candidates = corpus.split_counts("candidate").num_sequences
+    return describe_selection(selection_id, corpus.corpus_id, entries, num_candidates=num_candidates)
 
 
 def make_plan(

@@ -15,18 +15,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from miniplm import layout
 from miniplm.config.run import SelectionConfig
+from miniplm.corpus.shards import publish_shard
 from miniplm.records.manifests import (
     CorpusManifest,
     DomainCounts,
     DomainLoss,
     Evaluation,
     ModelEntry,
-    ScoreShardManifest,
     ShardEntry,
     SourceEntry,
     TokenizerEntry,
@@ -34,10 +33,11 @@ from miniplm.records.manifests import (
 from miniplm.records.run import RunRecord, StageRecord, StudentRecord, save_run
 from miniplm.records.selections import SelectionManifest
 from miniplm.selection.ranking import select_sequences
-from miniplm.storage.root import Storage, digest_file
+from miniplm.storage.root import Storage
 from miniplm.tokenizers.tokenizer import vocabulary_digest
+from scripts.demo_corpus import EOS, train_tokenizer
+from tests.miniplm.made_corpora import write_scores
 
-EOS = "<|endoftext|>"
 CORPUS_ID = "corpus-1"
 TEACHER = ModelEntry(
     model_id="teacher-1",
@@ -104,19 +104,6 @@ def _licence_text() -> str:
     return "\n".join(printer._Printer__lines)
 
 
-def train_tokenizer(texts: dict[str, str], folder: Path) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=1500, special_tokens=[EOS], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    tokenizer.train_from_iterator(texts.values(), trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS)
-    fast.save_pretrained(folder)
-    return fast
-
-
 def make_run(
     root: Path,
     run_name: str = "demo",
@@ -131,7 +118,7 @@ def make_run(
     storage = Storage(str(root))
     draw = random.Random(plan.seed)
     corpus = write_corpus(storage, plan, draw)
-    write_scores(storage, corpus, nll or (lambda domain, source: _draw_nll(plan, domain, source)), draw)
+    write_both_scores(storage, corpus, nll or (lambda domain, source: _draw_nll(plan, domain, source)), draw)
     rule = {"ratio": plan.ratio, "score": plan.score, **plan.rule}
     selection = select_sequences(storage, corpus, TEACHER.model_id, REFERENCE.model_id, SelectionConfig.model_validate(rule))
     record = RunRecord(
@@ -168,7 +155,8 @@ def write_corpus(storage: Storage, plan: RunPlan, draw: random.Random) -> Corpus
     """Sequences of the three splits in shards; a tenth each is reference and heldout, dealt out evenly to the domains."""
     folder = Path(storage.path(layout.corpus_tokenizer(CORPUS_ID)))
     folder.mkdir(parents=True)
-    tokenizer = train_tokenizer(plan.texts, folder)
+    train_tokenizer(list(plan.texts.values()), folder, vocab_size=1500)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
     ids = {domain: tokenizer(text)["input_ids"] for domain, text in plan.texts.items()}
     domains = list(plan.texts)
     counts: dict[str, dict[str, DomainCounts]] = {}
@@ -227,23 +215,11 @@ def _write_shard(storage: Storage, split: str, index: int, rows: list[dict[str, 
             "token_ids": pa.array([row["token_ids"] for row in rows], pa.list_(pa.uint16())),
         }
     )
-    with storage.publish(layout.corpus_shard(CORPUS_ID, split, index)) as path:
-        # Small row groups, so that reading one of several is what the tests see.
-        pq.write_table(table, path, row_group_size=10)
-        digest, num_bytes = digest_file(path), path.stat().st_size
-    return ShardEntry(
-        corpus_id=CORPUS_ID,
-        split=split,
-        shard_index=index,
-        digest=digest,
-        num_bytes=num_bytes,
-        num_sequences=len(rows),
-        num_tokens=sum(len(row["token_ids"]) for row in rows),
-        first_sequence_id=rows[0]["sequence_id"],
-    )
+    # Small row groups, so that reading one of several is what the tests see.
+    return publish_shard(storage, CORPUS_ID, split, index, rows[0]["sequence_id"], table, row_group_size=10)
 
 
-def write_scores(
+def write_both_scores(
     storage: Storage, corpus: CorpusManifest, nll: Callable[[str, random.Random], tuple[float, float]], draw: random.Random
 ) -> None:
     for shard in corpus.split_shards("candidate"):
@@ -252,33 +228,7 @@ def write_scores(
         num_scored = [row["num_tokens"] - 1 for row in rows]
         for position, model in enumerate((TEACHER, REFERENCE)):
             sums = [pair[position] * number for pair, number in zip(pairs, num_scored, strict=True)]
-            table = pa.table(
-                {
-                    "sequence_id": pa.array([row["sequence_id"] for row in rows], pa.int64()),
-                    "num_scored_tokens": pa.array(num_scored, pa.int32()),
-                    "nll_sum": pa.array(sums, pa.float64()),
-                }
-            )
-            with storage.publish(layout.score_shard(CORPUS_ID, model.model_id, shard.shard_index)) as path:
-                pq.write_table(table, path)
-                digest, num_bytes = digest_file(path), path.stat().st_size
-            manifest = ScoreShardManifest(
-                corpus_id=CORPUS_ID,
-                model_id=model.model_id,
-                shard_index=shard.shard_index,
-                shard_digest=shard.digest,
-                digest=digest,
-                num_bytes=num_bytes,
-                num_sequences=len(rows),
-                num_tokens=shard.num_tokens,
-                num_scored_tokens=sum(num_scored),
-                nll_sum=float(sum(sums)),
-                seconds=1.0,
-                device="cpu",
-                dtype="float32",
-                versions=VERSIONS,
-            )
-            storage.write_json(layout.score_shard_manifest(CORPUS_ID, model.model_id, shard.shard_index), manifest.as_json())
+            write_scores(storage, shard, model.model_id, sums, num_scored, versions=VERSIONS)
 
 
 def _draw_nll(plan: RunPlan, domain: str, draw: random.Random) -> tuple[float, float]:

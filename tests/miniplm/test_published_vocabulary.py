@@ -35,7 +35,8 @@ from miniplm.scoring.shards import score_shard
 from miniplm.selection.ranking import select_sequences
 from miniplm.storage.root import Storage
 from miniplm.tokenizers.tokenizer import CorpusTokenizer
-from tests.tiny_runs import EOS, make_documents, make_teacher, make_tokenizer, write_jsonl
+from scripts.demo_corpus import EOS
+from tests.tiny_runs import make_documents, make_teacher, make_tokenizer, write_jsonl
 
 NUM_ROWS, EOS_ID = 151_936, 151_643
 NUM_DOCUMENTS = 40

@@ -32,8 +32,8 @@ from miniplm.records.manifests import CorpusManifest
 from miniplm.storage.root import Storage
 from miniplm.tokenizers.tokenizer import CorpusTokenizer, load_tokenizer
 from miniplm.training.needs import plan_heldout
+from scripts.demo_corpus import EOS as OWN_EOS
 from tests.miniplm.corpus_fixtures import EOS, TRAINING_TEXT, make_config, read_tree, save_tokenizer, write_jsonl
-from tests.tiny_runs import EOS as OWN_EOS
 from tests.tiny_runs import make_tokenizer
 
 DOMAINS = ("web", "code", "books")

@@ -10,6 +10,7 @@ from miniplm.records.manifests import ModelEntry
 from miniplm.records.run import RunRecord, StageRecord
 from miniplm.records.selections import DomainSelection, SelectionManifest
 from miniplm.records.truth import RatioRow, TruthSummary
+from tests.miniplm.made_corpora import describe_selection
 
 
 def make_domain(kept: int, teacher: float = 3.0, reference: float = 6.5) -> DomainSelection:
@@ -25,22 +26,10 @@ def make_domain(kept: int, teacher: float = 3.0, reference: float = 6.5) -> Doma
 
 
 def make_selection(**changes: Any) -> SelectionManifest:
-    selection = SelectionManifest(
-        selection_id="s",
-        corpus_id="c",
-        teacher_id="t",
-        reference_id="r",
-        ratio=0.5,
-        score="mean",
-        num_candidates=20,
-        num_selected=10,
-        num_selected_tokens=100,
-        num_negative=1,
-        threshold=0.0,
-        domains={"drama": make_domain(20), "python": make_domain(80)},
-        shards=(),
+    domains = {"drama": make_domain(20), "python": make_domain(80)}
+    return describe_selection(
+        "s", "c", **{"num_negative": 1, "num_selected": 10, "num_selected_tokens": 100, "domains": domains, **changes}
     )
-    return selection.model_copy(update=changes)
 
 
 def compare(bits: float, **domains: float) -> StudentComparison:

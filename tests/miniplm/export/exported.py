@@ -19,10 +19,12 @@ from miniplm.export.exporting import export_selection
 from miniplm.export.job import ExportJob
 from miniplm.export.records import ExportManifest
 from miniplm.records.manifests import CorpusManifest
-from miniplm.records.selections import SelectionManifest, SelectionShardEntry
+from miniplm.records.selections import SelectionManifest
 from miniplm.selection.cut import SELECTION_SCHEMA
-from miniplm.storage.root import Storage, digest_file
+from miniplm.selection.kept import publish_kept
+from miniplm.storage.root import Storage
 from tests.miniplm.corpus_fixtures import TRAINING_TEXT, make_config, write_jsonl
+from tests.miniplm.made_corpora import describe_selection
 
 DOMAINS = ("web", "code", "books", "rare")
 # No sentence end in it, and three or four bytes a character: cuts are made by force, inside characters.
@@ -77,7 +79,7 @@ def select(storage: Storage, corpus: CorpusManifest, ratio: float, seed: int = 0
     shards = []
     selection_id = f"made-{ratio}-{seed}"
     for entry in corpus.split_shards("candidate"):
-        num_tokens = read_shard(storage, entry)["num_tokens"].to_pylist()
+        num_tokens = read_shard(storage, entry, ["num_tokens"])["num_tokens"].to_numpy()
         rows = [row for row in range(entry.num_sequences) if rng.random() < ratio]
         table = pa.table(
             {
@@ -88,34 +90,9 @@ def select(storage: Storage, corpus: CorpusManifest, ratio: float, seed: int = 0
             },
             schema=SELECTION_SCHEMA,
         )
-        with storage.publish(layout.selection_shard(selection_id, entry.shard_index)) as path:
-            pq.write_table(table, path)
-            digest, num_bytes = digest_file(path), path.stat().st_size
-        shards.append(
-            SelectionShardEntry(
-                shard_index=entry.shard_index,
-                corpus_id=entry.corpus_id,
-                digest=digest,
-                num_bytes=num_bytes,
-                num_sequences=len(rows),
-                num_tokens=sum(num_tokens[row] for row in rows),
-            )
-        )
-    manifest = SelectionManifest(
-        selection_id=selection_id,
-        corpus_id=corpus.corpus_id,
-        teacher_id="t-teacher",
-        reference_id="m-reference",
-        ratio=ratio,
-        score="mean",
-        num_candidates=sum(entry.num_sequences for entry in corpus.split_shards("candidate")),
-        num_selected=sum(shard.num_sequences for shard in shards),
-        num_selected_tokens=sum(shard.num_tokens for shard in shards),
-        num_negative=0,
-        threshold=0.0,
-        domains={},
-        shards=tuple(shards),
-    )
+        shards.append(publish_kept(storage, selection_id, entry, table, table, num_tokens[rows]))
+    num_candidates = corpus.split_counts("candidate").num_sequences
+    manifest = describe_selection(selection_id, corpus.corpus_id, shards, ratio=ratio, num_candidates=num_candidates)
     storage.write_json(layout.selection_manifest(selection_id), manifest.as_json())
     return manifest
 

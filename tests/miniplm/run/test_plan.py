@@ -19,7 +19,6 @@ from miniplm.config.files import load_config
 from miniplm.errors import ModelError, TokenizerError
 from miniplm.records.manifests import CorpusManifest
 from miniplm.records.run import RunRecord, save_run
-from miniplm.records.selections import SelectionManifest
 from miniplm.run import checks as inputs
 from miniplm.run import pinning, plan_key, planning, resolution, stages
 from miniplm.run.plan import RunPlan, find_plan
@@ -31,6 +30,7 @@ from miniplm.run.trainings import know_student
 from miniplm.scoring.shards import score_shard
 from miniplm.storage import root as storage
 from miniplm.storage.root import Storage, digest_content
+from tests.miniplm.made_corpora import describe_selection
 from tests.tiny_runs import make_tiny_run
 
 
@@ -110,21 +110,7 @@ def test_a_kept_plan_that_is_not_as_it_was_written_is_none(config: Path) -> None
 def test_a_known_training_is_that_of_its_own_draw(config: Path) -> None:
     plans = {seed: resolve(load_config(str(config), [f"selection.seed={seed}"])) for seed in (0, 1)}
     corpus, _ = stages.prepare(Storage(plans[0].storage), plans[0])
-    selection = SelectionManifest(
-        selection_id="mean-0.5-of-nothing",
-        corpus_id=corpus.corpus_id,
-        teacher_id="",
-        reference_id="",
-        ratio=0.5,
-        score="mean",
-        num_candidates=2,
-        num_selected=1,
-        num_selected_tokens=64,
-        num_negative=0,
-        threshold=0.0,
-        domains={},
-        shards=(),
-    )
+    selection = describe_selection("mean-0.5-of-nothing", corpus.corpus_id, num_selected=1, num_selected_tokens=64)
     # A record that was made of what stages left is made anew as they go on.
     root = Storage(plans[0].storage)
     record = provide_record(root, load_config(str(config)))
