@@ -16,23 +16,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 from numpy.typing import NDArray
 
+from benchmarks.selection_inputs import write_scores
 from miniplm import layout
 from miniplm.config.run import SelectionConfig
 from miniplm.corpus.reader import load_corpus_tokenizer, read_shard, read_token_ids
 from miniplm.corpus.truth import resolve_truth_id
 from miniplm.errors import SourceError
-from miniplm.records.manifests import CorpusManifest, ScoreShardManifest
+from miniplm.records.manifests import CorpusManifest
 from miniplm.records.selections import SelectionManifest
-from miniplm.scoring.shards import SCORE_SCHEMA
 from miniplm.selection.candidates import read_sequences
 from miniplm.selection.join import find_manifests, join_shards
 from miniplm.selection.ranking import select_sequences
-from miniplm.storage.root import Storage, digest_content, digest_file
+from miniplm.storage.root import Storage, digest_content
 
 Floats = NDArray[np.float64]
 ZERO = "rule-zero"
@@ -212,43 +211,13 @@ def select_by(storage: Storage, corpus: CorpusManifest, candidates: Candidates, 
     """The selection of the `num_kept` sequences with the largest values (num_sequences,), ties by the smaller id."""
     model_id = f"rule-{digest_content([float(value) for value in values])}"
     for name, nll in ((ZERO, np.zeros(len(values))), (model_id, -values)):
-        _publish(storage, corpus, name, nll * candidates.num_tokens, candidates.num_tokens)
+        start = 0
+        for shard in corpus.split_shards("candidate"):
+            rows = slice(start, start + shard.num_sequences)
+            start += shard.num_sequences
+            if not storage.exists(layout.score_shard_manifest(shard.corpus_id, name, shard.shard_index)):
+                num_scored = candidates.num_tokens[rows].astype(np.int32)
+                write_scores(storage, shard, name, num_scored, nll[rows] * num_scored)
     # Half a sequence more, as the ratio is a float and the floor is taken.
     config = SelectionConfig(ratio=min(1.0, (num_kept + 0.5) / len(values)))
     return select_sequences(storage, corpus, model_id, ZERO, config)
-
-
-def _publish(
-    storage: Storage, corpus: CorpusManifest, model_id: str, nll_sum: Floats, num_scored_tokens: NDArray[np.int64]
-) -> None:
-    """Writes NLL sums (num_sequences,) as the scores of a model, over its scored tokens (num_sequences,)."""
-    start = 0
-    for shard in corpus.split_shards("candidate"):
-        rows = slice(start, start + shard.num_sequences)
-        start += shard.num_sequences
-        path = layout.score_shard(shard.corpus_id, model_id, shard.shard_index)
-        manifest_path = layout.score_shard_manifest(shard.corpus_id, model_id, shard.shard_index)
-        if storage.exists(manifest_path):
-            continue
-        ids = np.arange(shard.first_sequence_id, shard.first_sequence_id + shard.num_sequences)
-        columns = [pa.array(ids, pa.int64()), pa.array(num_scored_tokens[rows], pa.int32()), pa.array(nll_sum[rows], pa.float64())]
-        with storage.publish(path) as file:
-            pq.write_table(pa.Table.from_arrays(columns, schema=SCORE_SCHEMA), file, compression="none", use_dictionary=False)
-            digest, num_bytes = digest_file(file), file.stat().st_size
-        manifest = ScoreShardManifest(
-            corpus_id=shard.corpus_id,
-            model_id=model_id,
-            shard_index=shard.shard_index,
-            shard_digest=shard.digest,
-            digest=digest,
-            num_bytes=num_bytes,
-            num_sequences=shard.num_sequences,
-            num_tokens=shard.num_tokens,
-            num_scored_tokens=int(num_scored_tokens[rows].sum()),
-            nll_sum=float(nll_sum[rows].sum()),
-            seconds=0.0,
-            device="cpu",
-            dtype="float32",
-            versions={},
-        )
-        storage.write_json(manifest_path, manifest.as_json())

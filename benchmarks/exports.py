@@ -17,8 +17,6 @@ from __future__ import annotations
 import argparse
 import csv
 import gzip
-import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -30,7 +28,7 @@ import numpy as np
 import torch
 
 from benchmarks.exports_inputs import make_selected_corpus
-from benchmarks.records import append_rows, describe_place, format_table, make_parser, run_benchmark
+from benchmarks.records import Rows, describe_place, format_table, make_parser, measure_apart, run_benchmark
 from miniplm.config.exports import FORMATS, TEXT_FORMATS, ExportConfig
 from miniplm.errors import RunFailedError
 from miniplm.export.exporting import export_selection
@@ -151,11 +149,11 @@ def export(storage: Storage, corpus: CorpusManifest, selection: SelectionManifes
     }
 
 
-def read(format: str, folder: str, eos: str) -> dict[str, Any]:
+def read(format: str, folder: Path, eos: int) -> dict[str, Any]:
     """What the format's own library counts."""
     sys.path.append(str(Path(sys.prefix) / "readers"))
     began = time.process_time()
-    counts = READERS[format](Path(folder), int(eos))
+    counts = READERS[format](folder, eos)
     return {"read": list(counts), "read_cpu_seconds": time.process_time() - began}
 
 
@@ -170,26 +168,15 @@ def check_counts(format: str, written: list[int], counts: list[int], num_files: 
         raise RunFailedError(f"{format}: its library reads rows, tokens and EOS {counts}, written were {written}")
 
 
-def _call(*arguments: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "benchmarks.exports", "--read", *arguments], capture_output=True, text=True
-    )
-    if done.returncode:
-        raise RunFailedError(f"the reader of {arguments[0]} ended with {done.returncode}:\n{done.stderr[-3000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def _measure(arguments: argparse.Namespace, scratch: Path) -> int:
-    if arguments.read:
-        print(json.dumps(read(*arguments.read)))
-        return 0
+def _measure(arguments: argparse.Namespace, scratch: Path) -> Rows:
     storage, corpus, selection = make_selected_corpus(scratch, arguments.tokens)
     place, rows = describe_place(torch.device("cpu")), []
     for format in arguments.formats:
         to = str(scratch / format)
         row = {"benchmark": "exports", "format": format, **place, **export(storage, corpus, selection, format, to)}
-        row |= _call(format, to, str(row.pop("eos")))
+        row |= measure_apart("exports", ["--folder", to, "--eos", str(row.pop("eos"))], format)
+        if "reason" in row:
+            raise RunFailedError(f"the reader of {format} failed: {row['reason']}")
         num_files = row["num_files"] // 3 if format == "ds" else row["num_files"]
         check_counts(format, row["written"], row["read"], num_files)
         rows.append(row)
@@ -207,17 +194,17 @@ def _measure(arguments: argparse.Namespace, scratch: Path) -> int:
         for row in rows
     ]
     print(format_table(header, cells))
-    if arguments.json is not None:
-        append_rows(arguments.json, rows)
-    return 0
+    return rows
 
 
 def main() -> int:
     parser = make_parser("exports", __doc__)
     parser.add_argument("--tokens", type=int, default=20_000_000, help="of the corpus, of which half are kept")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS)
-    parser.add_argument("--read", nargs=3, help=argparse.SUPPRESS)
-    return run_benchmark(parser, _measure)
+    parser.add_argument("--measure", choices=FORMATS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--eos", type=int, help=argparse.SUPPRESS)
+    return run_benchmark(parser, _measure, lambda arguments: read(arguments.measure, arguments.folder, arguments.eos))
 
 
 if __name__ == "__main__":

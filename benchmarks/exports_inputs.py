@@ -7,32 +7,31 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
-from miniplm import layout
 from miniplm.config.run import CorpusConfig
 from miniplm.corpus.preparation import prepare_corpus
 from miniplm.corpus.reader import read_shard
 from miniplm.records.manifests import CorpusManifest
-from miniplm.records.selections import SelectionManifest, SelectionShardEntry
+from miniplm.records.selections import SelectionManifest
 from miniplm.selection.cut import SELECTION_SCHEMA
-from miniplm.storage.root import Storage, digest_file
+from miniplm.selection.kept import publish_kept
+from miniplm.storage.root import Storage
+from scripts.demo_corpus import train_tokenizer
 
-_EOS, _DOMAINS = "<|endoftext|>", ("web", "code", "books")
+_DOMAINS = ("web", "code", "books")
 _VOCAB_SIZE = 4000
 # Of a byte-level tokenizer of 4,000 tokens trained on these words, a word and its space are that many.
 _TOKENS_A_WORD = 1.4
 
 
-def make_selected_corpus(folder: Path, num_tokens: int, seed: int = 0) -> tuple[Storage, CorpusManifest, SelectionManifest]:
+def make_selected_corpus(folder: Path, num_tokens: int) -> tuple[Storage, CorpusManifest, SelectionManifest]:
     """About so many tokens in documents of 10 to 3,000 words, and of their sequences, of 256 targets, a random half."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
     words = np.array(["".join(rng.choice(letters, rng.integers(2, 10))) for _ in range(8000)])
     shares = 1 / np.arange(1, len(words) + 1)
-    left, source, sample = num_tokens / _TOKENS_A_WORD, folder / "source.jsonl", []
+    left, source = num_tokens / _TOKENS_A_WORD, folder / "source.jsonl"
+    sample: list[str] = []
     with open(source, "w", encoding="utf-8") as file:
         while left > 0:
             drawn = rng.choice(words, int(np.exp(rng.uniform(np.log(10), np.log(3000)))), p=shares / shares.sum()).tolist()
@@ -41,12 +40,7 @@ def make_selected_corpus(folder: Path, num_tokens: int, seed: int = 0) -> tuple[
             left -= len(drawn)
             if len(sample) < 300:
                 sample.append(text)
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=_VOCAB_SIZE, special_tokens=[_EOS], initial_alphabet=alphabet, show_progress=False)
-    backend.train_from_iterator(sample, trainer)
-    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=_EOS).save_pretrained(str(folder / "tokenizer"))
+    train_tokenizer(sample, folder / "tokenizer", _VOCAB_SIZE)
     storage = Storage(str(folder / "data"))
     config = CorpusConfig.model_validate(
         {
@@ -73,17 +67,8 @@ def _select_half(storage: Storage, corpus: CorpusManifest, rng: np.random.Genera
             "reference_nll": nll[1],
             "difference_score": nll[1] - nll[0],
         }
-        with storage.publish(layout.selection_shard("half", shard.shard_index)) as path:
-            pq.write_table(pa.table(columns, schema=SELECTION_SCHEMA), path, compression="zstd")
-            entry = SelectionShardEntry(
-                shard_index=shard.shard_index,
-                corpus_id=shard.corpus_id,
-                digest=digest_file(path),
-                num_bytes=path.stat().st_size,
-                num_sequences=len(rows),
-                num_tokens=int(num_tokens.sum()),
-            )
-        entries.append(entry)
+        table = pa.table(columns, schema=SELECTION_SCHEMA)
+        entries.append(publish_kept(storage, "half", shard, table, table, num_tokens))
     num_selected = sum(entry.num_sequences for entry in entries)
     return SelectionManifest(
         selection_id="half", corpus_id=corpus.corpus_id, teacher_id="none", reference_id="none", ratio=0.5, score="mean",

@@ -17,18 +17,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
 import torch
 
-from benchmarks.records import append_rows, describe_place, format_table, make_parser, run_benchmark
+from benchmarks.corpora import describe_corpus, name_tokenizer
+from benchmarks.records import Rows, describe_place, format_table, make_parser, run_benchmark
+from benchmarks.selection_inputs import write_scores
 from miniplm import layout
 from miniplm.corpus.state import PreparationState
-from miniplm.records.manifests import CorpusManifest, ScoreShardManifest, ShardEntry, TokenizerEntry
+from miniplm.records.manifests import CorpusManifest, ShardEntry
 from miniplm.scoring import shards as score_shards
-from miniplm.scoring.shards import SCORE_SCHEMA
-from miniplm.storage.root import Storage, digest_file
-from miniplm.versions import list_versions
+from miniplm.storage.root import Storage
 from tasks.tables import _make_row
 
 TEACHER = "teacher"
@@ -51,18 +50,7 @@ def make_manifest(num_shards: int) -> CorpusManifest:
         )
         for index in range(num_shards)
     )
-    tokenizer = TokenizerEntry(name="none", digest="sha256:none", vocab_size=50_000, eos_token="<eos>", eos_token_id=0)
-    return CorpusManifest(
-        corpus_id="synthetic",
-        tokenizer=tokenizer,
-        sequence_length=1024,
-        sources=(),
-        num_records=num_shards * _ROWS,
-        rejected={},
-        domains={"candidate": {}},
-        shards=shards,
-        versions={},
-    )
+    return describe_corpus("synthetic", name_tokenizer(50_000), 1024, shards)
 
 
 def measure_manifest(storage: Storage, corpus: CorpusManifest) -> dict[str, float]:
@@ -91,7 +79,8 @@ def measure_state(storage: Storage, corpus: CorpusManifest) -> dict[str, float]:
 def measure_scores(storage: Storage, corpus: CorpusManifest) -> dict[str, float]:
     """What status, a run that goes on, and a selection look at: every score manifest, first and once more in the same process."""
     with ThreadPoolExecutor(16) as pool:  # a thread waits for the disk most of the time
-        list(pool.map(lambda shard: _write_scores(storage, shard), corpus.shards))
+        num_scored, nll_sum = np.full(_ROWS, 1024, np.int32), np.full(_ROWS, 2048.0)
+        list(pool.map(lambda shard: write_scores(storage, shard, TEACHER, num_scored, nll_sum), corpus.shards))
     folder = layout.scores_folder(corpus.corpus_id, TEACHER)
     return {
         "listing s": _time(lambda: storage.list_names(folder)),
@@ -104,32 +93,6 @@ def measure_scores(storage: Storage, corpus: CorpusManifest) -> dict[str, float]
 def measure_table(storage: Storage, corpus: CorpusManifest) -> dict[str, float]:
     """The rows of the shard table, which a fleet's parent makes once a minute."""
     return {"table s": _time(lambda: [_make_row(shard, {}, {}, {}) for shard in corpus.shards])}
-
-
-def _write_scores(storage: Storage, entry: ShardEntry) -> None:
-    ids = range(entry.first_sequence_id, entry.first_sequence_id + entry.num_sequences)
-    columns = [pa.array(ids), pa.array([1024] * len(ids), pa.int32()), pa.array([2048.0] * len(ids))]
-    with storage.publish(layout.score_shard("synthetic", TEACHER, entry.shard_index)) as path:
-        table = pa.Table.from_arrays(columns, schema=SCORE_SCHEMA)
-        pq.write_table(table, path, compression="none", use_dictionary=False)
-        digest, num_bytes = digest_file(path), path.stat().st_size
-    manifest = ScoreShardManifest(
-        corpus_id="synthetic",
-        model_id=TEACHER,
-        shard_index=entry.shard_index,
-        shard_digest=entry.digest,
-        digest=digest,
-        num_bytes=num_bytes,
-        num_sequences=entry.num_sequences,
-        num_tokens=entry.num_tokens,
-        num_scored_tokens=1024 * len(ids),
-        nll_sum=2048.0 * len(ids),
-        seconds=1.0,
-        device="none",
-        dtype="float32",
-        versions=list_versions(),
-    )
-    storage.write_json(layout.score_shard_manifest("synthetic", TEACHER, entry.shard_index), manifest.as_json())
 
 
 MEASURES: dict[str, Callable[[Storage, CorpusManifest], dict[str, float]]] = {
@@ -158,7 +121,7 @@ def measure(storage: Storage, num_shards: int, what: list[str]) -> dict[str, flo
     return {name: value for key in what for name, value in MEASURES[key](storage, corpus).items()}
 
 
-def work(arguments: argparse.Namespace, scratch: Path) -> None:
+def work(arguments: argparse.Namespace, scratch: Path) -> Rows:
     place = describe_place(torch.device("cpu"))
     rows = []
     for num_shards in arguments.shards:
@@ -181,8 +144,7 @@ def work(arguments: argparse.Namespace, scratch: Path) -> None:
             ["seconds at" if arguments.storage else "CPU seconds at", *(f"{row['num_shards']:,} shards" for row in rows)], table
         )
     )
-    if arguments.json is not None:
-        append_rows(arguments.json, rows)
+    return rows
 
 
 if __name__ == "__main__":

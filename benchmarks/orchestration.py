@@ -21,14 +21,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.records import append_rows, describe_place, format_table, make_parser, run_benchmark
+from benchmarks.corpora import name_tokenizer
+from benchmarks.records import Rows, describe_place, format_table, make_parser, run_benchmark
 from benchmarks.scoring_inputs import write_corpus
 from miniplm import layout
 from miniplm.config.files import check_config
 from miniplm.config.run import RunConfig
 from miniplm.errors import ConfigError
 from miniplm.models.identity import identify_model
-from miniplm.records.manifests import CorpusManifest, ModelEntry, ScoreShardManifest, TokenizerEntry
+from miniplm.records.manifests import CorpusManifest, ModelEntry, ScoreShardManifest
 from miniplm.run.plan import RunPlan
 from miniplm.scoring.shards import check_score_shards
 from miniplm.storage.root import Storage
@@ -50,7 +51,7 @@ def _make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(arguments: argparse.Namespace, scratch: Path) -> None:
+def _run(arguments: argparse.Namespace, scratch: Path) -> Rows:
     if not os.environ.get("PREFECT_API_URL"):
         raise ConfigError('start a fleet (deployments/local-fleet.sh start), then eval "$(deployments/local-fleet.sh env)"')
     place = describe_place(torch.device("cpu"))
@@ -89,8 +90,7 @@ def _run(arguments: argparse.Namespace, scratch: Path) -> None:
     print(
         f"\n{place['processor']}, {place['device']}, load before {place['load_before']}, commit {place['commit']}, dirty {place['dirty']}"
     )
-    if arguments.json:
-        append_rows(arguments.json, rows)
+    return rows
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -171,8 +171,7 @@ def _write_model(folder: Path) -> Path:
 def _write_corpus(storage: Storage, arguments: argparse.Namespace) -> CorpusManifest:
     rng = np.random.default_rng(0)
     sequences = [rng.integers(1, _VOCAB_SIZE, _LENGTH + 1, dtype=np.uint32) for _ in range(arguments.shards * arguments.sequences)]
-    tokenizer = TokenizerEntry(name="random", digest="sha256:random", vocab_size=_VOCAB_SIZE, eos_token="<eos>", eos_token_id=0)
-    corpus = write_corpus(storage, sequences, arguments.shards, tokenizer, _LENGTH)
+    corpus = write_corpus(storage, sequences, arguments.shards, name_tokenizer(_VOCAB_SIZE), _LENGTH)
     storage.write_json(layout.corpus_manifest(corpus.corpus_id), corpus.as_json())
     return corpus
 

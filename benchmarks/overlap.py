@@ -10,30 +10,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.records import append_rows, describe_place, format_rows, make_parser, run_benchmark
+from benchmarks.corpora import describe_corpus
+from benchmarks.records import Rows, add_sides, describe_place, format_rows, make_parser, measure_apart, measure_work, run_benchmark
 from miniplm import layout
-from miniplm.corpus.shards import make_schema
+from miniplm.corpus.shards import make_schema, publish_shard
 from miniplm.overlap.contamination import provide_contamination
 from miniplm.overlap.copies import provide_copies
 from miniplm.overlap.evaluation_texts import EvaluationItem, EvaluationSource
-from miniplm.records.manifests import CorpusManifest, ShardEntry, TokenizerEntry
-from miniplm.storage.root import Storage, digest_file
+from miniplm.records.manifests import CorpusManifest
+from miniplm.storage.root import Storage
 from miniplm.tokenizers.tokenizer import load_tokenizer
 
 SIDES = ("copies", "contamination")
@@ -88,7 +83,7 @@ def write_corpus(storage: Storage, num_sequences: int) -> CorpusManifest:
     """Documents one after the other in sequences, cut where these are full."""
     folder = Path(storage.path(layout.corpus_tokenizer("synthetic")))
     _make_tokenizer(folder)
-    tokenizer: TokenizerEntry = load_tokenizer(str(folder), "<eos>").entry
+    tokenizer = load_tokenizer(str(folder), "<eos>").entry
     documents = list(_list_documents(num_sequences * _LENGTH))
     flat = np.concatenate(documents)[: num_sequences * _LENGTH]
     owners = np.repeat(np.arange(len(documents)), [len(document) for document in documents])[: len(flat)]
@@ -103,30 +98,9 @@ def write_corpus(storage: Storage, num_sequences: int) -> CorpusManifest:
             pa.array(np.full(num, _LENGTH, dtype=np.int32)),
             pa.array([flat[start : start + _LENGTH] for start in rows]),
         ]
-        with storage.publish(layout.corpus_shard("synthetic", "candidate", index)) as path:
-            pq.write_table(pa.Table.from_arrays(columns, schema=make_schema(_VOCABULARY)), path, compression="zstd")
-            entry = ShardEntry(
-                corpus_id="synthetic",
-                split="candidate",
-                shard_index=index,
-                digest=digest_file(path),
-                num_bytes=path.stat().st_size,
-                num_sequences=num,
-                num_tokens=num * _LENGTH,
-                first_sequence_id=first,
-            )
-        shards.append(entry)
-    return CorpusManifest(
-        corpus_id="synthetic",
-        tokenizer=tokenizer,
-        sequence_length=_LENGTH - 1,
-        sources=(),
-        num_records=len(documents),
-        rejected={},
-        domains={"candidate": {}},
-        shards=tuple(shards),
-        versions={},
-    )
+        table = pa.Table.from_arrays(columns, schema=make_schema(_VOCABULARY))
+        shards.append(publish_shard(storage, "synthetic", "candidate", index, first, table))
+    return describe_corpus("synthetic", tokenizer, _LENGTH - 1, tuple(shards))
 
 
 def measure_side(side: str, root: str) -> dict[str, Any]:
@@ -135,49 +109,29 @@ def measure_side(side: str, root: str) -> dict[str, Any]:
     corpus = CorpusManifest.model_validate(storage.read_json(layout.corpus_manifest("synthetic")))
     texts = [" ".join(f"w{word}" for word in question) for question in _list_questions()]
     source = EvaluationSource("quiz", "made", lambda: (EvaluationItem(str(number), (text,)) for number, text in enumerate(texts)))
-    before, started = os.times(), time.perf_counter()
-    if side == "copies":
-        copies = provide_copies(storage, corpus)
-        found = {"num_documents": copies.num_documents, "num_exact": copies.num_exact, "num_near": copies.num_near}
-    else:
+
+    def search() -> dict[str, int]:
+        if side == "copies":
+            copies = provide_copies(storage, corpus)
+            return {"num_documents": copies.num_documents, "num_exact": copies.num_exact, "num_near": copies.num_near}
         contamination = provide_contamination(storage, corpus, [source])
-        found = {"num_found": sum(shard.num_sequences for shard in contamination.shards)}
-    seconds, after = time.perf_counter() - started, os.times()
+        return {"num_found": sum(shard.num_sequences for shard in contamination.shards)}
+
+    found, used = measure_work(search)
     num_tokens = sum(shard.num_tokens for shard in corpus.shards)
-    cpu_seconds = after.user + after.system - before.user - before.system
-    return {
-        "side": side,
-        "seconds": round(seconds, 3),
-        "cpu_seconds": round(cpu_seconds, 3),
-        "num_tokens": num_tokens,
-        "cpu_microseconds_a_token": round(1e6 * cpu_seconds / num_tokens, 4),
-        "host_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
-        **found,
-    }
-
-
-def _measure_apart(side: str, root: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.overlap", "--measure", side, "--storage", root]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return {"side": side, "reason": (done.stderr.strip().splitlines() or ["killed"])[-1]}
-    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return row
+    microseconds = round(1e6 * used["cpu_seconds"] / num_tokens, 4)
+    return {"side": side, **used, "num_tokens": num_tokens, "cpu_microseconds_a_token": microseconds, **found}
 
 
 def _make_parser() -> argparse.ArgumentParser:
     parser = make_parser("overlap", __doc__)
     parser.add_argument("--sequences", type=int, nargs="+", default=[20_000], help="candidate sequences of 1,025 tokens")
     parser.add_argument("--storage", help="storage root; default a folder that is deleted afterwards")
-    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
-    parser.add_argument("--measure", choices=SIDES, help=argparse.SUPPRESS)
+    add_sides(parser, SIDES)
     return parser
 
 
-def _run(arguments: argparse.Namespace, scratch: Path) -> int:
-    if arguments.measure:
-        print(json.dumps(measure_side(arguments.measure, arguments.storage)))
-        return 0
+def _run(arguments: argparse.Namespace, scratch: Path) -> Rows:
     rows = []
     for num_sequences in arguments.sequences:
         root = f"{arguments.storage or scratch}/{num_sequences}"
@@ -185,17 +139,15 @@ def _run(arguments: argparse.Namespace, scratch: Path) -> int:
         Storage(root).write_json(layout.corpus_manifest(corpus.corpus_id), corpus.as_json())
         place = describe_place(torch.device("cpu"))
         rows += [
-            {"benchmark": "overlap", "size": f"{num_sequences:,}", **place, **_measure_apart(side, root)}
+            {"benchmark": "overlap", "size": f"{num_sequences:,}", **place, **measure_apart("overlap", ["--storage", root], side)}
             for side in arguments.sides
         ]
         Storage(root).delete("")
     print(format_rows(rows, "what", "side", "seconds", "CPU s", "host GiB"))
     for row in rows:
         print(json.dumps(row))
-    if arguments.json:
-        append_rows(arguments.json, rows)
-    return 0
+    return rows
 
 
 if __name__ == "__main__":
-    run_benchmark(_make_parser(), _run)
+    run_benchmark(_make_parser(), _run, lambda arguments: measure_side(arguments.measure, arguments.storage))

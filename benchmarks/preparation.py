@@ -27,9 +27,7 @@ import json
 import multiprocessing
 import os
 import resource
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from functools import partial
@@ -42,7 +40,17 @@ import torch
 from tokenizers import Tokenizer
 
 from benchmarks.preparation_inputs import make_tokenizer_folder, read_texts, write_sources
-from benchmarks.records import append_rows, describe_place, format_rows, make_parser, run_benchmark
+from benchmarks.records import (
+    Rows,
+    add_sides,
+    describe_place,
+    format_rows,
+    make_parser,
+    measure_apart,
+    measure_work,
+    repeat_sides,
+    run_benchmark,
+)
 from miniplm.config.run import CorpusConfig, EncoderName
 from miniplm.corpus.part_making import open_part_making
 from miniplm.corpus.preparation import prepare_corpus
@@ -210,32 +218,21 @@ def measure_side(side: str, folder: Path, cores: int) -> dict[str, Any]:
     """One side, started and ended, in this process and those that it starts."""
     if side == "packing":
         make_token_parts(folder)
-    before, started = os.times(), time.perf_counter()
-    num_tokens = SIDES[side](folder, cores)
-    seconds, after = time.perf_counter() - started, os.times()
-    used = [getattr(after, name) - getattr(before, name) for name in ("user", "system", "children_user", "children_system")]
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return {
-        "side": side,
-        "num_cores": cores,
-        "num_tokens": num_tokens,
-        "seconds": round(seconds, 3),
-        "cpu_seconds": max(0.01, round(sum(used), 3)),  # it is counted in ticks of 10 ms
-        "first_process_cpu_seconds": round(sum(used[:2]), 3),
-        "host_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
-        "process_memory_gib": round(children / 2**20, 3),
-    }
+    num_tokens, used = measure_work(lambda: SIDES[side](folder, cores))
+    children = round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20, 3)
+    return {"side": side, "num_cores": cores, "num_tokens": num_tokens, **used, "process_memory_gib": children}
 
 
-def _measure_apart(side: str, folder: Path, cores: int) -> dict[str, Any]:
+def _measure_on_cores(arguments: argparse.Namespace) -> dict[str, Any]:
+    (cores,) = arguments.cores
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    return measure_side(arguments.measure, arguments.folder, cores)
+
+
+def _measure_anew(folder: Path, cores: int, side: str) -> dict[str, Any]:
     for name in ("root", "datatrove", "logs"):
         Storage(str(folder)).delete(name)
-    command = [sys.executable, "-m", "benchmarks.preparation", "--measure", side, "--folder", str(folder), "--cores", str(cores)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return {"side": side, "num_cores": cores, "reason": (done.stderr.strip().splitlines() or ["killed"])[-1]}
-    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return row
+    return {"num_cores": cores} | measure_apart("preparation", ["--folder", str(folder), "--cores", str(cores)], side)
 
 
 def add_rates(rows: list[dict[str, Any]], num_text_bytes: int) -> None:
@@ -264,21 +261,13 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--files", type=int, default=4, help="compressed files that the text is written to")
     parser.add_argument("--tokenizer", type=Path, default=Path("models/smollm2-135m"), help="folder with a tokenizer.json")
     parser.add_argument("--cores", type=int, nargs="+", default=[1, 2])
-    parser.add_argument(
-        "--sides", nargs="+", default=[side for side in SIDES if side not in _NEEDS or find_spec(_NEEDS[side])], choices=list(SIDES)
-    )
+    add_sides(parser, SIDES, [side for side in SIDES if side not in _NEEDS or find_spec(_NEEDS[side])])
     parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--measure", choices=list(SIDES), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     return parser
 
 
-def _run(arguments: argparse.Namespace, scratch: Path) -> int:
-    if arguments.measure:
-        (cores,) = arguments.cores
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
-        print(json.dumps(measure_side(arguments.measure, arguments.folder, cores)))
-        return 0
+def _run(arguments: argparse.Namespace, scratch: Path) -> Rows:
     make_tokenizer_folder(arguments.tokenizer, scratch / "tokenizer")
     num_text_bytes = write_sources(scratch, arguments.text, arguments.megabytes * 1_000_000, arguments.files)
     rows = []
@@ -287,18 +276,13 @@ def _run(arguments: argparse.Namespace, scratch: Path) -> int:
             print(f"{cores} cores: this machine has {len(os.sched_getaffinity(0))}", file=sys.stderr)
             continue
         place = describe_place(torch.device("cpu"))
-        # A round of all sides after the other, so that a busy minute of the machine meets them alike.
-        rounds = [[_measure_apart(side, scratch, cores) for side in arguments.sides] for _ in range(arguments.repeats)]
-        for side in zip(*rounds, strict=True):
-            best = min(side, key=lambda row: row.get("cpu_seconds", float("inf")))
-            rows.append({"benchmark": "preparation", "size": f"{cores} cores", **place, **best, "all_runs": list(side)})
+        found = repeat_sides(arguments.sides, arguments.repeats, partial(_measure_anew, scratch, cores))
+        rows += [{"benchmark": "preparation", "size": f"{cores} cores", **place, **row} for row in found]
     add_rates(rows, num_text_bytes)
     columns = ("what", "side", "seconds", "CPU s", "MB/s", "MB/CPU s", "tokens/s", "x tokenizer", "x tokenizer, CPU", "host GiB")
     print(format_rows(rows, *columns))
-    if arguments.json:
-        append_rows(arguments.json, rows)
-    return 0
+    return rows
 
 
 if __name__ == "__main__":
-    run_benchmark(_make_parser(), _run)
+    run_benchmark(_make_parser(), _run, _measure_on_cores)

@@ -29,7 +29,7 @@ import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.records import append_rows, describe_place, format_table, make_parser, run_benchmark
+from benchmarks.records import Rows, describe_place, format_table, make_parser, run_benchmark
 from miniplm.config.files import load_config
 from miniplm.config.selection import SelectionConfig
 from miniplm.corpus.reader import read_shard, read_token_ids
@@ -85,7 +85,7 @@ def main() -> int:
     return run_benchmark(parser, run)
 
 
-def run(arguments: argparse.Namespace, scratch: Path) -> None:
+def run(arguments: argparse.Namespace, scratch: Path) -> Rows:
     plan = resolve(load_config(arguments.config, arguments.set))
     storage = Storage(plan.storage)
     corpus = require_corpus(storage, plan)
@@ -118,8 +118,7 @@ def run(arguments: argparse.Namespace, scratch: Path) -> None:
                 rows.append(summarise(found, side, share, ratio, seconds, draws) | place | {"within": arguments.within})
         rows.append(measure_reference(found, ratio, arguments.within) | place | {"within": arguments.within})
     print(show(rows))
-    if arguments.json:
-        append_rows(arguments.json, rows)
+    return rows
 
 
 def read_candidates(storage: Storage, corpus: Any, teacher: ModelEntry, reference: ModelEntry) -> Candidates:

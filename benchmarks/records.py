@@ -6,19 +6,24 @@ import argparse
 import json
 import os
 import platform
+import resource
 import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from miniplm.errors import MiniplmError
 from miniplm.models.devices import describe_device
 
+Rows = list[dict[str, Any]]
+Result = TypeVar("Result")
 _PACKAGES = ("torch", "transformers", "accelerate", "triton", "liger-kernel", "lm_eval")
 _REPOSITORY = Path(__file__).resolve().parents[1]
 # By the title of a column: the keys of a row, of which the first that is there is shown, and their format.
@@ -65,14 +70,75 @@ def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def run_benchmark(parser: argparse.ArgumentParser, work: Callable[[argparse.Namespace, Path], int | None]) -> int:
-    """Calls `work` with the arguments and a folder that is deleted afterwards; gives the exit code. An error of ours ends it in one line."""
+def add_sides(parser: argparse.ArgumentParser, sides: Iterable[str], default: Iterable[str] | None = None) -> None:
+    """`--sides`, by default all, for a benchmark that measures each by `measure_apart`."""
+    names = list(sides)
+    parser.add_argument("--sides", nargs="+", default=names if default is None else list(default), choices=names)
+    parser.add_argument("--measure", choices=names, help=argparse.SUPPRESS)
+
+
+def run_benchmark(
+    parser: argparse.ArgumentParser,
+    work: Callable[[argparse.Namespace, Path], Rows | int | None],
+    measure: Callable[[argparse.Namespace], dict[str, Any]] | None = None,
+) -> int:
+    """Calls `work` with the arguments and a folder that is deleted afterwards; gives the exit code. An error of ours ends it in one line.
+
+    Rows that it returns go to `--json`. A process that `measure_apart` starts calls `measure` in its place, and prints what that gives.
+    """
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="miniplm-benchmark-") as scratch:
         try:
-            return work(arguments, Path(scratch)) or 0
+            if measure is not None and arguments.measure:
+                print(json.dumps(measure(arguments)))
+                return 0
+            result = work(arguments, Path(scratch)) or 0
         except MiniplmError as error:
             raise SystemExit(f"{parser.prog}: {error}") from None
+    if isinstance(result, int):
+        return result
+    if arguments.json is not None:
+        append_rows(arguments.json, result)
+    return 0
+
+
+def measure_apart(name: str, arguments: Sequence[str], side: str) -> dict[str, Any]:
+    """What `benchmarks.NAME` measures of a side in a process of its own, so that its most memory is its own; the reason where it fails."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--measure", side, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return {"side": side, "reason": (done.stderr.strip().splitlines() or ["killed"])[-1]}
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return row
+
+
+def repeat_sides(sides: Sequence[str], num_repeats: int, measure: Callable[[str], dict[str, Any]]) -> Rows:
+    """Each side's row of least CPU seconds, and all of its rows in it.
+
+    A round of all sides follows the other, so that a busy minute of the machine meets them alike.
+    """
+    rounds = [[measure(side) for side in sides] for _ in range(num_repeats)]
+    return [
+        min(rows, key=lambda row: row.get("cpu_seconds", float("inf"))) | {"all_runs": list(rows)}
+        for rows in zip(*rounds, strict=True)
+    ]
+
+
+def measure_work(work: Callable[[], Result]) -> tuple[Result, dict[str, float]]:
+    """What the work gives; its seconds, those of all threads and of processes that it waited for, and the most memory of this process by then."""
+    before, started = os.times(), time.perf_counter()
+    result = work()
+    seconds, after = time.perf_counter() - started, os.times()
+    used = [getattr(after, name) - getattr(before, name) for name in ("user", "system", "children_user", "children_system")]
+    return (
+        result,
+        {
+            "seconds": round(seconds, 3),
+            "cpu_seconds": max(0.01, round(sum(used), 3)),  # it is counted in ticks of 10 ms
+            "first_process_cpu_seconds": round(sum(used[:2]), 3),
+            "host_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
+        },
+    )
 
 
 def describe_place(device: torch.device) -> dict[str, Any]:

@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from miniplm import layout
+from benchmarks.corpora import describe_corpus, name_tokenizer
 from miniplm.config.run import CorpusConfig, SourceConfig, SplitsConfig
 from miniplm.corpus.preparation import prepare_corpus
 from miniplm.corpus.reader import load_corpus_tokenizer, read_shard, read_token_ids
+from miniplm.corpus.shards import publish_shard
 from miniplm.models.presets import PRESETS
 from miniplm.records.manifests import CorpusManifest, ShardEntry, TokenizerEntry
-from miniplm.storage.root import Storage, digest_file
+from miniplm.storage.root import Storage
 
 Sequences = list[NDArray[Any]]
 
@@ -128,8 +128,8 @@ def make_random_inputs(
     folder: Path, storage: Storage, num_sequences: int, num_shards: int, length: int, vocab_size: int = VOCAB_SIZE
 ) -> Inputs:
     """Random sequences for a random model."""
-    tokenizer = TokenizerEntry(name="random", digest="sha256:random", vocab_size=vocab_size, eos_token="<eos>", eos_token_id=0)
-    corpus = write_corpus(storage, make_random_sequences(num_sequences, length, vocab_size), num_shards, tokenizer, length)
+    sequences = make_random_sequences(num_sequences, length, vocab_size)
+    corpus = write_corpus(storage, sequences, num_shards, name_tokenizer(vocab_size), length)
     data = f"random ids, lengths uniform in {length + 1 - _MOST_MISSING}..{length + 1} tokens"
     return Inputs(folder, storage, corpus, make_word_tokenizer(vocab_size), data)
 
@@ -166,30 +166,6 @@ def write_corpus(storage: Storage, sequences: Sequences, num_shards: int, tokeni
                 "token_ids": pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(rows))),
             }
         )
-        with storage.publish(layout.corpus_shard("benchmark", "candidate", index)) as path:
-            pq.write_table(table, path)
-            digest, num_bytes = digest_file(path), path.stat().st_size
-        shards.append(
-            ShardEntry(
-                corpus_id="benchmark",
-                split="candidate",
-                shard_index=index,
-                digest=digest,
-                num_bytes=num_bytes,
-                num_sequences=len(rows),
-                num_tokens=int(lengths.sum()),
-                first_sequence_id=first,
-            )
-        )
+        shards.append(publish_shard(storage, "benchmark", "candidate", index, first, table))
         first += len(rows)
-    return CorpusManifest(
-        corpus_id="benchmark",
-        tokenizer=tokenizer,
-        sequence_length=length,
-        sources=(),
-        num_records=0,
-        rejected={},
-        domains={},
-        shards=tuple(shards),
-        versions={},
-    )
+    return describe_corpus("benchmark", tokenizer, length, tuple(shards))

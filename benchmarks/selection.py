@@ -20,12 +20,6 @@ CPU seconds are those of all threads; where other work shares the cores, only th
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import resource
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -37,7 +31,17 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.records import append_rows, describe_place, format_rows, make_parser, run_benchmark
+from benchmarks.records import (
+    Rows,
+    add_sides,
+    describe_place,
+    format_rows,
+    make_parser,
+    measure_apart,
+    measure_work,
+    repeat_sides,
+    run_benchmark,
+)
 from benchmarks.selection_inputs import REFERENCE, TEACHER, write_scored_corpus
 from miniplm import layout
 from miniplm.config.run import SelectionConfig
@@ -167,67 +171,44 @@ def measure_side(side: str, root: str) -> dict[str, Any]:
     storage = Storage(root)
     corpus = CorpusManifest.model_validate(storage.read_json(layout.corpus_manifest("synthetic")))
     storage.delete("selections")
-    before, started = os.times(), time.perf_counter()
-    read_ids = SIDES[side](storage, corpus)
-    seconds, after = time.perf_counter() - started, os.times()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    read_ids, used = measure_work(lambda: SIDES[side](storage, corpus))
     ids = None if read_ids is None else read_ids()
     return {
         "side": side,
-        "seconds": round(seconds, 3),
-        "cpu_seconds": round(after.user + after.system - before.user - before.system, 3),
-        "host_memory_gib": round(peak, 3),
+        **used,
         "num_kept": None if ids is None else len(ids),
         "sum_of_ids": None if ids is None else int(ids.sum()),
     }
 
 
-def _measure_apart(side: str, root: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.selection", "--measure", side, "--storage", root]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return {"side": side, "reason": (done.stderr.strip().splitlines() or ["killed"])[-1]}
-    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return row
-
-
 def _make_parser() -> argparse.ArgumentParser:
     parser = make_parser("selection", __doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000], help="candidate sequences; 42 bytes each on the disk")
-    parser.add_argument("--sides", nargs="+", default=["read", *SAME_SIDES], choices=list(SIDES))
+    add_sides(parser, SIDES, ["read", *SAME_SIDES])
     parser.add_argument("--repeats", type=int, default=3, help="the least seconds of so many count")
     parser.add_argument(
         "--storage", help="storage root for the scores, local or s3://; default a folder that is deleted afterwards"
     )
-    parser.add_argument("--measure", choices=list(SIDES), help=argparse.SUPPRESS)
     return parser
 
 
-def _run(arguments: argparse.Namespace, scratch: Path) -> int:
-    if arguments.measure:
-        print(json.dumps(measure_side(arguments.measure, arguments.storage)))
-        return 0
+def _run(arguments: argparse.Namespace, scratch: Path) -> Rows:
     rows = []
     for num_rows in arguments.rows:
         root = f"{arguments.storage or scratch}/{num_rows}"
         place = describe_place(torch.device("cpu"))
         corpus = write_scored_corpus(Storage(root), num_rows)
         Storage(root).write_json(layout.corpus_manifest(corpus.corpus_id), corpus.as_json())
-        # A round of all sides after the other, so that a busy minute of the machine meets them alike.
-        rounds = [[_measure_apart(side, root) for side in arguments.sides] for _ in range(arguments.repeats)]
-        for side in zip(*rounds, strict=True):
-            best = min(side, key=lambda row: row.get("cpu_seconds", float("inf")))
-            rows.append({"benchmark": "selection", "size": f"{num_rows:,}", **place, **best, "all_runs": list(side)})
+        found = repeat_sides(arguments.sides, arguments.repeats, partial(measure_apart, "selection", ["--storage", root]))
+        rows += [{"benchmark": "selection", "size": f"{num_rows:,}", **place, **row} for row in found]
         Storage(root).delete("")
     for row in rows:
         reads = [other for other in rows if other["side"] == "read" and other["size"] == row["size"] and "cpu_seconds" in other]
         if reads and "cpu_seconds" in row:
             row["ratio_to_read"] = row["cpu_seconds"] / reads[0]["cpu_seconds"]
     print(format_rows(rows, "what", "side", "seconds", "CPU s", "x read", "host GiB"))
-    if arguments.json:
-        append_rows(arguments.json, rows)
-    return 0
+    return rows
 
 
 if __name__ == "__main__":
-    run_benchmark(_make_parser(), _run)
+    run_benchmark(_make_parser(), _run, lambda arguments: measure_side(arguments.measure, arguments.storage))

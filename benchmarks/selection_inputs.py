@@ -6,13 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from miniplm import layout
-from miniplm.corpus.shards import ROW_GROUP_SEQUENCES, make_schema
-from miniplm.records.manifests import CorpusManifest, ScoreShardManifest, ShardEntry, TokenizerEntry
-from miniplm.scoring.shards import SCORE_SCHEMA
-from miniplm.storage.root import Storage, digest_file
+from benchmarks.corpora import describe_corpus, name_tokenizer
+from miniplm.corpus.shards import make_schema, publish_shard
+from miniplm.models.throughput import Throughput
+from miniplm.proxy.prediction import PredictedScores
+from miniplm.records.manifests import CorpusManifest, ModelEntry, ShardEntry
+from miniplm.scoring.shards import publish_shard as publish_scores
+from miniplm.storage.root import Storage
 
 TEACHER, REFERENCE = "teacher", "reference"
 # 64 M tokens in sequences of 1,024 targets, as a shard has by default.
@@ -30,79 +32,38 @@ def write_scored_corpus(storage: Storage, num_sequences: int, shard_sequences: i
         shards = pool.map(
             lambda start: _write_shard(storage, start, min(shard_sequences, num_sequences - start), shard_sequences), starts
         )
-        tokenizer = TokenizerEntry(name="none", digest="sha256:none", vocab_size=50_000, eos_token="<eos>", eos_token_id=0)
-        return CorpusManifest(
-            corpus_id="synthetic",
-            tokenizer=tokenizer,
-            sequence_length=_LENGTH,
-            sources=(),
-            num_records=num_sequences,
-            rejected={},
-            domains={"candidate": {}},
-            shards=tuple(shards),
-            versions={},
-        )
+        return describe_corpus("synthetic", name_tokenizer(50_000), _LENGTH, tuple(shards))
 
 
 def _write_shard(storage: Storage, start: int, num_sequences: int, shard_sequences: int) -> ShardEntry:
     index = start // shard_sequences
     rng = np.random.default_rng(index)
     domains = rng.choice(len(_DOMAINS), num_sequences, p=_SHARES)
-    schema = make_schema(50_000)
-    with storage.publish(layout.corpus_shard("synthetic", "candidate", index)) as path:
-        with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=["domain"]) as writer:
-            for first in range(0, num_sequences, ROW_GROUP_SEQUENCES):
-                here = domains[first : first + ROW_GROUP_SEQUENCES]
-                ids = np.arange(start + first, start + first + len(here))
-                ends = pa.array(np.arange(len(here) + 1, dtype=np.int32))
-                columns = [
-                    pa.array(ids),
-                    pa.array(_DOMAINS[here], pa.string()).dictionary_encode(),
-                    pa.ListArray.from_arrays(ends, pa.array(ids)),
-                    pa.array(np.full(len(here), _LENGTH, dtype=np.int32)),
-                    pa.ListArray.from_arrays(ends, pa.array(np.ones(len(here), dtype=np.uint16))),
-                ]
-                writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=ROW_GROUP_SEQUENCES)
-        entry = ShardEntry(
-            corpus_id="synthetic",
-            split="candidate",
-            shard_index=index,
-            digest=digest_file(path),
-            num_bytes=path.stat().st_size,
-            num_sequences=num_sequences,
-            num_tokens=num_sequences * _LENGTH,
-            first_sequence_id=start,
-        )
+    ids = np.arange(start, start + num_sequences)
+    ends = pa.array(np.arange(num_sequences + 1, dtype=np.int32))
+    columns = [
+        pa.array(ids),
+        pa.array(_DOMAINS[domains], pa.string()).dictionary_encode(),
+        pa.ListArray.from_arrays(ends, pa.array(ids)),
+        pa.array(np.full(num_sequences, _LENGTH, dtype=np.int32)),
+        pa.ListArray.from_arrays(ends, pa.array(np.ones(num_sequences, dtype=np.uint16))),
+    ]
+    table = pa.Table.from_arrays(columns, schema=make_schema(50_000))
+    entry = publish_shard(storage, "synthetic", "candidate", index, start, table)
     num_scored = (_LENGTH - 1 - rng.integers(0, 4, num_sequences) * (rng.random(num_sequences) < 0.3)).astype(np.int32)
     # Sums of float32 means, as models give them.
     reference = np.float32(rng.normal(3.0, 0.5, num_sequences))
     teacher = np.float32(reference - rng.normal(0.2, 0.3, num_sequences) - 0.01 * domains)
     for model_id, nll in ((TEACHER, teacher), (REFERENCE, reference)):
-        _write_scores(storage, entry, model_id, num_scored, nll.astype(np.float64) * num_scored)
+        write_scores(storage, entry, model_id, num_scored, nll.astype(np.float64) * num_scored)
     return entry
 
 
-def _write_scores(storage: Storage, entry: ShardEntry, model_id: str, num_scored: np.ndarray, nll_sum: np.ndarray) -> None:  # type: ignore[type-arg]
-    """Both columns are (num_sequences,)."""
-    ids = np.arange(entry.first_sequence_id, entry.first_sequence_id + entry.num_sequences)
-    table = pa.Table.from_arrays([pa.array(ids), pa.array(num_scored), pa.array(nll_sum)], schema=SCORE_SCHEMA)
-    with storage.publish(layout.score_shard("synthetic", model_id, entry.shard_index)) as path:
-        pq.write_table(table, path, compression="none", use_dictionary=False)
-        digest, num_bytes = digest_file(path), path.stat().st_size
-    manifest = ScoreShardManifest(
-        corpus_id="synthetic",
-        model_id=model_id,
-        shard_index=entry.shard_index,
-        shard_digest=entry.digest,
-        digest=digest,
-        num_bytes=num_bytes,
-        num_sequences=entry.num_sequences,
-        num_tokens=entry.num_tokens,
-        num_scored_tokens=int(num_scored.sum()),
-        nll_sum=float(nll_sum.sum()),
-        seconds=1.0,
-        device="none",
-        dtype="float32",
-        versions={},
-    )
-    storage.write_json(layout.score_shard_manifest("synthetic", model_id, entry.shard_index), manifest.as_json())
+def write_scores(
+    storage: Storage, shard: ShardEntry, model_id: str, num_scored: NDArray[np.int32], nll_sum: NDArray[np.float64]
+) -> None:
+    """Publishes numbers of scored tokens and sums of NLLs, (num_sequences,) each, as the scores of a model that there is none of."""
+    model = ModelEntry(model_id=model_id, source="none", dtype="float32", weights_digest="sha256:none", num_parameters=0)
+    ids = pa.table({"sequence_id": np.arange(shard.first_sequence_id, shard.first_sequence_id + shard.num_sequences)})
+    scores = PredictedScores(nll_sum, num_scored, Throughput(shard.num_tokens, 1.0, None, None, None))
+    publish_scores(storage, shard, model, ids, scores, None, device="none", engine={})
