@@ -49,7 +49,6 @@ def calibrate_dtypes(
         "teacher": teacher.as_json(),
         "reference": reference.as_json(),
         "num_sequences": num_sequences,
-        "version": __version__,
     }
     tag = f"calibration:{corpus_id}:{teacher.model_id}:{reference.model_id}:{within}:{num_sequences}"
     run_on_pool("calibrate-dtypes", f"calibrate {teacher.dtype} and {reference.dtype} on {corpus_id}", parameters, plan, tag)

@@ -10,11 +10,7 @@ from tasks import workers
 
 
 @flow(name="describe-worker", flow_run_name="describe a worker for {run}")
-def describe_worker(
-    storage: str,
-    run: str,
-    version: str = __version__,
-) -> WorkerDescription:
+def describe_worker(storage: str, run: str, version: str = __version__) -> WorkerDescription:
     """Leaves the description of this worker's device with the run.
 
     Args:

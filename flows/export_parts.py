@@ -22,7 +22,7 @@ from miniplm.run.exports import plan_export
 from miniplm.run.plan import RunPlan
 from miniplm.selection.ranking import load_selection
 from miniplm.storage.root import Storage
-from tasks.exports import export_part, open_export
+from tasks.exports import export_part, open_exports
 from tasks.progress import stage_progress
 from tasks.workers import prepare_worker
 
@@ -88,7 +88,8 @@ def make_parts(job: ExportJob, target: ExportTarget, cut: ExportPlan, part_indic
     """Makes files of an export as tasks of the flow that calls, in this process."""
     parts: list[ExportedPart] = []
     total = sum(cut.parts[index].num_tokens for index in part_indices)
-    with open_export(job, target, cut), stage_progress(job.name, total, "tokens", artifact=job.export_id):
+    work = (job, target, cut)
+    with open_exports.serve(target.url, work), stage_progress(job.name, total, "tokens", artifact=job.export_id):
         for start in range(0, len(part_indices), _PARTS_AT_ONCE):
             indices = part_indices[start : start + _PARTS_AT_ONCE]
             futures = [export_part.submit(target.url, index, job.name) for index in indices]

@@ -29,17 +29,11 @@ def fit_proxy(plan: RunPlan, corpus_id: str, reference: ModelEntry, version: str
     storage = Storage(plan.storage)
     corpus = load_corpus(storage, corpus_id)
     if plan.is_on_work_pool and find_run_proxy(storage, plan, corpus, reference) is None:
-        parameters = {
-            "plan": plan.for_worker().as_json(),
-            "corpus_id": corpus_id,
-            "reference": reference.as_json(),
-            "version": __version__,
-        }
+        parameters = {"plan": plan.for_worker().as_json(), "corpus_id": corpus_id, "reference": reference.as_json()}
         config = plan.scoring.proxy
         assert config is not None, "asked for only where the run has a proxy"
-        tag = (
-            f"proxy:{corpus_id}:{config.scorer}:{config.share}:{config.seed}:{plan.require_teacher().model_id}:{reference.model_id}"
-        )
+        drawn, teacher_id = f"{config.scorer}:{config.share}:{config.seed}", plan.require_teacher().model_id
+        tag = f"proxy:{corpus_id}:{drawn}:{teacher_id}:{reference.model_id}"
         run_on_pool("fit-proxy", f"fit proxy of {corpus_id}", parameters, plan, tag)
         return require_run_proxy(storage, plan, corpus, reference)
     return proxies.fit_proxy(storage, plan, corpus, reference)

@@ -14,7 +14,7 @@ from miniplm import __version__
 from miniplm.config.run import CorpusConfig
 from miniplm.corpus.part_making import open_part_making
 from miniplm.storage.root import Storage
-from tasks.preparation import prepare_part, serving_parts
+from tasks.preparation import open_makings, prepare_part
 from tasks.progress import stage_progress
 from tasks.workers import name_worker, prepare_worker
 
@@ -60,7 +60,7 @@ def prepare_parts(
     root = Storage(storage)
     with (
         open_part_making(root, corpus_id, plan_id, corpus, part_indices, name_worker()) as making,
-        serving_parts(making, corpus_id),
+        open_makings.serve(corpus_id, making),
     ):
         total = sum(making.count_bytes(index) for index in part_indices)
         with stage_progress("prepare", total, "bytes", artifact=f"prepare {corpus_id}"):

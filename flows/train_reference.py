@@ -17,11 +17,7 @@ from tasks import stages, workers
 
 
 @flow(name="train-reference", flow_run_name="train reference of {corpus_id}")
-def train_reference(
-    plan: RunPlan,
-    corpus_id: str,
-    version: str = __version__,
-) -> tuple[ModelEntry, StageRecord]:
+def train_reference(plan: RunPlan, corpus_id: str, version: str = __version__) -> tuple[ModelEntry, StageRecord]:
     """Provides the reference model of a run; on a work pool a worker trains it.
 
     Args:
@@ -33,7 +29,7 @@ def train_reference(
     storage = Storage(plan.storage)
     corpus = load_corpus(storage, corpus_id)
     if plan.is_on_work_pool and find_reference(storage, plan, corpus) is None:
-        parameters = {"plan": plan.for_worker().as_json(), "corpus_id": corpus_id, "version": __version__}
+        parameters = {"plan": plan.for_worker().as_json(), "corpus_id": corpus_id}
         tag = f"training:{know_reference(storage, plan, corpus).training_id}"
         run_on_pool("train-reference", f"train reference of {corpus_id}", parameters, plan, tag)
     return stages.provide_reference(storage, plan, corpus)

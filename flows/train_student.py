@@ -79,7 +79,6 @@ def _train_on_pool(
         "selection_id": selection.selection_id,
         "student_name": student_name,
         "evaluate": plan.evaluation.measures_losses,
-        "version": __version__,
     }
     tag = f"training:{know_student(storage, plan, corpus, selection, student_name).training_id}"
     run_on_pool("train-student", f"train {student_name} of {plan.name}", parameters, plan, tag)

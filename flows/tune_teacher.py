@@ -19,12 +19,7 @@ from tasks.progress import report_progress
 
 
 @flow(name="tune-teacher", flow_run_name="tune teacher of {plan.name}")
-def tune_teacher(
-    plan: RunPlan,
-    corpus_id: str,
-    reference: ModelEntry,
-    version: str = __version__,
-) -> tuple[RunPlan, StageRecord]:
+def tune_teacher(plan: RunPlan, corpus_id: str, reference: ModelEntry, version: str = __version__) -> tuple[RunPlan, StageRecord]:
     """Provides the teacher of a run that tunes the reference on target text; on a work pool a worker tunes it.
 
     Args:
@@ -40,12 +35,7 @@ def tune_teacher(
         prepare_target(storage, plan, report_progress)
         plan = name_target(storage, plan)
         if find_tuned(storage, plan, corpus) is None:
-            parameters = {
-                "plan": plan.for_worker().as_json(),
-                "corpus_id": corpus_id,
-                "reference": reference.as_json(),
-                "version": __version__,
-            }
+            parameters = {"plan": plan.for_worker().as_json(), "corpus_id": corpus_id, "reference": reference.as_json()}
             tag = f"training:{know_teacher(storage, plan, reference).training_id}"
             run_on_pool("tune-teacher", f"tune teacher of {plan.name}", parameters, plan, tag)
     return stages.provide_teacher(storage, plan, corpus, reference)

@@ -13,12 +13,12 @@ from prefect import task
 from miniplm import layout
 from miniplm.derived.recipes import DerivedShard
 from miniplm.derived.sets import DerivedJob, DerivedSource, ShardMaker, make_shard
-from miniplm.errors import DeviceError, StoppedError
+from miniplm.errors import DeviceError
 from miniplm.models.devices import free_cached_memory
 from miniplm.progress import Progress
 from miniplm.storage.root import Storage
-from tasks.progress import shard_callback
 from tasks.retries import TASK_OPTIONS
+from tasks.served import Served
 
 
 @dataclass
@@ -31,7 +31,6 @@ class _OpenJob:
     device: str
     maker: ShardMaker | None = None
     loading: threading.Lock = field(default_factory=threading.Lock)
-    stopping: threading.Event = field(default_factory=threading.Event)
 
     def load_once(self) -> ShardMaker:
         with self.loading:
@@ -40,21 +39,16 @@ class _OpenJob:
             return self.maker
 
 
-_open_jobs: dict[tuple[str, str], _OpenJob] = {}
+_open_jobs = Served[_OpenJob]()
 
 
 @contextmanager
 def open_job(storage: Storage, job: DerivedJob, sources: Sequence[DerivedSource], device: str) -> Iterator[None]:
     """Lets tasks of this process make shards of the set while the block runs; then its models go. Shards under way when it fails are given up."""
-    key = (storage.root, job.derived_id)
-    opened = _open_jobs[key] = _OpenJob(storage, job, sources, device)
     try:
-        yield
-    except BaseException:
-        opened.stopping.set()
-        raise
+        with _open_jobs.serve((storage.root, job.derived_id), _OpenJob(storage, job, sources, device)):
+            yield
     finally:
-        del _open_jobs[key], opened
         gc.collect()
         free_cached_memory()
 
@@ -62,24 +56,19 @@ def open_job(storage: Storage, job: DerivedJob, sources: Sequence[DerivedSource]
 @task(name="load-maker", task_run_name="load what makes {derived_id}", **TASK_OPTIONS)
 def load_maker(storage_url: str, derived_id: str) -> None:
     """Loads models and tokenizers of an open set once, before any shard: what is wrong with them is said once, not by every shard."""
-    _open_jobs[storage_url, derived_id].load_once()
+    _open_jobs.find((storage_url, derived_id)).load_once()
 
 
 @task(name="derive-shard", task_run_name="{stage}: shard-{shard_index:05d}", **TASK_OPTIONS)
 def derive_shard(storage_url: str, derived_id: str, shard_index: int, stage: str) -> DerivedShard:
     """Makes one shard of a set that is open in this process, or returns its manifest where it is made already."""
-    opened = _open_jobs[storage_url, derived_id]
-    on_progress = shard_callback(stage, layout.shard_name(shard_index))
-
-    def unless_stopped(progress: Progress) -> None:
-        if opened.stopping.is_set():
-            raise StoppedError(f"{layout.shard_name(shard_index)} was stopped before it was done; nothing of it is published")
-        on_progress(progress)
-
+    name, key = layout.shard_name(shard_index), (storage_url, derived_id)
+    opened = _open_jobs.find(key)
+    on_progress = _open_jobs.callback(key, stage, name, f"{name} was stopped before it was done; nothing of it is published")
     source = opened.sources[shard_index]
-    unless_stopped(Progress(stage, 0, opened.job.count_units(source), opened.job.unit))
+    on_progress(Progress(stage, 0, opened.job.count_units(source), opened.job.unit))
     try:
-        return make_shard(opened.storage, opened.job, opened.load_once(), shard_index, source, unless_stopped)
+        return make_shard(opened.storage, opened.job, opened.load_once(), shard_index, source, on_progress)
     except DeviceError:
         opened.maker = None  # the next try loads it on a device that answers
         raise

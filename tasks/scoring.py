@@ -30,6 +30,7 @@ from miniplm.selection import fidelity
 from miniplm.storage.root import Storage
 from tasks.progress import report_progress, shard_callback
 from tasks.retries import TASK_OPTIONS
+from tasks.served import unless_stopped
 from tasks.workers import name_worker
 
 
@@ -142,17 +143,13 @@ def score_shard(
     state = shards.check_score_shard(storage, shard, entry.model_id)
     if state.manifest is not None:
         return state.manifest
-    on_progress = shard_callback(stage, layout.shard_name(shard_index))
-
-    def unless_stopped(progress: Progress) -> None:
-        if _stopping.is_set():
-            raise StoppedError(f"{layout.shard_name(shard_index)} was stopped before it was done; nothing of it is published")
-        on_progress(progress)
-
+    name = layout.shard_name(shard_index)
+    message = f"{name} was stopped before it was done; nothing of it is published"
+    on_progress = unless_stopped(_stopping, shard_callback(stage, name), message)
     try:
         loaded = _load_once(storage, entry, scoring, corpus.sequence_length)
-        unless_stopped(Progress(stage, 0, shard.num_tokens, "tokens"))
-        rest = (unless_stopped, name_worker(), loaded.start_seconds)
+        on_progress(Progress(stage, 0, shard.num_tokens, "tokens"))
+        rest = (on_progress, name_worker(), loaded.start_seconds)
         if isinstance(loaded.scorer, ProxyScorer):
             manifest = predict_shard(storage, corpus, shard, entry, loaded.scorer, *rest)
         else:

@@ -40,7 +40,7 @@ def pin_to_workers(storage: Storage, plan: RunPlan) -> RunPlan:
         return plan
     worker = find_worker(storage, plan.name)
     if worker is None:
-        parameters = {"storage": plan.storage, "run": plan.name, "version": __version__}
+        parameters = {"storage": plan.storage, "run": plan.name}
         run_on_pool("describe-worker", f"describe a worker for {plan.name}", parameters, plan, f"describe:{plan.name}")
         worker = find_worker(storage, plan.name)
     if worker is None:

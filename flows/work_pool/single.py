@@ -13,6 +13,7 @@ from flows.work_pool import fleet
 from flows.work_pool.failures import is_lasting_message, strip_message
 from flows.work_pool.pulse import Pulse
 from flows.work_pool.submission_lock import submission_lock
+from miniplm import __version__
 from miniplm.errors import PoolWorkError
 from miniplm.run.plan import RunPlan
 from miniplm.storage.root import digest_content
@@ -22,7 +23,7 @@ _MOST_TRIES = 3
 
 
 def run_on_pool(deployment: str, name: str, parameters: dict[str, Any], plan: RunPlan, work_tag: str) -> None:
-    """Waits until a flow run of the deployment has done the work that `work_tag` names.
+    """Waits until a flow run of the deployment, with these parameters and this version, has done the work that `work_tag` names.
 
     One that lives already, of this run or another, is waited for; where its worker dies another is started, which goes
     on from what the storage root has. Raises `PoolWorkError` with the reason where the work itself failed.
@@ -58,7 +59,7 @@ def _find_or_submit(deployment: str, name: str, parameters: dict[str, Any], plan
             get_run_logger().warning(
                 "no worker of pool %s is online; %s waits. Start one: `deployments/gpu-workers.sh --pool %s`", pool, name, pool
             )
-        return fleet.submit(deployment, name, parameters, tags)
+        return fleet.submit(deployment, name, parameters | {"version": __version__}, tags)
 
 
 def _wait(run: FlowRun, pulse: Pulse, plan: RunPlan) -> FlowRun:

@@ -49,7 +49,7 @@ def test_a_shard_is_made_once_and_then_found(storage: Storage, job: DerivedJob) 
         time = Path(storage.path(layout.derived_shard(job.derived_id, 1))).stat().st_mtime_ns
         assert derived.derive_shard.fn(storage.root, job.derived_id, 1, job.name) == manifest
         assert Path(storage.path(layout.derived_shard(job.derived_id, 1))).stat().st_mtime_ns == time
-    assert derived._open_jobs == {}
+    assert derived._open_jobs._open == {}
 
 
 def test_a_shard_under_way_when_its_run_ends_publishes_nothing(
@@ -63,13 +63,13 @@ def test_a_shard_under_way_when_its_run_ends_publishes_nothing(
 
     def cancel() -> None:
         with derived.open_job(storage, job, sources, "cpu"):
-            opened.append(derived._open_jobs[storage.root, job.derived_id])
+            opened.append(derived._open_jobs._open[storage.root, job.derived_id])
             raise CancelledError
 
     with pytest.raises(CancelledError):
         cancel()
     # The thread of a shard still holds what was open.
-    monkeypatch.setitem(derived._open_jobs, (storage.root, job.derived_id), opened[0])
+    monkeypatch.setitem(derived._open_jobs._open, (storage.root, job.derived_id), opened[0])
     with pytest.raises(StoppedError, match="shard-00000 was stopped before it was done; nothing of it is published"):
         derived.derive_shard.fn(storage.root, job.derived_id, 0, job.name)
     assert not storage.exists(layout.derived_shard(job.derived_id, 0))
