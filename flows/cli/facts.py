@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +14,7 @@ from flows.cli.options import (
     Overrides,
     StorageRoot,
     Verbose,
+    give,
     on_a_run,
     print_json,
     refuse_beside,
@@ -38,10 +40,7 @@ def status(asked: Asked) -> None:
 
     plan = resolve(asked.resolve_config(), checks=False)
     result = check_run(Storage(plan.storage), plan)
-    if asked.as_json:
-        print_json(result.as_json())
-    else:
-        print_status(result)
+    give(asked.as_json, result, print_status)
 
 
 @on_a_run
@@ -88,41 +87,26 @@ def inspect(
     if diversity:
         from flows.cli.diversity import print_diversity
 
-        measured = inspection.inspect_diversity(root, record)
-        print_json(measured.as_json()) if asked.as_json else print_diversity(measured)
+        give(asked.as_json, inspection.inspect_diversity(root, record), print_diversity)
         return
     if by_kind:
         from flows.cli.truth import print_truth
         from miniplm.run.truth import inspect_truth, with_truth
 
-        summary = inspect_truth(root, with_truth(record, config))
-        if asked.as_json:
-            print_json(summary.as_json())
-        else:
-            print_truth(PlainConsole(), summary)
+        give(asked.as_json, inspect_truth(root, with_truth(record, config)), partial(print_truth, PlainConsole()))
         return
     if by_domain:
-        rows = inspection.inspect_domains(root, record)
-        if asked.as_json:
-            print_json([row.as_json() for row in rows])
-            return
-        print_domains(rows)
+        give(asked.as_json, inspection.inspect_domains(root, record), print_domains)
         return
     if by_document:
         documents = inspection.inspect_documents(root, record, "bottom" if bottom else "top", domain, limit)
-        if asked.as_json:
-            print_json(documents.as_json())
-            return
-        print_documents(documents)
+        give(asked.as_json, documents, print_documents)
         return
     if sequence_id is not None:
         sequences = [inspection.inspect_sequence(root, record, sequence_id)]
     else:
         sequences = inspection.inspect_sequences(root, record, "bottom" if bottom else "top", domain, limit)
-    if asked.as_json:
-        print_json([sequence.as_json() for sequence in sequences])
-    else:
-        print_sequences(sequences, whole=sequence_id is not None)
+    give(asked.as_json, sequences, partial(print_sequences, whole=sequence_id is not None))
 
 
 def _inspect_overlap(
@@ -204,9 +188,6 @@ def doctor(
     from miniplm.run.doctor import diagnose
 
     findings = [*diagnose(storage), check_proxy(), check_prefect_home(), check_prefect_api()]
-    if as_json:
-        print_json([finding.as_json() for finding in findings])
-    else:
-        print_findings(findings)
+    give(as_json, findings, print_findings)
     if any(finding.state == "problem" for finding in findings):
         raise typer.Exit(2)

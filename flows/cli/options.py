@@ -239,6 +239,14 @@ def print_json(content: Any) -> None:
     print(json.dumps(content, indent=2, ensure_ascii=not takes_all, default=str))
 
 
+def give(as_json: bool, found: Any, show: Callable[[Any], object]) -> None:
+    """Tells a record, or several: as JSON for machines, or as `show` does for people."""
+    if as_json:
+        print_json([one.as_json() for one in found] if isinstance(found, list) else found.as_json())
+    else:
+        show(found)
+
+
 def start_quietly(verbose: bool) -> None:
     """Sets Prefect up before it is imported: quiet unless `verbose`; whatever the user has set in the environment stays."""
     set_verbose(verbose)

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.options import AsJson, Asked, Overrides, Verbose, on_a_run, print_json, resolve_config, start_quietly, watched_flow
+from flows.cli.options import (
+    AsJson,
+    Asked,
+    Overrides,
+    Verbose,
+    give,
+    on_a_run,
+    print_json,
+    resolve_config,
+    start_quietly,
+    watched_flow,
+)
 from miniplm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -82,7 +93,4 @@ def plan(
     from miniplm.run.resolution import resolve
 
     result = plan_run(resolve(asked.resolve_config(), checks=False), usd_per_gpu_hour)
-    if asked.as_json:
-        print_json(result.as_json())
-    else:
-        print_plan(result)
+    give(asked.as_json, result, print_plan)
