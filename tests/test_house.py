@@ -124,13 +124,7 @@ def test_the_layer_test_sees_every_form_of_import() -> None:
         "import prefect.tasks as t\nfrom flows import run\nfrom . import nll\nfrom ..tasks import score\ndef f():\n    import tasks.score\n"
     )
     names = list_imports("miniplm.scoring.engine", all_nodes(tree))
-    assert names == {
-        "prefect.tasks",
-        "flows.run",
-        "miniplm.scoring.nll",
-        "miniplm.tasks.score",
-        "tasks.score",
-    }
+    assert names == {"prefect.tasks", "flows.run", "miniplm.scoring.nll", "miniplm.tasks.score", "tasks.score"}
 
 
 def find_cycle(graph: dict[str, set[str]]) -> list[str]:

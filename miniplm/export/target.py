@@ -174,10 +174,9 @@ class ExportTarget:
                 "aside: when there is room, the same command with --resume goes on"
             ) from error
 
-    def clear_work(self, forget: bool = False) -> None:
-        """Deletes what a killed process has left half made; with `forget` all that was made aside."""
-        if self.storage.exists(STAGING):
-            self.storage.delete(STAGING if forget else f"{STAGING}/work")
+    def clear_work(self) -> None:
+        """Deletes what a killed process has left half made."""
+        self.storage.delete(f"{STAGING}/work")
 
     def forget_part(self, part_index: int) -> None:
         self.storage.delete(_part_record(part_index))

@@ -5,7 +5,6 @@ Shapes: N sequences, T tokens of one, S segments of a batch, M tokens that it co
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -15,18 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from miniplm.models.devices import device_errors, free_cached_memory, is_out_of_memory, use_device
-from miniplm.models.throughput import Throughput
 from miniplm.scoring.batches import cut_segments, make_batches
-from miniplm.scoring.engine import Scorer, TokenCallback
+from miniplm.scoring.engine import Scorer
 from miniplm.scoring.model_inputs import Batch, build_batch
 
 
-def pool_states(
-    scorer: Scorer,
-    sequences: Sequence[NDArray[Any]],
-    eos_token_id: int,
-    on_tokens: TokenCallback = lambda num_tokens, throughput: None,
-) -> NDArray[np.float64]:
+def pool_states(scorer: Scorer, sequences: Sequence[NDArray[Any]], eos_token_id: int) -> NDArray[np.float64]:
     """The mean of the last hidden states over the tokens of each sequence (T,) whose target is scored: (N, H), zeros where none is.
 
     Batches are halved for good where memory runs out, as in `Scorer.score`.
@@ -41,7 +34,6 @@ def pool_states(
         batches = make_batches(segments.length[left], scorer.tokens_per_batch, forward.layout, forward.needs_equal_lengths)
         return deque(left[batch] for batch in batches)
 
-    started, num_told = time.perf_counter(), 0
     with use_device(device), device_errors(device, f"reading the states of model {scorer.model.name}"):
         batches = make(np.arange(len(segments), dtype=np.int64))
         while batches:
@@ -58,9 +50,6 @@ def pool_states(
                 continue
             np.add.at(sums_NH, segments.sequence[chosen], sums_SH)
             np.add.at(counts, segments.sequence[chosen], counts_S)
-            num_tokens = batch.num_tokens + len(chosen)
-            num_told += num_tokens
-            on_tokens(num_tokens, Throughput(num_told, time.perf_counter() - started, None, None, None))
     return sums_NH / np.maximum(counts, 1)[:, None]
 
 

@@ -126,10 +126,10 @@ class StoredFile:
 
 
 @contextmanager
-def decoding(file: SourceFile, raw: StoredFile, problem: str, next_step: str = "copy it again") -> Iterator[None]:
+def decoding(file: SourceFile, raw: StoredFile, problem: str) -> Iterator[None]:
     """Turns what a library raises over the bytes of a file into `DamagedSourceError`; a failed reading stays what it is."""
     try:
-        with reading_users_file(file.path, problem, next_step, DamagedSourceError):
+        with reading_users_file(file.path, problem, "copy it again", DamagedSourceError):
             yield
     except DamagedSourceError:
         # A library that is given a broken connection for a file says that the file is broken; the copy is good, another try may read it.

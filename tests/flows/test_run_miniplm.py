@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from flows.cli.runs import plan as show_plan
 from tests.command_line import run_miniplm
+from tests.ends import flip_byte
 from tests.tiny_runs import make_documents, write_jsonl
 
 
@@ -151,9 +152,7 @@ def test_damaged_and_missing_shards_are_told_and_only_they_are_scored_again(fini
     record = read_record(config)
     scores = data / "scores" / record["corpus_id"] / record["teacher"]["model_id"]
     whole = {path.name: path.read_bytes() for path in scores.glob("*.parquet")}
-    flipped = bytearray(whole["shard-00003.parquet"])
-    flipped[60] ^= 1
-    (scores / "shard-00003.parquet").write_bytes(flipped)
+    flip_byte(scores / "shard-00003.parquet", 60)
     (scores / "shard-00005.json").unlink()
     storage = f"storage={data}"
     refused = run_miniplm("select", str(config), "--set", storage, prefect=prefect_server)
@@ -258,9 +257,7 @@ def test_a_damaged_corpus_shard_stops_itself_and_not_its_neighbours(finished, pr
     whole = {path.name: path.read_bytes() for path in scores.glob("*.parquet")}
     shutil.rmtree(scores)
     shard = data / "corpora" / record["corpus_id"] / "candidate" / "shard-00002.parquet"
-    content = bytearray(shard.read_bytes())
-    content[50] ^= 1
-    shard.write_bytes(content)
+    flip_byte(shard, 50)
     arguments = ("score", str(config), "--model", "teacher", "--set", f"storage={data}")
     failed = run_miniplm(*arguments, prefect=prefect_server)
     assert failed.returncode == 2

@@ -20,13 +20,10 @@ from miniplm.training.loop import train_model
 from miniplm.training.losses import sum_language_model_loss
 from miniplm.training.optimization import Optimization
 from miniplm.training.recipe import plan_training
+from tests.ends import Interrupted
 from tests.miniplm.made_trainings import EOS, VOCAB_SIZE, make_sequences, make_training_corpus
 
 pytestmark = pytest.mark.gpu
-
-
-class Interrupted(BaseException):
-    """As Ctrl-C."""
 
 
 def make_optimization(dtype: str, compile: bool) -> Optimization:

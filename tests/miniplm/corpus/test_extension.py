@@ -21,8 +21,9 @@ from miniplm.records.run import RunRecord
 from miniplm.run.inspection import inspect_sequence
 from miniplm.storage.root import Storage
 from miniplm.tokenizers.tokenizer import load_tokenizer
+from tests.ends import Interrupted
 from tests.forks import FORKS
-from tests.miniplm.corpus.test_resume import Killed, KilledStorage
+from tests.miniplm.corpus.test_resume import KilledStorage
 from tests.miniplm.corpus_fixtures import (
     make_config,
     make_documents,
@@ -292,7 +293,7 @@ def test_an_extension_killed_at_any_publish_and_started_again(tmp_path: Path, fo
         shutil.copytree(tmp_path / "base", copy)
         try:
             prepare_corpus(KilledStorage(str(copy), alive, after=False), config)
-        except Killed:
+        except Interrupted:
             num_kills += 1
             assert prepare_corpus(Storage(str(copy)), config) == manifest
             found = read_tree(Storage(str(copy)), "corpora")

@@ -19,12 +19,9 @@ from miniplm.corpus.preparation import prepare_corpus
 from miniplm.errors import StorageError
 from miniplm.storage.root import Storage
 from miniplm.tokenizers.tokenizer import CorpusTokenizer
+from tests.ends import Interrupted
 from tests.forks import FORKS
 from tests.miniplm.corpus_fixtures import make_config, make_documents, read_tree, save_tokenizer, write_jsonl
-
-
-class Killed(BaseException):
-    """Stands for the end of the process: nothing catches it on the way."""
 
 
 class KilledStorage(Storage):
@@ -39,11 +36,11 @@ class KilledStorage(Storage):
     def publish(self, relative: str) -> Iterator[Path]:
         self._left -= 1
         if self._left < 0 and not self._after:
-            raise Killed
+            raise Interrupted
         with super().publish(relative) as path:
             yield path
         if self._left < 0:
-            raise Killed
+            raise Interrupted
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +88,7 @@ def test_killed_at_any_publish_and_started_again(config: CorpusConfig, undisturb
         root = tmp_path / str(alive)
         try:
             prepare_corpus(KilledStorage(str(root), alive, after), config)
-        except Killed:
+        except Interrupted:
             num_kills += 1
             prepare_corpus(Storage(str(root)), config)
             assert find_tree(root) == undisturbed, f"killed at publish {alive}"
@@ -106,7 +103,7 @@ def test_killed_again_and_again(config: CorpusConfig, undisturbed: dict[str, byt
     for _ in range(100):
         try:
             prepare_corpus(KilledStorage(str(tmp_path), alive + 2, after=False), config)
-        except Killed:
+        except Interrupted:
             continue
         break
     else:
@@ -129,7 +126,7 @@ def test_a_resumed_preparation_tokenises_only_what_is_not_in_closed_shards(
     whole = sum(counted)
     counted.clear()
     # So far that only the remainders of the last splits are missing.
-    with pytest.raises(Killed):
+    with pytest.raises(Interrupted):
         prepare_corpus(KilledStorage(str(tmp_path / "cut"), 26, after=False), config)
     counted.clear()
     prepare_corpus(Storage(str(tmp_path / "cut")), config)
@@ -163,7 +160,7 @@ def test_a_full_disk_keeps_what_is_published_for_the_next_start(
 
 
 def test_what_another_version_left_is_made_anew(config: CorpusConfig, undisturbed: dict[str, bytes], tmp_path: Path):
-    with pytest.raises(Killed):
+    with pytest.raises(Interrupted):
         prepare_corpus(KilledStorage(str(tmp_path), 11, after=True), config)
     storage = Storage(str(tmp_path))
     (corpus_id,) = [name for name in storage.list_names("corpora") if name.startswith("c-")]
@@ -216,7 +213,7 @@ def test_a_state_that_is_stored_rarely_is_gone_on_from(
     wanted = read_tree(storage, layout.corpus_folder(prepare_corpus(storage, config).corpus_id))
     for alive in range(2, 30, 4):
         root = tmp_path / str(alive)
-        with pytest.raises(Killed):
+        with pytest.raises(Interrupted):
             prepare_corpus(KilledStorage(str(root), alive, after=True), config)
         prepare_corpus(Storage(str(root)), config)
         assert find_tree(root) == wanted

@@ -28,7 +28,8 @@ from miniplm.errors import (
 )
 from miniplm.progress import ignore_progress
 from miniplm.storage.root import Storage
-from tests.miniplm.corpus.test_resume import Killed, KilledStorage
+from tests.ends import Interrupted
+from tests.miniplm.corpus.test_resume import KilledStorage
 from tests.miniplm.corpus_fixtures import make_config, make_documents, make_growing, read_tree, save_tokenizer, write_jsonl
 
 
@@ -114,7 +115,7 @@ def test_a_killed_preparation_goes_on_from_the_parts_that_are_made(config: Corpu
     whole = prepare_alone(config, tmp_path)
     for alive, by_others in ((5, True), (20, False), (24, True)):
         root, made = str(tmp_path / str(alive)), []
-        with pytest.raises(Killed):
+        with pytest.raises(Interrupted):
             prepare_corpus(KilledStorage(root, alive, after=alive % 2 == 0), config, make_parts=make_here(config, made))
         storage = Storage(root)
         prepare_corpus(storage, config, make_parts=make_here(config, made) if by_others else None)
@@ -138,10 +139,10 @@ def begin(config: CorpusConfig, storage: Storage) -> tuple[PartsFolder, PartsPla
     """A preparation whose parent was killed when it had begun."""
 
     def make(folder: PartsFolder, plan: PartsPlan, files: PartFiles, indices: range) -> Generator[TokenPart]:
-        raise Killed
+        raise Interrupted
         yield
 
-    with pytest.raises(Killed):
+    with pytest.raises(Interrupted):
         prepare_corpus(storage, config, make_parts=make)
     folder = PartsFolder(storage, resolve_corpus_id(storage, config))
     plan = folder.find_plan()

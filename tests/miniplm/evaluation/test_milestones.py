@@ -24,11 +24,8 @@ from miniplm.records.texts import MeasuredText
 from miniplm.scoring.engine import Scorer
 from miniplm.storage.root import Storage
 from miniplm.training.loop import train_model
+from tests.ends import Interrupted
 from tests.miniplm.made_trainings import EOS, make_plan, make_training_corpus
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +55,7 @@ class Opener:
 
     def __call__(self, folder: Path) -> Scorer:
         if len(self.opened) == self.most:
-            raise Killed
+            raise Interrupted
         self.opened.append(folder.name)
         return Scorer(load_model(folder, "float32", torch.device("cpu")), 64, compile=False)
 
@@ -133,7 +130,7 @@ def test_killed_in_between_only_what_is_missing_is_measured(parts: tuple[Storage
     before = [storage.read_json(file) for file in files]
     for file in (*files, layout.training_evaluation(training.training_id), layout.heldout_losses(training.training_id)):
         storage.delete(file)
-    with pytest.raises(Killed):
+    with pytest.raises(Interrupted):
         evaluate(parts, Opener(most=1))
     assert not is_measured(storage, MeasuredText(corpus_id=corpus.corpus_id), training, 2)
     again = Opener()

@@ -18,15 +18,12 @@ from miniplm.export import job as jobs
 from miniplm.export.exporting import export_selection
 from miniplm.export.target import ExportTarget
 from miniplm.progress import Progress
+from tests.ends import Interrupted
 from tests.miniplm.corpus_fixtures import save_tokenizer
 from tests.miniplm.export.exported import Selected, select
 from tests.miniplm.export.test_documents import read_rows
 from tests.miniplm.export.test_formats import read_datatrove
 from tests.tiny_runs import make_tokenizer
-
-
-class Killed(BaseException):
-    """Ends an export as a signal would."""
 
 
 def read_folder(folder: Path) -> dict[str, bytes]:
@@ -41,7 +38,7 @@ def kill_at(number: int) -> Any:
         nonlocal moments
         moments += not progress.key.startswith("plan")
         if moments == number:
-            raise Killed
+            raise Interrupted
 
     return on_progress
 
@@ -54,7 +51,7 @@ def test_a_killed_export_goes_on_to_the_same_bytes(small: Selected, tmp_path: Pa
         try:
             export_selection(small.job(format, tmp_path / "out", shard_tokens=500), resume=kills > 0, on_progress=kill_at(25))
             break
-        except Killed:
+        except Interrupted:
             kills += 1
             assert {path.name for path in (tmp_path / "out").iterdir()} == {".miniplm-export"}
     assert 3 <= kills < 100
@@ -72,12 +69,12 @@ def test_a_kill_while_files_are_moved_leaves_no_finished_export(
 
     def move_two(self: Any, relative: str, to: str) -> None:
         if len(moved) == 2:
-            raise Killed
+            raise Interrupted
         moved.append(to)
         move(self, relative, to)
 
     monkeypatch.setattr(type(small.storage), "move", move_two)
-    with pytest.raises(Killed):
+    with pytest.raises(Interrupted):
         small.export("ds", tmp_path / "out", shard_tokens=500)
     monkeypatch.undo()
     assert not (tmp_path / "out" / "manifest.json").exists()
@@ -167,7 +164,7 @@ def test_a_target_that_holds_anything_else_is_refused(small: Selected, tmp_path:
     (tmp_path / "done" / "part-00000.ds").unlink()
     with pytest.raises(DamagedFileError, match=r"part-00000\.ds is gone"):
         small.export("ds", tmp_path / "done")
-    with pytest.raises(Killed):
+    with pytest.raises(Interrupted):
         export_selection(small.job("ds", tmp_path / "half"), on_progress=kill_at(1))
     with pytest.raises(ConfigError, match="Give --resume to go on with it"):
         small.export("ds", tmp_path / "half")

@@ -21,6 +21,7 @@ from miniplm.report import write_report
 from miniplm.report.content import ReportContent, gather_content
 from miniplm.report.page import render_headline, render_page
 from miniplm.storage.root import Storage
+from tests.ends import flip_byte
 from tests.miniplm.report_fixtures import CORPUS_ID, REFERENCE, TEACHER, RunPlan, make_run
 
 _VOID = {"meta", "link", "br", "path"}
@@ -367,9 +368,7 @@ def test_damaged_scores_are_refused_and_the_old_page_stays(tmp_path: Path) -> No
     storage, _ = make_run(tmp_path)
     before = write_and_read(storage)
     path = Path(storage.path(layout.score_shard(CORPUS_ID, TEACHER.model_id, 1)))
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    flip_byte(path)
     with pytest.raises(ScoreJoinError, match="shard-00001 has broken teacher scores"):
         write_report(storage, "demo")
     assert storage.read_bytes(layout.run_report("demo")).decode() == before

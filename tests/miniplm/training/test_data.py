@@ -24,6 +24,7 @@ from miniplm.training.data import (
     count_steps,
     count_training_sequences,
 )
+from tests.ends import flip_byte
 from tests.miniplm.made_corpora import make_corpus
 
 # Sequence i is [i + 1, 7, 7, ...]: its first token tells which it is. Shards of 4, 1, 6 and 5 sequences.
@@ -180,9 +181,7 @@ def test_nothing_to_train_on_is_an_error(storage: Storage) -> None:
 
 def test_damaged_shard_is_an_error(storage: Storage, shards: list[TrainingShard]) -> None:
     path = next(Path(storage.root).glob("corpora/*/candidate/shard-00002.parquet"))
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    flip_byte(path)
     with pytest.raises(CorpusError, match="shard-00002"):
         SequenceOrder(storage, shards, seed=0).read(0, 1)
 

@@ -19,16 +19,13 @@ from miniplm.storage.root import Storage
 from miniplm.training.checkpoints import read_metrics
 from miniplm.training.loop import train_model
 from miniplm.training.recipe import plan_training
+from tests.ends import Interrupted
 from tests.miniplm.made_trainings import make_training_corpus
 
 TINY: dict[str, dict[str, Any]] = {
     "llama-3.1-212m": {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 4},
     "mamba-130m": {"hidden_size": 32, "time_step_rank": 2, "state_size": 4},
 }
-
-
-class Interrupted(BaseException):
-    """As Ctrl-C: nobody may catch it."""
 
 
 def write_family(folder: Path, preset: str) -> str:

@@ -28,7 +28,7 @@ from miniplm.training.flops import (
     training_flops_per_token,
 )
 from tests.miniplm.made_models import make_llama, save_model
-from tests.miniplm.made_trainings import make_selection, make_training_corpus, save_tokenizer
+from tests.miniplm.made_trainings import save_tokenizer
 from tests.tiny_runs import make_tiny_run
 
 
@@ -72,16 +72,6 @@ def test_epochs_are_matched_by_the_same_share() -> None:
     assert (matched.steps, matched.epochs) == (None, 2.4)
     assert count_unmatched_steps(training(epochs=4), 600, 6, 12) == 1000
     assert count_unmatched_steps(training(steps=1001), 600, 6, 12) == 1001
-
-
-@pytest.fixture
-def corpus(storage: Storage) -> CorpusManifest:
-    return make_training_corpus(storage)
-
-
-@pytest.fixture
-def selection(storage: Storage, corpus: CorpusManifest) -> SelectionManifest:
-    return make_selection(storage, corpus, ([0, 3, 6], [2], [8, 1]))
 
 
 @pytest.fixture

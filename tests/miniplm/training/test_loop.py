@@ -29,12 +29,9 @@ from miniplm.training.losses import LossFunction, sum_language_model_loss
 from miniplm.training.methods import METHODS, MethodInputs
 from miniplm.training.methods.reference import ReferenceMethod
 from miniplm.training.recipe import TrainingPlan, plan_training
+from tests.ends import Interrupted, flip_byte
 from tests.forks import FORKS
 from tests.miniplm.made_trainings import VOCAB_SIZE, make_plan, make_selection, make_training_corpus
-
-
-class Interrupted(BaseException):
-    """As Ctrl-C: nobody may catch it."""
 
 
 def make_storage(folder: Path) -> Storage:
@@ -185,12 +182,6 @@ def test_finished_training_is_not_done_again(undisturbed: Path) -> None:
     moments: list[Progress] = []
     assert train_model(storage, plan, moments.append) == first
     assert moments == []
-
-
-def flip_byte(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 def drop_tail(path: Path) -> None:

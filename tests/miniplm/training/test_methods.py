@@ -19,14 +19,9 @@ from miniplm.training.data import read_training_shard
 from miniplm.training.methods import METHODS, MethodInputs
 from miniplm.training.methods.pretrain import draw_sequences
 from tests.miniplm.made_corpora import make_corpus
-from tests.miniplm.made_trainings import make_selection, make_training_corpus
+from tests.miniplm.made_trainings import make_selection
 
 ROWS = ([0, 3, 6], [], [8, 1])
-
-
-@pytest.fixture
-def corpus(storage: Storage) -> CorpusManifest:
-    return make_training_corpus(storage)
 
 
 @pytest.fixture

@@ -21,15 +21,10 @@ from miniplm.training.loop import train_model
 from miniplm.training.needs import list_derived_jobs
 from miniplm.training.recipe import TrainingPlan, plan_training
 from tests.miniplm.made_models import make_llama, save_model
-from tests.miniplm.made_trainings import EOS, VOCAB_SIZE, make_selection, make_training_corpus
+from tests.miniplm.made_trainings import EOS, VOCAB_SIZE, make_selection
 from tests.tiny_runs import make_tokenizer
 
 TRAINING = TrainingConfig(steps=2, batch_size=4, learning_rate=1e-3, warmup_steps=1)
-
-
-@pytest.fixture
-def corpus(storage: Storage) -> CorpusManifest:
-    return make_training_corpus(storage)
 
 
 @pytest.fixture

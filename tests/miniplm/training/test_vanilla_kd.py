@@ -31,26 +31,13 @@ from miniplm.training.methods import METHODS, MethodInputs
 from miniplm.training.optimization import Optimization
 from miniplm.training.recipe import TrainingPlan, plan_training
 from miniplm.training.teacher import compile_teacher, open_teacher, run_teacher
+from tests.ends import Interrupted
 from tests.miniplm.made_models import make_llama, save_model
 from tests.miniplm.made_trainings import EOS, VOCAB_SIZE, make_selection, make_sequences, make_training_corpus, save_tokenizer
 
 # Rows of the teacher's embedding: more than the tokenizer's ids, as published models have.
 NUM_TEACHER_IDS = 80
 DISTILLED = {"vanilla-kd": "pretrain", "miniplm+vanilla-kd": "miniplm"}
-
-
-class Interrupted(BaseException):
-    """As Ctrl-C: nobody may catch it."""
-
-
-@pytest.fixture
-def corpus(storage: Storage) -> CorpusManifest:
-    return make_training_corpus(storage)
-
-
-@pytest.fixture
-def selection(storage: Storage, corpus: CorpusManifest) -> SelectionManifest:
-    return make_selection(storage, corpus, ([0, 3, 6], [2], [8, 1]))
 
 
 @pytest.fixture(scope="module")
