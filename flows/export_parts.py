@@ -22,7 +22,7 @@ from miniplm.run.exports import plan_export
 from miniplm.run.plan import RunPlan
 from miniplm.selection.ranking import load_selection
 from miniplm.storage.root import Storage
-from tasks.exports import export_part, open_exports
+from tasks.parts import export_part, open_exports
 from tasks.progress import stage_progress
 from tasks.workers import prepare_worker
 

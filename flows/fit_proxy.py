@@ -12,7 +12,7 @@ from miniplm.records.proxies import ProxyManifest
 from miniplm.run.plan import RunPlan
 from miniplm.run.proxies import find_run_proxy, require_run_proxy
 from miniplm.storage.root import Storage
-from tasks import proxies, workers
+from tasks import stages, workers
 
 
 @flow(name="fit-proxy", flow_run_name="fit proxy of {corpus_id}")
@@ -36,4 +36,4 @@ def fit_proxy(plan: RunPlan, corpus_id: str, reference: ModelEntry, version: str
         tag = f"proxy:{corpus_id}:{drawn}:{teacher_id}:{reference.model_id}"
         run_on_pool("fit-proxy", f"fit proxy of {corpus_id}", parameters, plan, tag)
         return require_run_proxy(storage, plan, corpus, reference)
-    return proxies.fit_proxy(storage, plan, corpus, reference)
+    return stages.fit_proxy(storage, plan, corpus, reference)

@@ -14,7 +14,7 @@ from miniplm import __version__
 from miniplm.config.run import CorpusConfig
 from miniplm.corpus.part_making import open_part_making
 from miniplm.storage.root import Storage
-from tasks.preparation import open_makings, prepare_part
+from tasks.parts import open_makings, prepare_part
 from tasks.progress import stage_progress
 from tasks.workers import name_worker, prepare_worker
 

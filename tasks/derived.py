@@ -17,8 +17,8 @@ from miniplm.errors import DeviceError
 from miniplm.models.devices import free_cached_memory
 from miniplm.progress import Progress
 from miniplm.storage.root import Storage
+from tasks.parts import Served
 from tasks.retries import TASK_OPTIONS
-from tasks.served import Served
 
 
 @dataclass

@@ -28,9 +28,9 @@ from miniplm.scoring.engine import Scorer
 from miniplm.scoring.failures import clear_failure, record_failure
 from miniplm.selection import fidelity
 from miniplm.storage.root import Storage
+from tasks.parts import unless_stopped
 from tasks.progress import report_progress, shard_callback
 from tasks.retries import TASK_OPTIONS
-from tasks.served import unless_stopped
 from tasks.workers import name_worker
 
 

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import base64
 
-from prefect import task
+from prefect import get_run_logger, task
 
 from miniplm.config.run import RunConfig
 from miniplm.corpus.token_parts import MakeParts
 from miniplm.records.manifests import CorpusManifest, ModelEntry
+from miniplm.records.proxies import ProxyManifest
 from miniplm.records.run import StageRecord, StudentRecord
 from miniplm.records.selections import SelectionManifest
 from miniplm.report import write_report as write_page
-from miniplm.run import resolution, stages
+from miniplm.run import proxies, resolution, stages
 from miniplm.run.plan import RunPlan
 from miniplm.run.trainings import know_student
 from miniplm.selection.plot import plot_selection
@@ -23,6 +24,7 @@ from miniplm.storage.root import Storage
 from tasks.artifacts import LiveArtifact, make_key
 from tasks.progress import report_progress, training_progress
 from tasks.retries import TASK_OPTIONS
+from tasks.scoring import release_model
 
 
 @task(name="resolve-plan", task_run_name="check inputs", **TASK_OPTIONS)
@@ -49,6 +51,19 @@ def provide_teacher(storage: Storage, plan: RunPlan, corpus: CorpusManifest, ref
     """Tunes the reference on the run's target text, where it is not tuned yet."""
     with training_progress("tune teacher", f"tune teacher {plan.name}") as on_progress:
         return stages.provide_teacher(storage, plan, corpus, reference, on_progress)
+
+
+@task(name="fit-proxy", task_run_name="fit the proxy of {corpus.corpus_id}", **TASK_OPTIONS)
+def fit_proxy(storage: Storage, plan: RunPlan, corpus: CorpusManifest, reference: ModelEntry) -> ProxyManifest:
+    """Fits the proxy of a run where it is not there yet, and says how well it predicts."""
+    release_model()
+    try:
+        manifest = proxies.provide_proxy(storage, plan, corpus, reference, report_progress)
+    finally:
+        release_model()
+    fidelity = proxies.measure_run_proxy(storage, manifest, plan)
+    get_run_logger().info("proxy %s: %s", manifest.proxy_id, fidelity.describe())
+    return manifest
 
 
 @task(name="select-sequences", task_run_name="select {plan.selection.title} of {corpus.corpus_id}", **TASK_OPTIONS)

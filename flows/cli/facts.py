@@ -27,6 +27,7 @@ from flows.cli.terminal import PlainConsole
 if TYPE_CHECKING:
     from miniplm.config.run import RunConfig
     from miniplm.records.run import RunRecord
+    from miniplm.selection.diversity_sample import SelectionDiversity
     from miniplm.storage.root import Storage
 
 
@@ -85,9 +86,7 @@ def inspect(
         _inspect_overlap(root, config, record, duplicates, contamination, asked.as_json)
         return
     if diversity:
-        from flows.cli.diversity import print_diversity
-
-        give(asked.as_json, inspection.inspect_diversity(root, record), print_diversity)
+        give(asked.as_json, inspection.inspect_diversity(root, record), _print_diversity)
         return
     if by_kind:
         from flows.cli.truth import print_truth
@@ -126,6 +125,22 @@ def _inspect_overlap(
         print_copies(console, summary.copies)
     if contamination and summary.contamination is not None:
         print_contamination(console, summary.contamination)
+
+
+def _print_diversity(diversity: SelectionDiversity) -> None:
+    """One row a measure: its value in what was kept, and in as many random candidates."""
+    from flows.cli.tables import make_table
+    from miniplm.report.diversity import MEASURES, format_value, list_values
+
+    table = make_table(
+        f"{diversity.kept.num_sequences:,} kept and {diversity.random.num_sequences:,} random sequences of {diversity.num_shards} shards",
+        "measure",
+        "kept",
+        "random",
+    )
+    for (name, _, kind), kept, random in zip(MEASURES, list_values(diversity.kept), list_values(diversity.random), strict=True):
+        table.add_row(name, format_value(kept, kind), format_value(random, kind))
+    PlainConsole().print(table)
 
 
 def config(
