@@ -9,7 +9,6 @@ each as it is done; killed, the same command goes on with what has no row. `--ta
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import multiprocessing.connection
 import sys
@@ -40,7 +39,7 @@ from benchmarks.effect_rules import (
 )
 from benchmarks.effect_scores import Scored, Scoring, select_as
 from benchmarks.effect_tables import draw_gains, print_tables, rows_of
-from benchmarks.records import append_rows, describe_place
+from benchmarks.records import append_rows, describe_place, read_rows
 from miniplm.config.files import load_config
 from miniplm.config.methods import METHOD_FACTS
 from miniplm.config.run import RunConfig, StudentConfig, config_as_dict
@@ -318,10 +317,6 @@ def _run_side_by_side(run_student: Callable[[tuple[Arm, int]], None], tasks: Seq
         raise TrainingError("a student failed, as is told above; the same command goes on with those that have no row")
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.effect", description=__doc__.partition("\n")[0])
     parser.add_argument(
@@ -354,10 +349,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = read_rows(given.rows)
         if not rows:
             raise ConfigError(f"{given.rows} has no row; leave --tables out to make some")
-    except MiniplmError as error:
-        print(f"effect: {error}", file=sys.stderr)
-        return 2
-    except ConfigError as error:
+    except (MiniplmError, ConfigError) as error:
         print(f"effect: {error}", file=sys.stderr)
         return 2
     arms = [arm for arm in ARMS if rows_of(rows, arm.name)]

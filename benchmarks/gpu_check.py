@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import gc
 import importlib
-import json
 import multiprocessing
 import os
 import runpy
@@ -29,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.limited_process import run_limited
-from benchmarks.records import append_rows, format_rows
+from benchmarks.records import append_rows, format_rows, read_rows
 
 _ROOT = Path(__file__).resolve().parents[1]
 _SHOWN_LINES = 14
@@ -205,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = given.output.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     rows = folder / "rows.jsonl"
-    num_before = len(_read_rows(rows))
+    num_before = len(read_rows(rows))
     stages = plan_stages(rows, given.rehearse)
     if given.rehearse:
         warm_up()
@@ -220,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             records.append({"stage": stage} | run_step(step, folder, given.rehearse))
             _say_end(step, records[-1], folder)
             append_rows(folder / "steps.jsonl", records[-1:])
-    measured = _read_rows(rows)[num_before:]
+    measured = read_rows(rows)[num_before:]
     print("\n" + format_rows(measured, *_TITLES) if measured else "\nno step gave a row")
     failed = [record["step"] for record in records if record["exit_code"] != 0]
     print(
@@ -230,10 +229,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     print(f"rows: {rows}, logs: {folder}")
     return 1 if failed else 0
-
-
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 if __name__ == "__main__":

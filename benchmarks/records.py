@@ -162,6 +162,11 @@ def append_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
+def read_rows(path: Path) -> Rows:
+    """What `append_rows` has written so far."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table that can be read as it is, numbers to the right of the first column."""
     widths = [max(len(row[index]) for row in [header, *rows]) for index in range(len(header))]

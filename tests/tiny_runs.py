@@ -16,6 +16,7 @@ import yaml
 from transformers import PreTrainedTokenizerFast
 
 from scripts.demo_corpus import train_tokenizer
+from tests.miniplm.corpus_fixtures import write_jsonl
 from tests.miniplm.made_models import make_llama, save_model
 
 DOMAINS = ("news", "code", "verse", "letters")
@@ -36,12 +37,6 @@ def make_documents(num: int = 240, seed: int = 0) -> list[dict[str, Any]]:
         sentences = [" ".join(words[start : start + 9]) + rng.choice([".", ".", "?", "\n"]) for start in range(0, len(words), 9)]
         documents.append({"text": " ".join(sentences), "meta": {"domain": domain}})
     return documents
-
-
-def write_jsonl(path: Path, documents: list[dict[str, Any]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(document) + "\n" for document in documents), encoding="utf-8")
-    return path
 
 
 def make_tokenizer(folder: Path, documents: list[dict[str, Any]], vocab_size: int = 400) -> PreTrainedTokenizerFast:

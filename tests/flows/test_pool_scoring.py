@@ -295,28 +295,19 @@ def test_shards_that_a_run_over_the_corpus_it_extends_has_on_the_pool_are_waited
     assert played.submitted == [[2]]
 
 
-def test_shards_that_another_run_submits_while_this_one_waits_for_the_lock_are_left_to_it(start: Callable[..., Fleet]) -> None:
+@pytest.mark.parametrize("is_done", [False, True])
+def test_what_another_run_took_while_this_one_waited_for_the_lock_is_its(start: Callable[..., Fleet], is_done: bool) -> None:
+    """Its flow run came, and may have ended, between two looks: then only the storage root tells of it."""
     played = start(4)
 
-    def submit_theirs() -> None:
-        if len(played.runs) == 0:
+    def take() -> None:
+        if is_done:
+            for index in (0, 1):
+                write_scores(played.storage, played.shards[index], "m", [1.5], [2])
+        elif len(played.runs) == 0:
             played.add([0, 1])
 
-    played.on_lock = submit_theirs
-    played.num_workers = 2
-    assert len(run_scoring(played)) == 4
-    assert played.submitted == [[2, 3]]
-
-
-def test_shards_that_another_run_scored_while_this_one_waited_for_the_lock_are_not_given_out(start: Callable[..., Fleet]) -> None:
-    """Their flow run came and ended between two looks: only the storage root tells of it."""
-    played = start(4)
-
-    def score_theirs() -> None:
-        for index in (0, 1):
-            write_scores(played.storage, played.shards[index], "m", [1.5], [2])
-
-    played.on_lock = score_theirs
+    played.on_lock = take
     played.num_workers = 2
     assert len(run_scoring(played)) == 4
     assert played.submitted == [[2, 3]]
