@@ -24,7 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 from benchmarks.published_scoring import PublishedSide
 from benchmarks.records import append_rows, describe_place, format_rows, make_parser, run_benchmark
 from benchmarks.scoring_heads import measure_heads
-from benchmarks.scoring_inputs import RANDOM_MODELS, VOCAB_SIZE, Inputs, make_random_inputs, make_text_inputs, write_random_model
+from benchmarks.scoring_inputs import Inputs, add_inputs, locate_model, make_inputs
 from benchmarks.scoring_sides import OurSide, SideRun
 from miniplm import layout
 from miniplm.errors import ConfigError
@@ -43,8 +43,7 @@ _GIB = 2**30
 
 def _make_parser() -> argparse.ArgumentParser:
     parser = make_parser("scoring", __doc__)
-    names = ", ".join(RANDOM_MODELS)
-    parser.add_argument("--model", default="models/smollm2-135m", help=f"a folder with a real model, or random weights: {names}")
+    add_inputs(parser)
     parser.add_argument("--dtypes", help="dtypes of our side; default bfloat16,fp8,fp8-head on a GPU, float32,bfloat16 on a CPU")
     parser.add_argument(
         "--sides", default="published,ours", help="published, ours or both, with a comma (default: both); none with --heads"
@@ -59,14 +58,6 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--sequences", type=int, help="sequences to score; default: about 30 s a side")
     parser.add_argument("--shards", type=int, help="shards they are cut into; default 4 on a GPU, 2 on a CPU")
-    parser.add_argument(
-        "--vocab-size", type=int, default=VOCAB_SIZE, help=f"ids of a random model (default {VOCAB_SIZE:,}, as published)"
-    )
-    parser.add_argument("--length", type=int, default=1024, help="targets a sequence (default 1024, as published)")
-    parser.add_argument(
-        "--text", default="samples/demo/*.jsonl.zst", help="jsonl files for a real model (default: the sample, `make assets`)"
-    )
-    parser.add_argument("--eos-token", help="the token between documents; default the tokenizer's own (SmolLM2: '<|endoftext|>')")
     parser.add_argument(
         "--repeats", type=int, default=2, help="runs of each side, in turn; the best counts, all are printed (default 2)"
     )
@@ -136,12 +127,7 @@ def _run(arguments: argparse.Namespace, scratch: Path) -> None:
 
 
 def _make_inputs(arguments: argparse.Namespace, scratch: Path, device: torch.device) -> Inputs:
-    is_random = arguments.model in RANDOM_MODELS
-    folder = scratch / arguments.model if is_random else Path(arguments.model)
-    if is_random:
-        write_random_model(arguments.model, folder, device, arguments.vocab_size)
-    elif not folder.is_dir():
-        raise ConfigError(f"--model {arguments.model} is neither a folder nor one of {', '.join(RANDOM_MODELS)}")
+    folder = locate_model(arguments, scratch, device)
     num_shards = arguments.shards or (4 if device.type == "cuda" else 2)
     num_sequences = arguments.sequences
     if num_sequences is None:
@@ -150,10 +136,7 @@ def _make_inputs(arguments: argparse.Namespace, scratch: Path, device: torch.dev
         # Whole batches of the published side, so that the last ones are not smaller than the others.
         step = _published_batch(arguments, device) * num_shards
         num_sequences = max(1, round(_SECONDS_A_SIDE * rate / arguments.length / step)) * step
-    storage = Storage(str(scratch / "storage"))
-    if is_random:
-        return make_random_inputs(folder, storage, num_sequences, num_shards, arguments.length, arguments.vocab_size)
-    return make_text_inputs(folder, storage, num_sequences, num_shards, arguments.length, arguments.text, arguments.eos_token)
+    return make_inputs(arguments, folder, Storage(str(scratch / "storage")), num_sequences, num_shards)
 
 
 def _published_batch(arguments: argparse.Namespace, device: torch.device) -> int:

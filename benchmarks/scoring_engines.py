@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from benchmarks.engine_sides import SIDES
 from benchmarks.limited_process import run_limited
 from benchmarks.records import append_rows, describe_place, format_rows, make_parser, run_benchmark
-from benchmarks.scoring_inputs import RANDOM_MODELS, VOCAB_SIZE, Inputs, make_random_inputs, make_text_inputs, write_random_model
+from benchmarks.scoring_inputs import RANDOM_MODELS, Inputs, add_inputs, locate_model, make_inputs
 from miniplm.errors import ConfigError
 from miniplm.models.devices import resolve_device
 from miniplm.models.skeleton import read_skeleton
@@ -55,16 +55,11 @@ _ENGINES = [name for name in SIDES if name != "reference"]
 def _make_parser() -> argparse.ArgumentParser:
     parser = make_parser("scoring_engines", __doc__)
     add = parser.add_argument
-    names = ", ".join(RANDOM_MODELS)
-    add("--model", default="models/smollm2-135m", help=f"a folder with a real model, or random weights: {names}")
+    add_inputs(parser)
     add("--sides", default=",".join(_ENGINES), help=f"with commas (default {','.join(_ENGINES)})")
     add("--python", action="append", default=[], metavar="SIDE=PATH", help="interpreter of a side; default: this one")
     add("--dtype", help="of all sides; default bfloat16 on a GPU, float32 on a CPU")
     add("--sequences", type=int, help="sequences to score; default 1024 on a GPU, 16 on a CPU")
-    add("--length", type=int, default=1024, help="targets a sequence (default 1024, as published)")
-    add("--vocab-size", type=int, default=VOCAB_SIZE, help=f"ids of a random model (default {VOCAB_SIZE:,}, as published)")
-    add("--text", default="samples/demo/*.jsonl.zst", help="jsonl files for a real model (default: the sample, `make assets`)")
-    add("--eos-token", help="the token between documents; default the tokenizer's own (SmolLM2: '<|endoftext|>')")
     add("--checked", type=int, default=4, help="sequences that are also scored in float64 (default 4; 0: none)")
     add("--repeats", type=int, default=2, help="runs of each side once it is warm; the best counts, all are recorded (default 2)")
     add("--lm-eval-batch", help="a number or auto; default auto on a GPU, 8 on a CPU")
@@ -153,16 +148,10 @@ def _read_interpreters(settings: list[str]) -> dict[str, str]:
 
 def _make_inputs(arguments: argparse.Namespace, scratch: Path, device: torch.device) -> Inputs:
     num_sequences = arguments.sequences or (1024 if device.type == "cuda" else 16)
-    storage = Storage(str(scratch / "storage"))
-    if arguments.model not in RANDOM_MODELS:
-        folder = Path(arguments.model)
-        if not folder.is_dir():
-            raise ConfigError(f"--model {arguments.model} is neither a folder nor one of {', '.join(RANDOM_MODELS)}")
-        return make_text_inputs(folder, storage, num_sequences, 1, arguments.length, arguments.text, arguments.eos_token)
-    folder = scratch / arguments.model
-    write_random_model(arguments.model, folder, device, arguments.vocab_size)
-    inputs = make_random_inputs(folder, storage, num_sequences, 1, arguments.length, arguments.vocab_size)
-    inputs.tokenizer.save_pretrained(str(folder))  # lm-evaluation-harness opens no model without one
+    folder = locate_model(arguments, scratch, device)
+    inputs = make_inputs(arguments, folder, Storage(str(scratch / "storage")), num_sequences, 1)
+    if arguments.model in RANDOM_MODELS:
+        inputs.tokenizer.save_pretrained(str(folder))  # lm-evaluation-harness opens no model without one
     return inputs
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from miniplm.config.run import CorpusConfig, SourceConfig, SplitsConfig
 from miniplm.corpus.preparation import prepare_corpus
 from miniplm.corpus.reader import load_corpus_tokenizer, read_shard, read_token_ids
 from miniplm.corpus.shards import publish_shard
+from miniplm.errors import ConfigError
 from miniplm.models.presets import PRESETS
 from miniplm.records.manifests import CorpusManifest, ShardEntry, TokenizerEntry
 from miniplm.storage.root import Storage
@@ -124,29 +126,47 @@ def prepare_text(
     return prepare_corpus(storage, config)
 
 
-def make_random_inputs(
-    folder: Path, storage: Storage, num_sequences: int, num_shards: int, length: int, vocab_size: int = VOCAB_SIZE
-) -> Inputs:
-    """Random sequences for a random model."""
-    sequences = make_random_sequences(num_sequences, length, vocab_size)
-    corpus = write_corpus(storage, sequences, num_shards, name_tokenizer(vocab_size), length)
-    data = f"random ids, lengths uniform in {length + 1 - _MOST_MISSING}..{length + 1} tokens"
-    return Inputs(folder, storage, corpus, make_word_tokenizer(vocab_size), data)
+def add_inputs(parser: argparse.ArgumentParser) -> None:
+    """The options by which a scoring benchmark is told its model and its sequences."""
+    add = parser.add_argument
+    add("--model", default="models/smollm2-135m", help=f"a folder with a real model, or random weights: {', '.join(RANDOM_MODELS)}")
+    add("--length", type=int, default=1024, help="targets a sequence (default 1024, as published)")
+    add("--vocab-size", type=int, default=VOCAB_SIZE, help=f"ids of a random model (default {VOCAB_SIZE:,}, as published)")
+    add("--text", default="samples/demo/*.jsonl.zst", help="jsonl files for a real model (default: the sample, `make assets`)")
+    add("--eos-token", help="the token between documents; default the tokenizer's own (SmolLM2: '<|endoftext|>')")
 
 
-def make_text_inputs(
-    folder: Path, storage: Storage, num_sequences: int, num_shards: int, length: int, text: str, eos_token: str | None
-) -> Inputs:
+def locate_model(given: argparse.Namespace, scratch: Path, device: torch.device) -> Path:
+    """The folder of the model that is asked for; one of random weights is made below `scratch`. Raises `ConfigError` where there is none."""
+    if given.model in RANDOM_MODELS:
+        write_random_model(given.model, scratch / given.model, device, given.vocab_size)
+        return scratch / given.model
+    if not Path(given.model).is_dir():
+        raise ConfigError(f"--model {given.model} is neither a folder nor one of {', '.join(RANDOM_MODELS)}")
+    return Path(given.model)
+
+
+def make_inputs(given: argparse.Namespace, folder: Path, storage: Storage, num_sequences: int, num_shards: int) -> Inputs:
+    """Random sequences for a random model, packed text for another."""
+    if given.model not in RANDOM_MODELS:
+        return _make_text_inputs(given, folder, storage, num_sequences, num_shards)
+    sequences = make_random_sequences(num_sequences, given.length, given.vocab_size)
+    corpus = write_corpus(storage, sequences, num_shards, name_tokenizer(given.vocab_size), given.length)
+    data = f"random ids, lengths uniform in {given.length + 1 - _MOST_MISSING}..{given.length + 1} tokens"
+    return Inputs(folder, storage, corpus, make_word_tokenizer(given.vocab_size), data)
+
+
+def _make_text_inputs(given: argparse.Namespace, folder: Path, storage: Storage, num_sequences: int, num_shards: int) -> Inputs:
     """Real text packed by MiniPLM with the model's tokenizer, spread over all of it, and again and again where there is too little."""
-    prepared = prepare_text(storage, str(folder), text, length, eos_token)
+    prepared = prepare_text(storage, str(folder), given.text, given.length, given.eos_token)
     found = [
         row for shard in prepared.split_shards("candidate") for row in read_token_ids(read_shard(storage, shard, ["token_ids"]))
     ]
     places = (np.arange(num_sequences) * max(1.0, len(found) / num_sequences)).astype(int) % len(found)
-    corpus = write_corpus(storage, [found[place] for place in places], num_shards, prepared.tokenizer, length)
+    corpus = write_corpus(storage, [found[place] for place in places], num_shards, prepared.tokenizer, given.length)
     repeated = f", each {num_sequences / len(found):.1f} times" if num_sequences > len(found) else ""
     tokenizer = load_corpus_tokenizer(storage, prepared.corpus_id).tokenizer
-    return Inputs(folder, storage, corpus, tokenizer, f"text of {text}, packed to {length} targets{repeated}")
+    return Inputs(folder, storage, corpus, tokenizer, f"text of {given.text}, packed to {given.length} targets{repeated}")
 
 
 def write_corpus(storage: Storage, sequences: Sequences, num_shards: int, tokenizer: TokenizerEntry, length: int) -> CorpusManifest:
