@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from miniplm import layout
-from miniplm.corpus.shards import publish_shard
+from miniplm.corpus.shards import ROW_GROUP_SEQUENCES, publish_shard
 from miniplm.records.manifests import CorpusManifest, DomainCounts, ScoreShardManifest, ShardEntry, TokenizerEntry
 from miniplm.records.selections import SelectionManifest, SelectionShardEntry
 from miniplm.scoring.shards import SCORE_SCHEMA
@@ -26,6 +26,7 @@ def make_corpus(
     domains: Sequence[str] = ("a", "b"),
     sequence_length: int = 64,
     document_ids: Mapping[int, Sequence[int]] | None = None,
+    row_group_size: int = ROW_GROUP_SEQUENCES,
 ) -> CorpusManifest:
     """Writes a corpus: `shards[split][shard][sequence]` are token ids; domains go round by sequence id.
 
@@ -47,7 +48,7 @@ def make_corpus(
                     "token_ids": pa.array([list(map(int, sequence)) for sequence in sequences], pa.list_(pa.uint16())),
                 }
             )
-            entries.append(publish_shard(storage, corpus_id, split, index, next_id, table))
+            entries.append(publish_shard(storage, corpus_id, split, index, next_id, table, row_group_size))
             for name, sequence in zip(names, sequences, strict=True):
                 old = counts[split].get(name, DomainCounts())
                 counts[split][name] = DomainCounts(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
 import pydoc
 import random
 from collections.abc import Callable
@@ -13,20 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerFast
 
 from miniplm import layout
 from miniplm.config.run import SelectionConfig
-from miniplm.corpus.shards import publish_shard
 from miniplm.records.manifests import (
     CorpusManifest,
-    DomainCounts,
     DomainLoss,
     Evaluation,
     ModelEntry,
-    ShardEntry,
     SourceEntry,
     TokenizerEntry,
 )
@@ -36,7 +31,7 @@ from miniplm.selection.ranking import select_sequences
 from miniplm.storage.root import Storage
 from miniplm.tokenizers.tokenizer import vocabulary_digest
 from scripts.demo_corpus import EOS, train_tokenizer
-from tests.miniplm.made_corpora import write_scores
+from tests.miniplm.made_corpora import make_corpus, write_scores
 
 CORPUS_ID = "corpus-1"
 TEACHER = ModelEntry(
@@ -159,64 +154,38 @@ def write_corpus(storage: Storage, plan: RunPlan, draw: random.Random) -> Corpus
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder))
     ids = {domain: tokenizer(text)["input_ids"] for domain, text in plan.texts.items()}
     domains = list(plan.texts)
-    counts: dict[str, dict[str, DomainCounts]] = {}
-    shards: list[ShardEntry] = []
-    next_id = num_documents = 0
+    shards: dict[str, list[list[list[int]]]] = {}
+    num_documents = 0
     extra = max(1, plan.num_sequences // 10)
     for split, num_sequences in (("candidate", plan.num_sequences), ("reference", extra), ("heldout", extra)):
-        rows: list[dict[str, Any]] = []
+        sequences = []
         for _ in range(num_sequences):
-            domain = domains[next_id % len(domains)]
-            start = draw.randrange(max(1, len(ids[domain]) - plan.sequence_length))
-            token_ids = ids[domain][start : start + plan.sequence_length + 1 - draw.randrange(8)]
-            rows.append({"sequence_id": next_id, "domain": domain, "document_ids": [num_documents], "token_ids": token_ids})
-            old = counts.setdefault(split, {}).get(domain, DomainCounts())
-            counts[split][domain] = DomainCounts(
-                num_documents=old.num_documents + 1,
-                num_bytes=old.num_bytes + len(tokenizer.decode(token_ids).encode()),
-                num_tokens=old.num_tokens + len(token_ids),
-                num_sequences=old.num_sequences + 1,
-            )
-            next_id += 1
+            text = ids[domains[num_documents % len(domains)]]
+            start = draw.randrange(max(1, len(text) - plan.sequence_length))
+            sequences.append(text[start : start + plan.sequence_length + 1 - draw.randrange(8)])
             num_documents += 1
-        for index in range(math.ceil(len(rows) / plan.num_per_shard)):
-            shards.append(_write_shard(storage, split, index, rows[index * plan.num_per_shard : (index + 1) * plan.num_per_shard]))
+        shards[split] = [sequences[start : start + plan.num_per_shard] for start in range(0, num_sequences, plan.num_per_shard)]
     num_records = num_documents + sum(plan.rejected.values())
     first = num_records // 2
-    corpus = CorpusManifest(
-        corpus_id=CORPUS_ID,
-        tokenizer=TokenizerEntry(
+    # Small row groups, so that reading one of several is what the tests see.
+    made = make_corpus(storage, shards, CORPUS_ID, domains=domains, sequence_length=plan.sequence_length, row_group_size=10)
+    facts = {
+        "tokenizer": TokenizerEntry(
             name="byte-level BPE", digest=vocabulary_digest(tokenizer), vocab_size=len(tokenizer), eos_token=EOS, eos_token_id=0
         ),
-        sequence_length=plan.sequence_length,
-        sources=(
+        "sources": (
             SourceEntry(path="samples/a.jsonl", digest="sha256:a", num_bytes=1, num_records=first, first_document_id=0),
             SourceEntry(
                 path="samples/b.parquet", digest="sha256:b", num_bytes=1, num_records=num_records - first, first_document_id=first
             ),
         ),
-        num_records=num_records,
-        rejected=plan.rejected,
-        domains=counts,
-        shards=tuple(shards),
-        versions=VERSIONS,
-    )
+        "num_records": num_records,
+        "rejected": plan.rejected,
+        "versions": VERSIONS,
+    }
+    corpus = made.model_copy(update=facts)
     storage.write_json(layout.corpus_manifest(CORPUS_ID), corpus.as_json())
     return corpus
-
-
-def _write_shard(storage: Storage, split: str, index: int, rows: list[dict[str, Any]]) -> ShardEntry:
-    table = pa.table(
-        {
-            "sequence_id": pa.array([row["sequence_id"] for row in rows], pa.int64()),
-            "domain": pa.array([row["domain"] for row in rows], pa.string()).dictionary_encode(),
-            "document_ids": pa.array([row["document_ids"] for row in rows], pa.list_(pa.int64())),
-            "num_tokens": pa.array([len(row["token_ids"]) for row in rows], pa.int32()),
-            "token_ids": pa.array([row["token_ids"] for row in rows], pa.list_(pa.uint16())),
-        }
-    )
-    # Small row groups, so that reading one of several is what the tests see.
-    return publish_shard(storage, CORPUS_ID, split, index, rows[0]["sequence_id"], table, row_group_size=10)
 
 
 def write_both_scores(
