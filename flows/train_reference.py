@@ -9,8 +9,8 @@ from miniplm import __version__
 from miniplm.corpus.reader import load_corpus
 from miniplm.records.manifests import ModelEntry
 from miniplm.records.run import StageRecord
+from miniplm.run.model_entries import find_reference
 from miniplm.run.plan import RunPlan
-from miniplm.run.references import find_reference
 from miniplm.run.trainings import know_reference
 from miniplm.storage.root import Storage
 from tasks import stages, workers

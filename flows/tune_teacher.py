@@ -9,9 +9,9 @@ from miniplm import __version__
 from miniplm.corpus.reader import load_corpus
 from miniplm.records.manifests import ModelEntry
 from miniplm.records.run import StageRecord
+from miniplm.run.model_entries import find_tuned
+from miniplm.run.outside_texts import name_target, prepare_target
 from miniplm.run.plan import RunPlan
-from miniplm.run.targets import name_target, prepare_target
-from miniplm.run.teachers import find_tuned
 from miniplm.run.trainings import know_teacher
 from miniplm.storage.root import Storage
 from tasks import stages, workers

@@ -33,10 +33,10 @@ from miniplm.models.nll import sum_nll_of_hidden
 from miniplm.models.skeleton import read_skeleton
 from miniplm.models.throughput import Throughput
 from miniplm.records.manifests import Record
+from miniplm.run.model_entries import find_reference, with_teacher
 from miniplm.run.pinning import find_width
 from miniplm.run.plan import RunPlan
 from miniplm.run.proxy_cost import count_left_tokens, count_proxy_tokens, count_teacher_tokens, describe_proxy, probe_proxy
-from miniplm.run.references import find_reference
 from miniplm.run.token_counts import CorpusCounts, count_target_tokens, count_tokens
 from miniplm.run.training_plans import load_own_tokenizer
 from miniplm.scoring.engine import Scorer
@@ -90,6 +90,7 @@ def plan_run(plan: RunPlan, usd_per_gpu_hour: float | None = None) -> RunCost:
     device = resolve_device(plan.scoring.device)
     tokenizer = load_tokenizer(plan.corpus.tokenizer, plan.corpus.eos_token, plan.corpus.trust_remote_code)
     counts, prepare_rate, notes = count_tokens(storage, plan, tokenizer)
+    plan = with_teacher(storage, plan, None if counts.new_tokens else counts.prepared)
     stages = []
     if counts.prepared is None or counts.new_tokens:
         stages.append(_stage("prepare", counts.new_tokens, prepare_rate))

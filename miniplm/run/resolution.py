@@ -5,7 +5,6 @@ from __future__ import annotations
 from miniplm.config.run import RunConfig, config_as_dict
 from miniplm.run.plan import RunPlan, find_plan, save_plan
 from miniplm.run.plan_key import make_key
-from miniplm.run.teachers import with_teacher
 from miniplm.storage.root import Storage
 
 
@@ -25,14 +24,14 @@ def resolve(config: RunConfig, *, emulated: bool = False, checks: bool = True) -
             update={"selection": config.selection, "config": config_as_dict(config), "text_id": None, "target_id": None}
         )
         if not checks:
-            return with_teacher(storage, plan.model_copy(update={"key": ""}))  # what is learned of it is not kept either
+            return plan.model_copy(update={"key": ""})  # what is learned of it is not kept either
         storage.check_writable()
         if config.selection.has_expressions:
             from miniplm.selection.steering import check_rule
 
             check_rule(config.selection)
         _plans[key] = plan
-        return with_teacher(storage, plan)
+        return plan
     from miniplm.run.planning import make_plan
 
     is_kept = checks and may_be_kept and not emulated
@@ -41,7 +40,7 @@ def resolve(config: RunConfig, *, emulated: bool = False, checks: bool = True) -
         _plans[key] = plan
     if is_kept:
         save_plan(storage, plan)
-    return with_teacher(storage, plan)
+    return plan
 
 
 # Those that this process has made or found, by their keys.

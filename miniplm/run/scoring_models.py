@@ -15,9 +15,8 @@ from miniplm.progress import ProgressCallback, ignore_progress
 from miniplm.proxy.features import PoolStates
 from miniplm.proxy.prediction import ProxyScorer, load_proxy, open_proxy
 from miniplm.records.manifests import CorpusManifest, ModelEntry, TrainingManifest
+from miniplm.run.model_entries import name_trained, name_tuned
 from miniplm.run.plan import RunPlan
-from miniplm.run.references import name_trained
-from miniplm.run.teachers import name_tuned
 from miniplm.run.training_plans import plan_reference, plan_teacher
 from miniplm.scoring.engine import Scorer
 from miniplm.scoring.pooling import pool_states
