@@ -36,15 +36,14 @@ def identify_scorers(
 
     `emulated` allows a dtype that the device has not, for a calibration. Raises `ModelError` where a model's files are not there or not whole.
     """
-    device, attention = resolve_device(plan.planning_device), plan.scoring.attention
     entries: dict[str, ModelEntry | None] = {}
     for role, given in (("teacher", plan.teacher), ("reference", plan.reference)):
         entries[f"{role}_entry"] = None
         if given.model is not None:
             # Whether the workers of a pool have fp8 is for them to say, when they load the model.
-            dtype = resolve_dtype(given.dtype, device, emulated or plan.is_on_work_pool)
+            dtype = resolve_dtype(given.dtype, resolve_device(plan.planning_device), emulated or plan.is_on_work_pool)
             folder, skeleton = locate_model(given.model, given.revision), (skeletons or {}).get(role)
             entries[f"{role}_entry"] = identify_model(
-                folder, given.model, dtype, given.revision, given.trust_remote_code, attention, storage, skeleton
+                folder, given.model, dtype, given.revision, given.trust_remote_code, plan.scoring.attention, storage, skeleton
             )
     return plan.model_copy(update=entries)
