@@ -10,6 +10,7 @@ from miniplm.derived.generation import check_generation
 from miniplm.errors import ConfigError, ModelError, TokenizerError
 from miniplm.evaluation.task_checks import check_tasks
 from miniplm.models.architectures import check_architecture, resolve_vocab_size
+from miniplm.models.configuration import read_config
 from miniplm.models.devices import resolve_device, resolve_dtype
 from miniplm.models.files import check_finite_weights, has_tokenizer
 from miniplm.models.lengths import find_max_positions
@@ -97,17 +98,19 @@ def check_model(
     """
     assert given.model is not None
     folder = locate_model(given.model, given.revision)
-    skeleton = read_skeleton(folder, given.trust_remote_code)
-    positions, text = find_max_positions(skeleton.model.config), skeleton.model.config.get_text_config(decoder=True)
-    if positions is not None and positions < config.corpus.sequence_length:
-        raise ModelError(
-            f"{role}: model {folder} has {positions} positions, corpus.sequence_length is {config.corpus.sequence_length}; make that at most {positions}"
-        )
+    # Before the weights, which a wrong size in config.json does not fit either: this says more.
+    text = read_config(folder, given.trust_remote_code).get_text_config(decoder=True)
     num_rows, num_ids = getattr(text, "vocab_size", None), count_document_ids(tokenizer)
     if isinstance(num_rows, int) and num_rows < num_ids:
         raise ModelError(
             f"{role}: model {folder} has a vocabulary of {num_rows} ids, the tokenizer {config.corpus.tokenizer!r} gives ids up to "
             f"{num_ids - 1}; teacher and reference must share the tokenizer of the corpus"
+        )
+    skeleton = read_skeleton(folder, given.trust_remote_code)
+    positions = find_max_positions(skeleton.model.config)
+    if positions is not None and positions < config.corpus.sequence_length:
+        raise ModelError(
+            f"{role}: model {folder} has {positions} positions, corpus.sequence_length is {config.corpus.sequence_length}; make that at most {positions}"
         )
     disagreement = find_disagreement(folder, tokenizer, given.trust_remote_code) if has_tokenizer(folder) else None
     if disagreement is not None:
