@@ -21,7 +21,7 @@ from miniplm.records.stored import describe_first_problem
 from miniplm.storage.root import Storage, digest_stream
 from miniplm.tokenizers.tokenizer import CorpusTokenizer, load_tokenizer
 
-_REPAIR = (
+REPAIR_SHARD = (
     "Delete that file and run `miniplm prepare CONFIG`: the corpus is made again, with the same content, and the scores stay good"
 )
 
@@ -82,12 +82,12 @@ def read_shard(storage: Storage, entry: ShardEntry, columns: Sequence[str] | Non
             f"{name} is missing: there is no {storage.url(path)}. Run `miniplm prepare CONFIG`: it is made again with the same content"
         ) from None
     except pa.ArrowException as error:
-        raise CorpusError(f"{name} is damaged: {storage.url(path)} cannot be read ({error}). {_REPAIR}") from error
+        raise CorpusError(f"{name} is damaged: {storage.url(path)} cannot be read ({error}). {REPAIR_SHARD}") from error
     digest = digest_stream(pa.BufferReader(content))
     if digest != entry.digest:
         raise CorpusError(
             f"{name} is damaged: {storage.url(path)} has {len(content):,} bytes with digest {digest}, "
-            f"the manifest says {entry.num_bytes:,} with {entry.digest}. {_REPAIR}"
+            f"the manifest says {entry.num_bytes:,} with {entry.digest}. {REPAIR_SHARD}"
         )
     return pq.read_table(pa.BufferReader(content), columns=wanted)
 

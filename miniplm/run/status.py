@@ -201,7 +201,7 @@ def _find_named_selection(
     )
     if not is_same or any(record.config.get(name) != plan.config.get(name) for name in ("selection", "evaluation")):
         return None, problem
-    return selection, f"made when this was not so: {problem}"
+    return selection, f"made earlier, by the run's record; before anything new can be made of it, mend this: {problem}"
 
 
 def _model_stage(name: str, entry: ModelEntry | None) -> StageStatus:
