@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from prefect import flow, get_run_logger, task
 from prefect.runtime import flow_run
@@ -46,13 +47,17 @@ def sweep(config: ConfigUrl | InlineConfig, settings: Sequence[str]) -> SweepRec
     if len({run.config.storage for run in runs}) > 1:
         raise ConfigError("a sweep has one storage root, where its runs find each other's work; leave `storage` as it is")
     storage = Storage(runs[0].config.storage)
-    record = SweepRecord(name=base.name, runs=tuple(SweptRunRecord(run_name=run.config.name, values=run.values) for run in runs))
+    record = SweepRecord(
+        name=base.name,
+        runs=tuple(SweptRunRecord(run_name=run.config.name, values=run.values) for run in runs),
+        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
     save_sweep(storage, record)
     fleet.start_waiting()
     failures = _run_beside(runs) if base.is_on_work_pool else _run_in_turn(runs, storage, record.name)
-    write_sweep_page(storage, record.name)
+    page = write_sweep_page(storage, record.name)
     if failures:
-        _raise_failures(failures, len(runs))
+        _raise_failures(failures, len(runs), page)
     return record
 
 
@@ -83,8 +88,9 @@ def _run_one(config: RunConfig) -> RunRecord:
     return run_miniplm(config)
 
 
-def _raise_failures(failures: dict[str, Exception], num_runs: int) -> None:
+def _raise_failures(failures: dict[str, Exception], num_runs: int, page: str) -> None:
     lines = [f"{len(failures)} of {num_runs} runs failed; the others are kept, and the same sweep goes on with these:"]
     lines += [f"  {name}: {type(error).__name__}: {error}" for name, error in failures.items()]
+    lines.append(f"page: {page}")
     is_told = all(isinstance(error, MiniplmError | ConfigError) for error in failures.values())
     raise (RunError if is_told else RunFailedError)("\n".join(lines)) from next(iter(failures.values()))

@@ -14,7 +14,7 @@ from flows.cli.terminal import PlainConsole
 from flows.cli.truth import print_truth
 from miniplm import layout
 from miniplm.evaluation.advice import advise
-from miniplm.evaluation.baselines import SELECTION_METHODS
+from miniplm.evaluation.baselines import SELECTION_METHODS, find_tokenizer
 from miniplm.evaluation.comparison import LossDifference, StudentComparison, compare_in_nats, compare_students
 from miniplm.records.manifests import DomainLoss, Evaluation, TaskResult
 from miniplm.records.run import RunRecord
@@ -97,6 +97,8 @@ def _print_text(console: Console, storage: Storage, record: RunRecord) -> dict[s
     if measured:
         comparisons = compare_students(storage, record)
         _print_losses(console, measured, record.name_text())
+        if len({str(find_tokenizer(record, name)) for name in measured}) > 1:
+            console.print("students with different tokenizers compare by bits a byte only", style="dim", soft_wrap=True)
         _print_differences(console, {name: comparisons[name] for name in measured if comparisons[name].baseline is not None})
     return measured
 

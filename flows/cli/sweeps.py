@@ -61,11 +61,12 @@ def _shorten(fields: Sequence[str]) -> list[str]:
 
 def _print_sweep(storage: Storage, sweep: SweepRecord, results: list[SweptResult]) -> None:
 
-    from flows.cli.results import difference_cell, with_error
+    from flows.cli.results import with_error
     from flows.cli.tables import make_table
     from miniplm import layout
+    from miniplm.run.sweep import compare_sweep_in_nats, has_several_texts, read_difference, read_loss
 
-    console = PlainConsole()
+    console, in_nats = PlainConsole(), compare_sweep_in_nats(results)
     table = make_table(
         f"Sweep {sweep.name}", *_shorten(sweep.fields), "student", "kept", "tokens", "held-out loss", "less baseline"
     )
@@ -80,12 +81,16 @@ def _print_sweep(storage: Storage, sweep: SweepRecord, results: list[SweptResult
                 "-" if student is None else student.name,
                 "-" if result.num_selected is None else f"{result.num_selected:,} of {result.num_candidates:,}",
                 "-" if result.num_selected_tokens is None else f"{result.num_selected_tokens:,}",
-                "-" if loss is None else with_error(loss.nats_per_token, loss.nats_standard_error),
-                "-" if difference is None else difference_cell(difference, difference.nats_per_token is not None),
+                "-" if loss is None else with_error(*read_loss(loss, in_nats)),
+                "-" if difference is None else with_error(*read_difference(difference, in_nats), sign="+"),
             )
     console.print(table)
-    console.print(
-        "below 0 is better; ± standard error over held-out documents; nats a token, or bits a byte where tokenizers differ",
-        style="dim",
-    )
+    unit = "nats a token" if in_nats else "bits a byte, as tokenizers differ"
+    console.print(f"{unit}; below 0 is better; ± standard error over held-out documents", style="dim", soft_wrap=True)
+    if has_several_texts(results):
+        console.print(
+            "the runs are measured on different held-out texts: compare their differences, not their losses",
+            style="yellow",
+            soft_wrap=True,
+        )
     console.print(f"page: {storage.url(layout.sweep_page(sweep.name))}", soft_wrap=True)

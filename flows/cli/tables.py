@@ -11,7 +11,7 @@ from rich.style import StyleType
 from rich.table import Table
 from rich.text import Text
 
-from flows.cli.terminal import PlainConsole, show_controls
+from flows.cli.terminal import PlainConsole, show_in_line
 from miniplm import layout
 from miniplm.corpus.taken_files import list_files_read_again, list_files_without_documents
 from miniplm.errors import list_offenders
@@ -36,7 +36,7 @@ class PlainTable(Table):
 
     def add_row(self, *cells: RenderableType | None, style: StyleType | None = None, end_section: bool = False) -> None:
         super().add_row(
-            *[Text(show_controls(cell)) if isinstance(cell, str) else cell for cell in cells], style=style, end_section=end_section
+            *[Text(show_in_line(cell)) if isinstance(cell, str) else cell for cell in cells], style=style, end_section=end_section
         )
 
 
@@ -112,7 +112,7 @@ def _describe_share(share: float | dict[str, float]) -> str:
 
 def _describe_proxy(storage: Storage, selection: SelectionManifest) -> str:
     from miniplm.config.selection import SelectionConfig
-    from miniplm.proxy.measuring import measure_proxy
+    from miniplm.proxy.measuring import tell_proxy
     from miniplm.proxy.prediction import load_proxy
 
     proxy = load_proxy(storage, selection.teacher_id)
@@ -120,7 +120,8 @@ def _describe_proxy(storage: Storage, selection: SelectionManifest) -> str:
     if "signals" not in selection.rule:
         steering = {name: value for name, value in selection.rule.items() if name in SelectionConfig.model_fields}
         rule = SelectionConfig(ratio=selection.ratio, score=selection.score, within=selection.within, **steering)
-        told = measure_proxy(storage, proxy, rule).describe()
+        fidelity, problem = tell_proxy(storage, proxy, rule)
+        told = f"how well cannot be told any more: {problem}" if fidelity is None else fidelity.describe()
     return (
         f"{proxy.proxy_id} predicts the difference scores, and with them the teacher's NLLs, of all but the {proxy.num_labels:,} sequences that the "
         f"teacher scored; {told}"

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from flows.cli.tables import make_table
 from miniplm.errors import list_offenders
-from miniplm.records.truth import TruthSummary
+from miniplm.records.truth import UNKNOWN, TruthSummary
 
 _SHOWN_RATIOS = tuple(step / 10 for step in range(1, 10))
 
@@ -24,7 +24,7 @@ def print_truth(console: Console, truth: TruthSummary) -> None:
         )
     console.print(table)
     console.print(
-        "kind: of sequences, all of whose documents are of it; difference: mean of reference - teacher; * clean",
+        f"kind: of sequences, all of whose documents are of it; difference: mean of reference - teacher, {truth.score_unit}; * clean",
         style="dim",
         soft_wrap=True,
     )
@@ -38,15 +38,21 @@ def print_truth(console: Console, truth: TruthSummary) -> None:
             style="yellow",
             soft_wrap=True,
         )
+    known = list_offenders([kind for kind in truth.records if kind != UNKNOWN])
     if truth.clean_share is None or truth.recall is None:
-        known = list(truth.records)
         console.print(
             f"no candidate is labelled {' or '.join(truth.clean)}, so there is no precision or recall; set corpus.clean to labels of clean text among "
-            f"{list_offenders(known)}",
+            f"{known}",
             style="yellow",
             soft_wrap=True,
         )
         return
+    if truth.unmet_clean:
+        console.print(
+            f"corpus.clean names what no record is labelled: {list_offenders(truth.unmet_clean)}; labels are {known}",
+            style="yellow",
+            soft_wrap=True,
+        )
     console.print(
         f"clean text: precision {_share(truth.precision)} (random text: {_share(truth.clean_share)}), recall {_share(truth.recall)}, by tokens",
         style="bold",

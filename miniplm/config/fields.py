@@ -44,6 +44,15 @@ Url = Annotated[str, AfterValidator(_check_url)]
 Location = Annotated[str, Field(min_length=1), AfterValidator(_check_url)]
 
 
+def write_label(value: str | float) -> str:
+    """A label of documents as it is compared and shown: truth values and whole numbers are written as JSON has them."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))  # JSON's integers are read as floats
+    return str(value)
+
+
 class Section(BaseModel):
     """A part of the configuration: immutable, and no key that is not known."""
 

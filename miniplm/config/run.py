@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from miniplm.config.exports import ExportConfig
-from miniplm.config.fields import LARGEST_SEED, MOST_SHARD_TOKENS, Location, Name, Section, Url
+from miniplm.config.fields import LARGEST_SEED, MOST_SHARD_TOKENS, Location, Name, Section, Url, write_label
 from miniplm.config.methods import Method as Method
 from miniplm.config.proxy import ProxyConfig
 from miniplm.config.scoring import ScoringConfig
@@ -135,6 +135,14 @@ class CorpusConfig(Section):
         'that it takes (pip install "miniplm[gigatoken]"); a piece of every batch is encoded by both, and a difference stops the preparation',
     )
     trust_remote_code: bool = Field(False, description="run Python code that comes with the tokenizer; only for sources you trust")
+
+    @field_validator("clean", mode="before")
+    @classmethod
+    def _write_labels(cls, content: Any) -> Any:
+        """`[1, true]` are labels too, and are what documents have."""
+        if not isinstance(content, list | tuple):
+            return content
+        return [write_label(label) if isinstance(label, bool | int | float) else label for label in content]
 
     @model_validator(mode="after")
     def _check_shard_size(self) -> CorpusConfig:

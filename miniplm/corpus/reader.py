@@ -21,7 +21,7 @@ from miniplm.records.stored import describe_first_problem
 from miniplm.storage.root import Storage, digest_stream
 from miniplm.tokenizers.tokenizer import CorpusTokenizer, load_tokenizer
 
-_REPAIR = (
+REPAIR_SHARD = (
     "Delete that file and run `miniplm prepare CONFIG`: the corpus is made again, with the same content, and the scores stay good"
 )
 
@@ -47,6 +47,12 @@ def find_corpus(storage: Storage, corpus_id: str) -> CorpusManifest | None:
         raise CorpusError(
             f"{storage.url(path)} is no corpus manifest ({describe_first_problem(error)}); delete it and run `miniplm prepare CONFIG`"
         ) from error
+
+
+def open_corpus(root: str, corpus_id: str) -> tuple[Storage, CorpusManifest]:
+    """A storage root and a corpus there, for a process that is told both by name. Raises as `load_corpus`."""
+    storage = Storage(root)
+    return storage, load_corpus(storage, corpus_id)
 
 
 def load_corpus(storage: Storage, corpus_id: str) -> CorpusManifest:
@@ -76,12 +82,12 @@ def read_shard(storage: Storage, entry: ShardEntry, columns: Sequence[str] | Non
             f"{name} is missing: there is no {storage.url(path)}. Run `miniplm prepare CONFIG`: it is made again with the same content"
         ) from None
     except pa.ArrowException as error:
-        raise CorpusError(f"{name} is damaged: {storage.url(path)} cannot be read ({error}). {_REPAIR}") from error
+        raise CorpusError(f"{name} is damaged: {storage.url(path)} cannot be read ({error}). {REPAIR_SHARD}") from error
     digest = digest_stream(pa.BufferReader(content))
     if digest != entry.digest:
         raise CorpusError(
             f"{name} is damaged: {storage.url(path)} has {len(content):,} bytes with digest {digest}, "
-            f"the manifest says {entry.num_bytes:,} with {entry.digest}. {_REPAIR}"
+            f"the manifest says {entry.num_bytes:,} with {entry.digest}. {REPAIR_SHARD}"
         )
     return pq.read_table(pa.BufferReader(content), columns=wanted)
 

@@ -44,7 +44,7 @@ def _advise_rule(selection: SelectionManifest, comparison: StudentComparison) ->
 
 def _advise_ratio(selection: SelectionManifest, truth: TruthSummary | None) -> str | None:
     if truth is not None and truth.recall is not None and truth.precision is not None and truth.clean_share is not None:
-        if truth.precision <= truth.clean_share:
+        if truth.precision <= truth.clean_share < 1:  # where no labelled text is dirt, none can be told from it
             return (
                 f"the score does not tell clean text from dirt here: {truth.precision:.0%} of what was kept is clean, of random text "
                 f"{truth.clean_share:.0%} would be. Another teacher or reference may mend that"

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from miniplm import layout
 from miniplm.config.selection import SelectionConfig
 from miniplm.corpus.reader import load_corpus
-from miniplm.errors import DamagedFileError
+from miniplm.errors import ConfigError, CorpusError, DamagedFileError, SourceError
 from miniplm.proxy.labels import find_labelled, list_ids
 from miniplm.records.proxies import ProxyManifest
 from miniplm.selection.agreement import compare_scores
@@ -86,6 +86,17 @@ def measure_proxy(storage: Storage, manifest: ProxyManifest, rule: SelectionConf
         chance=mean / max(num_selected, 1),
         chance_error=math.sqrt(variance) / max(num_selected, 1),
     )
+
+
+def tell_proxy(storage: Storage, manifest: ProxyManifest, rule: SelectionConfig) -> tuple[ProxyFidelity | None, str]:
+    """As `measure_proxy`, of a selection that is made: None, and why, where what its rule asks of the labels is gone or damaged by now.
+
+    Raises as `read_measurement`.
+    """
+    try:
+        return measure_proxy(storage, manifest, rule), ""
+    except (ConfigError, CorpusError, SourceError) as error:
+        return None, str(error)
 
 
 def _read_sample(storage: Storage, manifest: ProxyManifest, rule: SelectionConfig, measured: pa.Table) -> Sample:

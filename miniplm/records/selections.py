@@ -120,6 +120,11 @@ class SelectionManifest(Record):
         return not self.is_expression and "temperature" not in self.rule
 
     @property
+    def score_unit(self) -> str:
+        """The unit of difference scores, which beside an expression are a token's."""
+        return f"nats a {self.unit}" if self.score == "sum" else "nats a token"
+
+    @property
     def title(self) -> str:
         """How much was asked for, for people, as `SelectionConfig.title`."""
         return name_budget(self.ratio, self.rule.get("tokens"), self.rule.get("threshold"), self.within)

@@ -19,10 +19,11 @@ class SweptRunRecord(Record):
 
 
 class SweepRecord(Record):
-    """A sweep: its runs have records of their own under their names."""
+    """A sweep: its runs have records of their own under their names, those of this sweep since `started_at`."""
 
     name: str
     runs: tuple[SweptRunRecord, ...]
+    started_at: str = ""
 
     @property
     def fields(self) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ class TruthManifest(Record):
 class KindRow(Record):
     """The candidate sequences of one kind: all of whose documents bear one label, or, `is_mixed`, documents of several.
 
-    `mean_difference_score` is in the unit that the run selects by.
+    `mean_difference_score` is in the `score_unit` of the summary.
     """
 
     kind: str
@@ -50,7 +50,7 @@ class TruthSummary(Record):
 
     Precision and recall count tokens of labelled documents, also within sequences that hold several: clean tokens kept / labelled tokens
     kept, and clean tokens kept / clean tokens. `clean_share` is what random text of any size would have for precision. All are None where
-    no document bears a label of `clean`. `records` counts the records of the sources by label.
+    no document bears a label of `clean`. `records` counts the records of the sources by label. `score_unit` is that of difference scores.
     """
 
     field: str
@@ -61,12 +61,18 @@ class TruthSummary(Record):
     clean_share: float | None
     precision: float | None
     recall: float | None
+    score_unit: str = "nats a token"
     ratio: float
     ratios: tuple[RatioRow, ...]
 
     @property
     def num_records(self) -> int:
         return sum(self.records.values())
+
+    @property
+    def unmet_clean(self) -> list[str]:
+        """Labels of `clean` that no record bears: a slip, or text that is not there."""
+        return [label for label in self.clean if label not in self.records]
 
     @property
     def num_unknown(self) -> int:

@@ -64,7 +64,7 @@ def render_page(content: ReportContent) -> Markup:
         pair=pair,
         advice=[] if pair is None else advise(record, selection, content.comparisons.get(pair.name), content.truth),
         selection=selection,
-        score_unit=None if selection is None else scores.score_unit(selection),
+        score_unit=None if selection is None else selection.score_unit,
         sections=sections,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from miniplm.report.markup import fill, format_code, format_count, format_power, format_seconds, format_share, render
+from miniplm.report.markup import MISSING, fill, format_code, format_count, format_power, format_seconds, format_share, render
 from miniplm.run.proxy_summary import ProxySummary
 
 _Row = tuple[str, str, Markup | str]
@@ -25,7 +25,7 @@ def render_proxy(summary: ProxySummary) -> Markup:
         _name_change("FLOPs", "of what scoring takes without it", flops.saved, format_share(abs(flops.saved), 1)),
         *([] if summary.hours_saved is None else [_describe_time(summary.hours_saved)]),
     ]
-    return render("proxy.html", manifest=manifest, proxy_id=format_code(manifest.proxy_id), rows=rows)
+    return render("proxy.html", manifest=manifest, problem=summary.problem, proxy_id=format_code(manifest.proxy_id), rows=rows)
 
 
 def _describe_time(hours: float) -> _Row:
@@ -43,7 +43,7 @@ def _list_measured(summary: ProxySummary) -> list[_Row]:
     fidelity = summary.measured
     allowed = ("Least overlap allowed", "scoring.proxy.min_overlap", format_share(summary.min_overlap, 1))
     if fidelity is None:
-        return [("Overlap", f"cannot be measured any more: {summary.problem}", "-"), allowed]
+        return [("Overlap", "with what full scores select of the labelled sequences", MISSING), allowed]
     return [
         (
             "Overlap",

@@ -16,11 +16,6 @@ _NUM_SNIPPET_CHARACTERS = 400
 _NUM_SNIPPET_LINES = 8
 
 
-def score_unit(selection: SelectionManifest) -> str:
-    """The unit of difference scores, which beside an expression are a token's."""
-    return "nats a sequence" if selection.score == "sum" else "nats a token"
-
-
 def domain_colour(selection: SelectionManifest, domain: str) -> str:
     """The CSS variable of a domain, the same all over the page; the ninth domain has the colour of the first again."""
     return f"--d{sorted(selection.domains).index(domain) % 8}" if domain in selection.domains else "--muted"
@@ -44,7 +39,7 @@ def render_distribution(content: ReportContent) -> Markup:
     return render(
         "distribution.html",
         selection=selection,
-        score_unit=score_unit(selection),
+        score_unit=selection.score_unit,
         by_domain=by_domain,
         is_tuned=content.record.config.get("teacher", {}).get("tuned_on") is not None,
         threshold_place=None if selection.threshold is None else 100 * (selection.threshold - low) / (high - low),
@@ -69,7 +64,7 @@ def render_domains(content: ReportContent) -> Markup:
         total=total,
         rows=[*rows, [Markup("<b>All domains</b>"), *_domain_cells(total, total)]],
         units=selection.units,
-        score_unit=score_unit(selection),
+        score_unit=selection.score_unit,
     )
 
 

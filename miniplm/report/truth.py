@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from markupsafe import Markup
 
 from miniplm.records.truth import UNKNOWN, KindRow, TruthSummary
@@ -13,10 +15,11 @@ _CLEAN, _MIXED, _DIRT, _UNKNOWN = "--d0", "--d4", "--d1", "--d7"
 
 def render_truth(truth: TruthSummary) -> Markup:
     """What was kept of each kind, as bars and a table, and what another ratio would do."""
+    colour = partial(_choose_colour, has_clean=truth.clean_share is not None)
     total = sum(row.num_candidate_tokens for row in truth.kinds)
     rows = [
         [
-            swatch(_colour(row)) + (fill("<i>{}</i>", row.kind) if row.is_mixed else format_name(row.kind)),
+            swatch(colour(row)) + (fill("<i>{}</i>", row.kind) if row.is_mixed else format_name(row.kind)),
             "clean" if row.is_clean else "",
             format_count(row.num_candidates),
             format_count(row.num_selected),
@@ -30,9 +33,9 @@ def render_truth(truth: TruthSummary) -> Markup:
     return render(
         "truth.html",
         truth=truth,
-        bars=[(row, _colour(row), 100 * row.num_selected / row.num_candidates) for row in truth.kinds],
+        bars=[(row, colour(row), 100 * row.num_selected / row.num_candidates) for row in truth.kinds],
         rows=rows,
-        has_unknown=any(_colour(row) == _UNKNOWN for row in truth.kinds),
+        has_unknown=any(colour(row) == _UNKNOWN for row in truth.kinds),
         clean_share=_percent(truth.clean_share),
         precision=_percent(truth.precision),
         recall=_percent(truth.recall),
@@ -41,10 +44,11 @@ def render_truth(truth: TruthSummary) -> Markup:
     )
 
 
-def _colour(row: KindRow) -> str:
+def _choose_colour(row: KindRow, has_clean: bool) -> str:
+    """Of dirt its own only where some text is known to be clean."""
     if row.is_clean or row.is_mixed:
         return _CLEAN if row.is_clean else _MIXED
-    return _UNKNOWN if row.kind == UNKNOWN else _DIRT
+    return _UNKNOWN if row.kind == UNKNOWN else _DIRT if has_clean else _CLEAN
 
 
 def _draw_ratios(truth: TruthSummary) -> dict[str, object]:

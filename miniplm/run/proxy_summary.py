@@ -7,9 +7,8 @@ from typing import Any
 
 from miniplm.config.proxy import ProxyConfig
 from miniplm.config.run import SelectionConfig
-from miniplm.errors import ConfigError
 from miniplm.proxy.cost import ScoringFlops, count_proxy_flops
-from miniplm.proxy.measuring import ProxyFidelity, measure_proxy
+from miniplm.proxy.measuring import ProxyFidelity, tell_proxy
 from miniplm.proxy.prediction import load_proxy
 from miniplm.records.manifests import CorpusManifest, Record
 from miniplm.records.proxies import ProxyManifest
@@ -45,15 +44,11 @@ def summarise_proxy(storage: Storage, record: RunRecord, corpus: CorpusManifest)
     selection = SelectionConfig.model_validate(record.config.get("selection", {}))
     manifest = load_proxy(storage, record.proxy.model_id)
     num_tokens = corpus.split_counts("candidate").num_tokens
-    fidelity, problem = {}, ""
-    try:
-        fidelity = asdict(measure_proxy(storage, manifest, selection))
-    except ConfigError as error:  # files of a signal that were there when it passed the gate
-        problem = str(error)
+    fidelity, problem = tell_proxy(storage, manifest, selection)
     return ProxySummary(
         manifest=manifest,
         min_overlap=config.min_overlap,
-        fidelity=fidelity,
+        fidelity={} if fidelity is None else asdict(fidelity),
         problem=problem,
         flops=count_proxy_flops(manifest, num_tokens),
         hours_saved=_count_hours(record, corpus),

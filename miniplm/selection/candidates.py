@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from miniplm import layout
+from miniplm.corpus.reader import REPAIR_SHARD
 from miniplm.errors import CorpusError, DamagedFileError, ScoreJoinError, first_line
 from miniplm.records.manifests import ScoreShardManifest, ShardEntry
 from miniplm.scoring.shards import parse_scores
@@ -126,7 +127,7 @@ def read_sequences(storage: Storage, shard: ShardEntry) -> ShardSequences:
             ids, num_tokens, domain = table["sequence_id"], table["num_tokens"], table["domain"]
             has_nulls = ids.null_count or num_tokens.null_count or domain.null_count
     except (pa.ArrowException, FileNotFoundError, KeyError) as error:
-        raise CorpusError(f"{storage.url(relative)} cannot be read ({first_line(error)})") from error
+        raise CorpusError(f"{storage.url(relative)} cannot be read ({first_line(error)}). {REPAIR_SHARD}") from error
     are_numbers = pa.types.is_integer(ids.type) and pa.types.is_integer(num_tokens.type) and not has_nulls
     order = _find_order(_join_chunks(ids), shard) if are_numbers else None
     if order is None:

@@ -26,6 +26,7 @@ _CLEAN_AND_DIRT = "clean and dirt in one"
 _SOME_UNKNOWN = "partly unknown"
 _MIXED_CLEAN = "several clean kinds"
 _MIXED_DIRT = "several kinds of dirt"
+_MIXED = "several kinds"
 
 
 def summarise_truth(
@@ -58,6 +59,7 @@ def summarise_truth(
             records[kind] = records.get(kind, 0) + count
     return TruthSummary(
         field=truth[0].field,
+        score_unit=selection.score_unit,
         clean=tuple(clean),
         records=dict(sorted(records.items())),
         gone_files=tuple(path for entry in truth for path in entry.gone_files),
@@ -80,6 +82,8 @@ def _join_kinds(
     """Creates the table `judged`, one row a candidate: its score, whether it is kept, its kind, and its tokens by what they are."""
     parts = scan_parquet(storage, [layout.truth_file(entry.corpus_id, resolve_truth_id(entry.field)) for entry in truth])
     kept = scan_parquet(storage, [layout.selection_shard(selection.selection_id, shard.shard_index) for shard in selection.shards])
+    # Where no document is known to be clean, none is known to be dirt.
+    mixed = _MIXED_DIRT if any(kind in entry.kinds for entry in truth for kind in clean) else _MIXED
     connection.execute("CREATE OR REPLACE TEMP TABLE clean_kinds (kind VARCHAR)")
     connection.executemany("INSERT INTO clean_kinds VALUES (?)", [[kind] for kind in clean])
     connection.execute(f"""
@@ -94,7 +98,7 @@ def _join_kinds(
                         WHEN bool_or(is_unknown) THEN '{_SOME_UNKNOWN}'
                         WHEN bool_and(is_clean) THEN '{_MIXED_CLEAN}'
                         WHEN bool_or(is_clean) THEN '{_CLEAN_AND_DIRT}'
-                        ELSE '{_MIXED_DIRT}' END AS kind,
+                        ELSE '{mixed}' END AS kind,
                    coalesce(sum(num_tokens) FILTER (is_clean), 0) AS clean_tokens,
                    coalesce(sum(num_tokens) FILTER (NOT is_unknown OR is_clean), 0) AS known_tokens
             FROM parts GROUP BY sequence_id
@@ -115,7 +119,7 @@ def _list_kinds(connection: duckdb.DuckDBPyConnection, clean: Sequence[str]) -> 
 
     def rank(row: KindRow) -> tuple[int, float, str]:
         if row.is_mixed:
-            place = {_MIXED_CLEAN: 1, _CLEAN_AND_DIRT: 2, _MIXED_DIRT: 4}.get(row.kind, 6)
+            place = {_MIXED_CLEAN: 1, _CLEAN_AND_DIRT: 2, _MIXED_DIRT: 4, _MIXED: 4}.get(row.kind, 6)
         else:
             place = 0 if row.is_clean else 5 if row.kind == UNKNOWN else 3
         return place, -row.num_selected / row.num_candidates, row.kind

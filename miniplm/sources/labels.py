@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
+from miniplm.config.fields import write_label
 from miniplm.config.run import SourceConfig
 from miniplm.errors import ConfigError
 from miniplm.sources.documents import MISSING
@@ -12,11 +14,14 @@ from miniplm.sources.files import SourceFile
 from miniplm.sources.jsonl import list_json_fields, read_json_values
 from miniplm.sources.parquet import list_columns, read_column_values
 
+# What is longer is no name of a kind but a text, of which a table or a message could not show one.
+_LONGEST = 200
+
 
 def read_labels(file: SourceFile, source: SourceConfig, field: str) -> Iterator[str | None]:
-    """One label a record, in the order of the file and as many as `read_source_records` gives; None where the field is missing, null or empty.
+    """One label a record, in the order of the file and as many as `read_source_records` gives; None where the field is missing, null, NaN or empty.
 
-    Numbers and truth values are labels as they are written. Raises `ConfigError` for a field that holds lists or objects, and
+    Numbers and truth values are labels as they are written. Raises `ConfigError` for a field that holds lists, objects or long texts, and
     `DamagedSourceError` as the reading of documents does.
     """
     for index, value in enumerate(_read_values(file, source, field)):
@@ -45,9 +50,13 @@ def _describe(value: Any, field: str, place: str) -> str | None:
             f"corpus.truth: the field {field!r} holds {kind} in {place}; a label is a text, a number or true and false. Name a field that "
             "holds one, with dots for what lies inside objects"
         )
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))  # JSON's integers are read as floats
-    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-    return text.encode("utf-8", "backslashreplace").decode().strip() or None
+    if isinstance(value, float) and math.isnan(value):  # so pandas writes that there is no value
+        return None
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else write_label(value)
+    label = text.encode("utf-8", "backslashreplace").decode().strip()
+    if len(label) > _LONGEST:
+        raise ConfigError(
+            f"corpus.truth: the field {field!r} holds a text of {len(label):,} characters in {place}; a label has at most {_LONGEST}. Name a "
+            "field that says in a word or two what kind of text a document is"
+        )
+    return label or None

@@ -135,6 +135,8 @@ def test_terminal_report_and_json_hold_each_student_against_the_same_baseline(
     printed = " ".join(console.file.getvalue().split())
     page = render_heldout(make_content(storage, record))
     assert re.findall(r"than the baseline ([\w ]+);", page) == list(baselines.values())
+    different = {tokenizers.get(name.replace(" ", "_"), "theirs") for name in measured}
+    assert ("students with different tokenizers compare by bits a byte only" in printed) == (len(different) > 1)
     if not baselines:
         assert "Loss less that of" not in printed
         return

@@ -25,6 +25,7 @@ def test_a_sweep_redoes_nothing_and_goes_on_after_a_run_that_fails(finished_run,
     assert result.returncode == 2, result.stderr
     assert "1 of 2 runs failed; the others are kept" in result.stderr
     assert "tiny-ratio-0.0001: ScoreJoinError: ratio 0.0001 of " in result.stderr
+    assert "sweep.html" in result.stderr
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data" / "scores").rglob("*")} == scores
     storage = Storage(str(tmp_path / "data"))
     sweep = load_sweep(storage, "tiny")

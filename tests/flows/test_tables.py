@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import io
+import shutil
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from flows.cli.tables import print_selection, print_taken
+from miniplm import layout
+from miniplm.config.proxy import ProxyConfig
+from miniplm.config.selection import SelectionConfig
 from miniplm.records.manifests import CorpusManifest, LeftOut, SourceEntry, TokenizerEntry
 from miniplm.records.selections import PoolSelection, SelectionManifest
+from miniplm.selection.ranking import select_sequences
 from miniplm.storage.root import Storage
 from tests.miniplm.made_corpora import describe_selection
+from tests.miniplm.proxy.made_labels import REFERENCE, make_proxy
 
 
 @pytest.fixture
@@ -90,3 +97,14 @@ def test_how_a_budget_was_met_is_told() -> None:
     cut = one.model_copy(update={"rule": {"threshold": 0.5}})
     assert tell(cut) == ["threshold: 20.0% of what was ranked scores at least 0.5"]
     assert tell(one.model_copy(update={"rule": {}, "pools": (), "ratio": 0.1})) == []
+
+
+def test_a_proxy_whose_labels_are_gone_is_told_of_without_its_overlap(tmp_path: Path) -> None:
+    made = make_proxy(Storage(str(tmp_path)), ProxyConfig(share=0.5), num=200)
+    made.predict()
+    rule = SelectionConfig(score="difference_score + 1")
+    selection = select_sequences(made.storage, made.corpus, made.manifest.proxy_id, REFERENCE.model_id, rule)
+    shutil.rmtree(tmp_path / layout.corpus_folder(made.labels.corpus_id) / "candidate")
+    console = Console(file=io.StringIO(), width=300, highlight=False, markup=False)
+    print_selection(console, made.storage, selection)
+    assert "how well cannot be told any more: " in console.file.getvalue()  # type: ignore[attr-defined]

@@ -18,14 +18,16 @@ from miniplm.errors import MachineError
 
 
 def test_what_a_corpus_holds_neither_controls_the_terminal_nor_is_taken_for_markup(capsys: pytest.CaptureFixture[str]) -> None:
-    text = "red \x1b[31m, \x00, \r, \x9b2J, :smile:, [bold]x[/], é\u2028日本\tend\nnext"
+    text = "red \x1b[31m, \x00, \r, \x9b2J, :smile:, [bold]x[/], é\u2028日本\tend\u202e\nnext"
     shown = r"red \x1b[31m, \x00, \x0d, \x9b2J, :smile:, [bold]x[/], é" + "\u2028日本"
     PlainConsole(soft_wrap=True).print(text)
-    assert capsys.readouterr().out.startswith(shown)
+    said = capsys.readouterr().out
+    assert said.startswith(shown)
+    assert said.endswith("end\\u202e\nnext\n")
     table = make_table("T", "domain")
-    table.add_row("\x1b[2J:smile:")
+    table.add_row("\x1b[2J:smile:\na\tb")
     PlainConsole().print(table)
-    assert r"\x1b[2J:smile:" in capsys.readouterr().out
+    assert r"\x1b[2J:smile:\x0aa\x09b" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("columns", ["0", "7", "200", "many", ""])

@@ -84,6 +84,7 @@ def test_kinds_precision_recall_and_other_ratios_are_printed() -> None:
     assert "web * 3 of 4 75% 75% +1.250" in said
     assert "clean and dirt in one 3 of 4" in said
     assert "2 of 8 records have no kind: unknown" in said
+    assert "mean of reference - teacher, nats a token; * clean" in said
     assert "the files are not there any more: a.jsonl" in said
     assert "clean text: precision 75.0% (random text: 50.0%), recall 90.0%, by tokens" in said
     assert "ratio precision recall" in said
@@ -94,6 +95,11 @@ def test_kinds_precision_recall_and_other_ratios_are_printed() -> None:
 def test_where_no_label_is_clean_the_next_step_is_printed() -> None:
     said = show(make_summary(clean=("good",), clean_share=None, precision=None, recall=None, ratios=()))
     assert (
-        "no candidate is labelled good, so there is no precision or recall; set corpus.clean to labels of clean text among unknown, web"
+        "no candidate is labelled good, so there is no precision or recall; set corpus.clean to labels of clean text among web"
         in said
     )
+
+
+def test_a_clean_label_that_no_record_bears_is_named() -> None:
+    assert "corpus.clean names what no record is labelled: wbe; labels are web" in show(make_summary(clean=("web", "wbe")))
+    assert "no record" not in show(make_summary())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -75,17 +76,27 @@ def test_a_corpus_is_the_same_with_and_without_truth(tmp_path: Path, tokenizer: 
 
 def test_labels_of_parquet_are_columns_or_fields_of_any_plain_type(tmp_path: Path, tokenizer: str) -> None:
     path = tmp_path / "a.parquet"
-    table = {"text": ["one two."] * 4, "n": [1, 2, None, 1], "meta": [{"ok": True}, {"ok": False}, None, {"ok": None}]}
+    table = {
+        "text": ["one two."] * 4,
+        "n": [1, 2, None, 1],
+        "pandas": [1.0, 1.5, math.nan, math.nan],
+        "meta": [{"ok": True}, {"ok": False}, None, {"ok": None}],
+    }
     pq.write_table(pa.table(table), path)
     source = {"path": str(path), "format": "parquet", "domain_name": "d"}
     storage, corpus = prepare(tmp_path, make_config(tokenizer, source))
     found = {
-        field: provide_truth(storage, make_config(tokenizer, source, truth=field), corpus)[0].kinds for field in ("n", "meta.ok")
+        field: provide_truth(storage, make_config(tokenizer, source, truth=field), corpus)[0].kinds
+        for field in ("n", "pandas", "meta.ok")
     }
-    assert found == {"n": {"1": 2, "2": 1, "unknown": 1}, "meta.ok": {"false": 1, "true": 1, "unknown": 2}}
+    assert found == {
+        "n": {"1": 2, "2": 1, "unknown": 1},
+        "pandas": {"1": 1, "1.5": 1, "unknown": 2},
+        "meta.ok": {"false": 1, "true": 1, "unknown": 2},
+    }
     with pytest.raises(
         ConfigError,
-        match=r"no record of the sources has a value in a field 'kind'; .*a.parquet has text \(string\), n \(int64\), meta.ok",
+        match=r"no record of the sources has a value in a field 'kind'; .*a.parquet has text \(string\), n \(int64\), pandas \(double\), meta.ok",
     ):
         provide_truth(storage, make_config(tokenizer, source, truth="kind"), corpus)
 
@@ -98,11 +109,12 @@ def test_labels_of_parquet_are_columns_or_fields_of_any_plain_type(tmp_path: Pat
             r"no record of the sources has a value in a field 'meta.sort'; the first record of .*a.jsonl has text, meta.domain, meta.kind",
         ),
         ("meta", r"the field 'meta' holds an object in .*a.jsonl, record 1; a label is a text, a number or true and false"),
+        ("text", r"the field 'text' holds a text of 201 characters in .*a.jsonl, record 1; a label has at most 200"),
         ("meta.name", r"the field 'meta.name' has more than 100 values \(0, 1, 2, 3, 4, \.\.\. \(101 in all\)\)"),
     ],
 )
 def test_a_field_that_is_no_label_is_refused(tmp_path: Path, tokenizer: str, field: str, message: str) -> None:
-    path = write_jsonl(tmp_path / "a.jsonl", [record("one.", kind="clean", name=index) for index in range(102)])
+    path = write_jsonl(tmp_path / "a.jsonl", [record("x" * 200 + ".", kind="clean", name=index) for index in range(102)])
     source = {"path": str(path), "domain": "meta.domain"}
     storage, corpus = prepare(tmp_path, make_config(tokenizer, source))
     with pytest.raises(ConfigError, match=message):
@@ -149,9 +161,14 @@ def test_tokens_are_split_at_the_ends_of_documents(token_ids: list[int], num_doc
 
 def test_labels_with_odd_characters_are_kept_as_they_can_be(tmp_path: Path, tokenizer: str) -> None:
     path = tmp_path / "a.jsonl"
-    lines = [json.dumps(record("one.", kind=kind)) for kind in ("\ud800", " spaced ", "", "'; DROP")]
+    lines = [json.dumps(record("one.", kind=kind)) for kind in ("\ud800", " spaced ", "", "'; DROP", math.nan)]
     path.write_text("\n".join(lines))
     source = {"path": str(path), "domain": "meta.domain"}
     storage, corpus = prepare(tmp_path, make_config(tokenizer, source))
     (manifest,) = provide_truth(storage, make_config(tokenizer, source, truth="meta.kind"), corpus)
-    assert manifest.kinds == {"'; DROP": 1, "\\ud800": 1, "spaced": 1, "unknown": 1}
+    assert manifest.kinds == {"'; DROP": 1, "\\ud800": 1, "spaced": 1, "unknown": 2}
+
+
+def test_clean_labels_are_written_as_those_of_documents_are() -> None:
+    config = make_config("t", {"path": "a.jsonl", "domain_name": "d"}, truth="ok", clean=[True, 1, 2.0, 2.5, "good"])
+    assert config.clean == ("true", "1", "2", "2.5", "good")

@@ -111,6 +111,9 @@ def test_a_score_that_labels_show_to_be_no_guide_is_not_mended_by_a_ratio() -> N
     # Everything is random text.
     told = advise(make_record(), make_selection(), compare(0.1), TruthSummary(clean_share=0.5, precision=0.6, recall=0.5, **facts))
     assert told[1].startswith("selection.ratio=0.9 would keep 90%")
+    # No labelled text is dirt, so it is not told that the score takes dirt for clean text.
+    told = advise(make_record(), make_selection(), compare(0.1), TruthSummary(clean_share=1.0, precision=1.0, recall=0.5, **facts))
+    assert told[1].startswith("a larger selection.ratio throws less away")
 
 
 def test_labels_tell_the_ratio_that_keeps_more_clean_text_at_the_same_precision() -> None:

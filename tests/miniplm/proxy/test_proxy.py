@@ -1,3 +1,6 @@
+import re
+import shutil
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -11,7 +14,7 @@ from miniplm.errors import ScoreJoinError
 from miniplm.proxy.fitting import fit_proxy
 from miniplm.proxy.identity import find_proxy
 from miniplm.proxy.labels import find_labelled, list_ids
-from miniplm.proxy.measuring import measure_proxy
+from miniplm.proxy.measuring import measure_proxy, tell_proxy
 from miniplm.proxy.prediction import open_proxy, predict_shard
 from miniplm.records.manifests import is_proxy
 from miniplm.records.run import RunRecord
@@ -159,3 +162,13 @@ def test_missing_scores_of_the_reference_are_named(made):
             fit_proxy(made.storage, made.corpus, made.labels, CONFIG, TEACHER, REFERENCE)
     finally:
         made.storage.write_bytes(manifest, content)
+
+
+def test_what_is_gone_of_the_labels_is_told_where_a_selection_is_shown(made, tmp_path):
+    shutil.copytree(made.storage.root, tmp_path / "data")
+    storage, rule = Storage(str(tmp_path / "data")), SelectionConfig(score="difference_score + 1")
+    assert tell_proxy(storage, made.manifest, rule) == (measure_proxy(storage, made.manifest, rule), "")
+    shutil.rmtree(tmp_path / "data" / layout.corpus_folder(made.labels.corpus_id) / "candidate")
+    fidelity, problem = tell_proxy(storage, made.manifest, rule)
+    assert fidelity is None
+    assert re.search(r"labels-.*/candidate/shard-00000.parquet cannot be read .* run `miniplm prepare CONFIG`", problem)

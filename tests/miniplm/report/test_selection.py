@@ -105,6 +105,11 @@ def test_what_is_not_labelled_is_not_shown_as_dirt() -> None:
     assert page.count("--c:var(--d1)") == page.count("--c:var(--d7)") == 3  # a legend, a bar and a line of the table each
     assert "Grey: not labelled" in page
     assert "Grey" not in render_truth(summary.model_copy(update={"kinds": tuple(rows[:2])}))
+    # Where nothing is known to be clean, nothing is known to be dirt.
+    unjudged = {"clean": ("good",), "clean_share": None, "precision": None, "recall": None}
+    page = render_truth(summary.model_copy(update=unjudged | {"kinds": tuple(rows[1:])}))
+    assert "Orange" not in page
+    assert "--c:var(--d1)" not in page
 
 
 def test_a_proxy_that_costs_more_than_it_saves_is_not_said_to_save() -> None:
@@ -139,6 +144,7 @@ def test_a_proxy_that_costs_more_than_it_saves_is_not_said_to_save() -> None:
     assert "Time that it takes more" in page
     assert "30&nbsp;min" in page
     assert "saved" not in page
+    assert "cannot be told any more: gone" in page
 
 
 def test_copies_and_evaluation_texts_that_were_left_out_are_said_to_be() -> None:

@@ -11,7 +11,7 @@ import yaml
 
 from miniplm.config.files import load_config
 from miniplm.run import stages
-from miniplm.run.references import require_reference
+from miniplm.run.model_entries import require_reference
 from miniplm.run.resolution import resolve
 from miniplm.run.status import check_run, provide_record, require_corpus
 from miniplm.storage.root import Storage
@@ -40,7 +40,9 @@ def test_a_selection_whose_signal_is_gone_is_shown_with_what_is_missing(finished
     status = check_run(storage, resolve(load_config(str(config)), checks=False))
     (stage,) = [stage for stage in status.stages if stage.name == "select"]
     assert (stage.state, stage.num_done, status.complete) == ("done", selection.num_selected, True)
-    assert stage.detail.startswith(f"{selection.selection_id}; made when this was not so: selection.signals edu: source")
+    assert stage.detail.startswith(
+        f"{selection.selection_id}; made earlier, by the run's record; before anything new can be made of it, mend this: selection.signals edu: source"
+    )
     # Another rule is another selection, which is not there.
     content["selection"]["ratio"] = 0.4
     config.write_text(yaml.safe_dump(content))

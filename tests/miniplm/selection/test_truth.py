@@ -108,6 +108,7 @@ def test_without_a_clean_label_kinds_are_told_and_no_precision(tmp_path: Path) -
     truth = summarise(tmp_path, clean=("good",))
     assert (truth.precision, truth.recall, truth.clean_share, truth.ratios) == (None, None, None, ())
     assert sum(row.num_candidates for row in truth.kinds) == 6
+    assert {row.kind for row in truth.kinds if row.is_mixed} == {"several kinds"}
 
 
 def test_labels_of_other_sequences_are_refused(tmp_path: Path) -> None:
