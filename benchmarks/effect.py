@@ -51,7 +51,7 @@ from miniplm.models.architectures import build_empty_model, count_parameters, re
 from miniplm.records.manifests import CorpusManifest
 from miniplm.records.selections import SelectionManifest
 from miniplm.run import stages
-from miniplm.run.heldout_texts import list_texts
+from miniplm.run.outside_texts import list_texts
 from miniplm.run.plan import RunPlan
 from miniplm.run.resolution import resolve
 from miniplm.run.training_plans import load_own_tokenizer

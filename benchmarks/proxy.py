@@ -40,7 +40,7 @@ from miniplm.proxy.labels import find_labelled, hash_ids
 from miniplm.proxy.ngrams import count_ngrams
 from miniplm.proxy.ridge import NUM_FOLDS, fit_ridge
 from miniplm.records.manifests import ModelEntry
-from miniplm.run.references import require_reference
+from miniplm.run.model_entries import require_reference, with_teacher
 from miniplm.run.resolution import resolve
 from miniplm.run.scoring_models import open_scorer
 from miniplm.run.status import require_corpus
@@ -89,6 +89,7 @@ def run(arguments: argparse.Namespace, scratch: Path) -> None:
     plan = resolve(load_config(arguments.config, arguments.set))
     storage = Storage(plan.storage)
     corpus = require_corpus(storage, plan)
+    plan = with_teacher(storage, plan, corpus)
     reference = require_reference(storage, plan, corpus)
     found = read_candidates(storage, corpus, plan.require_teacher(), reference)
     print(

@@ -6,12 +6,11 @@ from prefect import flow
 
 from flows.work_pool.single import run_on_pool
 from miniplm import __version__
-from miniplm.corpus.reader import load_corpus
+from miniplm.corpus.reader import open_corpus
 from miniplm.records.manifests import ModelEntry
 from miniplm.records.proxies import ProxyManifest
 from miniplm.run.plan import RunPlan
 from miniplm.run.proxies import find_run_proxy, require_run_proxy
-from miniplm.storage.root import Storage
 from tasks import proxies, workers
 
 
@@ -26,8 +25,7 @@ def fit_proxy(plan: RunPlan, corpus_id: str, reference: ModelEntry, version: str
         version: version of miniplm that gives the work; a worker of another one refuses
     """
     workers.prepare_worker(version)
-    storage = Storage(plan.storage)
-    corpus = load_corpus(storage, corpus_id)
+    storage, corpus = open_corpus(plan.storage, corpus_id)
     if plan.is_on_work_pool and find_run_proxy(storage, plan, corpus, reference) is None:
         parameters = {
             "plan": plan.for_worker().as_json(),

@@ -17,9 +17,9 @@ from miniplm.corpus.reader import load_corpus
 from miniplm.errors import ConfigError, MiniplmError, ModelError, RunError, ScoreError
 from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.run import RunRecord, StageRecord, load_run
+from miniplm.run.model_entries import find_reference, with_teacher
 from miniplm.run.plan import RunPlan, find_plan
 from miniplm.run.proxies import find_labelled_corpus, find_run_proxy
-from miniplm.run.references import find_reference
 from miniplm.run.resolution import resolve
 from miniplm.storage.root import Storage
 from tasks.workers import use_credentials
@@ -59,9 +59,9 @@ def rescore_shards(
     record = load_run(root, run)
     if record.corpus_id is None:
         raise RunError(f"run {run} has no corpus yet, so it has no shard to repair; start it again")
-    plan = _provide_plan(root, record)
-    wanted = None if shards == "all failed" else [int(index) for index in shards]
     corpus = load_corpus(root, record.corpus_id)
+    plan = _provide_plan(root, record, corpus)
+    wanted = None if shards == "all failed" else [int(index) for index in shards]
     stages, failures = [], []
     for role in ROLES:
         if model not in ("both", role) or (role == "proxy" and model == "both" and plan.scoring.proxy is None):
@@ -98,7 +98,7 @@ def _find_work(
     return corpus, None if proxy is None else proxy.entry
 
 
-def _provide_plan(root: Storage, record: RunRecord) -> RunPlan:
+def _provide_plan(root: Storage, record: RunRecord, corpus: CorpusManifest) -> RunPlan:
     """The plan that the run was started with, at this root; where another is kept, or none, one made of its configuration."""
     plan = find_plan(root, record.run_name)
     if plan is not None and plan.config == record.config:
@@ -106,4 +106,5 @@ def _provide_plan(root: Storage, record: RunRecord) -> RunPlan:
     config = load_run_config(root.root, record.run_name)
     if record.teacher is not None and record.reference is not None:
         return RunPlan.of(config, teacher_entry=record.teacher, reference_entry=record.reference)
-    return resolve(make_portable(config) if config.is_on_work_pool else config, checks=False)
+    plan = resolve(make_portable(config) if config.is_on_work_pool else config, checks=False)
+    return with_teacher(root, plan, corpus)

@@ -26,8 +26,8 @@ from miniplm.errors import MiniplmError, ScoreError
 from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.run import RunRecord, StageRecord
 from miniplm.run.fidelity_gate import check_fidelity, find_sufficient
-from miniplm.run.heldout_texts import name_text
 from miniplm.run.log import RunLog
+from miniplm.run.outside_texts import name_text
 from miniplm.run.plan import RunPlan
 from miniplm.run.proxies import judge_proxy, provide_labelled_corpus
 from miniplm.selection.fidelity import needs_calibration

@@ -10,12 +10,11 @@ from prefect import flow, get_run_logger
 from flows.score_shards import check_shard_indices, score_shards
 from flows.work_pool.scoring import score_on_pool
 from miniplm import layout
-from miniplm.corpus.reader import load_corpus
+from miniplm.corpus.reader import open_corpus
 from miniplm.records.manifests import ModelEntry
 from miniplm.records.run import StageRecord
 from miniplm.run.plan import RunPlan
 from miniplm.scoring.shards import check_score_shards
-from miniplm.storage.root import Storage
 
 
 @flow(name="score-corpus", flow_run_name="score {corpus_id} {role} {entry.model_id}")
@@ -32,8 +31,7 @@ def score_corpus(
     Raises `ScoreError` naming the shards that failed with their reasons, once all others are done; `RunFailedError`
     where one of the reasons is in no input.
     """
-    storage = Storage(plan.storage)
-    corpus = load_corpus(storage, corpus_id)
+    storage, corpus = open_corpus(plan.storage, corpus_id)
     shards = {shard.shard_index: shard for shard in corpus.split_shards("candidate")}
     check_shard_indices(corpus_id, shard_indices or (), len(shards))
     wanted = set(shards if shard_indices is None else shard_indices)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.work_pool.preparing import prepare_on_pool
-from miniplm.corpus.reader import load_corpus
+from miniplm.corpus.reader import open_corpus
 from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.run import StageRecord, StudentRecord
 from miniplm.records.selections import SelectionManifest
@@ -24,15 +24,15 @@ def prepare_corpus(plan: RunPlan) -> tuple[CorpusManifest, StageRecord]:
 @flow(name="select-sequences", flow_run_name="select {plan.selection.title} of {corpus_id}")
 def select_sequences(plan: RunPlan, corpus_id: str, reference: ModelEntry) -> tuple[SelectionManifest, StageRecord]:
     """Selects the sequences of a run."""
-    storage = Storage(plan.storage)
-    return stages.select_sequences(storage, plan, load_corpus(storage, corpus_id), reference)
+    storage, corpus = open_corpus(plan.storage, corpus_id)
+    return stages.select_sequences(storage, plan, corpus, reference)
 
 
 @flow(name="evaluate-student", flow_run_name="evaluate {student_name} of {plan.name}")
 def evaluate_student(plan: RunPlan, corpus_id: str, student_name: str, student: StudentRecord) -> tuple[StudentRecord, StageRecord]:
     """Evaluates one student of a run."""
-    storage = Storage(plan.storage)
-    return stages.evaluate_student(storage, plan, load_corpus(storage, corpus_id), student_name, student)
+    storage, corpus = open_corpus(plan.storage, corpus_id)
+    return stages.evaluate_student(storage, plan, corpus, student_name, student)
 
 
 @flow(name="write-report", flow_run_name="report {run_name}")

@@ -6,13 +6,12 @@ from prefect import flow
 
 from flows.work_pool.single import run_on_pool
 from miniplm import __version__
-from miniplm.corpus.reader import load_corpus
+from miniplm.corpus.reader import open_corpus
 from miniplm.records.manifests import ModelEntry
 from miniplm.records.run import StageRecord
+from miniplm.run.model_entries import find_reference
 from miniplm.run.plan import RunPlan
-from miniplm.run.references import find_reference
 from miniplm.run.trainings import know_reference
-from miniplm.storage.root import Storage
 from tasks import stages, workers
 
 
@@ -30,8 +29,7 @@ def train_reference(
         version: version of miniplm that gives the work; a worker of another one refuses
     """
     workers.prepare_worker(version)
-    storage = Storage(plan.storage)
-    corpus = load_corpus(storage, corpus_id)
+    storage, corpus = open_corpus(plan.storage, corpus_id)
     if plan.is_on_work_pool and find_reference(storage, plan, corpus) is None:
         parameters = {"plan": plan.for_worker().as_json(), "corpus_id": corpus_id, "version": __version__}
         tag = f"training:{know_reference(storage, plan, corpus).training_id}"

@@ -9,7 +9,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from flows.work_pool.single import run_on_pool
 from flows.work_pool.subflows import cancel_subflows, crash_subflows, tagged_subflows
 from miniplm import __version__, layout
-from miniplm.corpus.reader import load_corpus
+from miniplm.corpus.reader import open_corpus
 from miniplm.derived.sets import DerivedJob, check_shards, finish_set, require_sources
 from miniplm.records.manifests import CorpusManifest
 from miniplm.records.run import StageRecord, StudentRecord
@@ -53,8 +53,8 @@ def train_student(
         version: version of miniplm that gives the work; a worker of another one refuses
     """
     workers.prepare_worker(version)
-    storage = Storage(plan.storage)
-    corpus, selection = load_corpus(storage, corpus_id), load_selection(storage, selection_id)
+    storage, corpus = open_corpus(plan.storage, corpus_id)
+    selection = load_selection(storage, selection_id)
     if plan.is_on_work_pool:
         _train_on_pool(storage, plan, corpus, selection, student_name)
     elif list_needed_sets(storage, plan, corpus, selection, student_name):
@@ -102,8 +102,8 @@ def derive_sequences(plan: RunPlan, corpus_id: str, selection_id: str, student_n
         selection_id: the selection, made of that corpus
         student_name: which student of the configuration
     """
-    storage = Storage(plan.storage)
-    corpus, selection = load_corpus(storage, corpus_id), load_selection(storage, selection_id)
+    storage, corpus = open_corpus(plan.storage, corpus_id)
+    selection = load_selection(storage, selection_id)
     jobs = list_pending_jobs(storage, plan, corpus, selection, student_name)
     for job in jobs:
         _derive(storage, job, plan.scoring.device)

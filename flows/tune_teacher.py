@@ -6,14 +6,13 @@ from prefect import flow
 
 from flows.work_pool.single import run_on_pool
 from miniplm import __version__
-from miniplm.corpus.reader import load_corpus
+from miniplm.corpus.reader import open_corpus
 from miniplm.records.manifests import ModelEntry
 from miniplm.records.run import StageRecord
+from miniplm.run.model_entries import find_tuned
+from miniplm.run.outside_texts import name_target, prepare_target
 from miniplm.run.plan import RunPlan
-from miniplm.run.targets import name_target, prepare_target
-from miniplm.run.teachers import find_tuned
 from miniplm.run.trainings import know_teacher
-from miniplm.storage.root import Storage
 from tasks import stages, workers
 from tasks.progress import report_progress
 
@@ -34,8 +33,7 @@ def tune_teacher(
         version: version of miniplm that gives the work; a worker of another one refuses
     """
     workers.prepare_worker(version)
-    storage = Storage(plan.storage)
-    corpus = load_corpus(storage, corpus_id)
+    storage, corpus = open_corpus(plan.storage, corpus_id)
     if plan.is_on_work_pool:
         prepare_target(storage, plan, report_progress)
         plan = name_target(storage, plan)

@@ -49,6 +49,7 @@ Nothing else decides what is tried again.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -218,6 +219,7 @@ def list_offenders(offenders: Iterable[object], total: int | None = None, most: 
 
 # Errors of the operating system about a path, which say the same in this process again; they may come without a number.
 _PATH_ERRORS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+_POINTER_START = b"version https://git-lfs"
 _ORDER: tuple[Retry, ...] = ("never", "elsewhere", "here")
 
 
@@ -274,7 +276,18 @@ def reading_users_file(
         is_panic = type(error).__name__ == "PanicException"  # of pyo3: a BaseException that cannot be imported by name
         if (not isinstance(error, Exception) and not is_panic) or is_machines_fault(error):
             raise
+        refuse_pointer(path, raises)
         raise raises(f"{path} {problem} ({describe_reason(error)}); {next_step}") from error
+
+
+def refuse_pointer(path: Path | str, raises: type[MiniplmError] | type[ConfigError]) -> None:
+    """Raises where a file is a pointer, as a clone without git-lfs leaves it."""
+    if os.path.isfile(path) and os.access(path, os.R_OK):
+        with open(path, "rb") as file:
+            if file.read(len(_POINTER_START)) == _POINTER_START:
+                raise raises(
+                    f"{path} is a pointer of git-lfs and not the file itself; run `git lfs pull` in {os.path.dirname(path) or '.'}"
+                )
 
 
 def describe_reason(error: BaseException) -> str:

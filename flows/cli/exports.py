@@ -77,7 +77,7 @@ def export(
     resume = resume or format is None
     manifests: list[ExportManifest] = []
     with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
-        corpus, selection = require_selection(storage, plan)
+        plan, corpus, selection = require_selection(storage, plan)
         for one in exports:
             if on_progress is None:
                 from flows.export_selection import export_selection

@@ -59,7 +59,7 @@ def score(
     with watched_flow(asked.verbose, asked.as_json) as console:
         from flows.score_corpus import score_corpus
 
-        corpus, entry = _find_work(storage, plan, model)
+        plan, corpus, entry = _find_work(storage, plan, model)
         stage = score_corpus(plan, corpus.corpus_id, entry, model, shard, again)
         if documents and model != "proxy" and (without := _list_without_documents(storage, plan, corpus, entry, shard)):
             stage = score_corpus(plan, corpus.corpus_id, entry, model, without, again=True)
@@ -72,11 +72,11 @@ def score(
     )
 
 
-def _find_work(storage: Storage, plan: RunPlan, model: Role) -> tuple[CorpusManifest, ModelEntry]:
-    """What is scored, and by what; a proxy is fitted for it, and refused where it predicts too badly."""
+def _find_work(storage: Storage, plan: RunPlan, model: Role) -> tuple[RunPlan, CorpusManifest, ModelEntry]:
+    """The plan with its teacher, what is scored, and by what; a proxy is fitted for it, and refused where it predicts too badly."""
     from miniplm.run import proxies
 
-    corpus = require_corpus(storage, plan)
+    plan, corpus = require_corpus(storage, plan)
     if model == "proxy":
         if plan.scoring.proxy is None:
             raise ConfigError(
@@ -86,10 +86,10 @@ def _find_work(storage: Storage, plan: RunPlan, model: Role) -> tuple[CorpusMani
 
         manifest = fit_proxy(plan, corpus.corpus_id, require_reference(storage, plan, corpus))
         proxies.judge_proxy(storage, manifest, plan)
-        return corpus, manifest.entry
+        return plan, corpus, manifest.entry
     entry = plan.require_teacher() if model == "teacher" else require_reference(storage, plan, corpus)
     _check_gate(storage, plan, corpus, model, entry)
-    return proxies.provide_labelled_corpus(storage, plan, corpus) if model == "teacher" else corpus, entry
+    return plan, proxies.provide_labelled_corpus(storage, plan, corpus) if model == "teacher" else corpus, entry
 
 
 def _list_without_documents(
@@ -105,7 +105,7 @@ def _list_without_documents(
 def _check_gate(storage: Storage, plan: RunPlan, corpus: CorpusManifest, model: Role, entry: ModelEntry) -> None:
     """Raises `FidelityError` where a calibration refuses the dtypes, or fp8 has none. Without the other model there is nothing to compare."""
     from miniplm.run.fidelity_gate import check_fidelity
-    from miniplm.run.references import find_reference
+    from miniplm.run.model_entries import find_reference
     from miniplm.selection.fidelity import needs_calibration
 
     reference = entry if model == "reference" else find_reference(storage, plan, corpus)
@@ -127,7 +127,7 @@ def _calibrate(storage: Storage, plan: RunPlan, num_sequences: int, as_json: boo
         from flows.cli.tables import describe_fidelity, print_fidelity
         from miniplm.run.fidelity_gate import judge_fidelity
 
-        corpus = require_corpus(storage, plan)
+        plan, corpus = require_corpus(storage, plan)
         reference = require_reference(storage, plan, corpus)
         calibration = calibrate_dtypes(plan, corpus.corpus_id, plan.require_teacher(), reference, num_sequences)
     if as_json:

@@ -49,7 +49,7 @@ def train_reference(asked: Asked) -> None:
     """Train the reference model on the reference split (nothing to do where the configuration gives a model)."""
     storage, plan = begin(asked)
     with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
-        corpus = require_corpus(storage, plan)
+        plan, corpus = require_corpus(storage, plan)
         if on_progress is None:
             from flows.train_reference import train_reference as flow
 
@@ -69,7 +69,7 @@ def tune_teacher(asked: Asked) -> None:
     if plan.teacher.tuned_on is None:
         raise ConfigError(f"the teacher of run {plan.name} is given (teacher.model), so there is nothing to tune")
     with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
-        corpus = require_corpus(storage, plan)
+        plan, corpus = require_corpus(storage, plan)
         reference = require_reference(storage, plan, corpus)
         if on_progress is None:
             from flows.tune_teacher import tune_teacher as flow
@@ -105,7 +105,7 @@ def select(
         asked, *([] if ratio is None else [f"selection.ratio={ratio!r}", "selection.tokens=null", "selection.threshold=null"])
     )
     with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
-        corpus = require_corpus(storage, plan)
+        plan, corpus = require_corpus(storage, plan)
         reference = require_reference(storage, plan, corpus)
         if what_if is not None:
             from miniplm.run.what_if import try_grid
@@ -156,7 +156,7 @@ def train(
     storage, plan = begin(asked)
     names = _student_names(plan, student)
     with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
-        corpus, selection = require_selection(storage, plan)
+        plan, corpus, selection = require_selection(storage, plan)
         if on_progress is None:
             from flows.train_student import train_student
 
@@ -192,7 +192,7 @@ def evaluate(
     with watched_stage(plan, asked.verbose, asked.as_json) as (console, on_progress):
         from miniplm.run.student_records import find_student, require_student
 
-        corpus, selection = require_selection(storage, plan)
+        plan, corpus, selection = require_selection(storage, plan)
         records = {}
         for name in names:
             trained = require_student(storage, plan, corpus, selection, name)
@@ -250,26 +250,27 @@ def begin(asked: Asked, *overrides: str, emulated: bool = False) -> tuple[Storag
     return Storage(plan.storage), plan
 
 
-def require_corpus(storage: Storage, plan: RunPlan) -> CorpusManifest:
-    """The corpus of the run; raises what says which command makes it."""
-    from miniplm.run import status
+def require_corpus(storage: Storage, plan: RunPlan) -> tuple[RunPlan, CorpusManifest]:
+    """The corpus of the run, and the plan with the teacher that is tuned on it; raises what says which command makes the corpus."""
+    from miniplm.run import model_entries, status
 
-    return status.require_corpus(storage, plan)
+    corpus = status.require_corpus(storage, plan)
+    return model_entries.with_teacher(storage, plan, corpus), corpus
 
 
 def require_reference(storage: Storage, plan: RunPlan, corpus: CorpusManifest) -> ModelEntry:
     """The reference of the run; raises what says which command makes it."""
-    from miniplm.run import references
+    from miniplm.run import model_entries
 
-    return references.require_reference(storage, plan, corpus)
+    return model_entries.require_reference(storage, plan, corpus)
 
 
-def require_selection(storage: Storage, plan: RunPlan) -> tuple[CorpusManifest, SelectionManifest]:
-    """The corpus of a run and the selection made of it. Raises what says which command makes what is not there."""
+def require_selection(storage: Storage, plan: RunPlan) -> tuple[RunPlan, CorpusManifest, SelectionManifest]:
+    """As `require_corpus`, with the selection made of it. Raises what says which command makes what is not there."""
     from miniplm.run import status
 
-    corpus = require_corpus(storage, plan)
-    return corpus, status.require_selection(storage, plan, corpus, require_reference(storage, plan, corpus))
+    plan, corpus = require_corpus(storage, plan)
+    return plan, corpus, status.require_selection(storage, plan, corpus, require_reference(storage, plan, corpus))
 
 
 def _student_names(plan: RunPlan, wanted: list[str] | None) -> list[str]:

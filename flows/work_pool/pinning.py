@@ -12,7 +12,7 @@ from miniplm.config.run import RunConfig
 from miniplm.errors import ConfigError, PoolWorkError, VersionError
 from miniplm.run.pinning import find_worker, make_absolute, needs_worker
 from miniplm.run.plan import RunPlan
-from miniplm.run.planning import pin_plan
+from miniplm.run.resolution import pin_plan
 from miniplm.storage.root import Storage
 
 

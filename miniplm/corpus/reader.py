@@ -49,6 +49,12 @@ def find_corpus(storage: Storage, corpus_id: str) -> CorpusManifest | None:
         ) from error
 
 
+def open_corpus(root: str, corpus_id: str) -> tuple[Storage, CorpusManifest]:
+    """A storage root and a corpus there, for a process that is told both by name. Raises as `load_corpus`."""
+    storage = Storage(root)
+    return storage, load_corpus(storage, corpus_id)
+
+
 def load_corpus(storage: Storage, corpus_id: str) -> CorpusManifest:
     """The manifest of a prepared corpus. Raises `CorpusError` where there is none."""
     manifest = find_corpus(storage, corpus_id)

@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from miniplm.errors import ConfigError, ModelError, reading_users_file
 from miniplm.models.configuration import make_config
-from miniplm.models.files import fetch, read_json_object, require_readable
+from miniplm.models.files import read_json_object
 from miniplm.models.identity import stable_config
+from miniplm.models.locations import locate_config
 from miniplm.models.presets import PRESETS
-from miniplm.storage.fetched import is_url
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
 
-_WANTED = ("config.json", "*.py")
 # The head's product then uses whole tiles of tensor cores; it costs at most 63 rows that no token has.
 _VOCAB_MULTIPLE = 64
 # Each process of a training holds a whole model, 16 bytes a parameter with gradients and moments: far above what any machine has.
@@ -124,33 +123,6 @@ def build_empty_model(
 def count_parameters(model: nn.Module) -> int:
     """Parameters of a model; tied weights count once."""
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def locate_config(architecture: str) -> Path:
-    """The config.json of a folder, URL or hub id. Raises `ConfigError` where there is none."""
-    if is_url(architecture):
-        return fetch(architecture, "architecture", _WANTED, ConfigError) / "config.json"
-    with reading_users_file(
-        f"architecture {architecture!r}", "cannot be looked for", "check the path and its permissions", ConfigError
-    ):
-        folder = Path(architecture).expanduser()
-        is_folder = folder.is_dir()
-    if is_folder:
-        require_readable(folder, "architecture", _WANTED, ConfigError)
-        if not (folder / "config.json").is_file():
-            raise ConfigError(f"architecture {architecture!r} is a folder without a config.json")
-        return folder / "config.json"
-    if architecture.count("/") != 1 or architecture.startswith((".", "/", "~")):
-        raise ConfigError(
-            f"there is no architecture {architecture!r}; give one of the presets ({', '.join(PRESETS)}), "
-            "or the folder, URL or hub id of a config.json"
-        )
-    from huggingface_hub import hf_hub_download
-
-    problem = f"is no preset ({', '.join(PRESETS)}), no folder, and its config.json could not be fetched from the hub"
-    next_step = "give one of the presets, or check the id and the connection"
-    with reading_users_file(f"architecture {architecture!r}", problem, next_step, ConfigError):
-        return Path(hf_hub_download(architecture, "config.json"))
 
 
 def _read_content(architecture: str, path: Path) -> dict[str, Any]:

@@ -47,9 +47,9 @@ def make_config(
     from transformers import AutoConfig
 
     _check_sizes(content, path, raises)
-    _check_no_other_file(content, path, raises)
     if trust_remote_code:
         _check_own_code(content, path, raises)
+    _check_no_other_file(content, path, raises)
     with reading_users_file(
         path, "cannot be loaded as a causal language model", "mend the fields named, or take another copy of the model", raises
     ):

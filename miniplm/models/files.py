@@ -1,4 +1,4 @@
-"""A model as files: found in a folder, at a URL or on the hub, and refused with a reason where it cannot be used.
+"""A model as files: read, and refused with a reason where it cannot be used.
 
 Weights are read from safetensors only: a pickle can run any code when it is opened.
 """
@@ -8,24 +8,20 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 
-from miniplm.errors import ConfigError, MiniplmError, ModelError, list_offenders, reading_users_file
-from miniplm.storage.fetched import fetch_folder, is_url
+from miniplm.errors import ModelError, list_offenders, reading_users_file
 
-_WANTED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.py"]
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # Files of a distributed checkpoint of PyTorch: transformers reads these before all others.
 _DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
-_POINTER_START = b"version https://git-lfs"
 _COPY_AGAIN = "copy the model again"
 
 
@@ -37,72 +33,6 @@ class StoredTensor:
     path: Path
     dtype: str
     shape: tuple[int, ...]
-
-
-def locate_model(name: str, revision: str | None = None) -> Path:
-    """The local folder of a model; raises `ModelError` as `locate_folder`."""
-    if revision is not None and is_url(name):
-        raise ModelError(f"model {name!r} is a URL, and `revision` is of the hub; leave that out, or give a hub id")
-    return locate_folder(name, "model", _WANTED, ModelError, revision)
-
-
-def locate_folder(
-    name: str, kind: str, wanted: Sequence[str], raises: type[MiniplmError], revision: str | None = None, needs_owner: bool = True
-) -> Path:
-    """The local folder with the `wanted` files: `name` itself where it is a folder, else a copy of what is at a URL, or the hub's files.
-
-    `kind` is what messages call it; with `needs_owner` a hub id is owner/name. Raises `raises` where there is no such folder and the hub does not give it either.
-    """
-    if is_url(name):
-        return fetch(name, kind, wanted, raises)
-    with reading_users_file(f"{kind} {name!r}", "cannot be looked for", "check the path and its permissions", raises):
-        folder = Path(name).expanduser()
-        if folder.is_dir():
-            return require_readable(folder, kind, wanted, raises)
-        if folder.exists():
-            raise raises(f"{kind} {name!r} is a file; give the folder that holds it and the files beside it")
-    parts = name.split("/")
-    if len(parts) not in ((2,) if needs_owner else (1, 2)) or not all(parts) or "\\" in name or name.startswith((".", "~")):
-        raise raises(
-            f"there is no {kind} folder {name!r} (looked from {Path.cwd()}); give a folder, a URL such as s3://bucket/{kind}, or a hub id "
-            "such as owner/name"
-        )
-    from huggingface_hub import snapshot_download
-
-    problem = f"is neither a folder (looked from {Path.cwd()}) nor could it be fetched from the hub"
-    next_step = f"give the folder or the URL of a {kind}, or check the id and the connection"
-    with reading_users_file(f"{kind} {name!r}", problem, next_step, raises):
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(wanted)))
-
-
-def fetch(url: str, kind: str, wanted: Sequence[str], raises: type[MiniplmError] | type[ConfigError]) -> Path:
-    """The local folder with the `wanted` files at a URL, copied once to where the hub's files are kept. `kind` is what messages call it.
-
-    Raises `raises` where nothing is there, or the URL is of a protocol that nothing here speaks; `StorageError` as `fetch_folder`.
-    """
-    from huggingface_hub import constants
-
-    with reading_users_file(f"{kind} {url!r}", "could not be fetched", "check the URL", raises):
-        return fetch_folder(url, wanted, Path(constants.HF_HOME) / "miniplm")
-
-
-def require_readable(folder: Path, kind: str, wanted: Sequence[str], raises: type[MiniplmError] | type[ConfigError]) -> Path:
-    """The folder, if this process may list it and read each of the `wanted` files in it.
-
-    Asked here once, as each library says it in another way and at another time. Raises `raises` naming the first that may not be read.
-    """
-    place = folder
-    try:
-        for name in sorted(os.listdir(folder)):
-            place = folder / name
-            if any(fnmatch(name, pattern) for pattern in wanted) and place.is_file():
-                place.open("rb").close()
-    except PermissionError as error:
-        raise raises(
-            f"{kind} {folder}: {place} may not be read by this process, which runs as user {os.geteuid()}; "
-            f"let it, for instance by `chmod -R a+rX {folder}`"
-        ) from error
-    return folder
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
@@ -133,22 +63,23 @@ def read_json_object(path: Path) -> dict[str, Any]:
         return float(constant)
 
     with reading_users_file(path, "is not valid JSON", f"mend it, or {_COPY_AGAIN}", ModelError):
-        data = path.read_bytes()
-        refuse_pointer(path, data)
-        content = json.loads(data.decode("utf-8"), parse_constant=refuse)
+        content = json.loads(path.read_bytes().decode("utf-8"), parse_constant=refuse)
     if not isinstance(content, dict):
         raise ModelError(f"{path} holds no JSON object; {_COPY_AGAIN}")
     return content
 
 
 def list_weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that transformers loads for this folder and no others, sorted by name, each checked to be whole.
+    """The files of `read_weight_files`, sorted by name."""
+    return list(read_weight_files(folder, read_model_config(folder)))
 
-    As it chooses (5.23): what `transformers_weights` of config.json names, else model.safetensors, else what the index names.
 
-    Raises `ModelError` where there are none, one that the index names is missing, or one is truncated.
+def read_weight_files(folder: Path, config: dict[str, Any]) -> dict[Path, list[StoredTensor]]:
+    """The safetensors files that transformers loads for this folder and no others, sorted by name, each seen to be whole, with its tensors.
+
+    As it chooses (5.23): what `transformers_weights` of config.json, whose content `config` is, names, else model.safetensors, else what the
+    index names. Raises `ModelError` where there are none, one that the index names is missing, or one is truncated.
     """
-    chosen = read_model_config(folder).get("transformers_weights") or (_SINGLE if (folder / _SINGLE).is_file() else _INDEX)
     with reading_users_file(folder, "cannot be read", "check its permissions", ModelError):
         distributed = sorted(path.name for path in folder.iterdir() if _DISTRIBUTED.match(path.name))
     if distributed:
@@ -156,16 +87,12 @@ def list_weight_files(folder: Path) -> list[Path]:
             f"model folder {folder} holds a distributed checkpoint ({list_offenders(distributed)}), which cannot be used here; "
             "load it once with transformers and `save_pretrained` it to another folder"
         )
+    chosen = config.get("transformers_weights") or (_SINGLE if (folder / _SINGLE).is_file() else _INDEX)
     path = folder / str(chosen)
     if not path.is_file():
         raise ModelError(_explain_no_weights(folder, str(chosen)))
-    if not path.name.endswith(".index.json"):
-        check_safetensors(path)
-        return [path]
-    files = _read_index(folder, path)
-    for file in files:
-        check_safetensors(file)
-    return files
+    files = _read_index(folder, path) if path.name.endswith(".index.json") else [path]
+    return {file: read_stored_tensors(file) for file in files}
 
 
 def _read_index(folder: Path, index: Path) -> list[Path]:
@@ -225,44 +152,26 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _TOKENIZER_FILES)
 
 
-def check_safetensors(path: Path) -> None:
-    """Raises `ModelError` unless the file can be read, is exactly as long as its header says, and the header makes sense."""
-    problem = "is truncated or no safetensors file"
-    with reading_users_file(path, problem, _COPY_AGAIN, ModelError):
+def read_stored_tensors(path: Path) -> list[StoredTensor]:
+    """The tensors of a safetensors file. Raises `ModelError` unless it can be read, is exactly as long as its header says, and that makes sense."""
+    with reading_users_file(path, "is truncated or no safetensors file", _COPY_AGAIN, ModelError):
         num_bytes = path.stat().st_size
         with open(path, "rb") as file:
-            head = file.read(8)
-            header_bytes = int.from_bytes(head, "little")
-            refuse_pointer(path, head + file.read(32))
+            header_bytes = int.from_bytes(head := file.read(8), "little")
             if len(head) < 8 or header_bytes > num_bytes - 8:
                 raise ValueError("its header is cut off")
-            file.seek(8)
             header = json.loads(file.read(header_bytes))
         ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
         wanted = 8 + header_bytes + max(ends, default=0)
-    if wanted != num_bytes:
-        raise ModelError(
-            f"{path} has {num_bytes:,} bytes where its header says {wanted:,}: it is truncated or damaged; {_COPY_AGAIN}"
-        )
-    with reading_users_file(path, problem, _COPY_AGAIN, ModelError), safe_open(path, framework="pt"):
-        pass  # the library checks types, shapes and places of all tensors when it opens a file
-
-
-def refuse_pointer(path: Path, data: bytes, raises: type[MiniplmError] = ModelError) -> None:
-    """Raises where the first bytes of a file are those of a pointer, as a clone without git-lfs leaves it."""
-    if data.startswith(_POINTER_START):
-        raise raises(f"{path} is a pointer of git-lfs and not the file itself; run `git lfs pull` in {path.parent}")
-
-
-def read_stored_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
-    """The tensors of a model's weight files by name; where a name is there twice, the last one counts, as in transformers."""
-    tensors = {}
-    for path in files:
-        with reading_users_file(path, "cannot be read", _COPY_AGAIN, ModelError), safe_open(path, framework="pt") as stored:
-            for name in stored.keys():  # noqa: SIM118 - not a dict
-                piece = stored.get_slice(name)
-                tensors[name] = StoredTensor(name, path, piece.get_dtype(), tuple(piece.get_shape()))
-    return tensors
+        if wanted != num_bytes:
+            raise ModelError(
+                f"{path} has {num_bytes:,} bytes where its header says {wanted:,}: it is truncated or damaged; {_COPY_AGAIN}"
+            )
+        with safe_open(
+            path, framework="pt"
+        ) as stored:  # the library checks types, shapes and places of all tensors when it opens a file
+            pieces = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 - not a dict
+            return [StoredTensor(name, path, piece.get_dtype(), tuple(piece.get_shape())) for name, piece in pieces.items()]
 
 
 def read_values(tensor: StoredTensor) -> Any:

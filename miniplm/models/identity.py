@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from miniplm.config.run import ScoringDtype
 from miniplm.errors import ModelError, reading_users_file
-from miniplm.models.files import list_code_files, list_weight_files, read_model_config
+from miniplm.models.files import list_code_files, read_model_config, read_weight_files
 from miniplm.records.manifests import ModelEntry
 from miniplm.storage.file_facts import digest_kept_file
 from miniplm.storage.root import Storage, digest_content, digest_file
+
+if TYPE_CHECKING:
+    from miniplm.models.skeleton import Skeleton
 
 # Raised when a change of the code changes the scores of an unchanged model.
 SCORING_VERSION = 1
@@ -29,26 +33,26 @@ def identify_model(
     trust_remote_code: bool = False,
     attention: Literal["sequence", "document"] = "sequence",
     storage: Storage | None = None,
+    skeleton: Skeleton | None = None,
 ) -> ModelEntry:
-    """The entry of a given model whose files are in `folder`; `source` is its hub id or path.
+    """The entry of a given model whose files are in `folder`; `source` is its hub id or path, `skeleton` what was read of it already.
 
     Its weights are digested, and with them its own code where that is what runs; digests that `storage` keeps are taken from there.
     Raises `ModelError` as `read_skeleton`.
     """
     from miniplm.models.skeleton import read_skeleton
 
-    config = read_model_config(folder)
-    num_parameters = read_skeleton(folder, trust_remote_code).num_parameters
-    weights_digest = _digest_files(folder, config, trust_remote_code, storage)
+    skeleton = skeleton or read_skeleton(folder, trust_remote_code)
+    weights_digest = _digest_files(folder, skeleton.files, skeleton.content, trust_remote_code, storage)
     return ModelEntry(
-        model_id=name_model(num_parameters, weights_digest, config, dtype, attention),
+        model_id=name_model(skeleton.num_parameters, weights_digest, skeleton.content, dtype, attention),
         source=source,
         revision=revision,
         trust_remote_code=trust_remote_code,
         dtype=dtype,
         attention=attention,
         weights_digest=weights_digest,
-        num_parameters=num_parameters,
+        num_parameters=skeleton.num_parameters,
     )
 
 
@@ -60,7 +64,8 @@ def require_same_model(entry: ModelEntry, folder: Path, storage: Storage) -> Non
         name_model(entry.num_parameters, entry.weights_digest, config, dtype, entry.attention) for dtype in get_args(ScoringDtype)
     }
     are_same = {
-        "the weights": _digest_files(folder, config, entry.trust_remote_code, storage) == entry.weights_digest,
+        "the weights": _digest_files(folder, read_weight_files(folder, config), config, entry.trust_remote_code, storage)
+        == entry.weights_digest,
         "the settings of config.json": entry.model_id in names,
     }
     if others := [name for name, is_same in are_same.items() if not is_same]:
@@ -70,9 +75,11 @@ def require_same_model(entry: ModelEntry, folder: Path, storage: Storage) -> Non
         )
 
 
-def _digest_files(folder: Path, config: dict[str, Any], trust_remote_code: bool, storage: Storage | None) -> str:
+def _digest_files(
+    folder: Path, weights: Iterable[Path], config: dict[str, Any], trust_remote_code: bool, storage: Storage | None
+) -> str:
     code = list_code_files(folder) if trust_remote_code and config.get("auto_map") else []
-    return digest_weights([*list_weight_files(folder), *code], storage)
+    return digest_weights([*weights, *code], storage)
 
 
 def name_model(

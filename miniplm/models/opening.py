@@ -12,9 +12,9 @@ import torch
 
 from miniplm import layout
 from miniplm.errors import ModelError
-from miniplm.models.files import locate_model
 from miniplm.models.identity import require_same_model
 from miniplm.models.loading import LoadedModel, load_causal_model, load_model
+from miniplm.models.locations import locate_model
 from miniplm.records.manifests import ModelEntry
 from miniplm.storage.root import Storage
 

@@ -20,8 +20,8 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode, UnsupportedFakeTensorException
 
 from miniplm.errors import ConfigError, ModelError, list_offenders, reading_users_file
-from miniplm.models.configuration import read_config
-from miniplm.models.files import StoredTensor, list_weight_files, read_stored_tensors, read_values
+from miniplm.models.configuration import check_not_quantised, make_config
+from miniplm.models.files import StoredTensor, read_model_config, read_values, read_weight_files
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -37,9 +37,12 @@ _ENDING = "copy the model again, or mend its config.json"
 class Skeleton:
     """A model on the meta device, its dtype of no meaning; `weights` are the stored tensors that become its parameters.
 
-    `num_parameters` counts what the loaded model has: tied weights once, neither buffers nor what is stored beside.
+    `content` is that of its config.json, `files` are those with its weights, `num_parameters` counts what the loaded model has: tied weights
+    once, neither buffers nor what is stored beside.
     """
 
+    content: dict[str, Any]
+    files: tuple[Path, ...]
     model: PreTrainedModel
     weights: tuple[StoredTensor, ...]
     num_parameters: int
@@ -76,8 +79,12 @@ def read_skeleton(folder: Path, trust_remote_code: bool = False) -> Skeleton:
     Raises `ModelError` where a file is missing or damaged, config.json cannot be used or does not fit the weights, or weights are
     stored as something else than floating point numbers.
     """
-    config = read_config(folder, trust_remote_code)
-    slices = {name: _StoredSlice(tensor) for name, tensor in read_stored_tensors(list_weight_files(folder)).items()}
+    content = read_model_config(folder)
+    check_not_quantised(content, folder)
+    config = make_config(content, folder / "config.json", ModelError, trust_remote_code)
+    files = read_weight_files(folder, content)
+    # Where a name is in two files, the last one counts, as in transformers.
+    slices = {tensor.name: _StoredSlice(tensor) for tensors in files.values() for tensor in tensors}
     with reading_users_file(folder, "cannot be loaded as a causal language model", _ENDING, ModelError), _quiet_report():
         empty = build_on_meta(config, trust_remote_code)
         model, info = type(empty).from_pretrained(
@@ -104,7 +111,7 @@ def read_skeleton(folder: Path, trust_remote_code: bool = False) -> Skeleton:
     ]
     _check_types(folder, read)
     _check_no_scales(folder, read, unread)
-    return Skeleton(model, tuple(read), _count_parameters(model, {tensor.name: tensor for tensor in read}))
+    return Skeleton(content, tuple(files), model, tuple(read), _count_parameters(model, {tensor.name: tensor for tensor in read}))
 
 
 def build_on_meta(config: PretrainedConfig, trust_remote_code: bool = False) -> Any:

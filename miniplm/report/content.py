@@ -23,7 +23,6 @@ from miniplm.records.selections import SelectionManifest
 from miniplm.records.texts import MeasuredText
 from miniplm.records.truth import TruthSummary
 from miniplm.records.what_if import WhatIf
-from miniplm.run.heldout_texts import describe_overlap
 from miniplm.run.inspection import (
     InspectedDomain,
     InspectedSequence,
@@ -33,6 +32,7 @@ from miniplm.run.inspection import (
     open_scores,
     rank_sequences,
 )
+from miniplm.run.outside_texts import describe_overlap
 from miniplm.run.overlap import find_overlap_summary
 from miniplm.run.proxy_summary import ProxySummary, summarise_proxy
 from miniplm.run.truth import find_truth

@@ -25,18 +25,17 @@ from miniplm.models.devices import (
     torch_dtype,
 )
 from miniplm.models.dtypes import choose_scoring_dtype
-from miniplm.models.files import locate_model
 from miniplm.models.fp8 import FP8_DTYPES, HEAD_TOO, convert_to_fp8
 from miniplm.models.fused_linear import fuse_linears
 from miniplm.models.loading import LoadedModel, load_model, split_head
+from miniplm.models.locations import locate_model
 from miniplm.models.nll import sum_nll_of_hidden
-from miniplm.models.skeleton import read_skeleton
 from miniplm.models.throughput import Throughput
 from miniplm.records.manifests import Record
+from miniplm.run.model_entries import find_reference, with_teacher
 from miniplm.run.pinning import find_width
 from miniplm.run.plan import RunPlan
 from miniplm.run.proxy_cost import count_left_tokens, count_proxy_tokens, count_teacher_tokens, describe_proxy, probe_proxy
-from miniplm.run.references import find_reference
 from miniplm.run.token_counts import CorpusCounts, count_target_tokens, count_tokens
 from miniplm.run.training_plans import load_own_tokenizer
 from miniplm.scoring.engine import Scorer
@@ -90,6 +89,7 @@ def plan_run(plan: RunPlan, usd_per_gpu_hour: float | None = None) -> RunCost:
     device = resolve_device(plan.scoring.device)
     tokenizer = load_tokenizer(plan.corpus.tokenizer, plan.corpus.eos_token, plan.corpus.trust_remote_code)
     counts, prepare_rate, notes = count_tokens(storage, plan, tokenizer)
+    plan = with_teacher(storage, plan, None if counts.new_tokens else counts.prepared)
     stages = []
     if counts.prepared is None or counts.new_tokens:
         stages.append(_stage("prepare", counts.new_tokens, prepare_rate))
@@ -158,7 +158,7 @@ def _plan_scorers(
         teacher = load_model(folder, dtype, device, given.trust_remote_code, plan.scoring.compile is True)
         by_teacher = probe_scoring(teacher, plan, tokenizer)
         del teacher
-        num_parameters = read_skeleton(folder, given.trust_remote_code).num_parameters
+        num_parameters = plan.require_teacher().num_parameters
         num_reference_parameters, _, of_reference = _plan_reference(storage, plan, counts, tokenizer, device)
         scoring = _scoring_stage("score teacher", left, by_teacher, counts.num_shards)
         notes = describe_proxy(plan, counts, num_parameters, num_reference_parameters)
@@ -255,7 +255,8 @@ def _plan_reference(
     if reference.model is not None:
         folder = locate_model(reference.model, reference.revision)
         loaded = load_model(folder, dtype, device, reference.trust_remote_code)
-        num_parameters = read_skeleton(folder, reference.trust_remote_code).num_parameters
+        assert plan.reference_entry is not None
+        num_parameters = plan.reference_entry.num_parameters
     else:
         assert reference.architecture is not None
         assert reference.training is not None

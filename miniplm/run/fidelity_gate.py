@@ -21,10 +21,12 @@ def find_sufficient(
     """
     check_measurable(plan.selection)
     calibration = _find(storage, corpus, teacher, reference, plan)
-    if calibration is None or not _is_measured(calibration, plan):
-        return None
+    return calibration if calibration is not None and _suffices(calibration, corpus, plan) else None
+
+
+def _suffices(calibration: Calibration, corpus: CorpusManifest, plan: RunPlan) -> bool:
     wanted = min(plan.scoring.calibration_sequences, corpus.split_counts("candidate").num_sequences)
-    return calibration if len(calibration.sequence_ids) >= wanted else None
+    return len(calibration.sequence_ids) >= wanted and _is_measured(calibration, plan)
 
 
 def _is_measured(calibration: Calibration, plan: RunPlan) -> bool:
@@ -40,13 +42,13 @@ def check_fidelity(storage: Storage, corpus: CorpusManifest, teacher: ModelEntry
     needed = needs_calibration(teacher.dtype, reference.dtype)
     if needed:
         check_measurable(plan.selection)
-    if needed and find_sufficient(storage, corpus, teacher, reference, plan) is None:
+    calibration = _find(storage, corpus, teacher, reference, plan)
+    if needed and (calibration is None or not _suffices(calibration, corpus, plan)):
         raise FidelityError(
             f"teacher {teacher.dtype}, reference {reference.dtype}: fp8 was not compared with float32 on corpus "
             f"{corpus.corpus_id} on this device yet; run `miniplm score CONFIG --calibrate {plan.scoring.calibration_sequences}` "
             "first (`miniplm run` does so by itself)"
         )
-    calibration = _find(storage, corpus, teacher, reference, plan)
     if calibration is not None:
         judge_fidelity(storage, corpus, calibration, plan)
 

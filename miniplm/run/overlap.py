@@ -21,7 +21,7 @@ from miniplm.records.overlap import OverlapSummary
 from miniplm.records.run import RunRecord
 from miniplm.records.selections import SelectionManifest
 from miniplm.records.stored import find_record
-from miniplm.run.heldout_texts import resolve_text_id
+from miniplm.run.outside_texts import resolve_text_id
 from miniplm.run.plan import RunPlan
 from miniplm.run.proxies import find_scorer_ids
 from miniplm.selection.exclusions import Exclusions

@@ -11,10 +11,9 @@ from miniplm import __version__, layout
 from miniplm.config.exports import ExportConfig
 from miniplm.config.run import ReferenceConfig, RunConfig, SourceConfig, TeacherConfig
 from miniplm.errors import ModelError, RunError, reading_users_file
-from miniplm.models.architectures import locate_config
 from miniplm.models.devices import describe_device, has_native_bfloat16, resolve_device
 from miniplm.models.dtypes import choose_dtype, choose_scoring_dtype, find_hidden_width
-from miniplm.models.files import locate_model
+from miniplm.models.locations import locate_config, locate_model
 from miniplm.models.presets import PRESETS
 from miniplm.records.manifests import Record
 from miniplm.records.run import load_run
@@ -116,13 +115,15 @@ def pin_to(run: Run, worker: WorkerDescription) -> Run:
     return pin_dtypes(run, worker.device_type if device == "auto" else device.split(":")[0], worker.native_bfloat16)
 
 
-def pin_to_machine(storage: Storage, config: RunConfig, keep: bool = True) -> RunConfig:
-    """The dtypes of a run outside a work pool as the machine that began it resolves them: this one, where none has yet.
+def pin_run(storage: Storage, config: RunConfig, keep: bool = True) -> RunConfig:
+    """The dtypes of a run as the machine that began it resolves them: this one, where none has yet; on a work pool as far as no worker has to say.
 
     With `keep`, that it was this one is kept beside the run's record. A run whose record tells that it was scored in float32, as
     earlier versions did on every CPU, goes on in float32 on a CPU.
     Raises `DamagedFileError` where what was kept cannot be read: another machine's dtypes are not to take its place unseen.
     """
+    if config.is_on_work_pool:
+        return _pin_configured(config)
     if not _leaves_dtype_open(config):
         return config
     path = layout.machine_description(config.name)
@@ -148,10 +149,14 @@ def _was_scored_in_float32(storage: Storage, config: RunConfig) -> bool:
 
 def find_pinned(storage: Storage, config: RunConfig) -> RunConfig:
     """The configuration of a run on a work pool with what an earlier start of it has pinned; what only its workers know stays `auto`."""
-    if not needs_worker(config):
-        return config if config.scoring.device == "auto" else pin_dtypes(config, config.scoring.device.split(":")[0])
-    worker = find_worker(storage, config.name)
-    return config if worker is None else pin_to(config, worker)
+    worker = find_worker(storage, config.name) if needs_worker(config) else None
+    return _pin_configured(config) if worker is None else pin_to(config, worker)
+
+
+def _pin_configured(config: RunConfig) -> RunConfig:
+    """The dtypes as the device that is configured resolves them, as far as that tells without its machine."""
+    is_open = config.scoring.device == "auto" or needs_worker(config)
+    return config if is_open else pin_dtypes(config, config.scoring.device.split(":")[0])
 
 
 def find_worker(storage: Storage, run_name: str) -> WorkerDescription | None:

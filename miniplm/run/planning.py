@@ -2,48 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from miniplm.config.run import RunConfig, config_as_dict
+from miniplm.models.devices import resolve_device, resolve_dtype
+from miniplm.models.identity import identify_model
+from miniplm.models.locations import locate_model
+from miniplm.models.skeleton import Skeleton
+from miniplm.records.manifests import ModelEntry
 from miniplm.run.checks import check_inputs
-from miniplm.run.pinning import WorkerDescription, needs_worker, pin_dtypes, pin_to, pin_to_machine
-from miniplm.run.plan import RunPlan, save_plan
-from miniplm.run.plan_key import make_key
-from miniplm.run.scoring_models import identify_reference, identify_teacher
+from miniplm.run.pinning import pin_run
+from miniplm.run.plan import RunPlan
 from miniplm.storage.root import Storage
 from miniplm.tokenizers.tokenizer import load_tokenizer
 
 
 def make_plan(config: RunConfig, storage: Storage, key: str = "", emulated: bool = False, checks: bool = True) -> RunPlan:
     """The plan of a configuration; with `checks` all that it names is seen to be usable. Raises what `check_inputs` raises."""
+    skeletons: dict[str, Skeleton] = {}
     if checks:
-        tokenizer = check_inputs(config, emulated)
+        tokenizer, skeletons = check_inputs(config, storage, emulated)
     else:
         tokenizer = load_tokenizer(config.corpus.tokenizer, config.corpus.eos_token, config.corpus.trust_remote_code)
-    if config.is_on_work_pool:
-        is_known = config.scoring.device != "auto" and not needs_worker(config)
-        pinned = pin_dtypes(config, config.scoring.device.split(":")[0]) if is_known else config
-    else:
-        pinned = pin_to_machine(storage, config, keep=checks)
+    pinned = pin_run(storage, config, keep=checks)
     plan = RunPlan.of(pinned, key, config=config_as_dict(config), tokenizer=tokenizer.identity)
-    return identify_scorers(plan, storage, emulated)
+    return identify_scorers(plan, storage, emulated, skeletons)
 
 
-def identify_scorers(plan: RunPlan, storage: Storage, emulated: bool = False) -> RunPlan:
-    """The plan with the entries of the models that it is given, in their dtypes."""
-    entries = {
-        "teacher_entry": identify_teacher(plan, storage, emulated) if plan.teacher.model is not None else None,
-        "reference_entry": identify_reference(plan, storage, emulated) if plan.reference.model is not None else None,
-    }
+def identify_scorers(
+    plan: RunPlan, storage: Storage, emulated: bool = False, skeletons: Mapping[str, Skeleton] | None = None
+) -> RunPlan:
+    """The plan with the entries of the models that it is given, in their dtypes; `skeletons` are what was read of them already, by role.
+
+    `emulated` allows a dtype that the device has not, for a calibration. Raises `ModelError` where a model's files are not there or not whole.
+    """
+    entries: dict[str, ModelEntry | None] = {}
+    for role, given in (("teacher", plan.teacher), ("reference", plan.reference)):
+        entries[f"{role}_entry"] = None
+        if given.model is not None:
+            # Whether the workers of a pool have fp8 is for them to say, when they load the model.
+            dtype = resolve_dtype(given.dtype, resolve_device(plan.planning_device), emulated or plan.is_on_work_pool)
+            folder, skeleton = locate_model(given.model, given.revision), (skeletons or {}).get(role)
+            entries[f"{role}_entry"] = identify_model(
+                folder, given.model, dtype, given.revision, given.trust_remote_code, plan.scoring.attention, storage, skeleton
+            )
     return plan.model_copy(update=entries)
-
-
-def pin_plan(storage: Storage, plan: RunPlan, worker: WorkerDescription) -> RunPlan:
-    """The plan with its dtypes as the workers resolve them, of whom one described itself; no other field is looked at again."""
-    pinned = pin_to(plan, worker)
-    sections = {name: getattr(pinned, name) for name in RunConfig.model_fields}
-    config = RunConfig.model_construct(**sections)
-    key, may_be_kept = make_key(config)
-    # What was named with other dtypes has other ids.
-    changes = {"key": key if may_be_kept else "", "trainings": {}, "config": config_as_dict(config)}
-    plan = identify_scorers(pinned.model_copy(update=changes), storage)
-    save_plan(storage, plan)
-    return plan

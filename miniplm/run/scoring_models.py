@@ -1,51 +1,26 @@
-"""The two models that score, where their files are read: given ones are identified, the reference is trained, either is opened."""
+"""The two models that score: made here where they are not given, and opened."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from miniplm import layout
-from miniplm.config.run import ReferenceConfig, ScoringConfig, TeacherConfig
+from miniplm.config.run import ScoringConfig
 from miniplm.corpus.reader import load_corpus
 from miniplm.models.devices import describe_device, device_errors, resolve_device, resolve_dtype, use_device
-from miniplm.models.files import locate_model
-from miniplm.models.identity import identify_model
 from miniplm.models.opening import open_model
 from miniplm.progress import ProgressCallback, ignore_progress
 from miniplm.proxy.features import PoolStates
 from miniplm.proxy.prediction import ProxyScorer, load_proxy, open_proxy
 from miniplm.records.manifests import CorpusManifest, ModelEntry, TrainingManifest
+from miniplm.run.model_entries import name_trained, name_tuned
 from miniplm.run.plan import RunPlan
-from miniplm.run.references import name_trained
-from miniplm.run.teachers import name_tuned
 from miniplm.run.training_plans import plan_reference, plan_teacher
 from miniplm.scoring.engine import Scorer
 from miniplm.scoring.pooling import pool_states
 from miniplm.storage.root import Storage
 from miniplm.training.exports import export_model
 from miniplm.training.processes.launch import launch_training
-
-
-def identify_teacher(plan: RunPlan, storage: Storage, emulated: bool = False) -> ModelEntry:
-    """The entry of a teacher that is given; `emulated` allows a dtype that the device has not, for a calibration.
-
-    Raises `ModelError` where its files are not there or not whole.
-    """
-    assert plan.teacher.model is not None
-    return _identify(plan, storage, plan.teacher.model, plan.teacher, emulated)
-
-
-def identify_reference(plan: RunPlan, storage: Storage, emulated: bool = False) -> ModelEntry:
-    """The entry of a reference model that is given, as `identify_teacher`."""
-    assert plan.reference.model is not None
-    return _identify(plan, storage, plan.reference.model, plan.reference, emulated)
-
-
-def _identify(plan: RunPlan, storage: Storage, model: str, given: TeacherConfig | ReferenceConfig, emulated: bool) -> ModelEntry:
-    # Whether the workers of a pool have fp8 is for them to say, when they load the model.
-    dtype = resolve_dtype(given.dtype, resolve_device(plan.planning_device), emulated or plan.is_on_work_pool)
-    folder, attention = locate_model(model, given.revision), plan.scoring.attention
-    return identify_model(folder, model, dtype, given.revision, given.trust_remote_code, attention, storage)
 
 
 def open_scorer(

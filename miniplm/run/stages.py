@@ -19,10 +19,10 @@ from miniplm.progress import ProgressCallback, ignore_progress
 from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.run import StageRecord, StudentRecord
 from miniplm.records.selections import SelectionManifest
+from miniplm.run.model_entries import find_reference
 from miniplm.run.overlap import measure_unasked, plan_left_out
 from miniplm.run.plan import RunPlan
 from miniplm.run.proxies import find_scorer_ids, judge_proxy, provide_labelled_corpus, require_run_proxy
-from miniplm.run.references import find_reference
 from miniplm.run.signal_keys import provide_signal_keys
 from miniplm.run.trainings import know_student
 from miniplm.selection.ranking import find_selection, resolve_selection_id, select_sequences
@@ -61,7 +61,7 @@ def prepare(
     check_splits(plan, manifest)
     provide_labelled_corpus(storage, plan, manifest, on_progress)
     if plan.evaluation.sources and (plan.students or plan.selection.contamination == "drop"):
-        from miniplm.run.heldout_texts import prepare_text
+        from miniplm.run.outside_texts import prepare_text
 
         prepare_text(storage, plan, manifest, on_progress)
     # Of a corpus that extends another only what was made for it.
@@ -109,9 +109,9 @@ def provide_teacher(
     storage: Storage, plan: RunPlan, corpus: CorpusManifest, reference: ModelEntry, on_progress: ProgressCallback = ignore_progress
 ) -> tuple[RunPlan, StageRecord]:
     """Tunes the reference on the run's target text, of which it is the teacher then; the plan that knows it."""
+    from miniplm.run.model_entries import find_tuned
+    from miniplm.run.outside_texts import prepare_target
     from miniplm.run.scoring_models import tune_teacher
-    from miniplm.run.targets import prepare_target
-    from miniplm.run.teachers import find_tuned
 
     if plan.target_id is None:  # else whoever could read its sources has prepared it
         prepare_target(storage, plan, on_progress)

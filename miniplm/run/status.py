@@ -24,11 +24,11 @@ from miniplm.errors import (
 from miniplm.records.manifests import CorpusManifest, ModelEntry, Record
 from miniplm.records.run import RunRecord, load_run, save_run
 from miniplm.records.selections import SelectionManifest
-from miniplm.run.heldout_texts import resolve_text_id
+from miniplm.run.model_entries import find_reference, with_teacher
+from miniplm.run.outside_texts import resolve_text_id
 from miniplm.run.overlap import name_selection
 from miniplm.run.plan import RunPlan
 from miniplm.run.proxies import find_labelled_corpus, find_run_proxy, find_scorer_ids
-from miniplm.run.references import find_reference
 from miniplm.run.resolution import resolve
 from miniplm.run.student_records import find_student, is_evaluated, list_needed_sets
 from miniplm.run.trainings import know_student
@@ -81,7 +81,8 @@ def check_run(storage: Storage, plan: RunPlan) -> RunStatus:
     """
     stages: list[StageStatus] = []
     planned = plan_corpus(storage, plan.corpus, plan.tokenizer)
-    corpus = find_corpus(storage, planned.corpus_id) or planned.parent
+    prepared = find_corpus(storage, planned.corpus_id)
+    plan, corpus = with_teacher(storage, plan, prepared), prepared or planned.parent
     stages.append(_corpus_stage(storage, corpus, num_new_files=len(planned.files) if corpus and corpus is planned.parent else 0))
     if plan.evaluation.sources and plan.students:
         stages.append(_corpus_stage(storage, find_corpus(storage, resolve_text_id(storage, plan)), 0, "prepare held-out text"))
@@ -138,7 +139,7 @@ def provide_record(storage: Storage, config: RunConfig) -> RunRecord:
 def _make_record(storage: Storage, config: RunConfig, earlier: RunRecord | None) -> RunRecord:
     plan = resolve(config, checks=False)
     corpus = require_corpus(storage, plan)
-    reference = find_reference(storage, plan, corpus)
+    plan, reference = with_teacher(storage, plan, corpus), find_reference(storage, plan, corpus)
     selection = _find_selection(storage, plan, corpus, reference)
     proxy = find_run_proxy(storage, plan, corpus, reference)
     students = {

@@ -11,7 +11,7 @@ from miniplm.records.manifests import CorpusManifest, Evaluation, TrainingManife
 from miniplm.records.run import StudentRecord
 from miniplm.records.selections import SelectionManifest
 from miniplm.records.texts import MeasuredText
-from miniplm.run.heldout_texts import list_texts
+from miniplm.run.outside_texts import list_texts
 from miniplm.run.plan import RunPlan
 from miniplm.run.trainings import know_student
 from miniplm.storage.root import Storage

@@ -18,7 +18,7 @@ from miniplm.progress import Progress, ProgressCallback, ignore_progress
 from miniplm.records.manifests import CorpusManifest, TrainingManifest
 from miniplm.records.run import StudentRecord
 from miniplm.records.selections import SelectionManifest
-from miniplm.run.heldout_texts import list_texts, load_text
+from miniplm.run.outside_texts import list_texts, load_text
 from miniplm.run.plan import RunPlan
 from miniplm.run.student_records import find_kept_evaluations, list_needed_sets, make_record, milestone_every_steps
 from miniplm.run.training_plans import list_text_conversions, plan_student, plan_text_conversion

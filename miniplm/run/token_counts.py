@@ -9,8 +9,8 @@ from miniplm.corpus.identity import CorpusPlan, plan_corpus
 from miniplm.corpus.reader import find_corpus
 from miniplm.corpus.sampled_work import SampledWork
 from miniplm.records.manifests import CorpusManifest
+from miniplm.run.outside_texts import describe_target
 from miniplm.run.plan import RunPlan
-from miniplm.run.targets import describe_target
 from miniplm.sources.reading import read_source_parts
 from miniplm.storage.root import Storage
 from miniplm.tokenizers.tokenizer import CorpusTokenizer

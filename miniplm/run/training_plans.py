@@ -14,9 +14,8 @@ from miniplm.models.opening import model_files
 from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.selections import SelectionManifest
 from miniplm.records.texts import MeasuredText
-from miniplm.run.heldout_texts import find_text, list_texts
+from miniplm.run.outside_texts import find_text, list_texts, resolve_target_id
 from miniplm.run.plan import PlannedTraining, RunPlan
-from miniplm.run.targets import resolve_target_id
 from miniplm.storage.root import Storage
 from miniplm.tokenizers.tokenizer import CorpusTokenizer, load_tokenizer
 from miniplm.training.flops import match_training

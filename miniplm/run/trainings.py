@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.selections import SelectionManifest
-from miniplm.run.heldout_texts import find_text, list_texts
+from miniplm.run.outside_texts import find_text, list_texts, resolve_target_id
 from miniplm.run.plan import PlannedTraining, RunPlan
-from miniplm.run.targets import resolve_target_id
 from miniplm.storage.root import Storage
 
 

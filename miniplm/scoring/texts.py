@@ -16,9 +16,9 @@ import pyarrow as pa
 from miniplm.errors import ConfigError, ScoreError, TokenizerError, list_offenders
 from miniplm.models.configuration import read_config
 from miniplm.models.devices import device_errors, free_cached_memory, resolve_device, resolve_dtype, use_device
-from miniplm.models.files import locate_model
 from miniplm.models.lengths import find_max_positions
 from miniplm.models.loading import load_model
+from miniplm.models.locations import locate_model
 from miniplm.scoring.engine import Scorer
 from miniplm.tokenizers.agreement import find_disagreement
 from miniplm.tokenizers.tokenizer import CorpusTokenizer, TokenIds, load_tokenizer

@@ -1,4 +1,4 @@
-"""A tokenizer as files: found in a folder, at a URL or on the hub, and read as tokenizer.json says.
+"""A tokenizer as files, read as tokenizer.json says.
 
 transformers builds the class that tokenizer_config.json or the model's type names, and where that class has splitting rules or tokens of its
 own, it puts them in the place of those in tokenizer.json: other ids than the model was trained on. So the ids come from tokenizer.json
@@ -19,10 +19,8 @@ from typing import Any
 
 import orjson
 
-from miniplm.errors import TokenizerError, describe_reason, list_offenders, reading_users_file
-from miniplm.models.files import locate_folder, refuse_pointer
+from miniplm.errors import TokenizerError, describe_reason, list_offenders, reading_users_file, refuse_pointer
 
-_WANTED = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.py"]
 _SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _NAMES = ("eos_token", "bos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _COPY = "copy the tokenizer's files again"
@@ -48,11 +46,6 @@ class TokenizerFolder:
     @property
     def tokenizer(self) -> Any:
         return self.python if self.backend is None else self.backend
-
-
-def locate_tokenizer(name: str) -> Path:
-    """The local folder of a tokenizer; raises `TokenizerError` as `locate_folder`."""
-    return locate_folder(name, "tokenizer", _WANTED, TokenizerError, needs_owner=False)
 
 
 def read_tokenizer(folder: Path, trust_remote_code: bool = False, with_settings: bool = True) -> TokenizerFolder:
@@ -84,8 +77,8 @@ def read_backend(file: Path) -> Any:
     with reading_users_file(
         file.parent, f"holds no tokenizer that can be loaded: {file.name} cannot be read", next_step, TokenizerError
     ):
+        refuse_pointer(file, TokenizerError)
         content = file.read_bytes()
-        refuse_pointer(file, content[:64], TokenizerError)
         backend = Tokenizer.from_buffer(content)
         _check_ids(file, backend, orjson.loads(content).get("added_tokens") or [])
         return _make_plain(backend, file.parent)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from miniplm.config.run import EncoderName
 from miniplm.cores import count_cores
 from miniplm.errors import ConfigError, TokenizerError, list_offenders
+from miniplm.models.locations import locate_tokenizer
 from miniplm.records.manifests import Record, TokenizerEntry
 from miniplm.storage.root import digest_content
 from miniplm.tokenizers.encoders import Encode, LibraryEncoder, TokenIds, encode_documents, make_encoder
@@ -24,7 +25,6 @@ from miniplm.tokenizers.folders import (
     describe_rules,
     digest_files,
     list_named_extras,
-    locate_tokenizer,
     read_tokenizer,
 )
 from miniplm.tokenizers.token_texts import TokenTexts, list_text_changes
@@ -257,25 +257,12 @@ def _load(
     _mark_special(source, eos_token)
     entry = TokenizerEntry(
         name=name,
-        digest=_digest_vocabulary(folder, source.tokenizer, eos_token, is_separator_known),
+        digest=vocabulary_digest(source.tokenizer),
         vocab_size=max(vocabulary.values()) + 1,  # not their number: ids may have gaps
         eos_token=eos_token,
         eos_token_id=vocabulary[eos_token],
     )
     return CorpusTokenizer(source, entry)
-
-
-# By the digest of the files that a vocabulary is read from: one of 150,000 takes half a second, and a run loads its tokenizers again and again.
-_known: dict[tuple[str, str, bool], str] = {}
-
-
-def _digest_vocabulary(folder: Path, tokenizer: Any, eos_token: str, is_separator_known: bool) -> str:
-    if not (folder / "tokenizer.json").is_file():  # a class in Python may read any file
-        return vocabulary_digest(tokenizer)
-    key = (digest_files(folder), eos_token, is_separator_known)
-    if key not in _known:
-        _known[key] = vocabulary_digest(tokenizer)
-    return _known[key]
 
 
 def vocabulary_digest(tokenizer: Any) -> str:

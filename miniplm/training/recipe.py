@@ -152,6 +152,7 @@ def plan_training(
     if own_tokenizer is not None:
         conversion = describe_conversion(corpus, data, own_tokenizer, corpus.sequence_length)
         tokenizer, data = own_tokenizer.entry, {"conversion": conversion.as_json()}
+    where = resolve_device(device)
     recipe = TrainingRecipe(
         version=TRAINING_VERSION,
         method=method,
@@ -161,14 +162,14 @@ def plan_training(
         tokenizer_digest=tokenizer.digest,
         eos_token_id=tokenizer.eos_token_id,
         data=data,
-        training=resolve_training(training, device),
+        training=resolve_training(training, where),
     )
     return TrainingPlan(
         recipe,
         architecture,
         inputs,
         training,
-        resolve_device(device),
+        where,
         trust_remote_code,
         trust_tokenizer_code,
         own_tokenizer,
@@ -184,12 +185,12 @@ def is_tokenizer_of(corpus: CorpusManifest, tokenizer: CorpusTokenizer) -> bool:
     return not recorded.rules or tokenizer.full_entry.rules == recorded.rules
 
 
-def resolve_training(training: TrainingConfig, device: str) -> dict[str, Any]:
+def resolve_training(training: TrainingConfig, device: torch.device) -> dict[str, Any]:
     """What of a training's configuration changes its numbers, with dtype and micro-batch size as they will be.
 
-    Raises `ConfigError` for a dtype that cannot be, `NoDeviceError` for a device that is not here.
+    Raises `ConfigError` for a dtype that cannot be.
     """
-    dtype = resolve_dtype(training.dtype, resolve_device(device))
+    dtype = resolve_dtype(training.dtype, device)
     if dtype == "float16":
         raise ConfigError("training.dtype is float16, whose small gradients vanish; use bfloat16 or float32")
     resolved = config_as_dict(training) | {"dtype": dtype, "micro_batch_size": training.resolve_micro_batch_size()}

@@ -16,8 +16,9 @@ from miniplm.errors import TokenizerError, TrainingError
 from miniplm.models.attention import use_attention_in_rows
 from miniplm.models.compilation import CompiledCall
 from miniplm.models.devices import resolve_dtype
-from miniplm.models.files import has_tokenizer, locate_model
+from miniplm.models.files import has_tokenizer
 from miniplm.models.loading import LoadedModel
+from miniplm.models.locations import locate_model
 from miniplm.models.opening import open_model
 from miniplm.models.skeleton import read_skeleton
 from miniplm.records.manifests import CorpusManifest, ModelEntry

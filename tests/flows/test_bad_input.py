@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from miniplm.config.files import load_config
 from miniplm.errors import ConfigError, MiniplmError
 from miniplm.run.checks import check_inputs
+from miniplm.storage.root import Storage
 from tests.command_line import run_miniplm
 from tests.tiny_runs import make_documents, make_tiny_run, make_tokenizer
 
@@ -45,10 +46,14 @@ def refuse_run(config, *overrides, prefect):
     return result.stderr
 
 
+def check(config):
+    check_inputs(config, Storage(config.storage))
+
+
 def refuse(config, *overrides):
     """What a run says before it does anything: the command line prints that and ends with 2, as the tests of `refuse_run` show."""
     with pytest.raises((ConfigError, MiniplmError)) as refused:
-        check_inputs(load_config(str(config), list(overrides)))
+        check(load_config(str(config), list(overrides)))
     check_nothing_is_left(config)
     return str(refused.value)
 
@@ -210,7 +215,6 @@ def test_rejected_records_are_counted_and_kept_with_their_reason(config, prefect
 def test_two_runs_of_one_config_at_the_same_time(config, prefect_server):
     from miniplm.layout import run_folder
     from miniplm.storage.locks import exclusive
-    from miniplm.storage.root import Storage
 
     content = yaml.safe_load(config.read_text())
     with exclusive(Storage(content["storage"]), run_folder(content["name"]), "run tiny"):

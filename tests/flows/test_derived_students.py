@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 from miniplm.config.files import load_config
 from miniplm.errors import ConfigError, TokenizerError
 from miniplm.run import cost as plan
-from miniplm.run.checks import check_inputs
 from miniplm.run.resolution import resolve
 from miniplm.run.status import check_run
 from miniplm.storage.root import Storage
@@ -158,5 +157,5 @@ def test_what_cannot_be_is_refused_before_anything_is_computed(
     changed = tmp_path / "config.yaml"
     changed.write_text(yaml.safe_dump(content))
     with pytest.raises((ConfigError, TokenizerError)) as refused:
-        check_inputs(load_config(str(changed)))
+        resolve(load_config(str(changed)))
     assert message in str(refused.value)

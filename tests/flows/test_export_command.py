@@ -18,7 +18,7 @@ from miniplm.config.run import config_as_dict
 from miniplm.errors import ConfigError
 from miniplm.records.selections import SelectionManifest
 from miniplm.run import stages
-from miniplm.run.references import require_reference
+from miniplm.run.model_entries import require_reference
 from miniplm.run.resolution import resolve
 from miniplm.run.status import check_run, require_corpus, require_selection
 from miniplm.storage.root import Storage

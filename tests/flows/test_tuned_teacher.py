@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import yaml
 
+from miniplm.corpus.identity import plan_corpus
+from miniplm.corpus.reader import find_corpus
 from miniplm.errors import ConfigError, CorpusError
 from miniplm.models.opening import open_causal_model
 from miniplm.records.run import load_run
 from miniplm.run import stages, status
+from miniplm.run.model_entries import require_reference, with_teacher
 from miniplm.run.plan import RunPlan
-from miniplm.run.references import require_reference
 from miniplm.run.resolution import resolve
 from miniplm.storage.root import Storage
 from tests.command_line import run_miniplm
@@ -46,7 +48,9 @@ def read_plan(path: Path, *overrides: str) -> tuple[Storage, RunPlan]:
     from miniplm.config.files import load_config
 
     plan = resolve(load_config(str(path), overrides))
-    return Storage(plan.storage), plan
+    storage = Storage(plan.storage)
+    corpus = find_corpus(storage, plan_corpus(storage, plan.corpus, plan.tokenizer).corpus_id)
+    return storage, with_teacher(storage, plan, corpus)
 
 
 def test_the_selection_leans_towards_the_target(finished_run: FinishedRun, prefect_server: dict[str, str], tmp_path: Path) -> None:
@@ -84,7 +88,7 @@ def test_the_selection_leans_towards_the_target(finished_run: FinishedRun, prefe
 def test_tuning_starts_from_the_weights_of_the_reference(finished_run: FinishedRun, tmp_path: Path) -> None:
     import torch
 
-    from miniplm.run.targets import prepare_target
+    from miniplm.run.outside_texts import prepare_target
     from miniplm.run.training_plans import plan_teacher
     from miniplm.training.start import build_start
 

@@ -57,6 +57,15 @@ def test_any_error_of_a_library_becomes_ours_with_file_reason_and_next_step(erro
         raise error
 
 
+def test_a_file_that_cannot_be_read_since_it_is_a_pointer_of_git_lfs_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+    with (
+        pytest.raises(ConfigError, match=r"run\.yaml is a pointer of git-lfs and not the file itself; run `git lfs pull` in "),
+        reading_users_file(tmp_path / "run.yaml", "is not valid YAML", "mend it", ConfigError),
+    ):
+        raise ValueError("whatever the library says of it")
+
+
 def test_the_reason_holds_the_lines_after_the_first() -> None:
     with (
         pytest.raises(ConfigError, match=r"Validation error for field 'layers': expected int, got 2\.0"),

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, modeling_utils
 
-from miniplm.errors import ConfigError, ModelError, TokenizerError
-from miniplm.models.architectures import locate_config
-from miniplm.models.files import list_weight_files, locate_model, read_model_config
+from miniplm.errors import ModelError
+from miniplm.models.files import list_weight_files, read_model_config
 from miniplm.models.loading import load_model
-from miniplm.tokenizers.folders import locate_tokenizer
 from tests.miniplm.made_models import make_llama, save_model
 
 CPU = torch.device("cpu")
@@ -133,57 +128,6 @@ def test_an_adapter_is_refused(folder: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "other/model", "peft_type": "LORA"}))
     with pytest.raises(ModelError, match=r"has an adapter_config\.json.*merge_and_unload"):
         load_model(folder, "float32", CPU)
-
-
-def test_a_revision_of_a_model_of_the_hub_is_the_one_that_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the hub's own cache, without the hub: `main` and a branch are different commits."""
-    cache = tmp_path / "models--owner--name"
-    (cache / "refs").mkdir(parents=True)
-    for branch, commit in (("main", "a" * 40), ("v2", "b" * 40)):
-        (cache / "refs" / branch).write_text(commit)
-        (cache / "snapshots" / commit).mkdir(parents=True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert locate_model("owner/name") == cache / "snapshots" / ("a" * 40)
-    assert locate_model("owner/name", "v2") == cache / "snapshots" / ("b" * 40)
-    with pytest.raises(ModelError, match="nor could it be fetched from the hub"):
-        locate_model("owner/name", "v3")
-
-
-def test_a_path_that_no_file_can_have_is_refused() -> None:
-    for name in ("x" * 5000, "~nobody-of-this-name/model"):
-        with pytest.raises(ModelError, match="cannot be looked for"):
-            locate_model(name)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-@pytest.mark.parametrize(("unreadable", "kinds"), [("config.json", 3), ("model.safetensors", 1), ("tokenizer.json", 2), (".", 3)])
-def test_what_may_not_be_read_is_named_whoever_looks_first(unreadable: str, kinds: int) -> None:
-    """A model, a tokenizer and an architecture are refused before a library gets to a file that it may not read."""
-    looks = ((locate_model, ModelError), (locate_tokenizer, TokenizerError), (locate_config, ConfigError))
-    told = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        for file in ("config.json", "model.safetensors", "tokenizer.json"):
-            (folder / file).write_text("{}")
-        (folder / unreadable).chmod(0)
-        os.seteuid(65534)
-        try:
-            for look, kind in looks:
-                try:
-                    look(name)
-                except kind as error:
-                    told.append(str(error))
-        finally:
-            os.seteuid(0)
-    assert len(told) == kinds
-    assert all(f"{folder / unreadable} may not be read by this process, which runs as user 65534; let it" in one for one in told)
-
-
-def test_a_revision_is_of_the_hub_and_not_of_a_url() -> None:
-    with pytest.raises(ModelError, match="`revision` is of the hub"):
-        locate_model("s3://bucket/model", "main")
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ from miniplm.errors import ConfigError, ModelError, NoDeviceError, is_lasting
 from miniplm.models import devices
 from miniplm.models.devices import has_native_bfloat16, is_out_of_memory, resolve_device, resolve_dtype
 from miniplm.models.dtypes import LEAST_WIDTH_OF_BFLOAT16, choose_scoring_dtype, find_hidden_width
-from miniplm.models.files import list_weight_files, locate_model
+from miniplm.models.files import list_weight_files
 from miniplm.models.identity import SCORING_VERSION, identify_model, name_model, slug
 from miniplm.models.loading import load_model, split_head
+from miniplm.models.locations import locate_model
 from miniplm.storage.root import digest_content
 from tests.miniplm.made_models import make_gpt2, make_llama, make_qwen2, save_model
 from tests.miniplm.made_zoo import make_config

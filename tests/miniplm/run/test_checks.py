@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from miniplm.config.run import RunConfig
 from miniplm.errors import ModelError
 from miniplm.run.checks import check_model
+from miniplm.storage.root import Storage
 from miniplm.tokenizers.tokenizer import load_tokenizer
 from tests.miniplm.made_models import make_llama, save_model
 
@@ -39,7 +40,8 @@ def check(folder: Path, sequence_length: int = 32) -> None:
         "reference": {"model": str(folder)},
         "students": [],
     }
-    check_model("teacher", folder, RunConfig.model_validate(content), load_tokenizer(str(folder)))
+    config = RunConfig.model_validate(content)
+    check_model("teacher", config.teacher, config, Storage(config.storage), load_tokenizer(str(folder)))
 
 
 def test_an_added_special_token_beyond_the_rows_is_usable(tmp_path: Path) -> None:

@@ -12,8 +12,7 @@ from miniplm.config.files import check_config, load_config
 from miniplm.config.run import RunConfig, config_as_dict
 from miniplm.errors import ConfigError
 from miniplm.run.plan import RunPlan
-from miniplm.run.plan_key import make_key
-from miniplm.run.resolution import resolve
+from miniplm.run.resolution import make_key, resolve
 from miniplm.storage.root import Storage
 from tests.tiny_runs import make_tiny_run
 

@@ -15,8 +15,7 @@ from miniplm.errors import ConfigError, DamagedFileError, ModelError
 from miniplm.models import devices
 from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.run import RunRecord, save_run
-from miniplm.run import pinning, students
-from miniplm.run import scoring_models as scorers
+from miniplm.run import pinning, planning, students
 from miniplm.run.checks import check_inputs
 from miniplm.run.pinning import (
     WorkerDescription,
@@ -25,11 +24,11 @@ from miniplm.run.pinning import (
     find_worker,
     needs_worker,
     pin_dtypes,
-    pin_to_machine,
+    pin_run,
     save_worker,
 )
 from miniplm.run.plan import RunPlan
-from miniplm.run.scoring_models import identify_teacher
+from miniplm.run.planning import identify_scorers
 from miniplm.run.training_plans import plan_reference, plan_student
 from miniplm.storage.root import Storage
 from miniplm.training import recipe
@@ -93,7 +92,7 @@ def list_ids(plan: RunPlan, storage: Storage, corpus: CorpusManifest) -> list[st
     """All ids of a run that a dtype goes into: teacher, training of the reference, trainings of the students."""
     selection = make_selection(storage, corpus, [[0, 1], [2], [3]])
     return [
-        identify_teacher(plan, storage).model_id,
+        identify_scorers(plan, storage).require_teacher().model_id,
         plan_reference(plan, corpus).training_id,
         *(plan_student(plan, corpus, selection, student.name).training_id for student in plan.students),
     ]
@@ -103,7 +102,7 @@ def be_on_a_machine_with(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     def resolve(wanted: str) -> torch.device:
         return torch.device(device if wanted == "auto" else wanted)
 
-    for module in (scorers, students, recipe):
+    for module in (planning, students, recipe):
         monkeypatch.setattr(module, "resolve_device", resolve)
 
 
@@ -236,7 +235,7 @@ def begin(storage: Storage, monkeypatch: pytest.MonkeyPatch, device_type: str, n
     monkeypatch.setattr(pinning, "has_native_bfloat16", lambda: native)
     monkeypatch.setattr(pinning, "resolve_device", lambda wanted: torch.device(device_type))
     monkeypatch.setattr(pinning, "describe_device", str)
-    return list_dtypes(pin_to_machine(storage, make_config(storage=storage.root, fan_out="local")))
+    return list_dtypes(pin_run(storage, make_config(storage=storage.root, fan_out="local")))
 
 
 @pytest.mark.parametrize(("first", "second"), [(True, False), (False, True)])
@@ -248,11 +247,11 @@ def test_a_run_keeps_its_dtypes_on_a_machine_with_another_cpu(
     assert begun == ["bfloat16" if first else "float32"] * 2 + ["float32"] * 3
     assert begin(storage, monkeypatch, "cpu", second) == begun
     config = make_config(storage=storage.root, fan_out="local")  # for commands that only look, and another run at this root
-    assert list_dtypes(pin_to_machine(storage, config, keep=False)) == begun
+    assert list_dtypes(pin_run(storage, config, keep=False)) == begun
     other = config.model_copy(update={"name": "other"})
-    pin_to_machine(storage, other, keep=False)
+    pin_run(storage, other, keep=False)
     assert not storage.exists(layout.machine_description("other"))
-    assert list_dtypes(pin_to_machine(storage, other)) == ["bfloat16" if second else "float32"] * 2 + ["float32"] * 3
+    assert list_dtypes(pin_run(storage, other)) == ["bfloat16" if second else "float32"] * 2 + ["float32"] * 3
     storage.write_bytes(layout.machine_description("fleet"), b"{}")
     with pytest.raises(DamagedFileError, match=r"machine\.json is no WorkerDescription"):
         begin(storage, monkeypatch, "cpu", second)
@@ -265,7 +264,7 @@ def test_a_run_begun_on_a_gpu_goes_on_in_bfloat16_on_a_cpu_and_a_given_dtype_win
     assert begin(storage, monkeypatch, "cuda", False) == ["bfloat16"] * 5
     assert begin(storage, monkeypatch, "cpu", False) == ["bfloat16"] * 5
     given = make_config(storage=storage.root, fan_out="local", teacher={"dtype": "float32"})
-    assert list_dtypes(pin_to_machine(storage, given)) == ["float32"] + ["bfloat16"] * 4
+    assert list_dtypes(pin_run(storage, given)) == ["float32"] + ["bfloat16"] * 4
 
 
 def test_a_run_that_an_earlier_version_scored_in_float32_goes_on_in_float32(
@@ -281,7 +280,7 @@ def test_a_run_that_an_earlier_version_scored_in_float32_goes_on_in_float32(
 def test_a_run_that_leaves_no_dtype_open_describes_no_machine(tmp_path: Path) -> None:
     given = {"dtype": "float32"}
     config = make_config(storage=str(tmp_path), fan_out="local", teacher=given, reference={"model": "r", **given}, training=given)
-    assert pin_to_machine(Storage(str(tmp_path)), config) is config
+    assert pin_run(Storage(str(tmp_path)), config) is config
     assert list(tmp_path.iterdir()) == []
 
 
@@ -329,7 +328,7 @@ def test_ids_are_the_same_where_a_run_is_planned_and_on_its_workers(
     monkeypatch.setattr(pinning, "resolve_device", lambda wanted: torch.device(device))
     monkeypatch.setattr(pinning, "describe_device", str)
     local = config.model_copy(update={"execution": config.execution.model_copy(update={"fan_out": "local"})})
-    assert list_ids(RunPlan.of(pin_to_machine(storage, local, keep=False)), storage, corpus) == planned
+    assert list_ids(RunPlan.of(pin_run(storage, local, keep=False)), storage, corpus) == planned
 
 
 def test_without_pinning_planner_and_worker_would_not_agree(
@@ -349,12 +348,12 @@ def test_a_dtype_that_only_the_workers_have_can_be_planned_but_not_computed_here
 ) -> None:
     storage, _, teacher = made
     plan = RunPlan.of(pin_dtypes(make_config(storage=storage.root, teacher={"model": teacher, "dtype": "fp8"}), "cuda"))
-    assert "fp8" in identify_teacher(plan, storage).model_id
+    assert "fp8" in identify_scorers(plan, storage).require_teacher().model_id
     given = plan.for_worker().model_copy(update={"scoring": plan.scoring.model_copy(update={"device": "cpu"})})
     with pytest.raises(ConfigError, match=r"dtype fp8 needs a GPU of compute capability 8.9 or higher"):
-        identify_teacher(given, storage)
+        identify_scorers(given, storage)
 
 
 def test_storage_that_no_other_process_sees_is_refused_on_a_work_pool() -> None:
     with pytest.raises(ConfigError, match=r"`storage` is memory://, which no other process sees"):
-        check_inputs(make_config(storage="memory://data"))
+        check_inputs(make_config(storage="memory://data"), Storage("memory://data"))

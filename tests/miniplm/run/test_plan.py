@@ -21,7 +21,7 @@ from miniplm.records.manifests import CorpusManifest
 from miniplm.records.run import RunRecord, save_run
 from miniplm.records.selections import SelectionManifest
 from miniplm.run import checks as inputs
-from miniplm.run import pinning, plan_key, planning, resolution, stages
+from miniplm.run import pinning, planning, resolution, stages
 from miniplm.run.plan import RunPlan, find_plan
 from miniplm.run.resolution import resolve
 from miniplm.run.scoring_models import open_scorer
@@ -70,7 +70,7 @@ def test_a_plan_is_kept_and_holds_until_something_that_it_was_made_of_changes(
     resolve_anew("students.0.training.steps=7")
     assert len(made) == 2
     resolve_anew()
-    monkeypatch.setattr(plan_key, "_describe_program", lambda: ["another version"])
+    monkeypatch.setattr(resolution, "_describe_program", lambda: ["another version"])
     resolve_anew()
     assert len(made) == 4
     (config.parent / "teacher" / "model.safetensors").write_bytes(b"damaged")

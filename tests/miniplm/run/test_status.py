@@ -11,7 +11,7 @@ import yaml
 
 from miniplm.config.files import load_config
 from miniplm.run import stages
-from miniplm.run.references import require_reference
+from miniplm.run.model_entries import require_reference
 from miniplm.run.resolution import resolve
 from miniplm.run.status import check_run, provide_record, require_corpus
 from miniplm.storage.root import Storage

@@ -17,7 +17,7 @@ from miniplm.evaluation.comparison import compare_students
 from miniplm.records.manifests import CorpusManifest
 from miniplm.records.run import RunRecord
 from miniplm.records.texts import MeasuredText
-from miniplm.run.heldout_texts import describe_overlap, list_texts, name_text, prepare_text
+from miniplm.run.outside_texts import describe_overlap, list_texts, name_text, prepare_text
 from miniplm.run.pinning import make_absolute
 from miniplm.run.plan import RunPlan, find_plan, save_plan
 from miniplm.run.student_records import is_evaluated

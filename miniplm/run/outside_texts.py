@@ -1,4 +1,4 @@
-"""The texts that a run's students are measured on: from elsewhere where `evaluation.sources` names some, and the corpus's own held-out split.
+"""The texts of a run beside its corpus: what its students are measured on (`evaluation.sources`), what its teacher is tuned on (`teacher.tuned_on`).
 
 Text from elsewhere is a corpus of its own, prepared as any other: named by its content, packed once by the run's tokenizer.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 
 from miniplm.config.run import CorpusConfig, SourceConfig, SplitsConfig
-from miniplm.corpus.identity import plan_corpus
+from miniplm.corpus.identity import CorpusPlan, plan_corpus
 from miniplm.corpus.overlap import find_overlap
 from miniplm.corpus.preparation import prepare_corpus
 from miniplm.corpus.reader import find_corpus, load_corpus
@@ -47,12 +47,28 @@ def name_text(storage: Storage, plan: RunPlan) -> RunPlan:
     return plan.model_copy(update={"text_id": resolve_text_id(storage, plan)}) if plan.evaluation.sources else plan
 
 
+def name_target(storage: Storage, plan: RunPlan) -> RunPlan:
+    """The plan with the id of its target text, for the workers of a pool too."""
+    return plan if plan.teacher.tuned_on is None else plan.model_copy(update={"target_id": resolve_target_id(storage, plan)})
+
+
 def resolve_text_id(storage: Storage, plan: RunPlan) -> str:
-    """The id of the text from elsewhere, prepared or not. Raises `SourceError` where its sources cannot be read."""
-    return plan.text_id or plan_corpus(storage, describe_text(plan, plan.evaluation.sources), plan.tokenizer).corpus_id
+    """The id of the held-out text from elsewhere, prepared or not. Raises `SourceError` where its sources cannot be read."""
+    return plan.text_id or plan_corpus(storage, _describe(plan, plan.evaluation.sources), plan.tokenizer).corpus_id
 
 
-def describe_text(plan: RunPlan, sources: tuple[SourceConfig, ...]) -> CorpusConfig:
+def resolve_target_id(storage: Storage, plan: RunPlan) -> str:
+    """The id of the target text, as `resolve_text_id`."""
+    return plan.target_id or plan_corpus(storage, describe_target(plan), plan.tokenizer).corpus_id
+
+
+def describe_target(plan: RunPlan) -> CorpusConfig:
+    """The target text as a corpus."""
+    assert plan.teacher.tuned_on is not None
+    return _describe(plan, plan.teacher.tuned_on.sources)
+
+
+def _describe(plan: RunPlan, sources: tuple[SourceConfig, ...]) -> CorpusConfig:
     """Text from elsewhere as a corpus, all of whose documents are in one split."""
     changes = {"sources": sources, "splits": SplitsConfig(reference=0, heldout=0), "extend": False, "truth": None}
     return plan.corpus.model_copy(update=changes)
@@ -61,23 +77,32 @@ def describe_text(plan: RunPlan, sources: tuple[SourceConfig, ...]) -> CorpusCon
 def prepare_text(
     storage: Storage, plan: RunPlan, corpus: CorpusManifest, on_progress: ProgressCallback = ignore_progress
 ) -> CorpusManifest | None:
-    """Packs the text from elsewhere where it is not there yet; None where the run names none.
+    """Packs the held-out text from elsewhere where it is not there yet; None where the run names none.
 
     Raises what `prepare_corpus` raises, and `CorpusError` where the text is shorter than one sequence, or documents of it are in the corpus
     too, which `evaluation.allow_overlap` allows.
     """
     if not plan.evaluation.sources:
         return None
-    config = describe_text(plan, plan.evaluation.sources)
-    planned = plan_corpus(storage, config, plan.tokenizer)
-    text = prepare_corpus(storage, config, on_progress, planned)
-    require_one_sequence(text, "evaluation.sources", "measures nothing; name more text, or leave evaluation.sources out")
+    planned = plan_corpus(storage, _describe(plan, plan.evaluation.sources), plan.tokenizer)
+    otherwise = "measures nothing; name more text, or leave evaluation.sources out"
+    text = _prepare(storage, planned, "evaluation.sources", otherwise, on_progress)
     _check_overlap(find_overlap(storage, text.corpus_id, planned.files, plan.corpus, corpus), plan.evaluation.allow_overlap)
     return text
 
 
-def require_one_sequence(text: CorpusManifest, field: str, otherwise: str) -> None:
-    """Raises `CorpusError` where text from elsewhere, which `field` names, is shorter than one sequence."""
+def prepare_target(storage: Storage, plan: RunPlan, on_progress: ProgressCallback = ignore_progress) -> CorpusManifest:
+    """Packs the target text where it is not there yet.
+
+    Raises what `prepare_corpus` raises, and `CorpusError` where the text is shorter than one sequence.
+    """
+    planned = plan_corpus(storage, describe_target(plan), plan.tokenizer)
+    return _prepare(storage, planned, "teacher.tuned_on.sources", "teaches nothing; name more text", on_progress)
+
+
+def _prepare(storage: Storage, planned: CorpusPlan, field: str, otherwise: str, on_progress: ProgressCallback) -> CorpusManifest:
+    """The text as a corpus. Raises `CorpusError` where text from elsewhere, which `field` names, is shorter than one sequence."""
+    text = prepare_corpus(storage, planned.config, on_progress, planned)
     num_tokens = text.split_counts("candidate").num_tokens
     if num_tokens <= text.sequence_length:
         paths = [source.path for source in text.sources]
@@ -85,6 +110,7 @@ def require_one_sequence(text: CorpusManifest, field: str, otherwise: str) -> No
             f"{field}: {list_offenders(paths, most=3)} hold {num_tokens:,} tokens, less than one sequence of {text.sequence_length + 1:,} "
             f"(corpus.sequence_length), which {otherwise}"
         )
+    return text
 
 
 def _check_overlap(overlap: list[OverlapRecord], is_allowed: bool) -> None:
