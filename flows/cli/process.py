@@ -80,7 +80,7 @@ class OutputError(OSError):
 
 
 class _Output(FileIO):
-    def write(self, content: Any, /) -> int | None:
+    def write(self, content: Any, /) -> int:
         try:
             return super().write(content)
         except BrokenPipeError:  # its reader has seen enough
