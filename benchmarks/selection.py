@@ -20,7 +20,7 @@ CPU seconds are those of all threads; where other work shares the cores, only th
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,26 +75,24 @@ def read_once(storage: Storage, corpus: CorpusManifest) -> None:
         ).fetchall()
 
 
-def select_ours(storage: Storage, corpus: CorpusManifest, **rule: Any) -> Callable[[], Ids]:
+def select_ours(storage: Storage, corpus: CorpusManifest, **rule: Any) -> Callable[[], Iterable[Ids]]:
     if not {"ratio", "tokens"} & set(rule):
         rule["ratio"] = _RATIO
     manifest = select_sequences(storage, corpus, TEACHER, REFERENCE, SelectionConfig.model_validate(rule))
 
-    def read_ids() -> Ids:
-        ids = []
+    def read_ids() -> Iterator[Ids]:
         for shard in manifest.shards:
             with storage.open(layout.selection_shard(manifest.selection_id, shard.shard_index)) as file:
-                ids.append(pq.read_table(file, columns=["sequence_id"])["sequence_id"].to_numpy())
-        return np.concatenate(ids)
+                yield pq.read_table(file, columns=["sequence_id"])["sequence_id"].to_numpy()
 
     return read_ids
 
 
-def select_by_tokens(storage: Storage, corpus: CorpusManifest) -> Callable[[], Ids]:
+def select_by_tokens(storage: Storage, corpus: CorpusManifest) -> Callable[[], Iterable[Ids]]:
     return select_ours(storage, corpus, tokens=sum(shard.num_tokens for shard in corpus.split_shards("candidate")) // 2)
 
 
-def select_by_sql(storage: Storage, corpus: CorpusManifest) -> Callable[[], Ids]:
+def select_by_sql(storage: Storage, corpus: CorpusManifest) -> Callable[[], Iterable[Ids]]:
     shards = corpus.split_shards("candidate")
     num_selected = count_selected(sum(shard.num_sequences for shard in shards), _RATIO)
     nll = "{0}.nll_sum / greatest({0}.num_scored_tokens, 1)".format
@@ -128,10 +126,10 @@ def select_by_sql(storage: Storage, corpus: CorpusManifest) -> Callable[[], Ids]
                 pq.write_table(rows.cast(SELECTION_SCHEMA), path, compression="zstd")
                 digest_file(path)
             kept.append(rows["sequence_id"].to_numpy())
-    return lambda: np.concatenate(kept)
+    return lambda: kept
 
 
-def select_by_torch_sort(storage: Storage, corpus: CorpusManifest) -> Callable[[], Ids]:
+def select_by_torch_sort(storage: Storage, corpus: CorpusManifest) -> Callable[[], Iterable[Ids]]:
     nll = []
     for model_id in (TEACHER, REFERENCE):
         tables = []
@@ -142,7 +140,7 @@ def select_by_torch_sort(storage: Storage, corpus: CorpusManifest) -> Callable[[
         nll.append(torch.from_numpy(table["nll_sum"].to_numpy() / table["num_scored_tokens"].to_numpy()))
     order = torch.sort(nll[1] - nll[0], descending=True, stable=True).indices
     kept = torch.sort(order[: count_selected(len(order), _RATIO)]).values.numpy()
-    return lambda: kept
+    return lambda: [kept]
 
 
 def try_grid(storage: Storage, corpus: CorpusManifest) -> None:
@@ -172,12 +170,12 @@ def measure_side(side: str, root: str) -> dict[str, Any]:
     corpus = CorpusManifest.model_validate(storage.read_json(layout.corpus_manifest("synthetic")))
     storage.delete("selections")
     read_ids, used = measure_work(lambda: SIDES[side](storage, corpus))
-    ids = None if read_ids is None else read_ids()
+    kept = None if read_ids is None else [(len(ids), int(ids.sum())) for ids in read_ids()]
     return {
         "side": side,
         **used,
-        "num_kept": None if ids is None else len(ids),
-        "sum_of_ids": None if ids is None else int(ids.sum()),
+        "num_kept": None if kept is None else sum(num_ids for num_ids, _ in kept),
+        "sum_of_ids": None if kept is None else sum(sum_of_ids for _, sum_of_ids in kept),
     }
 
 
@@ -189,6 +187,12 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--storage", help="storage root for the scores, local or s3://; default a folder that is deleted afterwards"
     )
+    parser.add_argument(
+        "--coarse", action="store_true", help="NLLs in steps of 1/256 nat, compressed: 7 bytes a sequence, and ties by the thousand"
+    )
+    parser.add_argument(
+        "--keep", action="store_true", help="leave the scores at --storage, where another call finds them, or goes on writing them"
+    )
     return parser
 
 
@@ -197,11 +201,13 @@ def _run(arguments: argparse.Namespace, scratch: Path) -> Rows:
     for num_rows in arguments.rows:
         root = f"{arguments.storage or scratch}/{num_rows}"
         place = describe_place(torch.device("cpu"))
-        corpus = write_scored_corpus(Storage(root), num_rows)
+        corpus = write_scored_corpus(Storage(root), num_rows, coarse=arguments.coarse)
         Storage(root).write_json(layout.corpus_manifest(corpus.corpus_id), corpus.as_json())
         found = repeat_sides(arguments.sides, arguments.repeats, partial(measure_apart, "selection", ["--storage", root]))
-        rows += [{"benchmark": "selection", "size": f"{num_rows:,}", **place, **row} for row in found]
-        Storage(root).delete("")
+        what = {"size": f"{num_rows:,}", "values": "steps of 1/256 nat" if arguments.coarse else "float32"}
+        rows += [{"benchmark": "selection", **what, **place, **row} for row in found]
+        if not arguments.keep:
+            Storage(root).delete("")
     for row in rows:
         reads = [other for other in rows if other["side"] == "read" and other["size"] == row["size"] and "cpu_seconds" in other]
         if reads and "cpu_seconds" in row:

@@ -21,6 +21,7 @@ from flows.work_pool.cancellation import cancel_children
 from flows.work_pool.pinning import check_storage_is_kept, make_portable, pin_to_workers
 from flows.work_pool.subflows import crash_subflows, tagged_subflows
 from miniplm import layout
+from miniplm.corpus.token_parts import delete_late_parts
 from miniplm.errors import MiniplmError, ScoreError
 from miniplm.records.manifests import CorpusManifest, ModelEntry
 from miniplm.records.run import RunRecord, StageRecord
@@ -67,6 +68,7 @@ def run_miniplm(
     attempt_of = flow_run.get_root_flow_run_id()
     with exclusive(storage, layout.run_folder(plan.name), f"run {plan.name}", attempt_of), tagged_subflows(plan.name):
         storage.delete_temporary_files("", older_than_seconds=_SECONDS_OF_A_DAY)
+        delete_late_parts(storage)
         log = RunLog(storage, plan)
         corpus, stage = prepare_corpus(plan)
         log.add_stage(stage, corpus_id=corpus.corpus_id)

@@ -39,28 +39,37 @@ def corpus_preparation(corpus_id: str) -> str:
     return f"{corpus_folder(corpus_id)}/preparation.json"
 
 
+# What the workers of a fleet make of source files: a folder for each corpus.
+CORPORA_PARTS = "corpora/parts"
+
+
 def corpus_parts(corpus_id: str) -> str:
     """What the workers of a fleet make of the source files of a corpus before it is packed; gone once the manifest is there."""
-    return f"corpora/parts/{corpus_id}"
+    return f"{CORPORA_PARTS}/{corpus_id}"
 
 
-def parts_plan(corpus_id: str) -> str:
+def plan_parts(corpus_id: str, plan_id: str) -> str:
+    """The parts of one plan: other versions of this program make others of the same corpus."""
+    return f"{corpus_parts(corpus_id)}/{plan_id}"
+
+
+def parts_plan(corpus_id: str, plan_id: str) -> str:
     """How the files are tokenised; while it is there parts are made."""
-    return f"{corpus_parts(corpus_id)}/plan.json"
+    return f"{plan_parts(corpus_id, plan_id)}/plan.json"
 
 
-def parts_files(corpus_id: str) -> str:
+def parts_files(corpus_id: str, plan_id: str) -> str:
     """Which files make which part."""
-    return f"{corpus_parts(corpus_id)}/files.json"
+    return f"{plan_parts(corpus_id, plan_id)}/files.json"
 
 
-def token_part(corpus_id: str, part_index: int) -> str:
-    return f"{corpus_parts(corpus_id)}/part-{part_index:05d}.json"
+def token_part(corpus_id: str, plan_id: str, part_index: int) -> str:
+    return f"{plan_parts(corpus_id, plan_id)}/part-{part_index:05d}.json"
 
 
-def token_block(corpus_id: str, part_index: int, block_index: int) -> str:
+def token_block(corpus_id: str, plan_id: str, part_index: int, block_index: int) -> str:
     """Token ids of some documents of a part, in a folder of their own: who waits for parts lists their records alone."""
-    return f"{corpus_parts(corpus_id)}/blocks/{part_index:05d}-{block_index:05d}.arrow"
+    return f"{plan_parts(corpus_id, plan_id)}/blocks/{part_index:05d}-{block_index:05d}.arrow"
 
 
 def truth_manifest(corpus_id: str, truth_id: str) -> str:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import preparation
@@ -37,6 +38,20 @@ def test_every_side_of_the_selection_benchmark_keeps_the_same(tmp_path):
     # All sequences are of one length, so half of the tokens are half of them; nothing but noise and the mix keeps others.
     assert rows["tokens"]["sum_of_ids"] == rows["expression"]["sum_of_ids"] == rows["ours"]["sum_of_ids"]
     assert rows["temperature"]["num_kept"] == rows["mix"]["num_kept"] == 500
+
+
+def test_coarse_scores_tie_and_what_was_stopped_goes_on(tmp_path):
+    storage = Storage(str(tmp_path))
+    corpus = write_scored_corpus(storage, 1000, shard_sequences=300, coarse=True)
+    storage.delete(layout.score_shard_manifest("synthetic", "reference", 2))  # stopped in the middle of a shard
+    storage.delete(layout.corpus_shard("synthetic", "candidate", 2))
+    assert write_scored_corpus(storage, 1000, shard_sequences=300, coarse=True) == corpus
+    storage.write_json(layout.corpus_manifest(corpus.corpus_id), corpus.as_json())
+    ours, sql = (measure_side(side, storage.root) for side in ("ours", "sql"))
+    assert (ours["num_kept"], ours["sum_of_ids"]) == (sql["num_kept"], sql["sum_of_ids"])
+    table = pq.read_table(storage.path(layout.score_shard("synthetic", "teacher", 0)))
+    steps = 256 * table["nll_sum"].to_numpy() / table["num_scored_tokens"].to_numpy()
+    assert (steps == steps.round()).all()
 
 
 def test_every_side_of_the_preparation_benchmark_makes_as_many_tokens(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from flows.cli import exports, facts, fleet, runs, scaling, scoring, stages, sweeps
-from flows.cli.process import check_current_folder, set_up_process
+from flows.cli.process import OutputError, check_current_folder, set_up_process
 from flows.cli.terminal import show_controls
 from flows.cli.verbosity import is_verbose
 from miniplm import __version__
@@ -87,10 +87,14 @@ def _flush(code: int) -> int:
         _silence_stdout()
         return code
     except OSError as error:
-        _silence_stdout()
-        print(f"The output could not be written: {error.strerror}", file=sys.stderr)
-        return code or 1
+        return code or _tell_lost_output(error)
     return code
+
+
+def _tell_lost_output(error: OSError) -> int:
+    _silence_stdout()
+    print(f"The output could not be written: {error.strerror}", file=sys.stderr)
+    return 1
 
 
 def _silence_stdout() -> None:
@@ -108,6 +112,8 @@ def _run() -> int:
         errors.print(f"[bold red]{type(error).__name__}[/]: ", end="")
         errors.print(show_controls(str(error)), markup=False, emoji=False)
         return 2
+    except OutputError as error:
+        return _tell_lost_output(error)
     except SystemExit as left:
         if left.code in _INTERRUPTED:
             errors.print("[yellow]Stopped.[/] What is finished is kept; the same command goes on from there.")

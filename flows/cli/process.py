@@ -10,8 +10,8 @@ import socket
 import sys
 import tempfile
 from collections.abc import MutableMapping
-from io import TextIOWrapper
-from typing import NoReturn
+from io import BufferedWriter, FileIO, TextIOWrapper
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from miniplm.errors import MachineError
@@ -62,6 +62,31 @@ def _open_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # what a terminal's encoding lacks is shown as \xNN
             stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdout, TextIOWrapper) and isinstance(getattr(sys.stdout.buffer, "raw", sys.stdout.buffer), FileIO):
+        sys.stdout = tell_errors_apart(sys.stdout)
+
+
+def tell_errors_apart(stream: TextIOWrapper) -> TextIOWrapper:
+    """The same stream to a file, of which what cannot be written is an `OutputError`: else a full disk would be taken for that of the storage root."""
+    raw = _Output(stream.fileno(), "wb", closefd=False)
+    buffer: Any = BufferedWriter(raw) if hasattr(stream.buffer, "raw") else raw  # with PYTHONUNBUFFERED there is none
+    return TextIOWrapper(
+        buffer, stream.encoding, stream.errors, line_buffering=stream.line_buffering, write_through=stream.write_through
+    )
+
+
+class OutputError(OSError):
+    """What a command prints could not be written."""
+
+
+class _Output(FileIO):
+    def write(self, content: Any, /) -> int:
+        try:
+            return super().write(content)
+        except BrokenPipeError:  # its reader has seen enough
+            raise
+        except OSError as error:
+            raise OutputError(error.errno, error.strerror) from error
 
 
 def provide_caches(variables: MutableMapping[str, str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 from uuid import UUID
 
@@ -16,6 +16,7 @@ from prefect.runtime import flow_run as this_run
 from flows.work_pool import fleet
 from flows.work_pool.batches import count_room, cut_batches
 from flows.work_pool.failures import find_source_fault, is_lasting_message, strip_message
+from flows.work_pool.listing import BoundedListing
 from flows.work_pool.pulse import Pulse
 from flows.work_pool.submission_lock import submission_lock
 from miniplm.errors import PoolWorkError
@@ -49,10 +50,15 @@ class PoolParts(ABC, Generic[Part]):
         self._log = get_run_logger()
         self._parent_tag = f"parent:{this_run.get_root_flow_run_id()}"
         self._reminded = False
+        self._listing = BoundedListing(self.list_made)
+
+    def require_wanted(self) -> None:
+        """Raises what ends the work where it is wanted no more."""
+        return
 
     @abstractmethod
-    def list_made(self) -> Iterable[int]:
-        """The parts that have a record, by its name alone; raises what ends the work where it is wanted no more."""
+    def list_made(self) -> Collection[int]:
+        """The parts that have a record, by its name alone."""
 
     @abstractmethod
     def find_part(self, part_index: int) -> Part | None:
@@ -73,12 +79,12 @@ class PoolParts(ABC, Generic[Part]):
         self._wanted = wanted
         waiting = deque(wanted)
         total = sum(self._sizes[index] for index in wanted)
-        self._take_in(self.list_made())
+        self._take_in(self._list_made())
         with stage_progress(key, total, unit, self._count_done(), artifact=artifact) as progress:
             while True:
                 # In this order: what no longer lives has laid down its parts before it ended.
                 self._look()
-                self._take_in(self.list_made())
+                self._take_in(self._list_made())
                 self._submit()
                 detail = f"{len(self._done)} of {len(wanted)} parts, {len(self._watched)} batches on the pool"
                 progress.show(self._count_done(), detail)
@@ -92,6 +98,10 @@ class PoolParts(ABC, Generic[Part]):
                     return
                 if not waiting or waiting[0] not in self._done:
                     fleet.pause(_POLL_SECONDS)
+
+    def _list_made(self) -> Collection[int]:
+        self.require_wanted()
+        return self._listing.look()
 
     def _count_done(self) -> int:
         return sum(self._sizes[index] for index in self._done)
@@ -126,7 +136,8 @@ class PoolParts(ABC, Generic[Part]):
         """Judges why an ended flow run has not made all of its parts."""
         self._pulse.forget(run)
         indices = [index for index in run.parameters["part_indices"] if index in self._wanted]
-        self._take_in(set(indices) & set(self.list_made()))
+        self.require_wanted()
+        self._take_in(indices)  # a batch is few; the list of all may be some minutes old
         left = [index for index in indices if index not in self._done]
         if not left or run.state is None:
             return
@@ -168,9 +179,9 @@ class PoolParts(ABC, Generic[Part]):
             self._give_out(free, num_workers)
             return
         with submission_lock():
-            # Another run may have taken some since.
+            # Another run may have taken some since. One that was made since the last list is found by who is to make it.
             self._look()
-            self._take_in(self.list_made())
+            self._take_in(self._list_made())
             self._give_out(self._list_free(), num_workers)
 
     def _give_out(self, free: Sequence[int], num_workers: int) -> None:

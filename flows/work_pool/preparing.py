@@ -37,12 +37,14 @@ class _PoolPreparation(PoolParts[TokenPart]):
         super().__init__(plan, tag, f"parts of corpus {folder.corpus_id}", sizes)
         self._folder, self._parts = folder, parts
 
+    def require_wanted(self) -> None:
+        self._folder.require_open()
+
     def list_made(self) -> list[int]:
-        self._folder.require_open(self._parts.plan_id)
         return self._folder.list_parts()
 
     def find_part(self, part_index: int) -> TokenPart | None:
-        return self._folder.find_part(self._parts.plan_id, part_index)
+        return self._folder.find_part(part_index)
 
     def name_batch(self, batch: Sequence[int]) -> str:
         return name_batch(self._folder.corpus_id, batch)

@@ -18,6 +18,7 @@ from flows.score_shards import name_batch
 from flows.work_pool import fleet
 from flows.work_pool.batches import choose_batch_size, count_room, cut_batches
 from flows.work_pool.failures import is_lasting_message, strip_message
+from flows.work_pool.listing import BoundedListing
 from flows.work_pool.pulse import Pulse
 from flows.work_pool.submission_lock import submission_lock
 from miniplm import __version__, layout
@@ -42,8 +43,6 @@ _MEASURED = 16
 _POLL_SECONDS = 2.0
 _SECONDS_BETWEEN_REMINDERS = 300.0
 _SECONDS_BETWEEN_TABLES = 60.0
-# Of its time a parent looks this part at most at what workers have published.
-_LISTING_SHARE = 0.05
 # Threads that look at the files of finished batches: on an object store each look takes a while.
 _VERIFIERS = 8
 # The rate is judged over this time, as shards come in lumps.
@@ -88,8 +87,7 @@ class _PoolScoring:
         self._pulse = Pulse(plan.execution.stale_seconds)
         self._log = get_run_logger()
         self._reminded_at = 0.0
-        self._published: list[int] = []
-        self._list_again_at = 0.0
+        self._published = BoundedListing(self._list_published)
         self._run_tag, self._parent_tag = f"run:{plan.name}", f"parent:{this_run.get_root_flow_run_id()}"
         self._model_tag = f"model:{entry.model_id}"
         self._table = ShardTable(f"shards-{role}-{corpus.corpus_id}", f"{role} {entry.model_id} over corpus {corpus.corpus_id}")
@@ -271,13 +269,7 @@ class _PoolScoring:
     # --- what people see ---
 
     def _report(self, progress: StageProgress, last: bool = False) -> None:
-        started = time.monotonic()
-        if last or started >= self._list_again_at:
-            self._published = self._list_published()
-            listed = time.monotonic()
-            # A store gives a thousand names a request: at 150,000 shards one look may take a quarter of a minute.
-            self._list_again_at = listed + (listed - started) * (1 / _LISTING_SHARE - 1)
-        done = self._published
+        done = self._published.look(now=last)
         num_tokens = sum(self._shards[index].num_tokens for index in done)
         num_workers = len(self._watched)
         progress.show(num_tokens, f"{len(done)} of {len(self._wanted)} shards, {num_workers} batches on the pool")

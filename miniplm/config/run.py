@@ -269,7 +269,8 @@ class ExecutionConfig(Section):
     shards_per_batch: int | Literal["auto"] = Field(
         "auto",
         description="work-pool: candidate shards a flow run, which loads the model once; auto: so many that starting takes under 1 % "
-        "of the time, by what start and shards were measured to take, and that all workers have work",
+        "of the time, by what start and shards were measured to take, and that all workers have work. A number is also that of the parts of a "
+        "preparation or an export a flow run; auto: 16 of these at most",
     )
     launcher: Literal["process", "inline"] = Field(
         "process",

@@ -48,7 +48,7 @@ class PartMaking:
         Raises what reading and tokenising raise, `SourceError` where this worker does not see what the run has seen, and
         `StoppedError` where the part is wanted no more.
         """
-        found = self._folder.find_part(self._plan.plan_id, part_index)
+        found = self._folder.find_part(part_index)
         if found is not None:
             return found
         began = time.monotonic()
@@ -68,7 +68,7 @@ class PartMaking:
             on_progress(Progress("prepare", min(batch.num_bytes_read, total), total, "bytes"))
         if any(documents.document_ids or documents.rejections for documents in waiting):
             blocks.append(self._publish(part_index, len(blocks), waiting))
-        self._folder.require_open(self._plan.plan_id)
+        self._folder.require_open()
         part = TokenPart(
             plan_id=self._plan.plan_id,
             part_index=part_index,
@@ -81,8 +81,10 @@ class PartMaking:
         return part
 
     def _publish(self, part_index: int, block_index: int, batches: Sequence[EncodedDocuments]) -> str:
-        self._folder.require_open(self._plan.plan_id)
-        with self._folder.storage.publish(layout.token_block(self._folder.corpus_id, part_index, block_index)) as path:
+        self._folder.require_open()
+        with self._folder.storage.publish(
+            layout.token_block(self._folder.corpus_id, self._plan.plan_id, part_index, block_index)
+        ) as path:
             write_block(path, batches, self._plan.vocab_size)
             return digest_file(path)
 
@@ -96,13 +98,13 @@ def open_part_making(
     Raises `ConfigError` where the preparation is not to be seen at the storage root, `StoppedError` where it has ended, and `VersionError` or
     `TokenizerError` where this worker would make other token ids.
     """
-    folder = PartsFolder(storage, corpus_id)
+    folder = PartsFolder(storage, corpus_id, plan_id)
     plan, files = folder.find_plan(), folder.find_files()
-    if plan is None or files is None or plan.plan_id != plan_id:
+    if plan is None or files is None:
         if find_corpus(storage, corpus_id) is not None:
             raise StoppedError(f"corpus {corpus_id} was prepared by others meanwhile")
         raise ConfigError(
-            f"worker {worker} does not see the preparation of corpus {corpus_id} at {storage.url(layout.parts_plan(corpus_id))}; "
+            f"worker {worker} does not see the preparation of corpus {corpus_id} at {storage.url(layout.parts_plan(corpus_id, plan_id))}; "
             "do all machines see the same storage?"
         )
     versions = read_versions(config.encoder)

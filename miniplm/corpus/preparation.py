@@ -23,7 +23,7 @@ from miniplm.corpus.quarantine import Quarantine
 from miniplm.corpus.reader import find_corpus, load_corpus_tokenizer
 from miniplm.corpus.shards import OpenShard
 from miniplm.corpus.state import PreparationState, has_shards, is_state_due, load_state, read_versions
-from miniplm.corpus.token_parts import MakeParts, PartsFolder, TokenParts
+from miniplm.corpus.token_parts import MakeParts, TokenParts, delete_parts
 from miniplm.errors import CorpusError, DamagedSourceError, StoppedError, list_offenders
 from miniplm.layout import SPLITS
 from miniplm.progress import ProgressCallback, ignore_progress
@@ -76,7 +76,7 @@ def _provide_corpus(
         # Another process may have finished it between the look and the lock.
         manifest = _find_whole_corpus(storage, plan.corpus_id)
         if manifest is not None:
-            PartsFolder(storage, plan.corpus_id).delete()  # killed at the very end, they may be left
+            delete_parts(storage, plan.corpus_id)  # killed at the very end, they may be left
             storage.delete(state)
             _mend_tokenizer(storage, config, plan)
             return _note_left_out(storage, plan, manifest)
@@ -87,7 +87,7 @@ def _provide_corpus(
             return _Preparation(storage, config, plan, on_progress, make_parts).run()
         except (DamagedSourceError, CorpusError):
             # The id is that of the faulty files or settings: what was made under it is of no use once they are mended.
-            PartsFolder(storage, plan.corpus_id).delete()
+            delete_parts(storage, plan.corpus_id)
             storage.delete(layout.corpus_folder(plan.corpus_id))
             raise
         except StoppedError:
@@ -189,7 +189,8 @@ class _Preparation:
     def _give_out(self, make_parts: MakeParts) -> TokenParts:
         tokenizer = self._plan.tokenizer
         return TokenParts(
-            PartsFolder(self._storage, self._plan.corpus_id),
+            self._storage,
+            self._plan.corpus_id,
             self._plan.files,
             self._versions,
             tokenizer.encoding_digest,
@@ -303,7 +304,7 @@ class _Preparation:
         # The manifest after all that it speaks of, and the state last: killed in between, the next one finds the corpus complete.
         _write_tokenizer(self._storage, corpus_id, tokenizer)
         self._storage.write_json(layout.corpus_manifest(corpus_id), manifest.as_json())
-        PartsFolder(self._storage, corpus_id).delete()
+        delete_parts(self._storage, corpus_id)
         self._storage.delete(layout.corpus_preparation(corpus_id))
         return manifest
 

@@ -6,6 +6,7 @@ numbered from 0, as nobody knows yet how many lie before. Who makes a part again
 
 from __future__ import annotations
 
+import posixpath
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -77,49 +78,48 @@ class TokenPart(Record):
 
 
 class PartsFolder:
-    """Where the parts of a corpus lie while it is prepared."""
+    """Where the parts of a corpus lie that are made by one plan."""
 
-    def __init__(self, storage: Storage, corpus_id: str) -> None:
-        self.storage, self.corpus_id = storage, corpus_id
+    def __init__(self, storage: Storage, corpus_id: str, plan_id: str) -> None:
+        self.storage, self.corpus_id, self.plan_id = storage, corpus_id, plan_id
 
     def find_plan(self) -> PartsPlan | None:
-        return find_record(self.storage, layout.parts_plan(self.corpus_id), PartsPlan)
+        return find_record(self.storage, layout.parts_plan(self.corpus_id, self.plan_id), PartsPlan)
 
     def find_files(self) -> PartFiles | None:
-        return find_record(self.storage, layout.parts_files(self.corpus_id), PartFiles)
+        return find_record(self.storage, layout.parts_files(self.corpus_id, self.plan_id), PartFiles)
 
     def open(self, plan: PartsPlan, files: PartFiles) -> None:
-        """Lets parts be made; what was made by another plan is deleted.
+        """Lets parts be made; what dead parents have had made by other plans is deleted.
 
         Raises `StoppedError` where another process has finished the corpus meanwhile, as one may where there are no locks.
         """
-        # Where there is none another parent may be about to write the same one: what it has made by then is not deleted.
-        if self.find_plan() not in (None, plan):
-            self.delete()
-        self.storage.write_json(layout.parts_files(self.corpus_id), files.as_json())
-        self.storage.write_json(layout.parts_plan(self.corpus_id), plan.as_json())
+        if self.storage.is_local:  # the corpus is locked; elsewhere a parent of another version may be at work
+            for other in set(self.storage.list_names(layout.corpus_parts(self.corpus_id))) - {self.plan_id}:
+                _delete_plan(self.storage, self.corpus_id, other)
+        # The plan first: a folder without one is of no use to anybody (`delete_late_parts`).
+        self.storage.write_json(layout.parts_plan(self.corpus_id, self.plan_id), plan.as_json())
+        self.storage.write_json(layout.parts_files(self.corpus_id, self.plan_id), files.as_json())
         if self.storage.exists(layout.corpus_manifest(self.corpus_id)):
-            self.delete()
+            delete_parts(self.storage, self.corpus_id)
             raise StoppedError(f"corpus {self.corpus_id} was prepared by others meanwhile")
 
-    def require_open(self, plan_id: str) -> None:
-        """Raises `StoppedError` where these parts are wanted no more: a process that was taken for dead leaves nothing behind."""
-        plan = self.find_plan()
-        if plan is None or plan.plan_id != plan_id:
+    def require_open(self) -> None:
+        """Raises `StoppedError` where these parts are wanted no more: a process that was taken for dead is to leave nothing behind."""
+        if self.find_plan() is None:
             raise StoppedError(f"corpus {self.corpus_id} was prepared, or given up, by others meanwhile; nothing of this is kept")
 
     def list_parts(self) -> list[int]:
-        """The parts that have a record, by its name alone: cheap enough to look every two seconds."""
-        names = self.storage.list_names(layout.corpus_parts(self.corpus_id))
+        """The parts that have a record, by its name alone: a request to a store for every thousand."""
+        names = self.storage.list_names(layout.plan_parts(self.corpus_id, self.plan_id))
         return [int(name.removeprefix("part-").removesuffix(".json")) for name in names if name.startswith("part-")]
 
-    def find_part(self, plan_id: str, part_index: int) -> TokenPart | None:
+    def find_part(self, part_index: int) -> TokenPart | None:
         """A part that is made: its record is written last."""
-        part = find_record(self.storage, layout.token_part(self.corpus_id, part_index), TokenPart)
-        return part if part is not None and part.plan_id == plan_id else None
+        return find_record(self.storage, layout.token_part(self.corpus_id, self.plan_id, part_index), TokenPart)
 
     def save_part(self, part: TokenPart) -> None:
-        self.storage.write_json(layout.token_part(self.corpus_id, part.part_index), part.as_json())
+        self.storage.write_json(layout.token_part(self.corpus_id, self.plan_id, part.part_index), part.as_json())
 
     def read_blocks(self, part: TokenPart) -> Iterator[EncodedDocuments]:
         """The batches of a part; a block is held to its digest before anything of it is given.
@@ -127,23 +127,45 @@ class PartsFolder:
         Raises `StoppedError` where the parts are gone, and `DamagedFileError` where only this block is gone or not as it was written.
         """
         for index, digest in enumerate(part.blocks):
-            path = layout.token_block(self.corpus_id, part.part_index, index)
+            path = layout.token_block(self.corpus_id, self.plan_id, part.part_index, index)
             content, is_held = b"", False
             try:
                 content, is_held = self.storage.read_checked(path, digest)
             except FileNotFoundError:
-                self.require_open(part.plan_id)
+                self.require_open()
             if not is_held:
-                self.storage.delete(layout.token_part(self.corpus_id, part.part_index))
+                self.storage.delete(layout.token_part(self.corpus_id, self.plan_id, part.part_index))
                 raise DamagedFileError(
                     f"{self.storage.url(path)} is gone or is not as it was written; run the same command again: this part is made again"
                 )
             yield from read_block(content)
 
-    def delete(self) -> None:
-        """The plan first: who makes parts sees that they are wanted no more."""
-        self.storage.delete(layout.parts_plan(self.corpus_id))
-        self.storage.delete(layout.corpus_parts(self.corpus_id))
+
+def delete_parts(storage: Storage, corpus_id: str) -> None:
+    """Deletes all parts of a corpus, whatever plan they were made by."""
+    for plan_id in storage.list_names(layout.corpus_parts(corpus_id)):
+        _delete_plan(storage, corpus_id, plan_id)
+    storage.delete(layout.corpus_parts(corpus_id))
+
+
+def _delete_plan(storage: Storage, corpus_id: str, plan_id: str) -> None:
+    """The plan first: who makes parts sees that they are wanted no more."""
+    storage.delete(layout.parts_plan(corpus_id, plan_id))
+    storage.delete(layout.plan_parts(corpus_id, plan_id))
+
+
+def delete_late_parts(storage: Storage) -> int:
+    """Deletes what processes that were taken for dead have laid down after the parts of a corpus were deleted; says of how many plans."""
+    num_deleted = 0
+    for corpus_id in storage.list_names(layout.CORPORA_PARTS):
+        for plan_id in storage.list_names(layout.corpus_parts(corpus_id)):
+            folder = layout.plan_parts(corpus_id, plan_id)
+            names = storage.list_names(folder)
+            # Empty it may be that of a parent that is writing the plan.
+            if names and posixpath.basename(layout.parts_plan(corpus_id, plan_id)) not in names:
+                storage.delete(folder)
+                num_deleted += 1
+    return num_deleted
 
 
 # Has the parts of a range made by others, and gives each in this order once it is there; raises what keeps one from being made.
@@ -155,16 +177,18 @@ class TokenParts:
 
     def __init__(
         self,
-        folder: PartsFolder,
+        storage: Storage,
+        corpus_id: str,
         files: Sequence[PlannedFile],
         versions: dict[str, str],
         encoding_digest: str,
         vocab_size: int,
         make_parts: MakeParts,
     ) -> None:
-        self._folder, self._files, self._make_parts = folder, files, make_parts
+        self._files, self._make_parts = files, make_parts
         self._cut = cut_parts(files)
-        named = digest_content([folder.corpus_id, versions, encoding_digest, self._cut.ends])
+        named = digest_content([corpus_id, versions, encoding_digest, self._cut.ends])
+        self._folder = PartsFolder(storage, corpus_id, named)
         self._plan = PartsPlan(plan_id=named, versions=versions, encoding_digest=encoding_digest, vocab_size=vocab_size)
 
     def read(

@@ -5,6 +5,7 @@ Whatever is there already is found and not made again. Imports wait for the stag
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from miniplm.corpus.token_parts import MakeParts
 
 
+_log = logging.getLogger("miniplm")
+
+
 def prepare(
     storage: Storage, plan: RunPlan, on_progress: ProgressCallback = ignore_progress, make_parts: MakeParts | None = None
 ) -> tuple[CorpusManifest, StageRecord]:
@@ -43,6 +47,10 @@ def prepare(
     started = time.monotonic()
     planned = plan_corpus(storage, plan.corpus, plan.tokenizer)
     reused = find_corpus(storage, planned.corpus_id) is not None
+    if plan.execution.prepare == "workers" and not plan.is_on_work_pool and not reused:
+        _log.warning(
+            "execution.prepare is workers, but with execution.fan_out=local there are none: this process prepares the corpus"
+        )
     manifest = prepare_corpus(storage, plan.corpus, on_progress, planned, make_parts)
     if plan.corpus.truth is not None:
         from miniplm.corpus.truth import provide_truth

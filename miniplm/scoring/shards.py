@@ -40,6 +40,8 @@ class SomeScores(Protocol):
 
 
 AnyScores = TypeVar("AnyScores", bound=SomeScores)
+# What is beyond it is no score: float32 NLLs of all tokens there ever were stay below. Sums and differences of scores are finite by it.
+MOST_NLL_SUM = 1e100
 SCORE_SCHEMA = pa.schema([("sequence_id", pa.int64()), ("num_scored_tokens", pa.int32()), ("nll_sum", pa.float64())])
 # Not compressed: some 20 bytes a sequence, most of which are float64 sums, in which nothing repeats.
 _PLAIN = {"compression": "none", "use_dictionary": False}
@@ -251,7 +253,10 @@ def parse_scores(content: bytes, columns: list[str] | None = None) -> pa.Table:
     try:
         file = pq.ParquetFile(pa.BufferReader(content))
         if file.schema_arrow != SCORE_SCHEMA:
-            raise DamagedFileError(f"its columns are {', '.join(file.schema_arrow.names)} of other names or types than scores have")
+            found, wanted = (
+                ", ".join(f"{field.name} {field.type}" for field in schema) for schema in (file.schema_arrow, SCORE_SCHEMA)
+            )
+            raise DamagedFileError(f"its columns are {found or 'none'}, those of scores {wanted}")
         return file.read(columns, use_threads=False)
     except pa.ArrowException as error:
         raise DamagedFileError(f"its score file cannot be read ({first_line(error)})") from error
@@ -268,5 +273,5 @@ def _find_fault(table: pa.Table, shard: ShardEntry) -> str:
     wanted = np.arange(shard.first_sequence_id, shard.first_sequence_id + shard.num_sequences)
     if not np.array_equal(sequence_ids, wanted) and not np.array_equal(np.sort(sequence_ids), wanted):
         return f"its {len(sequence_ids)} rows ({len(np.unique(sequence_ids))} distinct sequence ids) are not one for each of the shard's {len(wanted)} sequences"
-    num_broken = int((~np.isfinite(table["nll_sum"].to_numpy())).sum())
-    return f"{num_broken} of its NLLs are NULL, NaN or infinite" if num_broken else ""
+    num_broken = int((~(np.abs(table["nll_sum"].to_numpy()) < MOST_NLL_SUM)).sum())
+    return f"{num_broken} of its NLLs are NULL, NaN or infinite, or beyond {MOST_NLL_SUM:g}" if num_broken else ""

@@ -21,7 +21,7 @@ from miniplm import layout
 from miniplm.corpus.reader import REPAIR_SHARD
 from miniplm.errors import CorpusError, DamagedFileError, ScoreJoinError, first_line
 from miniplm.records.manifests import ScoreShardManifest, ShardEntry
-from miniplm.scoring.shards import parse_scores
+from miniplm.scoring.shards import MOST_NLL_SUM, parse_scores
 from miniplm.storage.root import Storage
 
 ScoreKind = Literal["mean", "sum"]
@@ -85,8 +85,8 @@ def join_scores(
         if order is None:
             raise ScoreJoinError(f"{name}: its rows are not one for each of the shard's {shard.num_sequences} sequences")
         counts, sums = (_join_chunks(table[column])[order] for column in ("num_scored_tokens", "nll_sum"))
-        if not np.isfinite(sums).all() or counts.min(initial=0) < 0:
-            raise ScoreJoinError(f"{name}: some are not finite")
+        if not -MOST_NLL_SUM < sums.min(initial=0.0) <= sums.max(initial=0.0) < MOST_NLL_SUM or counts.min(initial=0) < 0:
+            raise ScoreJoinError(f"{name}: some are not finite, or beyond {MOST_NLL_SUM:g}")
         columns.append((counts, sums))
         in_place = in_place and isinstance(order, slice)
     (num_scored_tokens, teacher_sums), (others, reference_sums) = columns

@@ -11,7 +11,7 @@ from miniplm import layout
 from miniplm.errors import CorpusError, DamagedFileError, ScoreJoinError, first_line, list_offenders
 from miniplm.records.manifests import CorpusManifest, ScoreShardManifest, ShardEntry, is_proxy
 from miniplm.records.stored import read_record
-from miniplm.scoring.shards import check_score_shards, parse_scores, read_scores
+from miniplm.scoring.shards import MOST_NLL_SUM, check_score_shards, parse_scores, read_scores
 from miniplm.selection.connection import connect, raise_store_error
 from miniplm.selection.scans import scan_parquet
 from miniplm.storage.root import Storage
@@ -122,6 +122,10 @@ def _check_role(connection: duckdb.DuckDBPyConnection, shards: tuple[ShardEntry,
         (
             f"have a {role} score that is NULL or not finite",
             f"SELECT sequence_id FROM {role}_scores WHERE nll_sum IS NULL OR NOT isfinite(nll_sum) OR num_scored_tokens IS NULL OR num_scored_tokens < 0",
+        ),
+        (
+            f"have a {role} score beyond {MOST_NLL_SUM:g}, which no model gives",
+            f"SELECT sequence_id FROM {role}_scores WHERE abs(nll_sum) >= {MOST_NLL_SUM}",
         ),
     )
     for fault, query in checks:

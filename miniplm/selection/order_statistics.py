@@ -31,11 +31,12 @@ Integers = NDArray[np.integer[Any]]
 
 
 class ScratchFile:
-    """Arrays in a temporary file: appended by any thread, read back by their place."""
+    """Arrays in a temporary file: appended by any thread, read back by their place. It has no name, so who is killed leaves nothing."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        os.unlink(path)
         self._lock = threading.Lock()
         self._end = 0
 

@@ -22,6 +22,8 @@ _BLOCK_BYTES = 1 << 20
 _ZSTD_BLOCK_BYTES = 1 << 16
 
 _BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
+# Of the record at the end of a zip archive, without its comment.
+_ZIP_END_BYTES = 22
 _ZSTD_FRAME = b"\x28\xb5\x2f\xfd"
 _LZ4_FRAME = b"\x04\x22\x4d\x18"
 
@@ -124,8 +126,21 @@ def _read_zip(raw: Any) -> Iterator[bytes]:
             raise NotOneFileError(f"a zip archive of {len(members)} files; only one of a single file is read as it is")
         if members[0].flag_bits & 1:
             raise NotOneFileError("a zip archive that is locked by a password")
+        _refuse_what_lies_around(archive, raw)
         with archive.open(members[0]) as file:
             yield from iter(lambda: file.read(_BLOCK_BYTES), b"")
+
+
+def _refuse_what_lies_around(archive: zipfile.ZipFile, raw: Any) -> None:
+    """Refuses bytes before the first file and behind the archive, as joined archives have, of which only the last would be read; zeros behind it are none."""
+    before = min(member.header_offset for member in archive.infolist())
+    raw.seek(archive.start_dir)
+    directory = raw.read()
+    end = directory.rfind(b"PK\x05\x06") + _ZIP_END_BYTES + len(archive.comment)
+    behind = len(directory[end:].rstrip(b"\x00"))
+    if before or behind:
+        where = f"{before:,} bytes before its first file" if before else f"{behind:,} bytes behind its end"
+        raise NotOneFileError(f"a zip archive with {where}, as joined archives have")
 
 
 def _is_zstd(head: bytes) -> bool:

@@ -175,6 +175,10 @@ def _read_carefully(document_id: int, origin: Origin, line: bytes, source: Sourc
         content = _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         message = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        if text.startswith("\ufeff"):
+            message = (
+                "it begins with a byte order mark, as where files were joined that each had one; take these off before joining"
+            )
         return Rejection(document_id, origin, "malformed_json", f"not valid JSON: {message}", make_excerpt(text))
     if not isinstance(content, dict):
         message = f"the line holds a JSON {_JSON_KINDS[type(content)]}, not an object"

@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Completed, Crashed, Running, Scheduled
 
-from flows.work_pool import fleet, pulse, scoring
+from flows.work_pool import fleet, listing, pulse, scoring
 from miniplm.config.run import RunConfig
 from miniplm.records.manifests import CorpusManifest, ModelEntry, ScoreShardManifest
 from miniplm.run.plan import RunPlan
@@ -119,6 +119,7 @@ def install(played: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scoring, "submission_lock", played.submission_lock)
     monkeypatch.setattr(scoring, "time", clock)
     monkeypatch.setattr(pulse, "time", clock)
+    monkeypatch.setattr(listing, "time", clock)
     monkeypatch.setattr(pulse, "find_last_heartbeat", lambda run: None)
     monkeypatch.setattr(scoring, "get_run_logger", lambda: log)
     monkeypatch.setattr(scoring, "this_run", SimpleNamespace(get_root_flow_run_id=lambda: "root"))

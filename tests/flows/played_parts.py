@@ -12,7 +12,7 @@ import pytest
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.states import Crashed, Running, Scheduled
 
-from flows.work_pool import fleet, parts, pulse
+from flows.work_pool import fleet, listing, parts, pulse
 
 Work = Callable[[FlowRun, list[int]], State | None]
 
@@ -80,5 +80,6 @@ def install(played: PlayedParts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "this_run", SimpleNamespace(get_root_flow_run_id=lambda: "root"))
     monkeypatch.setattr(parts, "stage_progress", stage_progress)
     monkeypatch.setattr(parts, "submission_lock", submission_lock)
-    monkeypatch.setattr(pulse, "time", SimpleNamespace(monotonic=lambda: played.now))
+    for module in (pulse, listing):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: played.now))
     monkeypatch.setattr(pulse, "find_last_heartbeat", lambda run: None)

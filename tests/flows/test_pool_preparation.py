@@ -18,9 +18,11 @@ from miniplm.config.run import CorpusConfig, ExecutionConfig, RunConfig, config_
 from miniplm.corpus.identity import resolve_corpus_id
 from miniplm.corpus.part_making import open_part_making
 from miniplm.corpus.preparation import prepare_corpus
+from miniplm.corpus.token_parts import PartsFolder
 from miniplm.errors import DamagedSourceError, MiniplmError, PoolWorkError
 from miniplm.progress import ignore_progress
 from miniplm.records.manifests import CorpusManifest
+from miniplm.run import stages
 from miniplm.run.plan import RunPlan
 from miniplm.storage.root import Storage
 from tests.flows.played_parts import PlayedParts, install
@@ -199,3 +201,21 @@ def test_the_reason_is_told_as_without_a_fleet_or_with_the_worker(play: Preparat
 def test_the_choice_is_in_no_record_while_it_is_the_default() -> None:
     assert "prepare" not in config_as_dict(ExecutionConfig())
     assert config_as_dict(ExecutionConfig(prepare="workers"))["prepare"] == "workers"
+
+
+def test_workers_that_are_not_there_are_told(play: Preparation, caplog: pytest.LogCaptureFixture) -> None:
+    alone = play.plan.model_copy(update={"execution": ExecutionConfig(prepare="workers")})
+    for _ in range(2):
+        stages.prepare(play.storage, alone)
+    assert [record.getMessage() for record in caplog.records if "there are none" in record.getMessage()] == [
+        "execution.prepare is workers, but with execution.fan_out=local there are none: this process prepares the corpus"
+    ]
+
+
+def test_what_an_ended_run_has_made_is_seen_before_the_next_list(
+    play: Preparation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list of 150,000 parts is some minutes old at times, and nothing is given out twice for it."""
+    monkeypatch.setattr(PartsFolder, "list_parts", lambda folder: [])
+    play.check(play.prepare(), Storage(str(tmp_path / "alone")))
+    assert play.submitted == [[0, 1], [2, 3]]

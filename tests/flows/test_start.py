@@ -26,7 +26,7 @@ from flows.cli import prefect_home, process
 from flows.cli.options import names_server, print_json
 from flows.cli.prefect_api import check_proxy
 from flows.cli.prefect_home import check_prefect_home, check_proxies, find_obstacle
-from flows.cli.process import bypass_proxy, provide_caches
+from flows.cli.process import OutputError, bypass_proxy, provide_caches, tell_errors_apart
 from miniplm.config.files import load_config
 from miniplm.errors import MachineError
 from miniplm.run.resolution import resolve
@@ -280,6 +280,19 @@ def test_output_that_nobody_reads_or_that_cannot_be_encoded_is_no_traceback() ->
     assert run("| head -n 1").startswith("0 ")
     assert run(">&-") == "0 "
     assert run("", PYTHONIOENCODING="ascii").startswith("0 ")
+
+
+@pytest.mark.parametrize("buffering", [-1, 0])
+def test_output_that_a_full_disk_does_not_take_is_told_apart(buffering: int) -> None:
+    """From a storage root that is full, which has a message of its own; with and without PYTHONUNBUFFERED."""
+    with open("/dev/full", "wb", buffering) as full:
+        given = io.TextIOWrapper(full, encoding="utf-8", errors="backslashreplace", write_through=not buffering)
+        stream = tell_errors_apart(given)
+        assert (stream.encoding, stream.errors, stream.write_through) == ("utf-8", "backslashreplace", not buffering)
+        with pytest.raises(OutputError, match="No space left on device"):
+            print("x" * 100_000, file=stream, flush=True)
+        given.detach()
+        stream.detach().detach() if buffering else None
 
 
 def test_sigterm_ends_a_run_with_its_server_and_says_so(tmp_path: Path, embedded_prefect: dict[str, str]) -> None:

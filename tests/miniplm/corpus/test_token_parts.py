@@ -16,7 +16,15 @@ from miniplm.corpus import file_encoding, part_making, token_parts
 from miniplm.corpus.identity import resolve_corpus_id
 from miniplm.corpus.part_making import open_part_making
 from miniplm.corpus.preparation import prepare_corpus
-from miniplm.corpus.token_parts import MakeParts, PartFiles, PartsFolder, PartsPlan, TokenPart
+from miniplm.corpus.token_parts import (
+    MakeParts,
+    PartFiles,
+    PartsFolder,
+    PartsPlan,
+    TokenPart,
+    delete_late_parts,
+    delete_parts,
+)
 from miniplm.errors import (
     ConfigError,
     DamagedFileError,
@@ -100,9 +108,9 @@ def test_a_part_that_is_made_twice_has_the_same_bytes(config: CorpusConfig, stor
     def make(folder: PartsFolder, plan: PartsPlan, files: PartFiles, indices: range) -> Generator[TokenPart]:
         for _ in range(2):
             parts = list(make_here(config)(folder, plan, files, indices))
-            seen.append(read_tree(storage, f"{layout.corpus_parts(folder.corpus_id)}/blocks"))
+            seen.append(read_tree(storage, f"{layout.plan_parts(folder.corpus_id, folder.plan_id)}/blocks"))
             for index in indices:
-                storage.delete(layout.token_part(folder.corpus_id, index))
+                storage.delete(layout.token_part(folder.corpus_id, folder.plan_id, index))
         yield from parts
 
     prepare_corpus(storage, config, make_parts=make)
@@ -144,7 +152,9 @@ def begin(config: CorpusConfig, storage: Storage) -> tuple[PartsFolder, PartsPla
 
     with pytest.raises(Interrupted):
         prepare_corpus(storage, config, make_parts=make)
-    folder = PartsFolder(storage, resolve_corpus_id(storage, config))
+    corpus_id = resolve_corpus_id(storage, config)
+    (plan_id,) = storage.list_names(layout.corpus_parts(corpus_id))
+    folder = PartsFolder(storage, corpus_id, plan_id)
     plan = folder.find_plan()
     assert plan is not None
     return folder, plan
@@ -173,7 +183,7 @@ def test_a_worker_refuses_what_it_would_make_otherwise_or_cannot_see(config: Cor
     with open_part_making(storage, folder.corpus_id, plan.plan_id, config, [0], "gpu-7") as making:
         assert making.make(0, ignore_progress).worker == "gpu-7"
     changed = plan.model_copy(update={"versions": {**plan.versions, "tokenizers": "0.0"}})
-    storage.write_json(layout.parts_plan(folder.corpus_id), changed.as_json())
+    storage.write_json(layout.parts_plan(folder.corpus_id, folder.plan_id), changed.as_json())
     make(VersionError, "worker gpu-7 has tokenizers .*, the run 0.0; install the same versions everywhere")
 
 
@@ -197,11 +207,35 @@ def test_two_parents_that_begin_at_once_delete_no_parts(config: CorpusConfig, st
     files = folder.find_files()
     with open_part_making(storage, folder.corpus_id, plan.plan_id, config, [0], "w") as making:
         making.make(0, ignore_progress)
-    second = PartsFolder(storage, folder.corpus_id)
+    second = PartsFolder(storage, folder.corpus_id, folder.plan_id)
     monkeypatch.setattr(second, "find_plan", lambda: None)  # it had looked before the first one wrote it
     second.open(plan, files)
     assert folder.list_parts() == [0]
     assert folder.find_plan() == plan
+
+
+@pytest.mark.parametrize("is_local", [True, False])
+def test_a_parent_of_another_version_keeps_its_parts_where_no_lock_is(config: CorpusConfig, tmp_path: Path, is_local: bool):
+    """On a store it may live; at a local root, which is locked, it is dead, and its workers are to stop."""
+    storage = Storage(str(tmp_path / "root") if is_local else f"memory://{tmp_path}")
+    folder, plan = begin(config, storage)
+    files = folder.find_files()
+    other = PartsFolder(storage, folder.corpus_id, "of-another-version")
+    other.open(plan.model_copy(update={"plan_id": other.plan_id}), files)
+    assert (folder.find_plan() is None) == is_local
+    assert other.find_plan() is not None
+    delete_parts(storage, folder.corpus_id)
+    assert (folder.find_plan(), other.find_plan()) == (None, None)
+
+
+def test_a_block_that_comes_late_is_deleted_and_a_plan_at_work_is_not(config: CorpusConfig, storage: Storage):
+    folder, plan = begin(config, storage)
+    late = layout.token_block("c-done", plan.plan_id, 3, 0)
+    storage.write_bytes(late, b"token ids")
+    assert delete_late_parts(storage) == 1
+    assert not storage.exists(late)
+    assert folder.find_plan() == plan
+    assert delete_late_parts(storage) == 0
 
 
 def test_parts_that_another_parent_took_away_are_no_failure(config: CorpusConfig, storage: Storage, tmp_path: Path):
@@ -212,7 +246,7 @@ def test_parts_that_another_parent_took_away_are_no_failure(config: CorpusConfig
         parts = list(make_here(config)(folder, plan, files, indices))
         yield parts[0]
         shutil.copytree(tmp_path / "alone/corpora", storage.path("corpora"), dirs_exist_ok=True)
-        folder.delete()
+        delete_parts(storage, folder.corpus_id)
         yield from parts[1:]
 
     assert prepare_corpus(storage, config, make_parts=make) == manifest
@@ -222,7 +256,7 @@ def test_parts_that_another_parent_took_away_are_no_failure(config: CorpusConfig
 def test_a_part_that_is_gone_or_damaged_is_told_and_made_again(config: CorpusConfig, storage: Storage, tmp_path: Path, harm: str):
     def make(folder: PartsFolder, plan: PartsPlan, files: PartFiles, indices: range) -> Generator[TokenPart]:
         parts = list(make_here(config)(folder, plan, files, indices))
-        path = layout.token_block(folder.corpus_id, 0, 1)
+        path = layout.token_block(folder.corpus_id, folder.plan_id, 0, 1)
         storage.delete(path) if harm == "deleted" else storage.write_bytes(path, b"other")
         yield from parts
 

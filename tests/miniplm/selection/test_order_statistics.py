@@ -54,6 +54,7 @@ def test_a_scratch_file_gives_back_what_was_appended(tmp_path, dtype):
         assert [array.read().tolist() for array in stored] == [list(range(5)), [], list(range(200))]
         assert stored[2].read(190, 5000).tolist() == list(range(190, 200))
         assert stored[2].read().dtype == dtype
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_names_the_folder_and_what_is_needed(tmp_path, monkeypatch):

@@ -243,6 +243,7 @@ FAULTS = {
         r"shard-00001: 1 of 4 sequences have a teacher score that is NULL or not finite \(first: 5\)",
     ),
     "infinite": ([1.0, 1.0, 1.0, float("inf")], None, [1] * 4, r"not finite \(first: 7\)"),
+    "absurd": ([1.0, -1e300, 1.0, 1.0], None, [1] * 4, r"teacher score beyond 1e\+100, which no model gives \(first: 5\)"),
     "null": ([1.0, None, 1.0, 1.0], None, [1] * 4, r"NULL or not finite \(first: 5\)"),
     "targets": (
         [1.0] * 4,

@@ -97,7 +97,7 @@ def test_a_cut_or_spoilt_file_is_an_error_whatever_it_is_called(tmp_path: Path, 
         (tmp_path / "x").write_bytes(content)
         (file,) = find_source_files(make_source(tmp_path / "x"))
         if kind in ("zip", "lzma") and len(content) > len(stored):
-            continue  # one zip is found from its end; of two .lzma the second has no sign
+            continue  # what lies around a zip is told as such; of two .lzma the second has no sign
         with pytest.raises(DamagedSourceError, match=r"/x is (truncated|damaged or no \w+ file).*copy it again"):
             list(read_blocks(file, lambda num_bytes: None))
 
@@ -164,6 +164,8 @@ CONTAINERS = {
     "tar archive": make_tar(("a.jsonl", LINES), form=tarfile.USTAR_FORMAT),
     "a zip archive of 2 files": make_zip(("a.jsonl", LINES), ("__MACOSX/._a.jsonl", b"\x00\x05\x16\x07")),
     "a zip archive of 0 files": make_zip(),
+    "a zip archive with [0-9]+ bytes before its first file": make_zip(("a.jsonl", LINES)) + make_zip(("b.jsonl", LINES)),
+    "a zip archive with 12 bytes behind its end": make_zip(("a.jsonl", LINES)) + b"no such data",
     "a 7z archive": b"7z\xbc\xaf\x27\x1c\x00\x04" + bytes(range(200)),
     "a RAR archive": b"Rar!\x1a\x07\x01\x00" + bytes(range(200)),
     "LZ4 data": b"\x04\x22\x4d\x18\x64\x40\xa7" + bytes(range(200)),

@@ -232,6 +232,16 @@ def test_each_fault_of_a_line_has_its_reason_and_harms_no_other_line(tmp_path: P
     assert len(row["excerpt"]) <= 500
 
 
+def test_a_byte_order_mark_between_joined_files_is_told(tmp_path: Path):
+    """The first of a file is none of its text; within a file the record is rejected, as it always was, and said why."""
+    line = b'\xef\xbb\xbf{"text": "good"}'
+    first, second = read_lines(tmp_path, line, line)
+    assert isinstance(first, Document)
+    assert isinstance(second, Rejection)
+    assert second.reason == "malformed_json"
+    assert "begins with a byte order mark, as where files were joined" in second.message
+
+
 @pytest.mark.parametrize(
     "line",
     [
