@@ -103,7 +103,7 @@ def make_token_parts(folder: Path) -> None:
 def pack_parts(folder: Path, cores: int) -> int:
     def find(parts: PartsFolder, plan: PartsPlan, files: PartFiles, indices: range) -> Generator[TokenPart]:
         for index in indices:
-            part = parts.find_part(plan.plan_id, index)
+            part = parts.find_part(index)
             assert part is not None
             yield part
 

@@ -69,6 +69,7 @@ def _open_streams() -> None:
 def tell_errors_apart(stream: TextIOWrapper) -> TextIOWrapper:
     """The same stream to a file, of which what cannot be written is an `OutputError`: else a full disk would be taken for that of the storage root."""
     raw = _Output(stream.fileno(), "wb", closefd=False)
+    raw.opened = stream
     buffer: Any = BufferedWriter(raw) if hasattr(stream.buffer, "raw") else raw  # with PYTHONUNBUFFERED there is none
     return TextIOWrapper(
         buffer, stream.encoding, stream.errors, line_buffering=stream.line_buffering, write_through=stream.write_through
@@ -80,6 +81,8 @@ class OutputError(OSError):
 
 
 class _Output(FileIO):
+    opened: TextIOWrapper  # closes the file when nothing refers to it any more
+
     def write(self, content: Any, /) -> int:
         try:
             return super().write(content)
