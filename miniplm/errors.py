@@ -42,6 +42,7 @@ process, or a later time) may not; `here`: in this process, seconds later. The c
       BusyError                      never      a person decides: wait for the other process, or stop it
     RunFailedError                   elsewhere  nobody knows the reason
     StoppedError                     elsewhere  who stopped this process did not mean the others
+    OutputError                      never      of what a command prints, not of its work
 
 `judge_retry` answers for any error, those of others included; `is_passing` and `is_lasting` are its two questions.
 Nothing else decides what is tried again.
@@ -141,6 +142,12 @@ class StoppedError(Exception):
     """Work was given up because its run was cancelled or this process was told to end; nothing of it is published."""
 
     retry: ClassVar[Retry] = "elsewhere"
+
+
+class OutputError(OSError):
+    """What a command prints could not be written."""
+
+    retry: ClassVar[Retry] = "never"
 
 
 class ScoreJoinError(MiniplmError):
@@ -251,7 +258,7 @@ def is_lasting(error: BaseException) -> bool:
 def find_error_class(name: str) -> type[Exception] | None:
     """This package's error class of that name, such as stands before a message; None where there is none."""
     kind = globals().get(name)
-    ours = (ConfigError, MiniplmError, RunFailedError, StoppedError)
+    ours = (ConfigError, MiniplmError, RunFailedError, StoppedError, OutputError)
     return kind if isinstance(kind, type) and issubclass(kind, ours) else None
 
 

@@ -10,11 +10,11 @@ import typer
 from rich.console import Console
 
 from flows.cli import exports, facts, fleet, runs, scaling, scoring, stages, sweeps
-from flows.cli.process import OutputError, check_current_folder, set_up_process
+from flows.cli.process import check_current_folder, set_up_process
 from flows.cli.terminal import show_controls
 from flows.cli.verbosity import is_verbose
 from miniplm import __version__
-from miniplm.errors import ConfigError, MiniplmError, RunFailedError
+from miniplm.errors import ConfigError, MiniplmError, OutputError, RunFailedError
 
 app = typer.Typer(
     name="miniplm",

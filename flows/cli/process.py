@@ -14,7 +14,7 @@ from io import BufferedWriter, FileIO, TextIOWrapper
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from miniplm.errors import MachineError
+from miniplm.errors import MachineError, OutputError
 from miniplm.training.processes.signals import restore_signals
 
 # As httpx, urllib, botocore, websockets and curl all read them.
@@ -74,10 +74,6 @@ def tell_errors_apart(stream: TextIOWrapper) -> TextIOWrapper:
     return TextIOWrapper(
         buffer, stream.encoding, stream.errors, line_buffering=stream.line_buffering, write_through=stream.write_through
     )
-
-
-class OutputError(OSError):
-    """What a command prints could not be written."""
 
 
 class _Output(FileIO):
