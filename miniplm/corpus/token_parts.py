@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from itertools import pairwise
 
@@ -158,12 +158,16 @@ def delete_late_parts(storage: Storage) -> int:
     """Deletes what processes that were taken for dead have laid down after the parts of a corpus were deleted; says of how many plans."""
     num_deleted = 0
     for corpus_id in storage.list_names(layout.CORPORA_PARTS):
-        for plan_id in storage.list_names(layout.corpus_parts(corpus_id)):
+        plan_ids = storage.list_names(layout.corpus_parts(corpus_id))
+        if "plan.json" in plan_ids:  # parts of a version that had one plan a corpus, and may be at work
+            continue
+        for plan_id in plan_ids:
             folder = layout.plan_parts(corpus_id, plan_id)
             names = storage.list_names(folder)
             # Empty it may be that of a parent that is writing the plan.
             if names and posixpath.basename(layout.parts_plan(corpus_id, plan_id)) not in names:
-                storage.delete(folder)
+                with suppress(OSError):  # "Directory not empty": the late one is at it still, and the next run looks again
+                    storage.delete(folder)
                 num_deleted += 1
     return num_deleted
 

@@ -25,7 +25,7 @@ from miniplm.sources.labels import list_fields, read_labels
 from miniplm.storage.root import Storage, digest_content, digest_file
 
 # Raised when a change of the code gives the same documents other labels.
-TRUTH_VERSION = 2
+TRUTH_VERSION = 1
 # More labels than that are no kinds of text but names of documents.
 MOST_KINDS = 100
 
@@ -66,7 +66,8 @@ def _find_kept(storage: Storage, corpus_id: str, field: str) -> TruthManifest | 
     manifest = find_record(storage, layout.truth_manifest(corpus_id, truth_id), TruthManifest)
     if manifest is None or not storage.holds(layout.truth_file(corpus_id, truth_id), manifest.digest):
         return None
-    return manifest
+    # Before 2026-11-28 a NaN was a label of this name. It is no reason to read all others anew, of which sources may be gone.
+    return None if "nan" in manifest.kinds else manifest
 
 
 def _no_label(field: str, files: dict[tuple[str, str], PlannedFile]) -> ConfigError:

@@ -118,7 +118,7 @@ def publish_shard(
     columns = [pa.array(sequence_ids), pa.array(scores.num_scored_tokens), pa.array(scores.nll_sum)]
     scored = pa.Table.from_arrays(columns, schema=SCORE_SCHEMA)
     aside = layout.non_finite_scores(shard.corpus_id, entry.model_id, shard.shard_index)
-    broken = sequence_ids[~np.isfinite(scores.nll_sum)]
+    broken = sequence_ids[~(np.abs(scores.nll_sum) < MOST_NLL_SUM)]  # NaN is not less either
     if len(broken):
         publish_table(storage, aside, scored, **_PLAIN)
         raise ScoreError(

@@ -238,6 +238,15 @@ def test_a_block_that_comes_late_is_deleted_and_a_plan_at_work_is_not(config: Co
     assert delete_late_parts(storage) == 0
 
 
+def test_parts_of_a_version_that_had_one_plan_a_corpus_are_left_alone(storage: Storage):
+    """A parent of that version may be at work."""
+    parts = layout.corpus_parts("c-older")
+    for name in ("plan.json", "part-00000.json", "blocks/part-00000/block-00000.arrow"):
+        storage.write_bytes(f"{parts}/{name}", b"{}")
+    assert delete_late_parts(storage) == 0
+    assert storage.exists(f"{parts}/blocks/part-00000/block-00000.arrow")
+
+
 def test_parts_that_another_parent_took_away_are_no_failure(config: CorpusConfig, storage: Storage, tmp_path: Path):
     """As on a store without locks, where two pack the same parts."""
     manifest = prepare_corpus(Storage(str(tmp_path / "alone")), config)

@@ -64,6 +64,17 @@ def test_tokens_of_a_sequence_are_told_apart_by_label(tmp_path: Path, tokenizer:
     assert provide_truth(storage, config, corpus) == [manifest]
 
 
+def test_labels_kept_from_when_nan_was_one_are_read_anew(tmp_path: Path, tokenizer: str) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [record("one two three.", kind="clean"), record("four five.")])
+    source = {"path": str(path), "domain": "meta.domain"}
+    storage, corpus = prepare(tmp_path, make_config(tokenizer, source))
+    config = make_config(tokenizer, source, truth="meta.kind")
+    (manifest,) = provide_truth(storage, config, corpus)
+    kept = layout.truth_manifest(corpus.corpus_id, resolve_truth_id("meta.kind"))
+    storage.write_json(kept, manifest.model_copy(update={"kinds": {"clean": 1, "nan": 1}}).as_json())
+    assert provide_truth(storage, config, corpus) == [manifest]
+
+
 def test_a_corpus_is_the_same_with_and_without_truth(tmp_path: Path, tokenizer: str) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [record("one two three.", kind=1), record("four five.", kind=2)])
     source = {"path": str(path), "domain": "meta.domain"}
