@@ -216,6 +216,10 @@ class MachineError(MiniplmError):
     """The machine or its settings lack what a command needs: a folder to write to, a proxy that can be used, a free port."""
 
 
+# At the root of the tree.
+_OURS = (ConfigError, MiniplmError, RunFailedError, StoppedError, OutputError)
+
+
 def list_offenders(offenders: Iterable[object], total: int | None = None, most: int = 10) -> str:
     """The first `most` offenders and the total, for an error message: `"3, 5, 8, ... (12 in all)"`."""
     items = [str(offender) for offender in offenders]
@@ -232,7 +236,7 @@ _ORDER: tuple[Retry, ...] = ("never", "elsewhere", "here")
 
 def judge_retry(error: BaseException) -> Retry:
     """Where another try of the work that ended with this error, unchanged, may end otherwise."""
-    if isinstance(error, (ConfigError, MiniplmError, RunFailedError, StoppedError)):
+    if isinstance(error, _OURS):
         return error.retry
     # As lasting as the most lasting of them: another try would meet that one again.
     if isinstance(error, BaseExceptionGroup):
@@ -258,8 +262,7 @@ def is_lasting(error: BaseException) -> bool:
 def find_error_class(name: str) -> type[Exception] | None:
     """This package's error class of that name, such as stands before a message; None where there is none."""
     kind = globals().get(name)
-    ours = (ConfigError, MiniplmError, RunFailedError, StoppedError, OutputError)
-    return kind if isinstance(kind, type) and issubclass(kind, ours) else None
+    return kind if isinstance(kind, type) and issubclass(kind, _OURS) else None
 
 
 @contextmanager
