@@ -29,7 +29,7 @@ test-packages:
 	@scripts/install_test_packages.sh
 
 # Side by side, as the type check keeps one core busy and the first tests mostly wait; where either fails, so does this.
-test: assets test-packages  ## lint, type check and all tests, with the real models (about 8 minutes on 2 cores)
+test: assets test-packages  ## lint, type check and all tests, with the real models (8 to 9 minutes on 2 cores)
 	@$(MAKE) --no-print-directory --jobs 2 --keep-going lint pytest
 
 pytest:
