@@ -122,7 +122,7 @@ def publish_shard(
     if len(broken):
         publish_table(storage, aside, scored, **_PLAIN)
         raise ScoreError(
-            f"{name}: {len(broken)} of {len(sequence_ids)} sequences have a non-finite NLL under model {entry.model_id} "
+            f"{name}: {len(broken)} of {len(sequence_ids)} sequences have a non-finite NLL under model {entry.model_id}, or one beyond {MOST_NLL_SUM:g} "
             f"(sequence ids {list_offenders(broken)}); the shard's scores were set aside at {storage.url(aside)} and are not used. "
             "Score with dtype float32, or look at the sequences with `miniplm inspect RUN --id N`"
         )

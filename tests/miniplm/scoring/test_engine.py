@@ -274,12 +274,12 @@ def test_non_finite_scores_are_set_aside_and_name_the_sequences(tmp_path, llama,
 
     def with_nan(*args, **kwargs):
         scores = real(*args, **kwargs)
-        scores.nll_sum[[1, 4]] = [float("nan"), float("inf")]
+        scores.nll_sum[[1, 3, 4]] = [float("nan"), 1e200, float("inf")]  # a selection would refuse the second
         return scores
 
     monkeypatch.setattr(scorer, "score", with_nan)
     with pytest.raises(
-        ScoreError, match=r"shard-00000: 2 of 6 sequences have a non-finite NLL .*\(sequence ids 1, 4\).*non-finite/shard-00000"
+        ScoreError, match=r"shard-00000: 3 of 6 sequences have a non-finite NLL .*\(sequence ids 1, 3, 4\).*non-finite/shard-00000"
     ):
         score_shard(storage, corpus, shard, entry, scorer)
     assert check_score_shard(storage, shard, entry.model_id).state == "missing"
